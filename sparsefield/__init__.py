@@ -1,0 +1,1 @@
+"""MAMBA Diffusion: whole fields from few measurements, by flow matching over tokens."""
