@@ -1,0 +1,170 @@
+"""What a person would use instead of a trained model.
+
+Every method has one signature: `f(coords (M, 2), values (M, C), shape (H, W)) -> (H, W, C)`, with
+coordinates (x, y) in [0, 1] at pixel centres, values in [0, 1], any number of channels. All go
+through one helper that averages repeated observations, refuses bad ones, clips the result to
+[0, 1] and keeps observed values where a point of the grid coincides with an observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import numpy as np
+import torch
+from scipy.interpolate import RBFInterpolator, griddata
+from scipy.spatial import KDTree
+from skimage.restoration import inpaint_biharmonic
+
+from sparsefield.coords import grid_coords
+from sparsefield.errors import UserError
+from sparsefield.kriging import ordinary_kriging
+
+Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
+
+BASELINES: dict[str, Method] = {}
+
+RBF_DENSE_POINTS = 4000  # one system of that size: 130 MB, a few seconds
+RBF_NEIGHBOURS = 64
+
+
+def keep_observations(field: np.ndarray, coords: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The protocol's last step, for baselines and models alike.
+
+    Args:
+        field: (H, W, C) reconstruction. coords: (M, 2). values: (M, C) in [0, 1].
+    Returns:
+        a copy clipped to [0, 1], with the observed value where a pixel centre is an observation.
+    """
+    field = np.clip(field, 0, 1)
+    on_grid, rows, columns = _grid_points(coords, field.shape[:2])
+    field[rows[on_grid], columns[on_grid]] = values[on_grid]
+    return field
+
+
+def baseline(name: str) -> Callable[[Method], Method]:
+    """Register a method under a name, between the checks and `keep_observations`."""
+
+    def register(method: Method) -> Method:
+        @wraps(method)
+        def checked(
+            coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+        ) -> np.ndarray:
+            coords, values = _distinct(coords, values)
+            field = method(coords, values, shape).reshape(*shape, values.shape[1])
+            return keep_observations(field, coords, values)
+
+        BASELINES[name] = checked
+        return checked
+
+    return register
+
+
+@baseline("constant mean")
+def constant_mean(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mean of the observations, everywhere."""
+    return np.broadcast_to(values.mean(axis=0), (*shape, values.shape[1]))
+
+
+@baseline("nearest")
+def nearest(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The value of the nearest observation."""
+    return values[KDTree(coords).query(_queries(shape))[1]]
+
+
+@baseline("linear")
+def linear(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Linear on a Delaunay triangulation, the nearest observation outside the convex hull.
+
+    Nearest everywhere where the observations lie on one line.
+    """
+    outside = nearest(coords, values, shape).reshape(-1, values.shape[1])
+    if not _span_the_plane(coords):
+        return outside
+    inside = griddata(coords, values, _queries(shape), method="linear")
+    return np.where(np.isnan(inside), outside, inside)
+
+
+@baseline("biharmonic")
+def biharmonic(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Biharmonic inpainting of scikit-image: the missing points of a picture.
+
+    Raises:
+        UserError: an observation is not a point of the grid.
+    """
+    on_grid, rows, columns = _grid_points(coords, shape)
+    if not on_grid.all():
+        raise UserError(
+            f"biharmonic inpainting fills a grid, and {np.sum(~on_grid)} of the observations are "
+            f"no points of the {shape[0]} x {shape[1]} grid: choose their grid, or the linear, "
+            "RBF or kriging baseline"
+        )
+    picture = np.zeros((*shape, values.shape[1]))
+    missing = np.ones(shape, dtype=bool)
+    picture[rows, columns] = values
+    missing[rows, columns] = False
+    return inpaint_biharmonic(picture, missing, channel_axis=-1)
+
+
+@baseline("thin-plate RBF")
+def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Thin-plate spline through the observations; the nearest RBF_NEIGHBOURS above
+    RBF_DENSE_POINTS of them. Nearest everywhere where the observations lie on one line.
+
+    Raises:
+        UserError: so many observations that neighbourhoods are used, and one of those is a line.
+    """
+    if not _span_the_plane(coords):
+        return nearest(coords, values, shape)
+    neighbours = RBF_NEIGHBOURS if len(coords) > RBF_DENSE_POINTS else None
+    spline = RBFInterpolator(coords, values, neighbors=neighbours, kernel="thin_plate_spline")
+    try:
+        return spline(_queries(shape))
+    except np.linalg.LinAlgError as error:
+        raise UserError(
+            f"thin-plate RBF: some {RBF_NEIGHBOURS} neighbouring observations lie on one line; "
+            f"use at most {RBF_DENSE_POINTS} observations, or another baseline"
+        ) from error
+
+
+@baseline("kriging")
+def kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Ordinary kriging, `sparsefield.kriging`: also the prior of the models."""
+    points = (torch.from_numpy(x)[None].float() for x in (coords, values, _queries(shape)))
+    return ordinary_kriging(*points).mean[0].double().numpy()
+
+
+def _queries(shape: tuple[int, int]) -> np.ndarray:
+    return grid_coords(*shape).double().numpy()
+
+
+def _distinct(coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checked observations in float64; several at one place become their mean."""
+    coords = np.asarray(coords, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or coords.shape != (len(values), 2):
+        raise ValueError(f"expected (M, 2) and (M, C), not {coords.shape} and {values.shape}")
+    if len(coords) == 0:
+        raise UserError("there are no observations to interpolate: give at least one")
+    if not (np.isfinite(coords).all() and np.isfinite(values).all()):
+        raise UserError("some observations are not finite: leave missing points out")
+    places, index, count = np.unique(coords, axis=0, return_inverse=True, return_counts=True)
+    means = np.zeros((len(places), values.shape[1]))
+    np.add.at(means, index, values)
+    return places, means / count[:, None]
+
+
+def _grid_points(
+    coords: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which coordinates are pixel centres of the grid (M,), and row and column of the nearest."""
+    position = coords[:, ::-1] * np.array(shape) - 0.5               # (M, 2) in rows, columns
+    nearest_index = np.rint(position).astype(np.int64)
+    on_grid = np.abs(position - nearest_index).max(axis=1) < 1e-3
+    on_grid &= ((nearest_index >= 0) & (nearest_index < shape)).all(axis=1)
+    return on_grid, nearest_index[:, 0], nearest_index[:, 1]
+
+
+def _span_the_plane(coords: np.ndarray) -> bool:
+    return np.linalg.matrix_rank(coords - coords.mean(axis=0), tol=1e-5) == 2
