@@ -1,0 +1,94 @@
+"""The selective state-space block of Gu & Dao 2023 (Mamba), readable in either direction.
+
+Parameter names and shapes are those of `mamba_ssm.Mamba`, so that weights move between the two.
+
+Symbols: B batch, L length, D d_model, E = expand * D inner width, S d_state, R dt_rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsefield.scan import selective_scan
+
+
+class Mamba(nn.Module):
+    """in_proj, depthwise causal convolution, selective scan, gate, out_proj (figure 3 there).
+
+    Args:
+        d_model: D. d_state: S. d_conv: taps of the convolution. expand: E / D.
+        dt_min, dt_max: range of the step sizes that the bias of dt_proj starts with.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        super().__init__()
+        inner, rank = expand * d_model, math.ceil(d_model / 16)
+        self.sizes = (rank, d_state, d_state)
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self._init_dt(dt_min, dt_max)
+
+    def _init_dt(self, dt_min: float, dt_max: float) -> None:
+        """Step sizes log-uniform in [dt_min, dt_max] at the start: softplus(bias) = dt."""
+        nn.init.uniform_(self.dt_proj.weight, -self.sizes[0] ** -0.5, self.sizes[0] ** -0.5)
+        low, high = math.log(dt_min), math.log(dt_max)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
+        """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)                           # (B, L, E) each
+        x = F.silu(self.causal_conv(x, reverse))                          # (B, L, E)
+        dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)
+        delta = F.linear(dt, self.dt_proj.weight)                         # (B, L, E)
+        y = selective_scan(
+            *(m.transpose(1, 2) for m in (x, delta)),                     # (B, E, L)
+            -self.A_log.float().exp(),                                    # (E, S)
+            *(m.transpose(1, 2) for m in (B, C)),                         # (B, S, L)
+            self.D.float(),
+            z=z.transpose(1, 2),
+            delta_bias=self.dt_proj.bias.float(),
+            delta_softplus=True,
+            reverse=reverse,
+        ).transpose(1, 2)                                                 # (B, L, E)
+        return self.out_proj(y)                                           # (B, L, D)
+
+    def causal_conv(self, x: Tensor, reverse: bool) -> Tensor:
+        """Each channel's last d_conv tokens in reading order, weighted: (B, L, E) to (B, L, E)."""
+        length, taps = x.shape[1], self.conv1d.kernel_size[0]
+        weight = self.conv1d.weight.flip(-1) if reverse else self.conv1d.weight
+        y = F.conv1d(
+            x.transpose(1, 2), weight, self.conv1d.bias, padding=taps - 1, groups=x.shape[2]
+        ).transpose(1, 2)                                                 # (B, L + taps - 1, E)
+        return y[:, taps - 1 :] if reverse else y[:, :length]
+
+
+class MambaLayer(nn.Module):
+    """x + dropout(Mamba(norm(x))): pre-norm and residual, (B, L, D) to (B, L, D)."""
+
+    def __init__(self, d_model: int, d_state: int = 16, dropout: float = 0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.mamba = Mamba(d_model, d_state)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
+        return x + self.dropout(self.mamba(self.norm(x), reverse))
