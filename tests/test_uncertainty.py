@@ -1,0 +1,135 @@
+"""Ensembles whose calibration is known by construction."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sparsefield.uncertainty import (
+    correlation,
+    coverage,
+    rank_histogram,
+    score,
+    spread_skill_curve,
+    unobserved,
+)
+
+POINTS = 20_000
+
+
+def ensemble(members: int, width: float = 1.0, shift: float = 0.0, seed: int = 0):
+    """Truth ~ N(m, s^2) with m and s varying by point; samples ~ N(m + shift s, (width s)^2)."""
+    rng = np.random.default_rng(seed)
+    mean = rng.uniform(0.3, 0.7, POINTS)
+    sd = rng.uniform(0.01, 0.1, POINTS)
+    truth = mean + sd * rng.standard_normal(POINTS)
+    samples = mean + sd * (shift + width * rng.standard_normal((members, POINTS)))
+    return samples, truth, sd
+
+
+def chi_square(ranks: np.ndarray) -> float:
+    """Standard normal under uniform ranks, for many bins (chi-square, centred and scaled)."""
+    expected = 1 / len(ranks)
+    statistic = POINTS * ((ranks - expected) ** 2 / expected).sum()
+    freedom = len(ranks) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("members", [2, 5, 10, 20, 40])
+def test_calibrated_ensembles_have_uniform_ranks(members):
+    samples, truth, _ = ensemble(members)
+    ranks = rank_histogram(samples, truth)
+    assert ranks.shape == (members + 1,)
+    assert ranks.sum() == pytest.approx(1)
+    assert chi_square(ranks) < 4
+
+
+@pytest.mark.parametrize("width, shift", [(0.8, 0), (1.25, 0), (1, 0.15)])
+def test_other_ensembles_do_not(width, shift):
+    ranks = rank_histogram(*ensemble(20, width, shift)[:2])
+    assert chi_square(ranks) > 20
+
+
+def test_shape_of_the_rank_histogram_tells_what_is_wrong():
+    narrow = rank_histogram(*ensemble(20, width=0.5)[:2])
+    wide = rank_histogram(*ensemble(20, width=2.0)[:2])
+    high = rank_histogram(*ensemble(20, shift=0.5)[:2])
+    assert min(narrow[0], narrow[-1]) > 2 / 21 and narrow[10] < 1 / 21
+    assert max(wide[0], wide[-1]) < 0.5 / 21 and wide[10] > 1 / 21
+    assert high[0] > 2 * high[-1]
+
+
+def test_ties_are_shared_between_ranks():
+    samples = np.array([[0.0], [0.0], [0.5]])
+    np.testing.assert_allclose(rank_histogram(samples, np.array([0.0])), [1/3, 1/3, 1/3, 0])
+    np.testing.assert_allclose(rank_histogram(samples, np.array([0.2])), [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize("members", [9, 19, 20, 50])
+@pytest.mark.parametrize("level", [0.5, 0.8])
+def test_calibrated_ensembles_cover_at_the_level(members, level):
+    samples, truth, _ = ensemble(members)
+    assert coverage(samples, truth, level) == pytest.approx(level, abs=0.015)
+
+
+def test_coverage_of_a_wide_level_is_limited_by_the_number_of_samples():
+    few = score(*ensemble(9)[:2])
+    assert few.attainable == {0.5: 0.5, 0.9: 0.8}
+    assert few.coverage[0.9] == pytest.approx(0.8, abs=0.015)
+    many = score(*ensemble(20)[:2])
+    assert many.attainable[0.9] == 0.9
+    assert many.coverage[0.9] == pytest.approx(0.9, abs=0.01)
+
+
+def test_too_narrow_ensembles_cover_less():
+    """Half the width: the 90 % interval is +- 0.82 sd of the truth, which holds 59 %."""
+    samples, truth, _ = ensemble(200, width=0.5)
+    assert coverage(samples, truth, 0.9) == pytest.approx(0.589, abs=0.02)
+
+
+def test_spread_equals_skill_only_when_calibrated():
+    right = score(*ensemble(8)[:2])
+    assert right.spread == pytest.approx(right.skill, rel=0.02)
+    narrow = score(*ensemble(8, width=0.5)[:2])
+    assert narrow.spread < 0.65 * narrow.skill
+
+
+def test_classes_of_a_calibrated_ensemble_lie_on_the_diagonal():
+    right = score(*ensemble(100)[:2])
+    np.testing.assert_allclose(right.bin_spread, right.bin_skill, rtol=0.1)
+
+
+def test_correlation_of_spread_and_error_has_its_closed_form():
+    """|error| = s |z|, s uniform: Cov(s, s|z|) = c Var(s), Var(s|z|) = E s^2 - c^2 (E s)^2."""
+    samples, truth, sd = ensemble(400, seed=1)
+    c = math.sqrt(2 / math.pi)
+    expected = c * sd.std() / math.sqrt((sd**2).mean() - (c * sd.mean()) ** 2)
+    assert score(samples, truth).correlation == pytest.approx(expected, abs=0.02)
+    assert math.isnan(correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_crps_of_a_calibrated_gaussian_is_sd_over_root_pi():
+    samples, truth, sd = ensemble(10)
+    assert score(samples, truth).crps == pytest.approx(sd.mean() / math.sqrt(math.pi), rel=0.02)
+
+
+def test_curve_sorts_points_by_spread():
+    spread, skill = spread_skill_curve(np.array([4.0, 1.0, 9.0]), np.array([16.0, 0.0, 1.0]))
+    assert (spread, skill) == ([1, 2, 3], [0, 4, 1])
+
+
+def test_observed_and_missing_points_are_left_out():
+    truth = np.arange(12.0).reshape(2, 3, 2)
+    truth[1, 1] = np.nan
+    samples = np.stack([truth, truth + 1])
+    kept, target = unobserved(samples, truth, np.array([0, 5]))
+    np.testing.assert_array_equal(target, [2, 3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(kept[1] - kept[0], np.ones(6))
+
+
+def test_scores_as_plain_types():
+    table = score(*ensemble(19)[:2]).to_dict()
+    assert json.loads(json.dumps(table))["coverage"]["50%"] == pytest.approx(0.5, abs=0.02)
