@@ -155,7 +155,9 @@ def paired_bootstrap(
 
     Expanded percentile interval (Hesterberg 2015, doi:10.1080/00031305.2015.1089789): images are
     drawn with replacement, and the percentiles are moved out to those of Student's t so that few
-    images (20, say) are covered at the stated rate as well.
+    images do not make the interval too short. Measured coverage of 95 % intervals (6,000 trials):
+    from 20 normal, uniform or Student-t (5) differences 94.6-95.0 %, from 8 about 94 %; from 20
+    exponential (strongly skewed) ones 91.8 %, so a few outlying images still mean caution.
 
     Args:
         differences: (n,) one number an image; NaN = not defined for that image, left out.

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial import Delaunay
+
+from sparsefield import baselines
+from sparsefield.baselines import BASELINES
+from sparsefield.coords import grid_coords
+from sparsefield.errors import UserError
+
+SHAPE = (12, 16)
+GRID = grid_coords(*SHAPE).numpy()
+
+
+def observe(field: np.ndarray, count: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    observed = np.sort(rng.choice(len(GRID), count, replace=False))
+    return GRID[observed], field.reshape(len(GRID), -1)[observed]
+
+
+def plane(coords: np.ndarray = GRID, shape=SHAPE) -> np.ndarray:
+    x, y = coords.astype(np.float64).T
+    return np.stack([0.2 + 0.5 * x - 0.1 * y, 0.9 - 0.3 * x - 0.4 * y], axis=-1).reshape(*shape, 2)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_constants_are_reproduced(name, channels):
+    field = np.broadcast_to(np.linspace(0.1, 0.9, channels), (*SHAPE, channels))
+    assert BASELINES[name](*observe(field), SHAPE) == pytest.approx(field, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_observations_are_kept_and_the_range_respected(name):
+    field = np.random.default_rng(1).integers(0, 2, (*SHAPE, 2)).astype(np.float64)
+    coords, values = observe(field)
+    result = BASELINES[name](coords, values, SHAPE)
+    assert result.shape == (*SHAPE, 2)
+    assert result.min() >= 0 and result.max() <= 1
+    on_grid, rows, columns = baselines._grid_points(coords, SHAPE)
+    assert on_grid.all()
+    assert np.array_equal(result[rows, columns], values)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_order_of_the_observations_does_not_matter(name):
+    coords, values = observe(plane())
+    shuffled = np.random.default_rng(0).permutation(len(coords))
+    expected = BASELINES[name](coords, values, SHAPE)
+    assert BASELINES[name](coords[shuffled], values[shuffled], SHAPE) == pytest.approx(expected)
+
+
+def test_linear_is_exact_on_planes_inside_the_hull():
+    coords, values = observe(plane())
+    inside = Delaunay(coords).find_simplex(GRID).reshape(SHAPE) >= 0
+    assert 0.3 < inside.mean() < 1
+    result = baselines.linear(coords, values, SHAPE)
+    assert result[inside] == pytest.approx(plane()[inside], abs=1e-6)
+    assert result[~inside] == pytest.approx(baselines.nearest(coords, values, SHAPE)[~inside])
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_thin_plate_rbf_is_exact_on_planes_everywhere(local, monkeypatch):
+    if local:
+        monkeypatch.setattr(baselines, "RBF_DENSE_POINTS", 10)
+        monkeypatch.setattr(baselines, "RBF_NEIGHBOURS", 12)
+    result = baselines.thin_plate_rbf(*observe(plane()), SHAPE)
+    assert result == pytest.approx(plane(), abs=1e-5)
+
+
+def test_nearest_agrees_with_brute_force():
+    coords, values = observe(plane())
+    distance = np.linalg.norm(GRID[:, None] - coords[None], axis=-1)
+    result = baselines.nearest(coords, values, SHAPE).reshape(-1, 2)
+    chosen = np.abs(result[:, None] - values[None]).max(axis=-1).argmin(axis=1)
+    rows = np.arange(len(GRID))
+    assert distance[rows, chosen] == pytest.approx(distance.min(axis=1), abs=1e-6)
+
+
+def test_better_methods_are_better_on_a_smooth_field():
+    x, y = GRID.astype(np.float64).T
+    field = (0.5 + 0.4 * np.sin(5 * x + 1) * np.cos(4 * y)).reshape(*SHAPE, 1)
+    points = observe(field, count=60)
+    error = {name: np.mean((f(*points, SHAPE) - field) ** 2) for name, f in BASELINES.items()}
+    assert error["nearest"] < error["constant mean"] / 5
+    assert error["linear"] < error["nearest"] / 2
+    for smooth in ("biharmonic", "thin-plate RBF", "kriging"):
+        assert error[smooth] < error["linear"]
+
+
+def test_other_resolutions_agree_where_pixel_centres_coincide():
+    coords, values = observe(plane())
+    fine = baselines.linear(coords, values, (36, 48))
+    coarse = baselines.linear(coords, values, SHAPE)
+    assert fine[1::3, 1::3] == pytest.approx(coarse, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("arrangement", ["scattered", "row", "diagonal"])
+def test_few_or_collinear_observations_give_a_field(name, count, arrangement):
+    rows, columns = {
+        "scattered": (np.arange(count) * 5 % 12, np.arange(count) * 3),
+        "row": (np.full(count, 4), np.arange(count) * 3),
+        "diagonal": (np.arange(count) * 2, np.arange(count) * 2),
+    }[arrangement]
+    coords = GRID.reshape(*SHAPE, 2)[rows, columns]
+    values = np.linspace(0.3, 0.6, 2 * count).reshape(count, 2)
+    result = BASELINES[name](coords, values, SHAPE)
+    assert np.isfinite(result).all()
+    assert np.array_equal(result[rows, columns], values)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_repeated_observations_count_as_their_mean(name):
+    coords, values = observe(plane())
+    twice = np.concatenate([coords, coords[:5]]), np.concatenate([values, values[:5] + 0.02])
+    values = values.copy()
+    values[:5] += 0.01
+    expected = BASELINES[name](coords, values, SHAPE)
+    assert BASELINES[name](*twice, SHAPE) == pytest.approx(expected, abs=1e-6)
+
+
+def test_observations_off_the_grid():
+    coords = np.array([[0.11, 0.2], [0.9, 0.13], [0.5, 0.87], [0.31, 0.52]])
+    values = plane(coords, shape=(4,)).reshape(4, 2)
+    assert baselines.thin_plate_rbf(coords, values, SHAPE) == pytest.approx(plane(), abs=1e-6)
+    with pytest.raises(UserError, match="no points of the 12 x 16 grid"):
+        baselines.biharmonic(coords, values, SHAPE)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_bad_observations_are_refused(name):
+    with pytest.raises(UserError, match="no observations"):
+        BASELINES[name](np.zeros((0, 2)), np.zeros((0, 3)), SHAPE)
+    with pytest.raises(UserError, match="not finite"):
+        BASELINES[name](GRID[:2], np.array([[0.5], [np.nan]]), SHAPE)
+    with pytest.raises(ValueError, match=r"\(M, 2\)"):
+        BASELINES[name](GRID[:2], np.zeros((3, 1)), SHAPE)
