@@ -1,0 +1,146 @@
+"""Training batches: step -> tensors, a pure function of (seed, step, global slot)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sparsefield.coords import grid_coords
+from sparsefield.data.base import Split
+from sparsefield.data.patterns import Pattern
+from sparsefield.data.streams import Purpose, generator
+from sparsefield.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What one step of flow matching needs, float32. Values in [-1, 1], coordinates in [0, 1]."""
+
+    input_coords: Tensor  # (B, M, 2)
+    input_values: Tensor  # (B, M, C)
+    query_coords: Tensor  # (B, N, 2)
+    x_0: Tensor           # (B, N, C) noise
+    x_1: Tensor           # (B, N, C) data
+    t: Tensor             # (B,)
+
+
+class TrainingBatches(Dataset):
+    """`batches[step]` is this rank's part of the global batch of that step.
+
+    Use with `DataLoader(batches, batch_size=None, sampler=range(start, end), num_workers=...)`.
+    Nothing depends on rank, world size, worker or on what was asked before: rank r of R gets
+    slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
+
+    - Fields come in an endless row of permutations of the split, one for each epoch; epochs may
+      end inside a batch.
+    - N is drawn from `queries` = (low, high), both included, once for each step, and M follows
+      from the pattern, so that all slots have equally many.
+    - Queries are unobserved points, uniformly without replacement: at an observed point the
+      answer can be copied. Observed points fill up only where fewer than N are unobserved.
+    - In data with gaps, N and M shrink to what the poorest field of the global batch has.
+    - `draw_times(rng, size)` gives the flow times of the global batch, (size,) in [0, 1].
+
+    Raises:
+        UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.
+    """
+
+    def __init__(
+        self, split: Split, pattern: Pattern, *, seed: int, batch_size: int,
+        queries: tuple[int, int], draw_times: Callable[[np.random.Generator, int], np.ndarray],
+        rank: int = 0, world_size: int = 1,
+    ):
+        if batch_size % world_size:
+            raise UserError(
+                f"the batch of {batch_size} does not divide among {world_size} processes: "
+                f"set BATCH_SIZE to a multiple of {world_size}"
+            )
+        self.split = split
+        self.pattern = pattern
+        self.seed = seed
+        self.batch_size = batch_size
+        self.queries = queries
+        self.draw_times = draw_times
+        share = batch_size // world_size
+        self.own_slots = range(rank * share, (rank + 1) * share)
+        self.coords = grid_coords(*split.example(0).shape[:2]).numpy()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass through the split, at least 1."""
+        return max(1, len(self.split) // self.batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        step_rng = generator(self.seed, Purpose.TRAINING_STEP, step)
+        level = step_rng.random()
+        num_queries = int(step_rng.integers(self.queries[0], self.queries[1] + 1))
+        times = self.draw_times(step_rng, self.batch_size)
+
+        # Gaps: how many points all slots can have is known only after a look at all of them.
+        looked_at = range(self.batch_size) if self.split.has_gaps else self.own_slots
+        slots = [_Slot(self, step, slot, level) for slot in looked_at]
+        num_inputs = min(len(slot.observed) for slot in slots)
+        num_queries = min(num_queries, *(slot.num_valid for slot in slots))
+        own = slots[self.own_slots.start:self.own_slots.stop] if self.split.has_gaps else slots
+        parts = [slot.points(num_inputs, num_queries) for slot in own]
+        observed, queried, noise = (np.stack(part) for part in zip(*parts))
+
+        values = np.stack([slot.values for slot in own])
+        return Batch(
+            input_coords=torch.from_numpy(self.coords[observed]),
+            input_values=_take(values, observed),
+            query_coords=torch.from_numpy(self.coords[queried]),
+            x_0=torch.from_numpy(noise),
+            x_1=_take(values, queried),
+            t=torch.as_tensor(times[self.own_slots.start:self.own_slots.stop], dtype=torch.float32),
+        )
+
+    def field_of(self, step: int, slot: int) -> int:
+        """Index in the split of the field that this slot of this step shows."""
+        epoch, place = divmod(step * self.batch_size + slot, len(self.split))
+        return int(_epoch_order(self.seed, epoch, len(self.split))[place])
+
+
+class _Slot:
+    """One field of a batch with the random numbers of its own."""
+
+    def __init__(self, batches: TrainingBatches, step: int, slot: int, level: float):
+        rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
+        field = batches.split.training_example(batches.field_of(step, slot), rng)
+        height, width, channels = field.shape
+        if batches.split.has_gaps:
+            valid = ~np.isnan(field[..., 0])
+        else:
+            valid = np.ones((height, width), dtype=bool)
+        self.rng = rng
+        self.values = field.reshape(height * width, channels)
+        self.valid = valid.ravel()
+        self.num_valid = int(np.count_nonzero(valid))
+        self.observed = batches.pattern.draw(valid, rng, level)
+
+    def points(self, num_inputs: int, num_queries: int) -> tuple[np.ndarray, ...]:
+        """Indices (num_inputs,) observed and (num_queries,) queried, noise (num_queries, C)."""
+        if num_inputs < len(self.observed):
+            kept = self.rng.choice(self.observed, num_inputs, replace=False, shuffle=False)
+            self.observed = np.sort(kept)
+        # The smallest random keys win; observed points come after all unobserved ones.
+        keys = self.rng.random(len(self.valid))
+        keys[self.observed] += 1
+        keys[~self.valid] = np.inf
+        queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
+        shape = (num_queries, self.values.shape[1])
+        return self.observed, queried, self.rng.standard_normal(shape, dtype=np.float32)
+
+
+def _take(values: np.ndarray, points: np.ndarray) -> Tensor:
+    """(B, H * W, C) at (B, K) -> (B, K, C)."""
+    return torch.from_numpy(np.take_along_axis(values, points[..., None], axis=1))
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return generator(seed, Purpose.EPOCH_ORDER, epoch).permutation(length)

@@ -1,0 +1,55 @@
+"""Between the values of a file and the values that a model sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An affine map for each channel: `value_range[c] = (lo, hi)` of the file becomes (-1, 1).
+
+    Arrays have the channels last. `units` is text for colour bars ("K", or one unit for each
+    channel as "m/s,m/s,K"), or None for pictures.
+    """
+
+    value_range: tuple[tuple[float, float], ...]
+    units: str | None = None
+
+    @property
+    def channels(self) -> int:
+        return len(self.value_range)
+
+    def unit(self, channel: int) -> str | None:
+        """The unit of one channel."""
+        names = self.units.split(",") if self.units else [None]
+        return names[channel] if len(names) == self.channels else self.units
+
+    def to_inside(self, values: np.ndarray) -> np.ndarray:
+        """Values of the file -> float32 in [-1, 1]; NaN stays NaN."""
+        return ((values - self._middle) / self._half_width).astype(np.float32)
+
+    def to_physical(self, inside: np.ndarray) -> np.ndarray:
+        """[-1, 1] -> values of the file, float64."""
+        return self._middle + np.asarray(inside, dtype=np.float64) * self._half_width
+
+    @cached_property
+    def _middle(self) -> np.ndarray:
+        return np.mean(self.value_range, axis=1)
+
+    @cached_property
+    def _half_width(self) -> np.ndarray:
+        return np.diff(self.value_range, axis=1)[:, 0] / 2
+
+
+def to_unit(inside: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> [0, 1], the values of metrics and pictures."""
+    return (inside + 1) / 2
+
+
+def pixel_scale(channels: int) -> Scale:
+    """The scale of uint8 pictures."""
+    return Scale(((0.0, 255.0),) * channels)

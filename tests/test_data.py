@@ -1,0 +1,197 @@
+"""Photographs, arrays, training batches and frozen cases."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sparsefield.coords import grid_coords
+from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
+from sparsefield.data.pictures import Box, Picture
+from sparsefield.errors import UserError
+
+QUERIES = (5, 40)
+
+
+def zeros_and_uniform(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.where(rng.random(size) < 0.2, 0.0, rng.random(size))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return open_data("photos", image_size=16)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """60 fields of 6 x 8 in which every value tells its field and its point."""
+    field = np.arange(60)[:, None, None, None]
+    point = np.arange(48).reshape(6, 8, 1)
+    images = np.concatenate([field + 0 * point, point + 0 * field], axis=-1)  # two: never flipped
+    path = tmp_path / "numbered.npz"
+    np.savez(path, images=images.astype(np.uint8))
+    return open_data(str(path))
+
+
+def batches(split, seed=3, batch_size=8, pattern="random:0.2", **others) -> TrainingBatches:
+    return TrainingBatches(
+        split, parse_pattern(pattern), seed=seed, batch_size=batch_size, queries=QUERIES,
+        draw_times=zeros_and_uniform, **others,
+    )
+
+
+def test_crop_is_the_exact_area_average():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 2)).astype(np.uint8)
+    for box, size in ((Box(3, 5, 7), 3), (Box(0, 10, 20), 8), (Box(4, 0, 12), 4)):
+        square = pixels[box.top:box.top + box.side, box.left:box.left + box.side]
+        fine = square.repeat(size, axis=0).repeat(size, axis=1).astype(float)
+        cells = fine.reshape(size, box.side, size, box.side, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(Picture(pixels).crop(box, size), cells, atol=1e-9)
+
+
+def test_crop_at_its_own_size_is_the_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(Picture(pixels).crop(Box(2, 1, 5), 5), pixels[2:7, 1:6])
+
+
+def test_photos_split_by_picture_and_repeat(photos):
+    shapes = [[(p.height, p.width) for p in s.pictures] for s in (photos.train, photos.test)]
+    assert shapes == [[(512, 512), (872, 1000), (512, 512), (500, 741), (1411, 1411)],
+                      [(300, 451), (427, 640)]]
+    again = open_data("photos", image_size=16)
+    assert again.fingerprint == photos.fingerprint
+    for i in (0, 7, len(photos.val) - 1):
+        np.testing.assert_array_equal(again.val.example(i), photos.val.example(i))
+    other = open_data("photos", image_size=16, seed=1)
+    assert not np.array_equal(other.val.example(0), photos.val.example(0))
+    assert photos.val.example(0).dtype == np.float32
+
+
+def test_observations_are_the_area_average_of_the_high_resolution_truth(photos):
+    for i in range(6):
+        truth = photos.test.high_resolution(i, 128)
+        assert photos.test.high_resolution(i, 256) is not None or i % 2
+        if truth is not None:
+            cells = truth.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
+            np.testing.assert_allclose(photos.test.example(i), cells, atol=1e-5)
+    assert any(photos.test.high_resolution(i, 256) is None for i in range(1, 20, 2))
+
+
+def test_photos_of_another_size_refused():
+    with pytest.raises(UserError, match="8 to 256"):
+        open_data("photos", image_size=512)
+
+
+def test_array_splits_are_blocks_that_never_meet(numbered):
+    seen = [
+        {round((s.example(i)[0, 0, 0] + 1) * 127.5) for i in range(len(s))}
+        for s in (numbered.train, numbered.val, numbered.test)
+    ]
+    assert seen == [set(range(54)), {54, 55, 56}, {57, 58, 59}]
+
+
+def test_array_validation_file(tmp_path):
+    for name, count, value in (("train", 4, 0), ("val", 6, 255)):
+        images = np.full((count, 5, 5, 3), value, dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    data = open_data(str(tmp_path / "train.npz"), val=str(tmp_path / "val.npz"))
+    assert [len(s) for s in (data.train, data.val, data.test)] == [4, 3, 3]
+    assert data.train.example(3).max() == -1 and data.test.example(0).min() == 1
+
+
+def test_describe_is_plain(numbered):
+    described = numbered.describe()
+    assert described["sizes"] == [54, 3, 3] and described["channels"] == 2
+    assert torch.equal(torch.tensor(described["value_range"]), torch.tensor([[0.0, 255.0]] * 2))
+
+
+def test_batch_holds_the_values_at_its_points(numbered):
+    batch = batches(numbered.train)[2]
+    width_height = torch.tensor([8, 6])
+    for coords, values in (
+        (batch.input_coords, batch.input_values), (batch.query_coords, batch.x_1)
+    ):
+        j, i = (coords * width_height - 0.5).round().long().unbind(-1)
+        point = ((values[..., 1] + 1) * 127.5).round().long()
+        assert torch.equal(i * 8 + j, point)
+        assert torch.equal(grid_coords(6, 8)[point], coords)
+    assert batch.input_coords.shape == (8, 9, 2)  # int(0.2 * 48)
+    assert batch.x_0.shape == batch.x_1.shape and batch.x_0.dtype == torch.float32
+    for b in range(8):
+        observed = set(map(tuple, batch.input_coords[b].tolist()))
+        queried = set(map(tuple, batch.query_coords[b].tolist()))
+        assert len(queried) == batch.query_coords.shape[1]
+        # 39 points are unobserved: an observed one may fill up only if 40 are asked for.
+        assert len(observed & queried) == max(0, len(queried) - 39)
+
+
+def test_batch_is_a_function_of_seed_and_step(numbered):
+    used = batches(numbered.train)
+    for step in range(5):
+        used[step]
+    for left, right in zip(used[7], batches(numbered.train)[7]):
+        assert torch.equal(left, right)
+    assert not torch.equal(used[7].t, batches(numbered.train, seed=4)[7].t)
+    assert len({used[step].x_1.shape[1] for step in range(20)}) > 5
+
+
+@pytest.mark.parametrize("kind", ["photos", "numbered"])
+def test_two_ranks_share_the_batch_of_one(kind, request):
+    train = request.getfixturevalue(kind).train
+    whole = batches(train)[11]
+    halves = [batches(train, rank=r, world_size=2)[11] for r in range(2)]
+    for name in whole._fields:
+        assert torch.equal(
+            getattr(whole, name), torch.cat([getattr(half, name) for half in halves])
+        )
+
+
+def test_batch_must_divide_among_processes(numbered):
+    with pytest.raises(UserError, match="multiple of 3"):
+        batches(numbered.train, world_size=3)
+
+
+def test_each_epoch_visits_every_field_once(numbered):
+    order = [batches(numbered.train).field_of(step, slot) for step in range(27) for slot in range(8)]
+    epochs = np.array(order).reshape(4, 54)
+    assert all(sorted(epoch) == list(range(54)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_workers_give_what_one_process_gives(numbered):
+    dataset = batches(numbered.train)
+    loader = DataLoader(dataset, batch_size=None, sampler=range(3, 9), num_workers=2)
+    for step, batch in zip(range(3, 9), loader):
+        assert all(torch.equal(a, b) for a, b in zip(batch, dataset[step]))
+
+
+def test_batches_pickle(photos):
+    dataset = batches(photos.train)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(torch.equal(a, b) for a, b in zip(copy[1], dataset[1]))
+
+
+def test_frozen_cases_depend_on_seed_and_index_alone(photos):
+    pattern = parse_pattern("random:0.2")
+    cases = [frozen_case(photos.val, i, pattern, 5) for i in range(4)]
+    again = frozen_case(photos.val, 2, pattern, 5)
+    np.testing.assert_array_equal(again["observed"], cases[2]["observed"])
+    assert again["noise_seed"] == cases[2]["noise_seed"]
+    assert len({case["noise_seed"] for case in cases}) == 4
+    assert all(len(case["observed"]) == int(0.2 * 256) for case in cases)
+    assert all((np.diff(case["observed"]) > 0).all() for case in cases)
+    np.testing.assert_array_equal(  # the same grid of other pictures
+        frozen_case(photos.test, 2, pattern, 5)["observed"], cases[2]["observed"]
+    )
+
+
+def test_random_pattern_is_uniform():
+    pattern = parse_pattern("random:0.25")
+    rng = np.random.default_rng(0)
+    draws = [pattern.draw(np.ones((4, 5), bool), rng) for _ in range(4000)]
+    share = np.bincount(np.concatenate(draws), minlength=20) / 4000
+    np.testing.assert_allclose(share, 0.25, atol=5 * (0.25 * 0.75 / 4000) ** 0.5)
