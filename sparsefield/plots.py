@@ -1,0 +1,87 @@
+"""Every picture that the project draws. Fields are (H, W, C) in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+MISSING = (0.5, 0.5, 0.5)  # grey: no value there
+DPI = 120
+
+
+def to_rgb(field: np.ndarray) -> np.ndarray:
+    """What `imshow` takes: RGB as it is, else the first channel; NaN is drawn in grey."""
+    if field.shape[2] == 3:
+        return np.where(np.isnan(field), MISSING, np.clip(field, 0, 1))
+    return np.ma.masked_invalid(field[..., 0])
+
+
+def show(axis: plt.Axes, field: np.ndarray, **limits) -> None:
+    """Draw a field without ticks, points as they are."""
+    limits = {"cmap": "viridis", "vmin": 0, "vmax": 1} | limits
+    axis.set_facecolor(MISSING)
+    axis.imshow(to_rgb(field), interpolation="nearest", **limits)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """The truth at the observed points (indices i * W + j), NaN elsewhere."""
+    flat = np.full_like(truth, np.nan).reshape(-1, truth.shape[2])
+    flat[observed] = truth.reshape(flat.shape)[observed]
+    return flat.reshape(truth.shape)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def reconstructions(
+    cases: Sequence[dict], columns: dict[str, list[np.ndarray]], path: Path
+) -> None:
+    """A row per frozen case: truth, observations, each column, absolute error of the first one."""
+    titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
+    figure, axes = plt.subplots(
+        len(cases), len(titles), figsize=(2 * len(titles), 2.05 * len(cases) + 0.4),
+        squeeze=False, layout="constrained",
+    )
+    for row, case in zip(range(len(cases)), cases):
+        truth = (case["truth"] + 1) / 2
+        fields = [column[row] for column in columns.values()]
+        show(axes[row, 0], truth)
+        show(axes[row, 1], observed_only(truth, case["observed"]))
+        for axis, field in zip(axes[row, 2:], fields):
+            show(axis, field)
+        error = np.abs(fields[0] - truth).mean(axis=2, keepdims=True)
+        show(axes[row, -1], error, cmap="magma", vmax=0.3)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def learning_curves(
+    records: Sequence[dict], baselines: dict[str, dict[str, float]], path: Path
+) -> None:
+    """Training loss, and PSNR of the posterior mean beside the baselines, against steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    checks = [(r["step"], r["val_psnr"]) for r in records if "val_psnr" in r]
+    if losses:
+        left.plot(*zip(*losses), color="tab:blue", linewidth=1)
+    left.set(xlabel="optimiser steps", ylabel="training loss", title="Weighted velocity error")
+    if checks:
+        right.plot(*zip(*checks), color="tab:blue", marker=".", label="model, posterior mean")
+    for (name, numbers), style in zip(baselines.items(), (":", "-.", "--")):
+        right.axhline(numbers["psnr"], color="0.4", linestyle=style, label=name)
+    right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
