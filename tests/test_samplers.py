@@ -247,6 +247,53 @@ def test_blocks_bound_the_queries_of_a_call_and_the_mean_needs_no_halo():
         assert max(model.queries) <= most
 
 
+class JointModel:
+    """The exact joint posterior of a zero field with covariance exp(-4 r): queries inform queries.
+
+    With covariance S = U diag(lam) U' of the queries, each axis of U is a Gaussian of its own.
+    """
+
+    def prepare(self, query_coords, input_coords, input_values):
+        lam, axes = torch.linalg.eigh(posterior_covariance(query_coords, input_coords))
+        return lam.clamp_min(0), axes
+
+    def __call__(self, noisy, query_coords, t, input_coords, input_values, *, prepared):
+        lam, axes = prepared
+        gain = (t * lam - (1 - t)) / ((1 - t) ** 2 + t**2 * lam)
+        return axes @ (gain[..., None] * (axes.mT @ noisy))
+
+
+def posterior_covariance(queries, inputs):
+    def prior(a, b):
+        return torch.exp(-4 * torch.cdist(a, b))
+
+    across = prior(inputs, queries)
+    return prior(queries, queries) - across.mT @ torch.linalg.solve(prior(inputs, inputs), across)
+
+
+@pytest.mark.parametrize("halo, low, high", [(0, 1.3, 1.6), (None, 0.98, 1.05)])
+def test_halo_makes_neighbours_agree_across_block_borders(halo, low, high):
+    """Sd of differences between neighbours in different blocks, over its exact value."""
+    size, draws = 16, 200
+    queries = grid_coords(size, size).double()[None]
+    pick = torch.randperm(size * size, generator=torch.Generator().manual_seed(0))[:40]
+    inputs, values = queries[:, pick], torch.zeros(1, 40, draws, dtype=torch.float64)
+    result = sample(JointModel(), queries, inputs, values, seeds=[1], num_steps=20,
+                    block_size=64, halo=halo, clip=False)
+    block_of = torch.zeros(size * size)
+    for number, block in enumerate(cut_blocks(queries, 64, halo=0)):
+        block_of[block.index[0]] = number
+    block_of[pick] = -1  # known points agree with everything
+    left = torch.arange(size * size).reshape(size, size)[:, :-1].flatten()
+    here, there = block_of[left], block_of[left + 1]
+    left = left[(here != there) & (here >= 0) & (there >= 0)]
+    assert len(left) >= 8
+    exact = posterior_covariance(queries, inputs)[0]
+    exact = exact[left, left] + exact[left + 1, left + 1] - 2 * exact[left, left + 1]
+    found = (result.values[0, left] - result.values[0, left + 1]).var(dim=1)
+    assert low < (found.mean() / exact.mean()).sqrt() < high
+
+
 def test_blocks_are_compact_disjoint_and_complete():
     coords = grid_coords(16, 16)[torch.randperm(256)].expand(2, -1, -1)
     blocks = cut_blocks(coords, 16, halo=20)
