@@ -8,9 +8,13 @@ are (B, N, C) and times (B,), unless said otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from sparsefield.data import Batch
 
 
 def interpolate(noise: Tensor, data: Tensor, t: Tensor) -> Tensor:
@@ -87,6 +91,19 @@ def loss_weight(t: Tensor, sd: Tensor) -> Tensor:
     return path_variance(t, sd) / sd**2
 
 
-def weighted_mse(velocity: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over batch, points and channels of weight * (velocity - target)^2: a scalar."""
-    return (weight * (velocity.float() - target) ** 2).mean()
+def velocity_loss(model, batch: Batch, forward: Callable[..., Tensor] | None = None) -> Tensor:
+    """Weighted squared velocity error (Lipman et al. 2023, eq. 14): its mean is the training loss.
+
+    Args:
+        model: see the one contract in the README, with `prepare` and `loss_weight`.
+        batch: observations, queries, noise, data and times.
+        forward: the model as wrapped for training (compiled, data-parallel), if it is.
+    Returns:
+        (B, N, C). Around a prior the weight makes its mean about 1 for the prior itself.
+    """
+    places = batch.query_coords, batch.input_coords, batch.input_values
+    prepared = model.prepare(*places)
+    x = interpolate(batch.x_0, batch.x_1, batch.t)
+    velocity = (forward or model)(x, places[0], batch.t, *places[1:], prepared=prepared)
+    error = velocity - velocity_target(batch.x_0, batch.x_1)
+    return model.loss_weight(batch.t, prepared) * error**2

@@ -1,0 +1,150 @@
+"""Checkpoints: written atomically, read without executing anything, models rebuilt from them.
+
+A checkpoint is a dictionary of plain types and tensors:
+
+    format        FORMAT                     model_class   "MAMBADiffusionV2"
+    model_args    constructor arguments      weights       state dict of the averaged model
+    data          what the data set was      config        settings of the training
+    step, epoch   completed                  metrics       of the last validation
+    resume        {name: state dict} of everything that training needs to go on (not in "best")
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+
+from sparsefield.errors import UserError
+
+FORMAT = 1
+MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
+_REQUIRED = ("format", "model_class", "model_args", "weights", "data", "config", "step", "epoch")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary file in the same folder, fsync, rename.
+
+    Raises:
+        OSError: the disk is full or the folder read-only. The old file is untouched then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself reaches the disk
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write a checkpoint atomically. Raises OSError, leaving the old file as it was."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def save_safetensors(path: Path, checkpoint: dict) -> None:
+    """The weights alone, for sharing; everything that rebuilds the model is in the metadata."""
+    described = {key: checkpoint[key] for key in _REQUIRED if key != "weights"}
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["weights"].items()}
+    write_atomically(path, safetensors_bytes(tensors, {"sparsefield": json.dumps(described)}))
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint (.pth or .safetensors) onto the CPU, executing nothing that is in it.
+
+    Raises:
+        UserError: the file is missing, truncated, not a checkpoint, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}: give the path of a .pth or .safetensors file")
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    missing = [key for key in _REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}"
+        )
+    if checkpoint["format"] > FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {checkpoint['format']}, this version reads up to "
+            f"{FORMAT}: update the project"
+        )
+    return checkpoint
+
+
+def _read_torch(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read: no permission") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read: the file is truncated or damaged"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} was refused: it is no checkpoint, or holds objects that could "
+            "execute code"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {}).get("sparsefield", "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read: the file is truncated or damaged"
+        ) from error
+    return {**described, "weights": weights}
+
+
+def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Module:
+    """The model that a checkpoint describes, with its averaged weights in float32, in eval mode.
+
+    Raises:
+        UserError: the model class is unknown, or the weights do not fit it.
+    """
+    name = checkpoint["model_class"]
+    if name not in MODEL_MODULES:
+        raise UserError(
+            f"the checkpoint holds a {name!r}; known models: {', '.join(MODEL_MODULES)}"
+        )
+    model_class = getattr(importlib.import_module(MODEL_MODULES[name]), name)
+    try:
+        model = model_class(**checkpoint["model_args"])
+        model.load_state_dict({k: v.float() for k, v in checkpoint["weights"].items()})
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the checkpoint's weights do not fit its {name} (written by another version?): "
+            f"{reason}"
+        ) from error
+    return model.to(device).eval()
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+    """Model and checkpoint of a file. Raises UserError as `load_checkpoint`, `build_model`."""
+    checkpoint = load_checkpoint(path)
+    return build_model(checkpoint, device), checkpoint

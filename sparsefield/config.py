@@ -1,0 +1,99 @@
+"""Settings of a training: the one source of truth that flags, runners and checkpoints share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparsefield.errors import UserError
+
+
+@dataclass
+class TrainingConfig:
+    """Settings that V1 and V2 share."""
+
+    data: str = "photos"
+    """What to learn from: photos (embedded), or the path of an .npz file with an array `images`."""
+    data_val: str | None = None
+    """Validation data of its own, when `data` is a file that holds training pictures only."""
+    image_size: int = 32
+    """Side in pixels of the pictures, where the data does not fix it."""
+    observe: str = "random:0.2"
+    """Which points are observed."""
+    epochs: int = 1000
+    """Passes over the data; learning rate and averaging are laid out over all of them."""
+    batch_size: int = 64
+    """Pictures per optimiser step, over all processes."""
+    accumulate: int = 1
+    """Parts in which each batch is computed, one after the other, to save memory."""
+    queries_min: int = 128
+    """Fewest points asked for in a step."""
+    queries_max: int = 512
+    """Most points asked for in a step."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    warmup: int = 200
+    """Steps over which the learning rate rises to its peak; a cosine then takes it to zero."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights, which are the ones evaluated and kept."""
+    zero_share: float = 0.25
+    """Share of training times that are exactly 0, where one evaluation gives the mean."""
+    prior: Literal["kriging", "none"] = "kriging"
+    """What the network's output is measured from."""
+    neighbours: int = 24
+    """Nearest observations that each query token holds."""
+    order: str = "hilbert"
+    """Order in which tokens are read: hilbert, hilbert_transposed, raster or concat."""
+    eval_every: int = 10
+    """Epochs between validations."""
+    eval_pictures: int = 64
+    """Validation pictures."""
+    visualize_every: int = 50
+    """Epochs between pictures."""
+    save_every: int = 10
+    """Epochs between checkpoints."""
+    keep_last: int = 5
+    """Numbered checkpoints kept; older ones are deleted."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Continue from the newest checkpoint: if there is one, never, or fail without one."""
+    save_dir: str = "checkpoints"
+    """Folder for checkpoints, pictures and metrics."""
+    seed: int = 0
+    """Of weights, data order, observations and noise."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 on CUDA. Scans, norms and kriging stay float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    num_workers: int = 0
+    """Processes that prepare batches; 0 prepares them in between steps."""
+    log_file: str | None = None
+    """Also append the log to this file."""
+    dry_run: bool = False
+    """Print the resolved settings and stop."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be trained with, with the reason."""
+        for name in ("epochs", "batch_size", "accumulate", "queries_min", "eval_every",
+                     "eval_pictures", "visualize_every", "save_every", "keep_last", "image_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be above 0")
+        for name in ("warmup", "num_workers", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.queries_max < self.queries_min:
+            raise UserError(
+                f"queries_max={self.queries_max} is below queries_min={self.queries_min}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
+        if not 0 <= self.zero_share <= 1:
+            raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")

@@ -1,0 +1,99 @@
+"""One process or many: who am I, on what device, and what do we agree on (PyTorch DDP)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparsefield.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank in [0, size), and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process that writes files and speaks."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over all processes."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, produce: Callable[[], object]) -> object:
+        """What the first process produces, in all processes."""
+        item = [produce() if self.is_first else None]
+        if self.size > 1:
+            dist.broadcast_object_list(item, device=self.device)
+        return item[0]
+
+    def gather(self, item: object) -> list:
+        """The items of all processes, by rank."""
+        items = [item] * self.size
+        if self.size > 1:
+            dist.all_gather_object(items, item)
+        return items
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_world(device: str) -> World:
+    """Join the processes that torchrun started, or be the only one.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+    Raises:
+        UserError: the device is not there.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return World(rank, size, chosen)
+
+
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device of a name; "auto" is the best present. Raises UserError if it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu" and torch.backends.mps.is_available():
+            device = "mps"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={device!r} is unknown: use auto, cpu, cuda or mps") from error
+    if chosen.type == "cuda":
+        index = local_rank if chosen.index is None else chosen.index
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"device={device!r} is not there ({torch.cuda.device_count()} CUDA devices "
+                "found): use auto or cpu"
+            )
+        chosen = torch.device("cuda", index)
+        torch.cuda.set_device(chosen)
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device='mps' is not there: use auto or cpu")
+    elif chosen.type not in ("cpu", "mps"):
+        raise UserError(f"device={device!r} is not supported: use auto, cpu, cuda or mps")
+    return chosen

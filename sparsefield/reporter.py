@@ -1,0 +1,207 @@
+"""What a person sees of a training: log lines, a progress bar, metrics, curves and pictures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict
+from datetime import timedelta
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sparsefield import plots
+from sparsefield.config import TrainingConfig
+from sparsefield.data import Data
+from sparsefield.distributed import World
+from sparsefield.runfolder import RunFolder
+from sparsefield.scan import describe_backend
+from sparsefield.validation import SHOWN_BASELINES, Validation, mean_numbers
+
+log = logging.getLogger("sparsefield")
+
+PICTURES_SHOWN = 4
+SAMPLE_STEPS = 20
+
+
+def announce(config: TrainingConfig, model: nn.Module, data: Data, world: World) -> None:
+    """Log what is about to be trained, on what, with what."""
+    count = sum(p.numel() for p in model.parameters())
+    log.info("settings: %s", json.dumps(asdict(config)))
+    log.info("model: %s, %s parameters", type(model).__name__, f"{count:,}")
+    log.info(
+        "data: %s, %d training / %d validation / %d test fields of %d x %d x %d",
+        data.name, len(data.train), len(data.val), len(data.test),
+        data.height, data.width, data.channels,
+    )
+    log.info(
+        "machine: %s, %d process(es), %d threads each, torch %s, Python %s, scan: %s",
+        world.device, world.size, torch.get_num_threads(), torch.__version__,
+        platform.python_version(), describe_backend(world.device),
+    )
+
+
+class Reporter:
+    """Measures and tells; nothing that it does changes what is trained.
+
+    Args:
+        total, per_epoch: steps.
+    Attributes:
+        last_validation: mean numbers of the newest validation.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        validation: Validation,
+        folder: RunFolder,
+        world: World,
+        progress,
+        total: int,
+        per_epoch: int,
+    ):
+        self.config, self.validation, self.folder = config, validation, folder
+        self.world, self.progress = world, progress
+        self.total, self.per_epoch = total, per_epoch
+        self.last_validation: dict[str, float] = {}
+        self.waited = self.worked = 0.0
+        self.steps = 0
+        self.clock = time.perf_counter()
+        on_terminal = world.is_first and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=progress.step, unit="step", disable=not on_terminal,
+            dynamic_ncols=True, smoothing=0.05,
+        )
+        if on_terminal:
+            self._redirect = logging_redirect_tqdm([log])
+            self._redirect.__enter__()
+        self.baselines = self._mean_over_ranks_by_name(validation.baselines())
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        passed, self.clock = now - self.clock, now
+        return passed
+
+    def waiting(self) -> None:
+        """The loop starts to wait for data."""
+        self._lap()
+
+    def working(self) -> None:
+        """Data has come; the step starts."""
+        self.waited += self._lap()
+
+    def step(self) -> None:
+        """A step is done."""
+        self.worked += self._lap()
+        self.steps += 1
+        self.bar.update()
+
+    # --- numbers ---------------------------------------------------------------------------------
+
+    def epoch(self, rate: float) -> None:
+        """Close an epoch: a log line, a record, the curves."""
+        numbers = self.progress.close_epoch()
+        seconds = self.waited + self.worked
+        self.progress.seconds += seconds
+        numbers |= {
+            "lr": rate,
+            "samples_per_s": self.steps * self.config.batch_size / seconds,
+            "data_wait": self.waited / seconds,
+            "memory_mb": peak_memory_mb(self.world.device),
+            "minutes": self.progress.seconds / 60,
+        }
+        step = self.progress.step
+        left = timedelta(seconds=round((self.total - step) * seconds / self.steps))
+        epoch = step // self.per_epoch
+        log.info(
+            "epoch %d/%d  step %d  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  waits %.1f%%  "
+            "left %s%s",
+            epoch, self.config.epochs, step, numbers["loss"], numbers["grad_norm"], rate,
+            numbers["samples_per_s"], 100 * numbers["data_wait"], left,
+            f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "",
+        )
+        self.waited = self.worked = 0.0
+        self.steps = 0
+        if self.world.is_first:
+            self.folder.record(step, epoch=epoch, **numbers)
+
+    def validate(self, model: nn.Module) -> bool:
+        """Evaluate the averaged weights; whether they are the best so far."""
+        results = [r for part in self.world.gather(self.validation.evaluate(model)) for r in part]
+        numbers = mean_numbers(results)
+        is_best = numbers["mse"] < self.progress.best_mse
+        if is_best:
+            self.progress.best_mse = numbers["mse"]
+        self.last_validation = numbers
+        beside = "  ".join(
+            f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
+            for name in SHOWN_BASELINES
+        )
+        log.info(
+            "validation (%d pictures)  posterior mean %.2f dB / SSIM %.3f%s  |  %s  |  "
+            "velocity loss %.4f",
+            len(results), numbers["psnr"], numbers["ssim"], " *best*" if is_best else "",
+            beside, numbers["velocity_loss"],
+        )
+        if self.world.is_first:
+            step = self.progress.step
+            self.folder.record(
+                step, epoch=step // self.per_epoch, minutes=self.progress.seconds / 60,
+                **{f"val_{name}": value for name, value in numbers.items()},
+            )
+            plots.learning_curves(
+                self.folder.read_records(), self.baselines, self.folder.path / "training_loss.png"
+            )
+        return is_best
+
+    def _mean_over_ranks_by_name(self, own: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
+        parts = self.world.gather(own)
+        return {name: mean_numbers([r for part in parts for r in part[name]]) for name in own}
+
+    # --- pictures --------------------------------------------------------------------------------
+
+    def picture(self, model: nn.Module) -> None:
+        """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
+        if not self.world.is_first:
+            return
+        group = list(range(min(PICTURES_SHOWN, len(self.validation.cases))))
+        path = self.folder.path / f"pictures_epoch_{self.progress.step // self.per_epoch:04d}.png"
+        plots.reconstructions(
+            [self.validation.cases[k] for k in group],
+            {
+                "posterior mean": self.validation.reconstruct(model, group, method="mean"),
+                "one sample": self.validation.reconstruct(
+                    model, group, method="heun", num_steps=SAMPLE_STEPS
+                ),
+            },
+            path,
+        )
+        log.info("picture: %s", path)
+
+    def finish(self) -> None:
+        """The last words."""
+        self.bar.close()
+        numbers, kriging = self.last_validation, self.baselines["kriging"]
+        log.info(
+            "done: %d steps in %.1f minutes; posterior mean %.2f dB on %s validation pictures "
+            "(kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
+            self.progress.step, self.progress.seconds / 60, numbers.get("psnr", float("nan")),
+            self.config.eval_pictures, kriging["psnr"], self.baselines["linear"]["psnr"],
+            self.folder.best, self.folder.path / "training_loss.png",
+        )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far: of the device for CUDA, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

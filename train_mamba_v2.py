@@ -1,0 +1,194 @@
+"""Train MAMBA Diffusion V2: whole fields from few measurements.
+
+    python train_mamba_v2.py                                   # embedded photographs, any device
+    python train_mamba_v2.py --data pictures.npz --d_model 128 --epochs 200
+    torchrun --standalone --nproc_per_node 2 train_mamba_v2.py # several processes or GPUs
+    python train_mamba_v2.py --help                            # every setting, explained
+
+The same command again continues where the last one stopped.
+
+Symbols: B batch, M observed points (context), N queried points, L = M + N tokens, C channels,
+D d_model. Flow time t runs from 0 (noise) to 1 (data).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsefield import cli
+from sparsefield.attention import Attention
+from sparsefield.conditional import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.errors import UserError
+from sparsefield.mamba import MambaLayer
+from sparsefield.training import TrainingConfig, train
+
+
+class BidirectionalMAMBA(nn.Module):
+    """Two stacks of Mamba layers read the same tokens, one from each end; a projection merges.
+
+    Args:
+        d_model: D. num_layers: of both stacks together, even. d_state, dropout: of each layer.
+    Raises:
+        UserError: num_layers is odd or less than 2.
+    """
+
+    def __init__(self, d_model: int, num_layers: int = 8, d_state: int = 16, dropout: float = 0.0):
+        super().__init__()
+        if num_layers < 2 or num_layers % 2:
+            raise UserError(
+                f"num_layers={num_layers}: half of the layers read forward, half backward, "
+                "so give an even number of at least 2"
+            )
+        depth = num_layers // 2
+        self.forward_layers = nn.ModuleList(
+            MambaLayer(d_model, d_state, dropout) for _ in range(depth)
+        )
+        self.backward_layers = nn.ModuleList(
+            MambaLayer(d_model, d_state, dropout) for _ in range(depth)
+        )
+        self.merge = nn.Linear(2 * d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D); every output depends on every input."""
+        ahead = back = x                                                  # (B, L, D)
+        for layer in self.forward_layers:
+            ahead = layer(ahead)                                          # (B, L, D)
+        for layer in self.backward_layers:
+            back = layer(back, reverse=True)                              # (B, L, D)
+        return self.merge(torch.cat([ahead, back], dim=-1))               # (B, L, D)
+
+
+class PerceiverIteration(nn.Module):
+    """Queries read the context, then each other, then think: three pre-norm residual steps."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float, distance: bool):
+        super().__init__()
+        self.query_norm, self.context_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.cross_attention = Attention(d_model, heads, distance)
+        self.self_norm = nn.LayerNorm(d_model)
+        self.self_attention = Attention(d_model, heads, distance)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(d_model),
+            nn.Linear(d_model, 4 * d_model),
+            nn.GELU(),
+            nn.Linear(4 * d_model, d_model),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Tensor, x_at: Tensor, context_at: Tensor) -> Tensor:
+        seen = self.cross_attention(self.query_norm(x), self.context_norm(context), x_at, context_at)
+        x = x + self.dropout(seen)                                        # (B, N, D)
+        peers = self.self_norm(x)                                         # (B, N, D)
+        x = x + self.dropout(self.self_attention(peers, peers, x_at, x_at))
+        return x + self.dropout(self.mlp(x))                              # (B, N, D)
+
+
+class LightweightPerceiver(nn.Module):
+    """`iterations` rounds (coarse, then fine) of queries attending to context and each other.
+
+    Args:
+        d_model: D. iterations: at least 1. heads: dividing d_model. distance: attention that
+            knows how far apart points are (sparsefield.attention).
+    Raises:
+        UserError: iterations < 1, or heads does not divide d_model.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        iterations: int = 2,
+        heads: int = 8,
+        dropout: float = 0.0,
+        distance: bool = True,
+    ):
+        super().__init__()
+        require_positive(perceiver_iterations=iterations)
+        self.iterations = nn.ModuleList(
+            PerceiverIteration(d_model, heads, dropout, distance) for _ in range(iterations)
+        )
+
+    def forward(
+        self, queries: Tensor, context: Tensor, query_coords: Tensor, input_coords: Tensor
+    ) -> Tensor:
+        """queries (B, N, D) and context (B, M, D), at their coordinates, to queries (B, N, D)."""
+        for iteration in self.iterations:
+            queries = iteration(queries, context, query_coords, input_coords)
+        return queries
+
+
+class MAMBADiffusionV2(FieldModel):
+    """Velocity field: tokens, two-way Mamba over all of them, perceiver, decoder.
+
+    Args:
+        d_model: D. num_layers: Mamba layers, half of them each way. d_state: of their scans.
+        perceiver_iterations, perceiver_heads: of the perceiver. dropout: in [0, 1).
+        distance_attention: let attention know how far apart points are.
+        channels and shared: see FieldModel (prior, neighbours, order, Fourier features).
+    Raises:
+        UserError: sizes that no model can be built from, with the reason.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        num_layers: int = 8,
+        perceiver_iterations: int = 2,
+        perceiver_heads: int = 8,
+        d_state: int = 16,
+        dropout: float = 0.0,
+        channels: int = 3,
+        distance_attention: bool = True,
+        **shared,
+    ):
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout={dropout}: give a share in [0, 1)")
+        require_positive(d_state=d_state)
+        super().__init__(channels=channels, d_model=d_model, **shared)
+        self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout)
+        self.perceiver = LightweightPerceiver(
+            d_model, perceiver_iterations, perceiver_heads, dropout, distance_attention
+        )
+
+    def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
+        tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
+        tokens = reorder(tokens, prepared.order)                          # (B, L, D) along a curve
+        tokens = self.mamba(tokens)                                       # (B, L, D)
+        tokens = restore(tokens, prepared.order)                          # (B, L, D) as they were
+        context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
+        return self.perceiver(
+            queries, context, prepared.query_coords, prepared.input_coords
+        )                                                                 # (B, N, D)
+
+
+@dataclass
+class Config(TrainingConfig):
+    """Settings of a V2 training."""
+
+    d_model: int = 256
+    """Width of the model."""
+    num_layers: int = 8
+    """Mamba layers, half of them reading forward, half backward."""
+    perceiver_iterations: int = 2
+    """Rounds of the perceiver: queries attend to observations, then to each other."""
+    perceiver_heads: int = 8
+    """Attention heads; must divide d_model."""
+    d_state: int = 16
+    """States per channel of the selective scan."""
+    dropout: float = 0.0
+    """Share of activations dropped in training."""
+    distance_attention: bool = True
+    """Let attention know how far apart points are."""
+    save_dir: str = "checkpoints_mamba_v2"
+    """Folder for checkpoints, pictures and metrics."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train(cli.parse(Config, arguments, __doc__), MAMBADiffusionV2, name="mamba_v2")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
