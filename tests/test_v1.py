@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsefield.errors import UserError
+from train_mamba import Config, MAMBADiffusion
+
+SMALL = dict(d_model=32, num_layers=2, heads=4, neighbours=4)
+
+
+def points(batch: int = 2, inputs: int = 9, queries: int = 20) -> tuple[torch.Tensor, ...]:
+    """noisy_values, query_coords, t, input_coords, input_values."""
+    torch.manual_seed(1)
+    return (torch.randn(batch, queries, 3), torch.rand(batch, queries, 2), torch.rand(batch),
+            torch.rand(batch, inputs, 2), torch.rand(batch, inputs, 3) * 2 - 1)
+
+
+def small(**changes) -> MAMBADiffusion:
+    torch.manual_seed(0)
+    model = MAMBADiffusion(**{**SMALL, **changes}).eval()
+    torch.nn.init.normal_(model.decoder[-1].weight)  # zero at the start: nothing would show
+    return model
+
+
+@pytest.mark.parametrize("prior", ["kriging", "none"])
+def test_default_size(prior):
+    count = sum(p.numel() for p in MAMBADiffusion(prior=prior).parameters())
+    assert 14e6 < count < 16e6
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_parameter_gets_a_gradient(residual):
+    model = small(cross_attention_residual=residual)
+    model(*points()).square().mean().backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_tokens_are_read_one_way():
+    """In the order [context, queries], a query sees earlier tokens only: V1's handicap."""
+    model = small(order="concat", prior="none", neighbours=0)
+    noisy, *rest = points()
+    before = model(noisy, *rest)
+    noisy[:, 10] += 1
+    changed = (model(noisy, *rest) - before).abs().amax(dim=(0, 2)) > 0
+    assert not changed[:10].any() and changed[10:].all()
+
+
+def test_the_residual_hands_the_queries_on():
+    """With a cross-attention that gives nothing, only the residual tells queries apart."""
+    for residual in (False, True):
+        model = small(cross_attention_residual=residual, prior="none")
+        torch.nn.init.zeros_(model.cross_attention.out_proj.weight)
+        output = model(*points())
+        assert (output.std(dim=1).max() > 1e-3) == residual
+
+
+@pytest.mark.parametrize("setting, value, reason", [
+    ("heads", 5, "does not divide"), ("num_layers", 0, "at least 1"), ("dropout", 1.0, "dropout"),
+    ("prior", "spline", "choose one of"), ("order", "spiral", "order"),
+])
+def test_impossible_settings_are_refused(setting, value, reason):
+    with pytest.raises(UserError, match=reason):
+        MAMBADiffusion(**{**SMALL, setting: value})
+
+
+def test_v1_and_v2_train_with_the_same_settings():
+    import train_mamba_v2
+
+    shared = {"save_dir", "d_model", "num_layers"}
+    ours, theirs = vars(Config()), vars(train_mamba_v2.Config())
+    common = (set(ours) & set(theirs)) - shared
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}

@@ -1,0 +1,122 @@
+"""Train MAMBA Diffusion V1: the baseline that V2 is compared with.
+
+    python train_mamba.py                                      # embedded photographs, any device
+    python train_mamba.py --data pictures.npz --d_model 256 --epochs 200
+    torchrun --standalone --nproc_per_node 2 train_mamba.py    # several processes or GPUs
+    python train_mamba.py --help                               # every setting, explained
+
+The same command again continues where the last one stopped.
+
+Symbols: B batch, M observed points (context), N queried points, L = M + N tokens, C channels,
+D d_model. Flow time t runs from 0 (noise) to 1 (data).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsefield import cli
+from sparsefield.attention import Attention
+from sparsefield.conditional import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.config import TrainingConfig
+from sparsefield.errors import UserError
+from sparsefield.mamba import MambaLayer
+from sparsefield.training import train
+
+
+class MAMBADiffusion(FieldModel):
+    """Velocity field: tokens, one-way Mamba over all of them, one cross-attention, decoder.
+
+    Preprocessing, prior and decoder are those of V2; the differences are what V2 is about.
+
+    Args:
+        d_model: D. num_layers: Mamba layers, all reading forward. d_state: of their scans.
+        heads: of the cross-attention. dropout: in [0, 1).
+        cross_attention_residual: add the queries to what they read. Without it, as V1 was
+            described, a query passes on only what it gathers from the observations.
+        distance_attention: let attention know how far apart points are.
+        channels and shared: see FieldModel (prior, neighbours, order, Fourier features).
+    Raises:
+        UserError: sizes that no model can be built from, with the reason.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        num_layers: int = 6,
+        heads: int = 8,
+        d_state: int = 16,
+        dropout: float = 0.0,
+        channels: int = 3,
+        cross_attention_residual: bool = False,
+        distance_attention: bool = True,
+        **shared,
+    ):
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout={dropout}: give a share in [0, 1)")
+        require_positive(num_layers=num_layers, d_state=d_state)
+        super().__init__(channels=channels, d_model=d_model, **shared)
+        self.cross_attention_residual = cross_attention_residual
+        self.mamba = nn.ModuleList(
+            MambaLayer(d_model, d_state, dropout) for _ in range(num_layers)
+        )
+        self.query_norm, self.context_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.cross_attention = Attention(d_model, heads, distance_attention)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(d_model),
+            nn.Linear(d_model, 4 * d_model),
+            nn.GELU(),
+            nn.Linear(4 * d_model, d_model),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
+        tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
+        tokens = reorder(tokens, prepared.order)                          # (B, L, D) along a curve
+        for layer in self.mamba:
+            tokens = layer(tokens)                                        # (B, L, D)
+        tokens = restore(tokens, prepared.order)                          # (B, L, D) as they were
+        context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
+        seen = self.cross_attention(
+            self.query_norm(queries),
+            self.context_norm(context),
+            prepared.query_coords,
+            prepared.input_coords,
+        )                                                                 # (B, N, D)
+        seen = self.dropout(seen)                                         # (B, N, D)
+        x = queries + seen if self.cross_attention_residual else seen     # (B, N, D)
+        return x + self.dropout(self.mlp(x))                              # (B, N, D)
+
+
+@dataclass
+class Config(TrainingConfig):
+    """Settings of a V1 training."""
+
+    d_model: int = 512
+    """Width of the model."""
+    num_layers: int = 6
+    """Mamba layers, all reading forward."""
+    heads: int = 8
+    """Attention heads; must divide d_model."""
+    d_state: int = 16
+    """States per channel of the selective scan."""
+    dropout: float = 0.0
+    """Share of activations dropped in training."""
+    cross_attention_residual: bool = False
+    """Add the queries to what the cross-attention gives them, as V2 does."""
+    distance_attention: bool = True
+    """Let attention know how far apart points are."""
+    save_dir: str = "checkpoints_mamba"
+    """Folder for checkpoints, pictures and metrics."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train(cli.parse(Config, arguments, __doc__), MAMBADiffusion, name="mamba")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
