@@ -66,12 +66,6 @@ class MAMBADiffusion(FieldModel):
         )
         self.query_norm, self.context_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.cross_attention = Attention(d_model, heads, distance_attention)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(d_model),
-            nn.Linear(d_model, 4 * d_model),
-            nn.GELU(),
-            nn.Linear(4 * d_model, d_model),
-        )
         self.dropout = nn.Dropout(dropout)
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
@@ -88,8 +82,7 @@ class MAMBADiffusion(FieldModel):
             prepared.input_coords,
         )                                                                 # (B, N, D)
         seen = self.dropout(seen)                                         # (B, N, D)
-        x = queries + seen if self.cross_attention_residual else seen     # (B, N, D)
-        return x + self.dropout(self.mlp(x))                              # (B, N, D)
+        return queries + seen if self.cross_attention_residual else seen
 
 
 @dataclass

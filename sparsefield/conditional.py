@@ -175,8 +175,10 @@ class FieldModel(nn.Module):
 
 
 def projection(width: int, d_model: int) -> nn.Module:
-    """Token features (..., width) to (..., d_model)."""
-    return nn.Sequential(nn.Linear(width, d_model), nn.GELU(), nn.Linear(d_model, d_model))
+    """Token features (..., width) to (..., d_model), by a hidden layer of 4 d_model."""
+    return nn.Sequential(
+        nn.Linear(width, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
+    )
 
 
 def require_positive(**sizes: int) -> None:
