@@ -53,7 +53,7 @@ class FrozenTest:
     Args:
         split: fields. pattern: which points are observed. count: cases, at most len(split).
         seed: of observations and noise, with the index of the field. batch_size: cases per model
-            call; it changes speed and memory, not results.
+            call; it changes speed and memory, and results only by rounding.
     Attributes:
         indices: fields of the split. cases: see `frozen_case`. truths: (H, W, C) in [0, 1].
     Raises:

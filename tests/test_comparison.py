@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import eval_v1_vs_v2 as script
+import train_mamba
+import train_mamba_v2
+from sparsefield import plots_comparison
+from sparsefield.attention import Attention
+from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.data import open_data, parse_pattern
+from sparsefield.errors import UserError
+from sparsefield.evaluation import FrozenTest, count_flops
+from sparsefield.mamba import Mamba
+
+ROOT = Path(__file__).parents[1]
+SIZE = dict(d_model=16, num_layers=2, neighbours=4)
+NAMES = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
+         "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """60 smooth random colour pictures, 16 x 16: 3 of them are the test."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", channels=3)
+
+
+def write_pictures(path: Path, channels: int, seed: int = 0, count: int = 60) -> Path:
+    rng = np.random.default_rng(seed)
+    waves = rng.uniform(0.5, 3, (count, 2, channels)), rng.uniform(0, 6, (count, channels))
+    y, x = np.mgrid[:16, :16] / 16
+    phase = x[..., None] * waves[0][:, None, None, 0] + y[..., None] * waves[0][:, None, None, 1]
+    images = 0.5 + 0.5 * np.sin(2 * np.pi * phase + waves[1][:, None, None])
+    np.savez(path, images=(255 * images).round().astype(np.uint8))
+    return path
+
+
+def write_checkpoint(path: Path, name: str, data_path: Path, **config_changes) -> Path:
+    """An untrained model whose decoder does something, as training would save it."""
+    module, model_class, heads = NAMES[name]
+    data = open_data(str(data_path))
+    arguments = {**SIZE, **heads, "channels": data.channels}
+    torch.manual_seed(len(name) + (name == "V2"))
+    model = model_class(**arguments)
+    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
+    config = {**asdict(module.Config(data=str(data_path))), **config_changes}
+    save_checkpoint(path, {
+        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
+        "weights": model.state_dict(), "data": data.describe(), "config": config,
+        "step": 7, "epoch": 1, "metrics": {},
+    })
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, pictures) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {f"{name.lower()}_checkpoint": str(write_checkpoint(folder / name, name, pictures))
+            for name in NAMES}
+
+
+def config(checkpoints: dict, folder: Path, **changes) -> script.Config:
+    settings = {**checkpoints, "num_steps": 2, "device": "cpu", "save_dir": str(folder), **changes}
+    return script.Config(**settings)
+
+
+@pytest.fixture(scope="module")
+def compared(checkpoints, tmp_path_factory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("report")
+    return script.evaluate(config(checkpoints, folder)), folder
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_all_files_are_written_and_the_json_is_strict(compared):
+    results, folder = compared
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "comparison_results.json", "comparison_results.txt", "improvement_chart.png",
+        "v1_vs_v2_comparison.png",
+    ]
+    stored = json.loads((folder / "comparison_results.json").read_text(),
+                        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert stored == json.loads(json.dumps(script.plain(results)))
+    for kind in ("mean", "sample"):
+        for name in ("V1", "V2"):
+            assert len(stored[kind][name]["per_image"]["psnr"]) == 3
+    assert stored["mean"]["V1"]["nfe"] == 1 and stored["sample"]["V1"]["nfe"] == 3
+
+
+@pytest.mark.parametrize("prior, rounding", [("none", 1e-6), ("kriging", 1e-3)])
+@pytest.mark.parametrize("method", [{"method": "mean"}, {"method": "sde", "num_steps": 3}])
+def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, method):
+    """Kriging's variance cancels in float32, and its rounding depends on the kernels of a batch."""
+    torch.manual_seed(0)
+    model = train_mamba_v2.MAMBADiffusionV2(**SIZE, perceiver_heads=2, prior=prior).eval()
+    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
+    data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
+    whole, single = (FrozenTest(data.test, pattern, 3, batch_size=size).model(model, **method)
+                     for size in (3, 1))
+    assert np.ptp(whole.fields[0]) > 0.1
+    for a, b in zip(whole.fields, single.fields):
+        assert np.abs(a - b).max() < rounding
+
+
+def test_both_models_see_the_same_points_and_noise(checkpoints, pictures):
+    data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
+    one, other = (FrozenTest(data.test, pattern, 3, batch_size=b) for b in (1, 2))
+    assert one.indices == other.indices == [0, 1, 2]
+    for a, b in zip(one.cases, other.cases):
+        assert np.array_equal(a["observed"], b["observed"]) and a["noise_seed"] == b["noise_seed"]
+        assert len(a["observed"]) == int(0.2 * 256)
+    changed = FrozenTest(data.test, pattern, 3, seed=1)
+    assert not np.array_equal(one.cases[0]["observed"], changed.cases[0]["observed"])
+
+
+def test_a_model_compared_with_itself_does_not_differ(compared):
+    summary = compared[0]["sample"]["V2"]
+    for name, difference in script.paired(summary, summary, seed=0).items():
+        if not math.isnan(summary["mean"][name]):
+            assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
+
+
+def test_a_number_that_no_picture_has_is_called_undefined(compared):
+    """The waves have no flat area: no flat_hf, and no nan in the report."""
+    results, folder = compared
+    assert math.isnan(results["mean"]["V1"]["mean"]["flat_hf"])
+    text = (folder / "comparison_results.txt").read_text()
+    assert "flat_hf (grain in flat areas):\n  undefined for these pictures" in text
+    assert "nan ±" not in text
+
+
+def test_differences_are_v2_minus_v1(compared):
+    results = compared[0]
+    for metric, difference in results["differences"]["mean"].items():
+        v1, v2 = (results["mean"][name]["per_image"][metric] for name in ("V1", "V2"))
+        assert difference["per_image"] == pytest.approx(np.subtract(v2, v1), nan_ok=True)
+
+
+def test_the_report_has_the_blocks_that_people_search_for(compared):
+    results, folder = compared
+    text = (folder / "comparison_results.txt").read_text()
+    for kind in ("mean", "sample"):
+        v1, v2 = (results[kind][name] for name in ("V1", "V2"))
+        gain = v2["mean"]["psnr"] - v1["mean"]["psnr"]
+        assert (
+            "PSNR:\n"
+            f"  V1: {v1['mean']['psnr']:.2f} ± {v1['sd']['psnr']:.2f} dB\n"
+            f"  V2: {v2['mean']['psnr']:.2f} ± {v2['sd']['psnr']:.2f} dB\n"
+            f"  Improvement: {gain:+.2f} dB ({100 * gain / v1['mean']['psnr']:+.1f}%)\n"
+        ) in text
+    assert text.count("\nSSIM:\n") == 2
+    for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0", "GFLOP"):
+        assert word in text
+
+
+@pytest.mark.parametrize("change, of, text", [
+    (3.67, 28.45, "+12.9%"), (-0.5, 10, "-5.0%"), (-1e-9, 1, "+0.0%"), (0.1, 0.0, "V1 has 0"),
+    (math.nan, 1, "undefined"),
+])
+def test_percentages(change, of, text):
+    assert text in script.percent(change, of)
+
+
+def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
+    other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=1e-3, device="mps")
+    settings = config({**checkpoints, "v2_checkpoint": str(other)}, tmp_path)
+    loaded = {name: script.load(name, getattr(settings, f"{name.lower()}_checkpoint"))
+              for name in NAMES}
+    assert script.differences_in_training(loaded) == {
+        "prior": ["kriging", "none"], "lr": [1e-4, 1e-3]
+    }
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+class OneBlock(torch.nn.Module):
+    """A model that is a single block, to count."""
+
+    def __init__(self, block: torch.nn.Module):
+        super().__init__()
+        self.block = block
+
+    def prepare(self, *points):
+        return None
+
+    def forward(self, noisy, query_coords, t, input_coords, input_values, prepared=None):
+        if isinstance(self.block, Mamba):
+            return self.block(torch.zeros(1, noisy.shape[1], 32))
+        queries, context = (torch.zeros(1, x.shape[1], 32) for x in (noisy, input_values))
+        return self.block(queries, context, query_coords, input_coords)
+
+
+def test_flops_of_attention_by_hand():
+    """The counter of PyTorch alone counts no attention at all on a CPU."""
+    queries, inputs, width, heads = 16, 5, 32, 4
+    model = OneBlock(Attention(width, heads, distance=False))
+    linear = 2 * width * width * (2 * queries + 2 * inputs)
+    attention = 2 * 2 * queries * inputs * width
+    assert count_flops(model, (4, 4), 3, inputs) == linear + attention
+
+
+def test_flops_of_a_mamba_block_by_hand():
+    length, width, inner, rank, states = 16, 32, 64, 2, 16
+    linear = 2 * length * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner
+                           + inner * width)
+    convolution = 2 * (length + 3) * inner * 4
+    scan = length * inner * (9 * states + 2)
+    assert count_flops(OneBlock(Mamba(width)), (4, 4), 3, 5) == linear + convolution + scan
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_rows_are_quantiles_of_the_error():
+    errors = [0.3, 0.1, 0.5, 0.2, 0.4]
+    assert plots_comparison.quantile_rows(errors, rows=3) == [(0.0, 1), (0.5, 0), (1.0, 2)]
+    assert plots_comparison.quantile_rows([0.7]) == [(0.0, 0)]
+    assert len(plots_comparison.quantile_rows(range(20))) == 5
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def refused(settings: script.Config) -> str:
+    with pytest.raises(UserError) as error:
+        script.evaluate(settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path):
+    missing = {"v1_checkpoint": str(tmp_path / "none.pth")}
+    assert "train V1 first: ./run_mamba_training.sh" in refused(
+        config({**checkpoints, **missing}, tmp_path / "out"))
+    (tmp_path / "v1_latest.pth").touch()
+    missing = {"v1_checkpoint": str(tmp_path / "v1_best.pth")}
+    assert "v1_latest.pth, which is there" in refused(
+        config({**checkpoints, **missing}, tmp_path / "out"))
+    missing = {"v2_checkpoint": str(tmp_path / "none.pth")}
+    assert "train V2 first: ./run_mamba_v2_training.sh" in refused(
+        config({**checkpoints, **missing}, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_swapped_checkpoints_are_refused(checkpoints, tmp_path):
+    v1, v2 = checkpoints["v1_checkpoint"], checkpoints["v2_checkpoint"]
+    message = refused(config({"v1_checkpoint": v2, "v2_checkpoint": v1}, tmp_path))
+    assert "holds a MAMBADiffusionV2, not a MAMBADiffusion (V1)" in message
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
+    whole = Path(checkpoints["v1_checkpoint"]).read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "cut.pth").write_bytes(whole[:size])
+        cut = {"v1_checkpoint": str(tmp_path / "cut.pth")}
+        assert "cut.pth" in refused(config({**checkpoints, **cut}, tmp_path / "out"))
+
+
+def test_models_of_different_data_are_refused(checkpoints, tmp_path):
+    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1)
+    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", other))}
+    assert "train both on the same data" in refused(config({**checkpoints, **v2}, tmp_path))
+    grey = write_pictures(tmp_path / "grey.npz", channels=1)
+    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", grey))}
+    assert "3 channels and V2 with 1" in refused(config({**checkpoints, **v2}, tmp_path))
+
+
+def test_test_data_that_does_not_fit_is_refused(checkpoints, tmp_path):
+    grey = write_pictures(tmp_path / "grey.npz", channels=1)
+    message = refused(config(checkpoints, tmp_path, data=str(grey)))
+    assert "1 channels, the model was trained with 3" in message
+    assert "no such file" in refused(config(checkpoints, tmp_path, data=str(tmp_path / "no.npz")))
+
+
+def test_training_data_that_changed_or_vanished_is_told(tmp_path):
+    path = write_pictures(tmp_path / "mine.npz", channels=3)
+    both = {f"{name.lower()}_checkpoint": str(write_checkpoint(tmp_path / name, name, path))
+            for name in NAMES}
+    write_pictures(path, channels=3, seed=9)
+    assert "its contents differ" in refused(config(both, tmp_path / "out"))
+    path.unlink()
+    assert "which is not here" in refused(config(both, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"sampler": "magic"}, "unknown sampler"), ({"sampler": "mean"}, "draws no sample"),
+    ({"num_steps": 0}, "at least 1 step"), ({"num_samples": 0}, "num_samples=0"),
+    ({"batch_size": 0}, "batch_size=0"), ({"device": "tpu"}, "device='tpu'"),
+    ({"observe": "some"}, "random:0.2"), ({"save_dir": "/dev/null/x"}, "choose another folder"),
+])
+def test_impossible_settings_are_refused(checkpoints, tmp_path, changes, reason):
+    assert reason in refused(config(checkpoints, tmp_path, **changes))
+
+
+def test_other_test_pictures_can_be_named(checkpoints, tmp_path):
+    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1, count=8)
+    results = script.evaluate(config(
+        checkpoints, tmp_path / "out", data_test=str(other), num_samples=1000, sampler="euler"))
+    assert results["settings"]["pictures"] == 8
+    assert "8 of 8 test pictures" in (tmp_path / "out/comparison_results.txt").read_text()
+
+
+# --- as a person runs it -------------------------------------------------------------------------
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_an_error_is_one_line_and_code_2(tmp_path):
+    result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
