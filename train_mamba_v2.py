@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
 from sparsefield.attention import Attention
+from sparsefield.checkpoint import take_shared_components
 from sparsefield.conditional import FieldModel, Prepared, reorder, require_positive, restore
 from sparsefield.errors import UserError
 from sparsefield.mamba import MambaLayer
@@ -182,12 +184,20 @@ class Config(TrainingConfig):
     """Share of activations dropped in training."""
     distance_attention: bool = True
     """Let attention know how far apart points are."""
+    init_from_v1: str | None = None
+    """Checkpoint of V1 whose encoders and decoder a new training starts from, where they fit."""
     save_dir: str = "checkpoints_mamba_v2"
     """Folder for checkpoints, pictures and metrics."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    train(cli.parse(Config, arguments, __doc__), MAMBADiffusionV2, name="mamba_v2")
+    config = cli.parse(Config, arguments, __doc__)
+    initialise = None
+    if config.init_from_v1 is not None:
+        initialise = partial(
+            take_shared_components, path=config.init_from_v1, model_class="MAMBADiffusion"
+        )
+    train(config, MAMBADiffusionV2, name="mamba_v2", initialise=initialise)
 
 
 if __name__ == "__main__":

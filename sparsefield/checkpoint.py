@@ -144,6 +144,43 @@ def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Modu
     return model.to(device).eval()
 
 
+def take_shared_components(model: nn.Module, path: str | Path, model_class: str) -> list[str]:
+    """Copy into a model what it shares with a checkpoint of another class.
+
+    A component is a direct child of the model (encoders, decoder). It is taken whole, when every
+    tensor of it has the same name and shape, or not at all.
+
+    Args:
+        model_class: which class the checkpoint must hold.
+    Returns:
+        lines that say what was and what was not taken.
+    Raises:
+        UserError: as `load_checkpoint`, or the checkpoint holds another class.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint["model_class"] != model_class:
+        raise UserError(
+            f"{path} holds a {checkpoint['model_class']}, not a {model_class}: give another file"
+        )
+    lines = []
+    for name, child in model.named_children():
+        ours = child.state_dict()
+        theirs = {key: checkpoint["weights"].get(f"{name}.{key}") for key in ours}
+        differing = [key for key, value in theirs.items()
+                     if value is None or value.shape != ours[key].shape]
+        if not ours:
+            continue
+        if differing:
+            there = theirs[differing[0]]
+            what = "not there" if there is None else f"{tuple(there.shape)}"
+            lines.append(f"not taken from {path}: {name} ({differing[0]}: {what}, here "
+                         f"{tuple(ours[differing[0]].shape)})")
+        else:
+            child.load_state_dict({key: value.float() for key, value in theirs.items()})
+            lines.append(f"taken from {path}: {name}")
+    return lines
+
+
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
     """Model and checkpoint of a file. Raises UserError as `load_checkpoint`, `build_model`."""
     checkpoint = load_checkpoint(path)

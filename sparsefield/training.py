@@ -11,6 +11,7 @@ import inspect
 import logging
 import math
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -210,11 +211,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 # --- the training --------------------------------------------------------------------------------
 
 
-def train(config: TrainingConfig, model_class: type[nn.Module], name: str) -> None:
+def train(
+    config: TrainingConfig,
+    model_class: type[nn.Module],
+    name: str,
+    initialise: Callable[[nn.Module], list[str]] | None = None,
+) -> None:
     """Train a model, or go on with it, and write everything into `config.save_dir`.
 
     Args:
         name: how the files begin, "mamba_v2" or "mamba".
+        initialise: changes the weights that a new training starts from, and says how in lines.
     Raises:
         UserError: settings, data or checkpoints that cannot be used, memory that does not suffice,
             or losses that stay non-finite.
@@ -232,7 +239,7 @@ def train(config: TrainingConfig, model_class: type[nn.Module], name: str) -> No
             return
         folder = RunFolder(config.save_dir, name)
         with folder.locked() if world.is_first else nullcontext():
-            run(config, model, arguments, data, folder, world)
+            run(config, model, arguments, data, folder, world, initialise)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(
@@ -256,6 +263,7 @@ def run(
     data: Data,
     folder: RunFolder,
     world: World,
+    initialise: Callable[[nn.Module], list[str]] | None,
 ) -> None:
     """Set up what training needs, go on where the folder's newest checkpoint stands, and loop."""
     pattern = parse_pattern(config.observe)
@@ -288,6 +296,10 @@ def run(
         "model": model, "averaged": averaged, "optimiser": optimiser, "progress": progress
     }
     resume(config, arguments, data, folder, persistent, world)
+    if initialise is not None and progress.step == 0:
+        for line in initialise(model):
+            log.info(line)
+        averaged.module.load_state_dict(model.state_dict())
     validation = Validation(
         data.val, pattern, config.eval_pictures, share, world.device, (world.rank, world.size)
     )

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Train MAMBA Diffusion V1, the baseline. Sets itself up, trains in the background, writes
+# training_output.log.
+#
+#   QUICK=1 ./run_mamba_training.sh                 in the foreground, into a folder of its own
+#   ./run_mamba_training.sh                         the default model
+#   D_MODEL=256 EPOCHS=200 ./run_mamba_training.sh  other settings (README: table of variables)
+#   STATUS=1 or STOP=1 ./run_mamba_training.sh      look after it, stop it; the same command goes on
+#
+# Further arguments go to train_mamba.py as they are (--help explains all of them), for example
+# --cross_attention_residual True.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+SCRIPT=train_mamba.py
+LOG=training_output.log
+FLAGS=("HEADS heads" "DROPOUT dropout" "D_STATE d_state")
+
+if [ "${QUICK-}" = 1 ]; then
+  FOREGROUND=${FOREGROUND:-1}
+  SAVE_DIR=${SAVE_DIR:-checkpoints_mamba/quick}
+fi
+
+. scripts/runner.sh
+run_training "$@"

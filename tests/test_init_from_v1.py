@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from test_comparison import run, write_checkpoint, write_pictures
+
+from sparsefield.checkpoint import load_checkpoint, take_shared_components
+from sparsefield.errors import UserError
+from train_mamba_v2 import MAMBADiffusionV2
+
+SHARED = {"fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
+
+
+@pytest.fixture(scope="module")
+def v1(tmp_path_factory) -> str:
+    """A checkpoint of V1 with d_model 16."""
+    folder = tmp_path_factory.mktemp("v1")
+    pictures = write_pictures(folder / "pictures.npz", channels=3)
+    return str(write_checkpoint(folder / "v1.pth", "V1", pictures))
+
+
+def v2(d_model: int) -> MAMBADiffusionV2:
+    torch.manual_seed(5)
+    return MAMBADiffusionV2(d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4)
+
+
+def names(lines: list[str], start: str) -> set[str]:
+    return {line.split(": ")[1].split(" ")[0] for line in lines if line.startswith(start)}
+
+
+def test_everything_shared_is_taken_at_equal_width(v1):
+    model = v2(16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lines = take_shared_components(model, v1, "MAMBADiffusion")
+    assert names(lines, "taken") == SHARED
+    assert names(lines, "not taken") == {"mamba", "perceiver"}
+    theirs = load_checkpoint(v1)["weights"]
+    for name, value in model.state_dict().items():
+        source = theirs if name.split(".")[0] in SHARED else before
+        assert torch.equal(value, source[name]), name
+
+
+def test_at_another_width_only_the_frequencies_fit_and_it_says_so(v1):
+    model = v2(32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lines = take_shared_components(model, v1, "MAMBADiffusion")
+    assert names(lines, "taken") == {"fourier"}
+    assert names(lines, "not taken") == SHARED - {"fourier"} | {"mamba", "perceiver"}
+    for name, value in model.state_dict().items():
+        if not name.startswith("fourier"):
+            assert torch.equal(value, before[name]), name  # not even the decoder's bias
+
+
+def test_another_class_or_no_file_is_refused(tmp_path, v1):
+    with pytest.raises(UserError, match="holds a MAMBADiffusion, not a MAMBADiffusionV2"):
+        take_shared_components(v2(16), v1, "MAMBADiffusionV2")
+    with pytest.raises(UserError, match="does not exist"):
+        take_shared_components(v2(16), tmp_path / "none.pth", "MAMBADiffusion")
+
+
+def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path):
+    pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
+    command = ["train_mamba_v2.py", "--data", str(pictures), "--epochs", "1", "--d_model", "16",
+               "--num_layers", "2", "--perceiver_heads", "2", "--neighbours", "4",
+               "--batch_size", "18", "--queries_min", "8", "--queries_max", "16", "--lr", "1e-12",
+               "--eval_pictures", "1", "--device", "cpu", "--init_from_v1", v1,
+               "--save_dir", str(tmp_path / "v2")]
+    first = run(*command)
+    assert first.returncode == 0, first.stderr
+    assert f"taken from {v1}: decoder" in first.stdout
+    trained = load_checkpoint(tmp_path / "v2/mamba_v2_latest.pth")["weights"]
+    theirs = load_checkpoint(v1)["weights"]["decoder.3.weight"]
+    assert torch.allclose(trained["decoder.3.weight"], theirs, atol=1e-6)  # the averaged weights
+    again = run(*command)
+    assert again.returncode == 0 and "taken from" not in again.stdout  # it goes on instead
