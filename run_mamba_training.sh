@@ -2,7 +2,7 @@
 # Train MAMBA Diffusion V1, the baseline. Sets itself up, trains in the background, writes
 # training_output.log.
 #
-#   QUICK=1 ./run_mamba_training.sh                 in the foreground, into a folder of its own
+#   QUICK=1 ./run_mamba_training.sh                 trained as V2's quick model, in the foreground
 #   ./run_mamba_training.sh                         the default model
 #   D_MODEL=256 EPOCHS=200 ./run_mamba_training.sh  other settings (README: table of variables)
 #   STATUS=1 or STOP=1 ./run_mamba_training.sh      look after it, stop it; the same command goes on
@@ -16,9 +16,12 @@ SCRIPT=train_mamba.py
 LOG=training_output.log
 FLAGS=("HEADS heads" "DROPOUT dropout" "D_STATE d_state")
 
-if [ "${QUICK-}" = 1 ]; then
-  FOREGROUND=${FOREGROUND:-1}
-  SAVE_DIR=${SAVE_DIR:-checkpoints_mamba/quick}
+if [ "${QUICK-}" = 1 ]; then  # V2's quick training; twice its width, as in the default models
+  : "${FOREGROUND:=1}" "${SAVE_DIR:=checkpoints_mamba/quick}"
+  : "${D_MODEL:=128}" "${NUM_LAYERS:=2}" "${HEADS:=4}"
+  : "${BATCH_SIZE:=32}" "${EPOCHS:=12}" "${LR:=2e-3}" "${WARMUP:=50}" "${ZERO_SHARE:=0.5}"
+  : "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
+  : "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=6}" "${SAVE_EVERY:=2}"
 fi
 
 . scripts/runner.sh

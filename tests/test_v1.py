@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,3 +78,20 @@ def test_v1_and_v2_train_with_the_same_settings():
     ours, theirs = vars(Config()), vars(train_mamba_v2.Config())
     common = (set(ours) & set(theirs)) - shared
     assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+
+
+@pytest.mark.parametrize("quick", ["", "1"])
+def test_both_runners_train_alike(quick):
+    """A comparison compares models only while the runners agree on everything else."""
+    environment = {**os.environ, "QUICK": quick, "DRY_RUN": "1", "DEVICE": "cpu",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    settings = []
+    for runner in ("./run_mamba_training.sh", "./run_mamba_v2_training.sh"):
+        shown = subprocess.run([runner], cwd=Path(__file__).parents[1], env=environment,
+                               capture_output=True, text=True, check=True).stdout
+        line = next(line for line in shown.splitlines() if line.startswith("settings: "))
+        settings.append(json.loads(line.removeprefix("settings: ")))
+    common = set(settings[0]) & set(settings[1]) - {"save_dir", "d_model", "num_layers"}
+    v1, v2 = ({name: found[name] for name in common} for found in settings)
+    assert v1 == v2
+    assert settings[0]["d_model"] == 2 * settings[1]["d_model"]
