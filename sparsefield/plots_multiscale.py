@@ -1,0 +1,198 @@
+"""Pictures of the multi-scale evaluation. Fields are (H, W, C) in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from sparsefield.plots import DPI, observed_only, plt, show
+
+ERROR_LIMIT = 0.3
+SPREAD_LIMIT = 0.2
+SHOWN_DRAWS = 4
+COLOURS = {"heun": "tab:blue", "euler": "tab:cyan", "sde": "tab:red", "ddim": "tab:green",
+           "adaptive": "tab:purple", "mean": "black"}
+MARKERS = {"heun": "o", "euler": "v", "sde": "s", "ddim": "^", "adaptive": "D", "mean": "*"}
+QUALITY = {"psnr": ("PSNR in dB", "higher"), "ssim": ("SSIM", "higher"),
+           "speckle_0.10": ("speckle (0.10)", "lower"), "crps": ("CRPS", "lower")}
+
+
+def resolutions(test, fields: dict[int, dict[str, list[np.ndarray]]], path: Path) -> None:
+    """A row per resolution of one case: observations, truth of that size, each method.
+
+    The case is that of the median error of the first method: shown by rule, not by looks.
+
+    Args:
+        test: MultiscaleTest. fields: {resolution: {method: fields of all cases}}.
+    """
+    methods = list(next(iter(fields.values())))
+    case = _median_case(test, fields)
+    titles = ["observed", "truth", *methods]
+    figure, axes = plt.subplots(
+        len(fields), len(titles), figsize=(2.1 * len(titles) + 0.5, 2.1 * len(fields) + 0.8),
+        squeeze=False, layout="constrained",
+    )
+    for line, (resolution, found) in zip(axes, fields.items()):
+        show(line[0], observed_only(test.base[case], test.cases[case]["observed"]))
+        if resolution in test.truths:
+            show(line[1], test.truths[resolution][case])
+        else:
+            line[1].text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")
+            line[1].set_axis_off()
+        for axis, method in zip(line[2:], methods):
+            show(axis, found[method][case])
+        line[0].set_ylabel(" x ".join(map(str, test.shape(resolution))), fontsize=10)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title("posterior mean" if title == "mean" else title, fontsize=10)
+    figure.suptitle(
+        f"Test picture {test.indices[case]}: the median of {len(test)} by error of {methods[0]}",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def _median_case(test, fields: dict[int, dict[str, list[np.ndarray]]]) -> int:
+    resolution, found = next(iter(fields.items()))
+    truths = test.truths.get(resolution)
+    if truths is None:
+        return len(test) // 2
+    errors = [np.nanmean((x - g) ** 2) for x, g in zip(next(iter(found.values())), truths)]
+    return int(np.argsort(errors, kind="stable")[len(errors) // 2])
+
+
+def performance(results: dict, path: Path, about: str) -> None:
+    """Quality of samples against evaluations and against seconds, at the observed resolution.
+
+    One curve per sampler over the steps that were compared, or one point without such a sweep;
+    the posterior mean and the interpolations are references where they have the number.
+    """
+    panels = [name for name in QUALITY if name != "crps" or results["uncertainty"]]
+    figure, axes = plt.subplots(
+        2, len(panels), figsize=(3.7 * len(panels), 7.4), sharey="col", squeeze=False,
+        layout="constrained",
+    )
+    points = _points(results)
+    references = _references(results)
+    for column, name in zip(axes.T, panels):
+        for axis, cost in zip(column, ("nfe", "seconds")):
+            for method, entries in points.items():
+                known = sorted((e[cost], e[name]) for e in entries if e.get(name) is not None)
+                if known:
+                    axis.plot(*zip(*known), color=COLOURS[method], marker=MARKERS[method],
+                              markersize=9 if method == "mean" else 6, alpha=0.8, linewidth=1.5,
+                              linestyle="none" if len(known) == 1 else "-",
+                              label="posterior mean" if method == "mean" else method)
+            for (label, numbers), style in zip(references.items(), (":", "-.", "--")):
+                if name in numbers:
+                    axis.axhline(numbers[name], color="0.4", linestyle=style, label=label)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.grid(alpha=0.3)
+            axis.set_xlabel({"nfe": "evaluations of the model",
+                             "seconds": "seconds per field"}[cost])
+        title, better = QUALITY[name]
+        column[0].set_title(f"{title} ({better} is better)", fontsize=11)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
+    figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def _points(results: dict) -> dict[str, list[dict]]:
+    """{method: [{nfe, seconds, psnr, ...}]} of the sweep and of the main table."""
+    points: dict[str, list[dict]] = {}
+    for entry in results["sweep"]:
+        points.setdefault(entry["method"], []).append(entry)
+    base = results["resolutions"].get(str(results["data"]["height"]), {"methods": {}})
+    for method, row in base["methods"].items():
+        swept = [entry["num_steps"] for entry in results["sweep"] if entry["method"] == method]
+        if row["kind"] == "interpolation" or results["settings"]["num_steps"] in swept:
+            continue
+        crps = results["uncertainty"].get(method, {}).get("crps")
+        entry = {"nfe": row["nfe"], "seconds": row["seconds_per_image"], "crps": crps}
+        points.setdefault(method, []).append({**row["mean"], **entry})
+    return points
+
+
+def _references(results: dict) -> dict[str, dict[str, float]]:
+    base = results["resolutions"].get(str(results["data"]["height"]), {"methods": {}})
+    return {name: row["mean"] for name, row in base["methods"].items()
+            if row["kind"] == "interpolation"}
+
+
+def diversity(test, method: str, draws: list[np.ndarray], path: Path) -> None:
+    """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
+    errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
+              for samples, truth in zip(draws, test.base)]
+    order = np.argsort(errors, kind="stable")
+    shares = [0.25, 0.5, 0.75] if len(order) > 2 else [0.5]
+    count = min(SHOWN_DRAWS, len(draws[0]))
+    titles = ["truth", "observed", *(f"sample {k + 1}" for k in range(count)),
+              f"mean of {len(draws[0])}", "sd", "|error of mean|"]
+    figure, axes = plt.subplots(
+        len(shares), len(titles), figsize=(1.8 * len(titles) + 1.2, 1.85 * len(shares) + 1.2),
+        squeeze=False, layout="constrained",
+    )
+    for line, share in zip(axes, shares):
+        case = int(order[round(share * (len(order) - 1))])
+        samples, truth = draws[case], test.base[case]
+        average = samples.mean(axis=0)
+        spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)
+        error = np.abs(average - truth).mean(axis=2, keepdims=True)
+        show(line[0], truth)
+        show(line[1], observed_only(truth, test.cases[case]["observed"]))
+        for axis, field in zip(line[2:], [*samples[:count], average]):
+            show(axis, field)
+        show(line[-2], spread, cmap="magma", vmax=SPREAD_LIMIT)
+        show(line[-1], error, cmap="magma", vmax=SPREAD_LIMIT)
+        line[0].set_ylabel(f"error: {share:.0%} quantile", fontsize=9)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=10)
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, SPREAD_LIMIT), "magma")
+    figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30)
+    figure.suptitle(f"Samples by {method}, {test.rows} x {test.columns}", fontsize=11)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def calibration(scores: dict[str, dict], path: Path, about: str) -> None:
+    """Rank histogram, coverage of intervals, and spread against skill of each sampler."""
+    figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    top = 0.0
+    for place, (method, score) in enumerate(scores.items()):
+        style = {"color": COLOURS[method], "marker": MARKERS[method], "label": method}
+        count = len(score["ranks"])
+        ranks.plot(np.arange(count), np.array(score["ranks"]) * count, markersize=4,
+                   linewidth=1.2, alpha=0.8, **style)
+        width = 0.8 / len(scores)
+        spots = np.arange(len(score["coverage"])) + (place + 0.5) * width - 0.4
+        levels.bar(spots, score["coverage"].values(), width, color=COLOURS[method], label=method)
+        curve.plot(score["bin_spread"], score["bin_skill"], markersize=5, linewidth=1.2,
+                   alpha=0.8, **style)
+        top = max(top, *score["bin_spread"], *score["bin_skill"])
+    ranks.axhline(1, color="0.3", linestyle="--", label="calibrated")
+    ranks.set(xlabel="samples below the truth", ylabel="frequency, 1 if uniform", ylim=(0, None),
+              title="Rank histogram")
+    attainable = next(iter(scores.values()))["attainable"]
+    for place, level in enumerate(attainable.values()):
+        levels.hlines(level, place - 0.45, place + 0.45, color="0.3", linestyle="--",
+                      label="calibrated" if place == 0 else None)
+    levels.set_xticks(range(len(attainable)), [f"{name} interval" for name in attainable])
+    levels.set(ylim=(0, 1), ylabel="share of the truth inside", title="Coverage")
+    curve.plot([0, top], [0, top], color="0.3", linestyle="--", label="calibrated")
+    curve.set(xlabel="spread: rms sd of the samples", ylabel="skill: rms error of their mean",
+              title="Spread and skill, in ten classes of points")
+    for axis in (ranks, levels, curve):
+        axis.grid(alpha=0.3)
+    handles, labels = ranks.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
