@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 SCRIPT=train_mamba_v2.py
-LOG=training_v2_output.log
+LOG=${LOG:-training_v2_output.log}
 FLAGS=(
   "PERCEIVER_ITER perceiver_iterations" "PERCEIVER_HEADS perceiver_heads" "DROPOUT dropout"
   "D_STATE d_state" "INIT_FROM_V1 init_from_v1"

@@ -102,12 +102,17 @@ class Progress:
 
 
 class StopRequest:
-    """SIGTERM or Ctrl-C ask to stop after the current step; a second one stops at once."""
+    """Within it, SIGTERM or Ctrl-C ask to stop after the current step; a second one stops at once."""
 
-    def __init__(self):
+    def __enter__(self) -> StopRequest:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self.former = {number: signal.signal(number, self._ask)
+                       for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         if self.asked:
@@ -238,8 +243,8 @@ def train(
         if config.dry_run:
             return
         folder = RunFolder(config.save_dir, name)
-        with folder.locked() if world.is_first else nullcontext():
-            run(config, model, arguments, data, folder, world, initialise)
+        with folder.locked() if world.is_first else nullcontext(), StopRequest() as stop:
+            run(config, model, arguments, data, folder, world, stop, initialise)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(
@@ -263,6 +268,7 @@ def run(
     data: Data,
     folder: RunFolder,
     world: World,
+    stop: StopRequest,
     initialise: Callable[[nn.Module], list[str]] | None,
 ) -> None:
     """Set up what training needs, go on where the folder's newest checkpoint stands, and loop."""
@@ -296,6 +302,9 @@ def run(
         "model": model, "averaged": averaged, "optimiser": optimiser, "progress": progress
     }
     resume(config, arguments, data, folder, persistent, world)
+    if progress.step >= total:
+        log.info("nothing left to do: all %d epochs are done; raise EPOCHS to go on", config.epochs)
+        return
     if initialise is not None and progress.step == 0:
         for line in initialise(model):
             log.info(line)
@@ -308,7 +317,6 @@ def run(
     if config.compile:
         forward = torch.compile(forward)
     amp = torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bfloat16(config, world))
-    stop = StopRequest()
 
     def checkpoint() -> dict:
         return {
@@ -324,8 +332,12 @@ def run(
             "resume": {key: item.state_dict() for key, item in persistent.items()},
         }
 
+    def validate() -> None:
+        if reporter.validate(averaged.module) and world.is_first:
+            folder.save_best(checkpoint())
+
     if progress.step == 0:
-        reporter.validate(averaged.module)
+        validate()  # where training starts from: the prior, or nothing
     loader = iter(DataLoader(
         batches,
         batch_size=None,
@@ -368,8 +380,7 @@ def run(
             is_end = progress.step == total
             reporter.epoch(rate)
             if epoch % config.eval_every == 0 or is_end:
-                if reporter.validate(averaged.module) and world.is_first:
-                    folder.save_best(checkpoint())
+                validate()
             if epoch % config.visualize_every == 0 or is_end:
                 reporter.picture(averaged.module)
             if world.is_first and (epoch % config.save_every == 0 or is_end):

@@ -1,0 +1,97 @@
+"""The runner as a person uses it: variables in, a log, a PID file, files and exit codes out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = dict(
+    D_MODEL="16", NUM_LAYERS="2", PERCEIVER_ITER="1", PERCEIVER_HEADS="2", NEIGHBOURS="4",
+    BATCH_SIZE="8", QUERIES_MIN="8", QUERIES_MAX="16", EVAL_PICTURES="2", EVAL_EVERY="1",
+    SAVE_EVERY="1", VISUALIZE_EVERY="1", EPOCHS="2", WARMUP="2", DEVICE="cpu",
+)
+
+
+@pytest.fixture
+def variables(tmp_path):
+    np.savez(
+        tmp_path / "data.npz",
+        images=np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8),
+    )
+    return {
+        **TINY, "DATA": str(tmp_path / "data.npz"), "SAVE_DIR": str(tmp_path / "run"),
+        "LOG": str(tmp_path / "training.log"),
+    }
+
+
+def runner(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **variables}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        [ROOT / "run_mamba_v2_training.sh", *arguments], env=environment, text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=120,
+    )
+
+
+def test_foreground_trains_and_writes_the_log(variables, tmp_path):
+    done = runner({**variables, "FOREGROUND": "1"}, "--ema_decay", "0.9")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "training.log").read_text()
+    assert log == done.stdout
+    assert '"ema_decay": 0.9' in log and "epoch 2/2" in log and "kriging" in log
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"mamba_v2_best.pth", "mamba_v2_latest.pth", "mamba_v2_epoch_0002.pth",
+                     "metrics.jsonl", "training_loss.png", "pictures_epoch_0002.png"}
+
+
+def test_background_status_second_start_and_stop(variables, tmp_path):
+    variables["EPOCHS"] = "100000"
+    started = runner(variables)
+    assert started.returncode == 0 and "tail -f" in started.stdout
+    try:
+        refused = runner(variables)
+        assert refused.returncode == 2 and "runs already" in refused.stderr
+        wait_for(lambda: "epoch 1/" in (tmp_path / "training.log").read_text())
+        assert "running, process" in runner({**variables, "STATUS": "1"}).stdout
+        stopped = runner({**variables, "STOP": "1"})
+        assert "the same command goes on from here" in stopped.stdout
+        assert "not running" in runner({**variables, "STATUS": "1"}).stdout
+        again = runner({**variables, "EPOCHS": "3", "FOREGROUND": "1"})
+        assert "going on from step" in again.stdout or "nothing left to do" in again.stdout
+    finally:
+        pid = int((tmp_path / "training.pid").read_text())
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_dry_run_prints_the_settings_and_trains_nothing(variables, tmp_path):
+    done = runner({**variables, "DRY_RUN": "1", "LR": "0.5"})
+    assert done.returncode == 0 and '"lr": 0.5' in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bad, words", [
+    ({"PERCEIVER_HEADS": "3"}, "heads=3 does not divide d_model=16"),
+    ({"DATA": "/nowhere.npz"}, "nowhere.npz"),
+    ({"EPOCHS": "many"}, "many"),
+])
+def test_bad_variables_end_with_code_2_and_no_traceback(variables, bad, words):
+    done = runner({**variables, **bad, "FOREGROUND": "1"})
+    assert done.returncode == 2
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)

@@ -1,0 +1,227 @@
+"""The training loop: what it refuses, writes, survives, and that it resumes exactly."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparsefield import training
+from sparsefield.checkpoint import load_checkpoint, load_model
+from sparsefield.config import TrainingConfig
+from sparsefield.errors import UserError
+from sparsefield.runfolder import RunFolder
+from train_mamba_v2 import Config, MAMBADiffusionV2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    rng = np.random.default_rng(0)
+    ramps = rng.integers(0, 255, (60, 1, 1, 3)) * np.linspace(0.2, 1, 8)[None, :, None, None]
+    np.savez(path, images=np.broadcast_to(ramps, (60, 8, 8, 3)).astype(np.uint8))
+    return path
+
+
+def settings(data: Path, folder: Path, **changes) -> Config:
+    small = dict(
+        data=str(data), save_dir=str(folder), d_model=16, num_layers=2, perceiver_iterations=1,
+        perceiver_heads=2, neighbours=4, batch_size=8, epochs=2, queries_min=8, queries_max=16,
+        eval_pictures=2, eval_every=1, save_every=1, warmup=2, lr=1e-3, device="cpu",
+    )
+    return Config(**{**small, **changes})
+
+
+def train(config: Config) -> None:
+    training.train(config, MAMBADiffusionV2, "mamba_v2")
+
+
+def records(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    timed = {"minutes", "samples_per_s", "data_wait", "memory_mb"}
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def assert_same(a: object, b: object) -> None:
+    """Nested dictionaries and lists of tensors and plain values, equal to the last bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_writes_everything_and_the_model_comes_back(data, tmp_path):
+    train(settings(data, tmp_path))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {
+        "mamba_v2_best.pth", "mamba_v2_best.safetensors", "mamba_v2_latest.pth",
+        "mamba_v2_epoch_0001.pth", "mamba_v2_epoch_0002.pth", "metrics.jsonl", "tensorboard",
+        "training_loss.png", "pictures_epoch_0002.png",
+    }
+    model, checkpoint = load_model(tmp_path / "mamba_v2_best.pth")
+    assert checkpoint["data"]["channels"] == 3 and "resume" not in checkpoint
+    shared, _ = load_model(tmp_path / "mamba_v2_best.safetensors")
+    assert_same(dict(model.state_dict()), dict(shared.state_dict()))
+
+
+def test_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
+    data, tmp_path, monkeypatch
+):
+    train(settings(data, tmp_path / "whole", dropout=0.1))
+    # Stop in the middle of an epoch, and validate at other intervals until then.
+    for stop_after in (3, 9):
+        original = training.Progress.record
+
+        def record(self, *step, stop_after=stop_after, original=original):
+            original(self, *step)
+            if self.step == stop_after:
+                training.signal.raise_signal(training.signal.SIGTERM)
+
+        monkeypatch.setattr(training.Progress, "record", record)
+        # The stop is noticed one step later, in a run of its own each time.
+        train(settings(data, tmp_path / "parts", dropout=0.1))
+        monkeypatch.undo()
+    train(settings(data, tmp_path / "parts", dropout=0.1, resume="must"))
+    whole, parts = (load_checkpoint(tmp_path / name / "mamba_v2_latest.pth")
+                    for name in ("whole", "parts"))
+    for checkpoint in (whole, parts):
+        checkpoint["resume"]["progress"].pop("seconds")
+    assert_same(whole["resume"], parts["resume"])
+    assert_same(whole["weights"], parts["weights"])
+    assert records(tmp_path / "whole") == records(tmp_path / "parts")
+
+
+def test_truncated_newest_checkpoint_falls_back(data, tmp_path, capsys):
+    train(settings(data, tmp_path, epochs=2))
+    latest = tmp_path / "mamba_v2_latest.pth"
+    latest.write_bytes(latest.read_bytes()[:1000])
+    train(settings(data, tmp_path, epochs=3))
+    printed = capsys.readouterr().out
+    assert "falling back to" in printed and "mamba_v2_epoch_0002.pth" in printed
+    assert load_checkpoint(latest)["epoch"] == 3
+
+
+def test_contradicting_settings_are_named(data, tmp_path):
+    train(settings(data, tmp_path, epochs=1))
+    with pytest.raises(UserError, match=r"lr=0.001 \(now 0.5\)"):
+        train(settings(data, tmp_path, epochs=1, lr=0.5))
+    train(settings(data, tmp_path, epochs=1, lr=0.5, resume="never"))
+    assert (tmp_path / "old_1" / "mamba_v2_latest.pth").exists()
+
+
+def test_resume_must_needs_a_checkpoint(data, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(settings(data, tmp_path, resume="must"))
+
+
+def test_second_training_in_one_folder_is_refused(data, tmp_path):
+    with RunFolder(tmp_path, "mamba_v2").locked():
+        with pytest.raises(UserError, match="another training writes to"):
+            train(settings(data, tmp_path))
+
+
+def test_lasting_nonfinite_losses_are_fatal_and_leave_weights_alone(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(MAMBADiffusionV2, "loss_weight", lambda *_: torch.tensor(float("nan")))
+    config = settings(data, tmp_path, epochs=10, eval_every=100)
+    monkeypatch.setattr(training.Reporter, "validate", lambda *_: False)
+    before = MAMBADiffusionV2.__init__
+
+    made = []
+
+    def remember(self, **arguments):
+        before(self, **arguments)
+        made.append((self, [p.detach().clone() for p in self.parameters()]))
+
+    monkeypatch.setattr(MAMBADiffusionV2, "__init__", remember)
+    with pytest.raises(UserError, match="not finite for 20 steps"):
+        training.train(config, MAMBADiffusionV2, "mamba_v2")
+    model, initial = made[0]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), initial))
+
+
+def test_full_disk_costs_nothing_but_the_new_checkpoint(data, tmp_path, monkeypatch, capsys):
+    train(settings(data, tmp_path, epochs=1))
+    old = (tmp_path / "mamba_v2_latest.pth").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsefield.checkpoint.os.fsync", full)
+    train(settings(data, tmp_path, epochs=2))
+    assert "No space left on device" in capsys.readouterr().out
+    assert (tmp_path / "mamba_v2_latest.pth").read_bytes() == old
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_learning_rate_is_a_function_of_the_step():
+    rates = [training.learning_rate(step, 100, 10, 1.0) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+def test_every_parameter_is_in_one_group():
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2)
+    decayed, free = training.parameter_groups(model, 0.1)
+    grouped = [id(p) for group in (decayed, free) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert not any("A_log" in names[id(p)] or "bias" in names[id(p)] for p in decayed["params"])
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(epochs=0), "epochs=0"), (dict(lr=0.0), "lr=0.0"), (dict(lr=float("nan")), "lr=nan"),
+    (dict(queries_max=4, queries_min=8), "queries_max=4"), (dict(ema_decay=1.0), "ema_decay"),
+    (dict(zero_share=1.5), "zero_share"), (dict(batch_size=8, accumulate=3), "accumulate=3"),
+    (dict(device="tpu9"), "device='tpu9'"), (dict(device="cuda:99"), "device='cuda:99'"),
+    (dict(data="/nowhere.npz"), "nowhere.npz"), (dict(observe="most"), "most"),
+])
+def test_settings_that_cannot_work_are_refused(data, tmp_path, change, named):
+    with pytest.raises(UserError, match=named):
+        train(settings(**{"data": data, "folder": tmp_path, **change}))
+
+
+def test_checkpoints_cannot_execute_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path(tmp_path / "sprung").touch, ())
+
+    torch.save({"format": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(UserError, match="refused"):
+        load_checkpoint(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_files_that_are_no_checkpoints_get_one_line(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
+    for name, words in {"text.pth": "refused|cannot be read", "other.pth": "not a checkpoint",
+                        "absent.pth": "does not exist", "": "is a folder"}.items():
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(tmp_path / name)
+
+
+def test_accumulating_gives_the_same_losses(data, tmp_path):
+    for parts in (1, 2):
+        train(settings(data, tmp_path / str(parts), epochs=1, accumulate=parts))
+    one, two = (records(tmp_path / name) for name in ("1", "2"))
+    losses = [[r["loss"] for r in rs if "loss" in r] for rs in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_defaults_are_the_documented_ones():
+    config = Config()
+    assert (config.epochs, config.batch_size, config.lr) == (1000, 64, 1e-4)
+    assert (config.save_every, config.eval_every, config.visualize_every) == (10, 10, 50)
+    assert (config.d_model, config.num_layers, config.perceiver_iterations) == (256, 8, 2)
+    assert isinstance(config, TrainingConfig) and config.perceiver_heads == 8
