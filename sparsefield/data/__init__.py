@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparsefield.data.arrays import open_array
 from sparsefield.data.base import Data, Split
 from sparsefield.data.batches import Batch, TrainingBatches
+from sparsefield.data.cifar10 import open_cifar10
+from sparsefield.data.folders import open_folder
 from sparsefield.data.patterns import Pattern, parse_pattern
 from sparsefield.data.photos import open_photos
 from sparsefield.data.protocol import FrozenCase, frozen_case
@@ -20,22 +23,36 @@ __all__ = [
 
 
 def open_data(
-    spec: str, *, image_size: int | None = None, val: str | None = None, test: str | None = None,
-    seed: int = 0,
+    spec: str, *, image_size: int | None = None, data_dir: str | Path | None = None,
+    value_range: Sequence[float] | None = None, units: str | None = None,
+    channels: int | None = None, val: str | None = None, test: str | None = None, seed: int = 0,
 ) -> Data:
-    """The data set that `--data` names: `photos` or an .npz file.
+    """The data set that `--data` names: photos, cifar10, a folder of pictures, an .npz or .npy.
 
     Args:
-        spec: name or path.
-        image_size: side of the fields; arrays come at their own size. Default 32 for photos.
-        val, test: files to validate and test on instead of parts of `spec`.
-        seed: which frozen crops of the photographs; the same for all runs to be compared.
+        spec: one of the two names, or a path.
+        image_size: side of the fields that are cut from photos and folders, default 32; arrays
+            and cifar10 keep the size that they have.
+        data_dir: where the archives of cifar10 are or go, default the user's cache.
+        value_range: arrays: values that become -1 and 1, lo hi or lo hi for each channel.
+        units: arrays: text for colour bars, one or one for each channel with commas between.
+        channels: folders: 1 or 3, needed where grey and colour pictures are mixed.
+        val, test: arrays and folders: more of the kind of `spec`, to validate and test on.
+        seed: photos: which crops are frozen; the same for all runs that are to be compared.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
+    path = Path(spec)
+    held_out = {"val": Path(val) if val else None, "test": Path(test) if test else None}
     if spec == "photos":
         return open_photos(image_size or 32, seed)
-    path = Path(spec)
-    if not path.exists():
-        raise UserError(f"--data {spec}: no such file; `photos` needs none")
-    return open_array(path, val=Path(val) if val else None, test=Path(test) if test else None)
+    if spec == "cifar10":
+        return open_cifar10(Path(data_dir) if data_dir else None)
+    if path.is_dir():
+        return open_folder(path, image_size=image_size or 32, channels=channels, **held_out)
+    if path.exists():
+        return open_array(path, value_range=value_range, units=units, **held_out)
+    raise UserError(
+        f"--data {spec}: no such file or folder; give photos, cifar10, a folder of pictures, an "
+        ".npz or an .npy"
+    )

@@ -1,78 +1,293 @@
-"""Data sets in one array: (N, H, W, C) or (N, H, W), uint8 or float, in .npz or .npy."""
+"""Data sets of arrays: (N, H, W, C) or (N, H, W), uint8 or float, NaN where no point exists."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sparsefield.data.array_files import SPLITS, read_arrays
 from sparsefield.data.base import Data
 from sparsefield.data.pictures import flip
 from sparsefield.data.scale import Scale, pixel_scale
 from sparsefield.errors import UserError
 
-# Shares of one array that become validation and test.
+log = logging.getLogger(__name__)
+
+# Share of one array that becomes validation, and again test.
 HELD_OUT = 0.05
+# How much of an array is looked at at a time.
+CHUNK_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class Part:
+    """Fields `first` to `last` of an array, and where it came from."""
+
+    source: str
+    array: np.ndarray
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def fields(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, H, W, C), counted from `first`."""
+        rows = np.asarray(self.array[self.first + start:min(self.first + stop, self.last)])
+        return rows if rows.ndim == 4 else rows[..., None]
+
+    def __getstate__(self) -> dict[str, object]:
+        """A mapped array goes to a worker process as its path, not as its content."""
+        mapped = isinstance(self.array, np.memmap)
+        return self.__dict__ | ({"array": Path(self.array.filename)} if mapped else {})
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        if isinstance(state["array"], Path):
+            state["array"] = np.load(state["array"], mmap_mode="r", allow_pickle=False)
+        self.__dict__.update(state)
 
 
 class ArraySplit:
-    """Fields of one array, decoded one at a time; see `base.Split`."""
+    """Fields of an array, decoded one at a time; see `base.Split`."""
 
-    def __init__(self, fields: np.ndarray, scale: Scale, *, flips: bool, has_gaps: bool):
-        self.fields = fields
+    def __init__(self, part: Part, scale: Scale, *, flips: bool, has_gaps: bool):
+        self.part = part
         self.scale = scale
         self.flips = flips
         self.has_gaps = has_gaps
 
     def __len__(self) -> int:
-        return len(self.fields)
+        return len(self.part)
 
     def example(self, index: int) -> np.ndarray:
-        return self.scale.to_inside(self.fields[index])
+        inside = self.scale.to_inside(self.part.fields(index, index + 1)[0])
+        if self.has_gaps:
+            inside[np.isnan(inside).any(axis=-1)] = np.nan
+        return inside
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        field = self.fields[index]
-        return self.scale.to_inside(flip(field, rng) if self.flips else field)
+        field = self.example(index)
+        return flip(field, rng) if self.flips else field
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         return None
 
 
-def open_array(path: Path, *, val: Path | None = None, test: Path | None = None) -> Data:
+def open_array(
+    path: Path, *, val: Path | None = None, test: Path | None = None,
+    value_range: Sequence[float] | None = None, units: str | None = None,
+) -> Data:
     """The fields of a file, in the order of the file: 90 % training, 5 % validation, 5 % test.
 
     Blocks rather than a shuffle, because neighbours in a file often show the same thing (crops of
     one picture, days of one season), and a neighbour in training would make the test too easy.
-    With `val` and `test` all of `path` is training; with `val` alone, its first half is
-    validation and its second half test.
+    Files `val` and `test`, or arrays `train`, `val` and `test` in one .npz, replace them; `val`
+    alone is halved between validation and test. See `array_files.read_arrays` for the names.
+
+    Raises:
+        UserError: as `read_arrays` and `array_data` do, or too few fields to split.
     """
-    fields = _read(path)
-    if val is None and test is None:
-        held = max(1, int(HELD_OUT * len(fields)))
-        parts = fields[:-2 * held], fields[-2 * held:-held], fields[-held:]
-    elif test is None:
-        rest = _read(val)
-        parts = fields, rest[:len(rest) // 2], rest[len(rest) // 2:]
+    arrays, named_units = read_arrays(path)
+    if "images" not in arrays and val is None and test is None:
+        parts = [_part(path, arrays[name]) for name in SPLITS]
     else:
-        parts = fields, _read(val), _read(test)
-    scale = pixel_scale(fields.shape[-1])
-    flips = fields.shape[-1] == 3
-    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts))
-    train, val_split, test_split = (
-        ArraySplit(part, scale, flips=flips, has_gaps=False) for part in parts
-    )
-    return Data(
-        path.name, *fields.shape[1:3], scale, digest.hexdigest(), train, val_split, test_split
-    )
+        main = _part(path, arrays["images" if "images" in arrays else "train"])
+        parts = _split(main, val and _only_part(val), test and _only_part(test))
+    return array_data(path.name, parts, value_range, units or named_units)
 
 
-def _read(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        if "images" not in archive:
-            raise UserError(f"{path}: has no array `images`, only {', '.join(archive)}")
-        fields = archive["images"]
-    if fields.dtype != np.uint8 or fields.ndim != 4:
-        raise UserError(f"{path}: images must be uint8 (N, H, W, C), not "
-                        f"{fields.dtype} {fields.shape}")
-    return fields
+def array_data(
+    name: str, parts: Sequence[Part], value_range: Sequence[float] | None = None,
+    units: str | None = None,
+) -> Data:
+    """Training, validation and test fields that are in memory, or mapped into it.
+
+    NaN in any channel marks a point that does not exist. What becomes -1 and 1 is `value_range`
+    (lo hi, or lo hi for each channel); without it 0 and 255 for uint8, and otherwise the smallest
+    and largest training value of each channel. Three channels of uint8 are pictures: training
+    mirrors them.
+
+    Raises:
+        UserError: wrong rank or type, zero size, infinities, fields with fewer than two points,
+            parts of different shape, values far outside `value_range`.
+    """
+    for part in parts:
+        _check_array(part)
+        _check_alike(part, parts[0])
+    surveys = [_survey(part) for part in parts]
+    first_field = parts[0].fields(0, 1)[0]
+    is_uint8 = first_field.dtype == np.uint8
+    scale = Scale(_value_range(surveys, value_range, is_uint8), units)
+    flips = is_uint8 and scale.channels == 3
+    for part, survey in zip(parts, surveys):
+        if value_range is not None:
+            _check_inside(part, survey, scale)
+    train, val, test = (
+        ArraySplit(part, scale, flips=flips, has_gaps=survey.has_gaps)
+        for part, survey in zip(parts, surveys)
+    )
+    fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
+    height, width, _ = first_field.shape
+    return Data(name, height, width, scale, fingerprint.hexdigest(), train, val, test)
+
+
+def _part(path: Path, array: np.ndarray) -> Part:
+    return Part(str(path), array, 0, len(array) if array.ndim else 0)
+
+
+def _only_part(path: Path) -> Part:
+    arrays, _ = read_arrays(path)
+    if "images" not in arrays:
+        raise UserError(f"{path}: holds three splits already; name it as --data alone")
+    return _part(path, arrays["images"])
+
+
+def _split(main: Part, val: Part | None, test: Part | None) -> list[Part]:
+    if val and test:
+        return [main, val, test]
+    if val:
+        return [main, *cut(val, 0.5)]
+    if test:
+        return [*cut(main, HELD_OUT), test]
+    return cut(main, HELD_OUT, HELD_OUT)
+
+
+def cut(part: Part, *shares: float) -> list[Part]:
+    """Blocks: what remains, then blocks of these shares, each of at least one field.
+
+    Raises:
+        UserError: too few fields for that.
+    """
+    sizes = [max(1, int(share * len(part))) for share in shares]
+    if len(part) <= sum(sizes):
+        _check_array(part)  # a wrong shape is the better explanation
+        raise UserError(
+            f"{part.source}: {len(part)} fields cannot be split into {len(shares) + 1} parts; add "
+            "fields, or name other files to validate and test on"
+        )
+    edges = [part.first, *np.cumsum([part.last - sum(sizes), *sizes]).tolist()]
+    return [Part(part.source, part.array, *pair) for pair in zip(edges, edges[1:])]
+
+
+def _check_array(part: Part) -> None:
+    shape, kind = part.array.shape, part.array.dtype
+    wanted = "fields must be (N, H, W) or (N, H, W, C)"
+    if kind.kind not in "uif":
+        raise UserError(f"{part.source}: values of type {kind}; fields must be uint8 or float")
+    if len(shape) not in (3, 4):
+        raise UserError(f"{part.source}: shape {shape}; {wanted}")
+    if 0 in shape:
+        raise UserError(f"{part.source}: shape {shape} holds nothing; {wanted}")
+    if len(shape) == 3 and shape[2] <= 4:
+        raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[2] == shape[3] > 4:
+        raise UserError(f"{part.source}: shape {shape} has its channels first; {wanted}")
+
+
+def _check_alike(part: Part, first: Part) -> None:
+    ours, theirs = part.fields(0, 1)[0], first.fields(0, 1)[0]
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        raise UserError(
+            f"{part.source}: fields of {ours.shape} {ours.dtype}, but those of {first.source} are "
+            f"{theirs.shape} {theirs.dtype}; sizes, channels and types must not be mixed"
+        )
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one look at every value told."""
+
+    low: np.ndarray   # (C,) float64
+    high: np.ndarray  # (C,)
+    has_gaps: bool
+    digest: str
+
+
+def _survey(part: Part) -> _Survey:
+    lows, highs, has_gaps, digest = [], [], False, hashlib.sha256()
+    for start, fields in _chunks(part):
+        digest.update(np.ascontiguousarray(fields))
+        # Over the fields first: that runs along memory, a few channels do not.
+        lows.append(_per_channel(np.fmin, fields))
+        highs.append(_per_channel(np.fmax, fields))
+        if fields.dtype.kind == "f":
+            has_gaps |= _has_gaps(part, start, fields)
+    return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest())
+
+
+def _chunks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
+    for start in range(0, len(part), step):
+        yield start, part.fields(start, start + step)
+
+
+def _per_channel(extreme: np.ufunc, fields: np.ndarray) -> np.ndarray:
+    """(C,) float64: np.fmin or np.fmax over (n, H, W, C), NaN left out."""
+    return extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64)
+
+
+def _has_gaps(part: Part, start: int, fields: np.ndarray) -> bool:
+    """Whether a point of these fields, which begin at `start`, does not exist.
+
+    Raises:
+        UserError: infinite values, or fewer than two points in a field.
+    """
+    missing = np.isnan(fields).any(axis=-1)
+    infinite = np.isinf(fields).any(axis=(1, 2, 3))
+    if infinite.any():
+        where = part.first + start + int(infinite.argmax())
+        raise UserError(f"{part.source}: field {where} holds infinite values; mark gaps with NaN")
+    points = missing[0].size - np.count_nonzero(missing, axis=(1, 2))
+    if points.min() < 2:
+        where = part.first + start + int(points.argmin())
+        what = "one point only" if points.min() else "no points: all is NaN"
+        raise UserError(f"{part.source}: field {where} has {what}; leave it out")
+    return bool(missing.any())
+
+
+def _value_range(
+    surveys: Sequence[_Survey], given: Sequence[float] | None, is_uint8: bool
+) -> tuple[tuple[float, float], ...]:
+    channels = len(surveys[0].low)
+    if given is not None:
+        return _given_range(given, channels)
+    if is_uint8:
+        return pixel_scale(channels).value_range
+    return tuple(map(_wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
+
+
+def _given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
+    text = " ".join(f"{value:g}" for value in given)
+    if len(given) not in (2, 2 * channels):
+        raise UserError(
+            f"--value_range {text}: give lo hi for all channels, or {channels} times lo hi"
+        )
+    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2])))
+    if not all(low < high and np.isfinite(high - low) for low, high in pairs):
+        raise UserError(f"--value_range {text}: each lo must be below its hi, and both finite")
+    return pairs if len(pairs) == channels else pairs * channels
+
+
+def _wide_enough(low: float, high: float) -> tuple[float, float]:
+    """Constant data lies in the middle of a range that can be divided by."""
+    margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
+    return low - margin, high + margin
+
+
+def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:
+    """A few values outside may be an outlier; values far outside are another unit."""
+    low, high = np.asarray(scale.value_range).T
+    outside = np.maximum(low - survey.low, survey.high - high) / (high - low)
+    extent = f"{part.source}: values from {survey.low.min():g} to {survey.high.max():g}"
+    if outside.max() > 1:
+        raise UserError(
+            f"{extent} lie far outside --value_range {low.min():g} {high.max():g}; widen it"
+        )
+    if outside.max() > 1e-6:  # more than rounding to float32
+        log.warning("%s leave the value range %g %g: reconstructions are clipped to it",
+                    extent, low.min(), high.max())

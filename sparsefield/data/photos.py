@@ -88,7 +88,7 @@ def _frozen_crop(
     rng = generator(seed, Purpose.FROZEN_CROP, split, index)
     which = index // 2 % len(pictures)
     smallest = LARGE_SIDE if index % 2 == 0 else image_size
-    return which, pictures[which].random_box(rng, smallest, pictures[which].short_side)
+    return which, pictures[which].random_box(rng, smallest)
 
 
 def _fingerprint(folder: Path, image_size: int, seed: int) -> str:

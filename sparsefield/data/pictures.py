@@ -18,6 +18,16 @@ class Box:
     side: int
 
 
+def random_box(
+    rng: np.random.Generator, height: int, width: int, smallest: int, largest: int
+) -> Box:
+    """A box with log-uniform side in [smallest, largest], anywhere inside a picture."""
+    side = round(smallest * (largest / smallest) ** rng.random())
+    top = int(rng.integers(height - side + 1))
+    left = int(rng.integers(width - side + 1))
+    return Box(top, left, side)
+
+
 class Picture:
     """A picture that gives the area average of any square at any size in O(size^2).
 
@@ -35,16 +45,10 @@ class Picture:
         np.cumsum(pixels, axis=0, dtype=np.uint32, out=self.sums[1:, 1:])
         np.cumsum(self.sums, axis=1, out=self.sums)
 
-    @property
-    def short_side(self) -> int:
-        return min(self.height, self.width)
-
-    def random_box(self, rng: np.random.Generator, smallest: int, largest: int) -> Box:
-        """A box with log-uniform side in [smallest, largest], anywhere inside the picture."""
-        side = round(smallest * (largest / smallest) ** rng.random())
-        top = int(rng.integers(self.height - side + 1))
-        left = int(rng.integers(self.width - side + 1))
-        return Box(top, left, side)
+    def random_box(self, rng: np.random.Generator, smallest: int) -> Box:
+        """A box with a side between `smallest` and the whole short side."""
+        largest = min(self.height, self.width)
+        return random_box(rng, self.height, self.width, smallest, largest)
 
     def crop(self, box: Box, size: int) -> np.ndarray:
         """(size, size, C) float64 in [0, 255]: the mean of the box over each of size^2 cells."""
@@ -100,7 +104,7 @@ class CropSplit:
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
         picture = self.pictures[index % len(self.pictures)]
-        box = picture.random_box(rng, self.image_size, picture.short_side)
+        box = picture.random_box(rng, self.image_size)
         return self.scale.to_inside(flip(picture.crop(box, self.image_size), rng))
 
     def example(self, index: int) -> np.ndarray:
