@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_sde_multiscale as script
+import train_mamba
+import train_mamba_v2
+from sparsefield import cli
+from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.data import open_data, parse_pattern
+from sparsefield.errors import UserError
+from sparsefield.samplers import sample
+from sparsefield.validation import grid_case
+
+ROOT = Path(__file__).parents[1]
+SIZE = dict(d_model=16, num_layers=2, neighbours=4)
+MODELS = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
+          "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
+
+
+def write_checkpoint(path: Path, name: str = "V2", data_spec: str = "photos", **settings) -> Path:
+    """An untrained model whose decoder does something, as training would save it."""
+    module, model_class, heads = MODELS[name]
+    data = open_data(data_spec, image_size=settings.get("image_size"))
+    arguments = {**SIZE, **heads, "channels": data.channels}
+    torch.manual_seed(0)
+    model = model_class(**arguments)
+    torch.nn.init.normal_(model.decoder[-1].weight, std=0.02)
+    save_checkpoint(path, {
+        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
+        "weights": model.state_dict(), "data": data.describe(),
+        "config": asdict(module.Config(data=data_spec, **settings)),
+        "step": 7, "epoch": 1, "metrics": {},
+    })
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """V2 for photographs of 16 x 16, whose truth is known up to 256 x 256."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "v2.pth", image_size=16)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory) -> Path:
+    """60 noisy one-channel fields of 8 x 12, without finer truth."""
+    path = tmp_path_factory.mktemp("data") / "fields.npz"
+    fields = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 1), dtype=np.uint8)
+    np.savez(path, images=fields)
+    return path
+
+
+def config(checkpoint: Path, folder: Path, **changes) -> script.Config:
+    settings = dict(resolutions=(16, 32), num_steps=2, num_samples=3, ensemble=3, device="cpu")
+    return script.Config(checkpoint=str(checkpoint), save_dir=str(folder), **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("report")
+    return script.evaluate(config(checkpoint, folder, steps_sweep=(1, 3), eta=0.5)), folder
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_all_files_are_written_and_the_json_is_strict(evaluated):
+    results, folder = evaluated
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "diversity.png", "metrics_comparison.json", "metrics_comparison.txt",
+        "multiscale_comparison.png", "performance_chart.png", "uncertainty.png",
+    ]
+    stored = json.loads((folder / "metrics_comparison.json").read_text(),
+                        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert stored == json.loads(json.dumps(script.plain(results)))
+    for name in ("diversity", "multiscale_comparison", "performance_chart", "uncertainty"):
+        pixels = np.asarray(Image.open(folder / f"{name}.png"))
+        assert pixels.std() > 10
+
+
+def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluated):
+    results, _ = evaluated
+    for resolution in ("16", "32"):
+        found = results["resolutions"][resolution]
+        assert found["truth"]
+        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", script.BICUBIC,
+                                          "thin-plate RBF", "kriging"]
+        for row in found["methods"].values():
+            assert len(row["per_image"]["psnr"]) == 3
+    kinds = {name: row["kind"] for name, row in results["resolutions"]["16"]["methods"].items()}
+    assert kinds["mean"] == "posterior mean" and kinds["sde"] == "sample"
+    nfe = {name: row["nfe"] for name, row in results["resolutions"]["32"]["methods"].items()}
+    assert (nfe["heun"], nfe["sde"], nfe["ddim"], nfe["mean"], nfe["kriging"]) == (3, 2, 2, 4, 0)
+
+
+def test_sweep_and_uncertainty_are_reported(evaluated):
+    results, folder = evaluated
+    assert [(e["method"], e["num_steps"], e["nfe"]) for e in results["sweep"]] == [
+        ("heun", 1, 1), ("sde", 1, 1), ("ddim", 1, 1), ("heun", 3, 5), ("sde", 3, 3), ("ddim", 3, 3)
+    ]
+    assert set(results["uncertainty"]) == {"heun", "sde", "ddim"}
+    score = results["uncertainty"]["sde"]
+    assert len(score["ranks"]) == 4 and score["attainable"]["90%"] == 0.5
+    text = (folder / "metrics_comparison.txt").read_text()
+    for words in ("16 x 16: against the real pictures", "32 x 32: against", "Point estimates",
+                  "Samples (3 dB below", "Uncertainty: 3 samples", "Steps of the samplers"):
+        assert words in text
+
+
+def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
+    data = open_data("photos", image_size=16)
+    assert data.test.high_resolution(255, 256) is None  # the last of the evenly spread ones
+    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 4, (16, 256), seed=0)
+    assert len(test) == 4
+    for base, fine in zip(test.truths[16], test.truths[256]):
+        np.testing.assert_allclose(script.area_average(fine, 16), base, atol=1e-6)
+
+
+def test_first_draw_is_the_sample_of_the_protocol(checkpoint):
+    """Same noise as `sample` with the case's own seed, alone in its batch."""
+    network = script.build_model(script.load_checkpoint(checkpoint))
+    data = open_data("photos", image_size=16)
+    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 3, (16,), seed=0)
+    runner = script.Runner(network, test, config(checkpoint, Path()))
+    _, draws = runner.run("sde", 16, num_steps=3, draws=2)
+    case = test.cases[1]
+    tensors = grid_case(case)
+    places = [tensors[n][None] for n in ("query_coords", "input_coords", "input_values")]
+    alone = sample(network, *places, seeds=[case["noise_seed"]], method="sde", num_steps=3)
+    expected = (alone.values[0].reshape(16, 16, 3).numpy() + 1) / 2
+    np.testing.assert_allclose(draws[1][0], expected, atol=2e-3)  # kriging in another batch
+    assert np.abs(draws[1][0] - draws[1][1]).max() > 0.05
+
+
+def test_v1_and_data_without_finer_truth(arrays, tmp_path):
+    path = write_checkpoint(tmp_path / "v1.pth", "V1", str(arrays))
+    results = script.evaluate(config(path, tmp_path / "out", resolutions=(8, 16), ensemble=0,
+                                     samplers=("sde", "mean")))
+    fine = results["resolutions"]["16"]
+    assert results["resolutions"]["8"]["truth"] and not fine["truth"]
+    assert list(fine["methods"]["mean"]["mean"]) == ["psnr_base"]
+    assert results["uncertainty"] == {} and results["sweep"] == []
+    text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
+    assert "16 x 24: no truth of that size in the data" in text
+    assert not (tmp_path / "out" / "diversity.png").exists()
+
+
+def test_blocks_are_said(checkpoint, tmp_path):
+    results = script.evaluate(config(checkpoint, tmp_path, resolutions=(32,), points=300,
+                                     samplers=("heun", "mean"), ensemble=0))
+    methods = results["resolutions"]["32"]["methods"]
+    assert "4 blocks of 256 with 150 around, jointly sampled only as far" in methods["heun"]["how"]
+    assert "4 blocks of 256 with 0 around" in methods["mean"]["how"]
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, words", [
+    ("--checkpoint nowhere.pth", "nowhere.pth does not exist"),
+    ("--samplers magic", "unknown sampler 'magic'"),
+    ("--samplers heun heun", "each once"),
+    ("--samplers sde --temperature -1", "temperature"),
+    ("--samplers ddim --eta 2", "eta"),
+    ("--samplers mean --num_draws 0", "num_draws"),
+    ("--num_steps 0", "num_steps"),
+    ("--resolutions 16 40", "multiples of the 16 rows"),
+    ("--resolutions 0", "multiples"),
+    ("--num_samples 0", "num_samples"),
+    ("--points 0", "points"),
+    ("--ensemble 1", "at least 2 samples"),
+    ("--ensemble 0 --steps_sweep 1 2", "--ensemble"),
+    ("--steps_sweep 0", "at least 1"),
+    ("--grid log", "grid"),
+    ("--observe everything", "--observe"),
+    ("--data missing.npz", "missing.npz"),
+    ("--device quantum", "quantum"),
+    ("--save_dir /dev/null/x", "choose another folder"),
+])
+def test_refusals_are_one_line_and_exit_code_2(checkpoint, capsys, flags, words, tmp_path):
+    defaults = {"--checkpoint": str(checkpoint), "--save_dir": str(tmp_path),
+                "--resolutions": "16"}
+    given = flags.split()
+    arguments = given + [part for name, value in defaults.items() if name not in given
+                         for part in (name, value)]
+    assert cli.run(lambda: script.main(arguments)) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error and "Traceback" not in error
+
+
+def test_data_of_other_channels_is_refused(checkpoint, arrays, tmp_path):
+    with pytest.raises(UserError, match="channels"):
+        script.evaluate(config(checkpoint, tmp_path, data=str(arrays)))
+
+
+def test_the_command_runs(checkpoint, tmp_path):
+    command = [sys.executable, "eval_sde_multiscale.py", "--checkpoint", str(checkpoint),
+               "--samplers", "sde", "mean", "--resolutions", "16", "--num_steps", "2",
+               "--num_samples", "2", "--ensemble", "2", "--save_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Point estimates" in done.stdout and "sde" in done.stdout
+    assert (tmp_path / "out" / "performance_chart.png").exists()
