@@ -48,11 +48,19 @@ def open_data(
         return open_photos(image_size or 32, seed)
     if spec == "cifar10":
         return open_cifar10(Path(data_dir) if data_dir else None)
+    _check_there(path)
     if path.is_dir():
         return open_folder(path, image_size=image_size or 32, channels=channels, **held_out)
-    if path.exists():
-        return open_array(path, value_range=value_range, units=units, **held_out)
-    raise UserError(
-        f"--data {spec}: no such file or folder; give photos, cifar10, a folder of pictures, an "
-        ".npz or an .npy"
-    )
+    return open_array(path, value_range=value_range, units=units, **held_out)
+
+
+def _check_there(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"--data {path}: no such file or folder; give photos, cifar10, a folder of pictures, "
+            "an .npz or an .npy"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--data {path}: {error.strerror}; choose another path") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +15,11 @@ from sparsefield.errors import UserError
 
 # A larger .npy stays on disk and is mapped into memory.
 MAPPED_BYTES = 2**28
+# What numpy and zipfile raise on files that are broken or not what their name says.
+_BROKEN = (
+    OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError,
+    tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -40,7 +47,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         raise UserError(f"{path}: no such file") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _BROKEN as error:
         raise UserError(f"{path}: {_why_unreadable(error)}") from None
 
 

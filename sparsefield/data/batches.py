@@ -82,22 +82,14 @@ class TrainingBatches(Dataset):
 
         # Gaps: how many points all slots can have is known only after a look at all of them.
         looked_at = range(self.batch_size) if self.split.has_gaps else self.own_slots
-        slots = [_Slot(self, step, slot, level) for slot in looked_at]
-        num_inputs = min(len(slot.observed) for slot in slots)
-        num_queries = min(num_queries, *(slot.num_valid for slot in slots))
-        own = slots[self.own_slots.start:self.own_slots.stop] if self.split.has_gaps else slots
-        parts = [slot.points(num_inputs, num_queries) for slot in own]
-        observed, queried, noise = (np.stack(part) for part in zip(*parts))
+        slots = {slot: _Slot(self, step, slot, level) for slot in looked_at}
+        num_inputs = min(len(slot.observed) for slot in slots.values())
+        num_queries = min(num_queries, *(slot.num_valid for slot in slots.values()))
 
-        values = np.stack([slot.values for slot in own])
-        return Batch(
-            input_coords=torch.from_numpy(self.coords[observed]),
-            input_values=_take(values, observed),
-            query_coords=torch.from_numpy(self.coords[queried]),
-            x_0=torch.from_numpy(noise),
-            x_1=_take(values, queried),
-            t=torch.as_tensor(times[self.own_slots.start:self.own_slots.stop], dtype=torch.float32),
-        )
+        points = [slots[slot].points(num_inputs, num_queries) for slot in self.own_slots]
+        stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*points)]
+        own_times = times[self.own_slots.start:self.own_slots.stop]
+        return Batch(*stacked, t=torch.as_tensor(own_times, dtype=torch.float32))
 
     def field_of(self, step: int, slot: int) -> int:
         """Index in the split of the field that this slot of this step shows."""
@@ -109,36 +101,31 @@ class _Slot:
     """One field of a batch with the random numbers of its own."""
 
     def __init__(self, batches: TrainingBatches, step: int, slot: int, level: float):
-        rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
-        field = batches.split.training_example(batches.field_of(step, slot), rng)
-        height, width, channels = field.shape
+        self.rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
+        field = batches.split.training_example(batches.field_of(step, slot), self.rng)
+        valid = np.ones(field.shape[:2], dtype=bool)
         if batches.split.has_gaps:
             valid = ~np.isnan(field[..., 0])
-        else:
-            valid = np.ones((height, width), dtype=bool)
-        self.rng = rng
-        self.values = field.reshape(height * width, channels)
+        self.coords = batches.coords
+        self.values = field.reshape(-1, field.shape[2])
         self.valid = valid.ravel()
         self.num_valid = int(np.count_nonzero(valid))
-        self.observed = batches.pattern.draw(valid, rng, level)
+        self.observed = batches.pattern.draw(valid, self.rng, level)
 
     def points(self, num_inputs: int, num_queries: int) -> tuple[np.ndarray, ...]:
-        """Indices (num_inputs,) observed and (num_queries,) queried, noise (num_queries, C)."""
-        if num_inputs < len(self.observed):
-            kept = self.rng.choice(self.observed, num_inputs, replace=False, shuffle=False)
-            self.observed = np.sort(kept)
+        """input_coords, input_values, query_coords, x_0 and x_1 of a `Batch`."""
+        observed = self.observed
+        if num_inputs < len(observed):
+            kept = self.rng.choice(observed, num_inputs, replace=False, shuffle=False)
+            observed = np.sort(kept)
         # The smallest random keys win; observed points come after all unobserved ones.
         keys = self.rng.random(len(self.valid))
-        keys[self.observed] += 1
+        keys[observed] += 1
         keys[~self.valid] = np.inf
         queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
-        shape = (num_queries, self.values.shape[1])
-        return self.observed, queried, self.rng.standard_normal(shape, dtype=np.float32)
-
-
-def _take(values: np.ndarray, points: np.ndarray) -> Tensor:
-    """(B, H * W, C) at (B, K) -> (B, K, C)."""
-    return torch.from_numpy(np.take_along_axis(values, points[..., None], axis=1))
+        x_1 = self.values[queried]
+        x_0 = self.rng.standard_normal(x_1.shape, dtype=np.float32)
+        return self.coords[observed], self.values[observed], self.coords[queried], x_0, x_1
 
 
 @lru_cache(maxsize=2)

@@ -6,6 +6,7 @@ import codecs
 import io
 import os
 import pickle
+import struct
 import tarfile
 import zlib
 from pathlib import Path
@@ -27,6 +28,11 @@ SHA256 = {
 }
 # The last tenth of the training pictures (5,000 of 50,000, in shuffled order) is validation.
 HELD_OUT = 0.1
+# What tarfile and pickle raise on files that are broken or not what their name says.
+_BROKEN = (
+    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError,
+    MemoryError, struct.error, zlib.error, tarfile.TarError, pickle.UnpicklingError,
+)
 ROW = 3 * 32 * 32  # all red, all green, all blue, each row by row
 
 
@@ -54,9 +60,7 @@ def open_cifar10(data_dir: Path | None = None, url: str = URL) -> Data:
         return array_data("cifar10", [*parts, Part(str(archive), test, 0, len(test))])
     except PermissionError:
         raise UserError(f"{archive}: no permission to read it; chmod +r") from None
-    except (
-        OSError, EOFError, zlib.error, tarfile.TarError, pickle.UnpicklingError, KeyError, ValueError
-    ) as error:
+    except _BROKEN as error:
         raise UserError(
             f"{archive}: no CIFAR-10 archive, or cut off ({' '.join(str(error).split())}); delete "
             "it, and it is downloaded again"

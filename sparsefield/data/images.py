@@ -14,8 +14,8 @@ from sparsefield.errors import UserError
 
 # What Pillow's decoders raise on files that are broken or not what their name says.
 _BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, RuntimeError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,7 @@ def _is_sound(pattern: Pattern) -> bool:
 
 
 def _read_mask(text: str) -> Mask:
-    if not Path(text).is_file():
+    if not os.path.isfile(text):
         raise _unknown(text)
     grey = np.asarray(read_image(Path(text)).convert("L"))
     observed = grey >= 128

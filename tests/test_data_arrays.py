@@ -1,0 +1,165 @@
+"""Fields in arrays: gaps, ranges, units, channels, large files."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+
+from sparsefield.data import Scale, TrainingBatches, arrays, array_files, frozen_case, open_data
+from sparsefield.data import parse_pattern
+
+
+def saved(path, **contents) -> str:
+    np.savez(path, **contents)
+    return str(path)
+
+
+@pytest.fixture
+def ocean(tmp_path):
+    """Forty one-channel fields in kelvin with land: more of it in some fields than in others."""
+    rng = np.random.default_rng(0)
+    fields = rng.uniform(270, 310, (40, 10, 14)).astype(np.float32)
+    fields[:, :3, :5] = np.nan
+    fields[::7, 3:8, :] = np.nan
+    return open_data(saved(tmp_path / "ocean.npz", sst=fields, units=np.array("K"))), fields
+
+
+def batches(split, pattern="random:0.2", **others):
+    return TrainingBatches(
+        split, parse_pattern(pattern), seed=0, batch_size=8, queries=(20, 200),
+        draw_times=lambda rng, size: rng.random(size), **others,
+    )
+
+
+def test_float_fields_get_their_range_from_training(ocean):
+    data, fields = ocean
+    assert (data.height, data.width, data.channels, data.units) == (10, 14, 1, "K")
+    low, high = data.value_range[0]
+    assert low == np.nanmin(fields[:36]) and high == np.nanmax(fields[:36])
+    inside = data.train.example(3)
+    assert np.nanmin(inside) >= -1 and np.nanmax(inside) <= 1
+    np.testing.assert_allclose(data.to_physical(inside)[..., 0], fields[3], rtol=1e-6)
+    np.testing.assert_allclose(data.to_unit(inside), (inside + 1) / 2)
+
+
+def test_scale_comes_back_from_a_description(ocean):
+    data, _ = ocean
+    described = data.describe()
+    scale = Scale(described["value_range"], described["units"])
+    inside = data.train.example(0)
+    np.testing.assert_array_equal(scale.to_physical(inside), data.to_physical(inside))
+
+
+def test_gaps_are_never_observed_or_queried(ocean):
+    data, fields = ocean
+    for pattern in ("random:0.2", "grid:2", "lines:4", "block:0.4"):
+        for step in range(6):
+            batch = batches(data.train, pattern)[step]
+            assert not any(tensor.isnan().any() for tensor in batch)
+    case = frozen_case(data.test, 1, parse_pattern("random:0.2"), 0)
+    valid = ~np.isnan(fields[39])
+    assert valid.flat[case["observed"]].all()
+    assert len(case["observed"]) == int(0.2 * valid.sum())
+
+
+def test_poorest_field_sets_the_counts_for_all_ranks(ocean):
+    data, fields = ocean
+    whole = batches(data.train)[0]
+    halves = [batches(data.train, rank=r, world_size=2)[0] for r in range(2)]
+    shown = [batches(data.train).field_of(0, slot) for slot in range(8)]
+    poorest = min(int((~np.isnan(fields[i])).sum()) for i in shown)
+    assert whole.input_values.shape[1] == int(0.2 * poorest)
+    assert whole.x_1.shape[1] <= poorest
+    for name in whole._fields:
+        joined = np.concatenate([getattr(half, name).numpy() for half in halves])
+        np.testing.assert_array_equal(getattr(whole, name).numpy(), joined)
+
+
+def test_a_gap_in_one_channel_is_a_gap_in_all(tmp_path):
+    fields = np.random.default_rng(0).normal(size=(30, 6, 7, 5))
+    fields[2, 1, 1, 3] = np.nan
+    data = open_data(saved(tmp_path / "five.npz", images=fields))
+    assert data.channels == 5 and len(data.value_range) == 5
+    inside = data.train.example(2)
+    assert np.isnan(inside[1, 1]).all() and np.isnan(inside).sum() == 5
+    low = np.asarray(data.value_range)[:, 0]
+    np.testing.assert_array_equal(low, np.nanmin(fields[:28], axis=(0, 1, 2)))
+
+
+def test_value_range_for_all_or_for_each_channel(tmp_path):
+    fields = np.stack([np.linspace(0, 1, 24), np.linspace(-5, 5, 24)], axis=-1)
+    path = saved(tmp_path / "two.npz", images=np.tile(fields.reshape(1, 4, 6, 2), (30, 1, 1, 1)))
+    data = open_data(path, value_range=(-10, 10), units="m,s")
+    assert data.value_range == ((-10, 10), (-10, 10))
+    assert [data.scale.unit(c) for c in range(2)] == ["m", "s"]
+    assert np.abs(data.train.example(0)).max() == pytest.approx(0.5)
+    data = open_data(path, value_range=(0, 1, -5, 5))
+    assert data.train.example(0).min() == -1 and data.train.example(0).max() == 1
+
+
+def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):
+    path = saved(tmp_path / "f.npz", images=np.linspace(0, 1.2, 30 * 20).reshape(30, 4, 5))
+    with caplog.at_level(logging.WARNING, logger="sparsefield"):
+        open_data(path, value_range=(0, 1))
+    assert "clipped" in caplog.text and "1.2" in caplog.text
+
+
+@pytest.mark.parametrize("value, kind", [(7, np.uint8), (300.0, np.float32), (1e20, np.float64)])
+def test_constant_fields_stay_finite(tmp_path, value, kind):
+    data = open_data(saved(tmp_path / "c.npz", images=np.full((30, 5, 6), value, kind)))
+    inside = data.train.example(0)
+    assert np.isfinite(inside).all() and np.ptp(inside) == 0
+    np.testing.assert_allclose(data.to_physical(inside), value, rtol=1e-6)
+    assert np.isfinite(batches(data.train)[0].input_values.numpy()).all()
+
+
+def test_three_named_splits_in_one_file(tmp_path):
+    parts = {name: np.full((n, 5, 6), n, np.uint8) for name, n in
+             (("train", 9), ("val", 4), ("test", 2))}
+    data = open_data(saved(tmp_path / "s.npz", **parts))
+    assert [len(s) for s in (data.train, data.val, data.test)] == [9, 4, 2]
+    assert [round(data.to_physical(s.example(0)).max()) for s in (data.train, data.val)] == [9, 4]
+
+
+def test_test_file_alone_leaves_validation_to_the_training_file(tmp_path):
+    main = saved(tmp_path / "main.npz", images=np.zeros((40, 5, 6), np.uint8))
+    test = saved(tmp_path / "test.npz", images=np.zeros((7, 5, 6), np.uint8))
+    data = open_data(main, test=test)
+    assert [len(s) for s in (data.train, data.val, data.test)] == [38, 2, 7]
+
+
+def test_large_npy_is_mapped_and_travels_as_its_path(tmp_path, monkeypatch):
+    fields = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+    np.save(tmp_path / "big.npy", fields)
+    in_memory = open_data(str(tmp_path / "big.npy"))
+    monkeypatch.setattr(array_files, "MAPPED_BYTES", 1000)
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 5000)  # 6 fields at a time
+    mapped = open_data(str(tmp_path / "big.npy"))
+    assert isinstance(mapped.train.part.array, np.memmap)
+    assert mapped.fingerprint == in_memory.fingerprint
+    assert len(pickle.dumps(mapped.test)) < 2000
+    copy = pickle.loads(pickle.dumps(mapped.test))
+    np.testing.assert_array_equal(copy.example(2), in_memory.test.example(2))
+
+
+def test_fingerprint_tells_contents_apart(tmp_path):
+    fields = np.zeros((30, 5, 6), np.uint8)
+    before = open_data(saved(tmp_path / "a.npz", images=fields)).fingerprint
+    assert open_data(saved(tmp_path / "b.npz", images=fields)).fingerprint == before
+    fields[12, 3, 3] = 1
+    assert open_data(saved(tmp_path / "a.npz", images=fields)).fingerprint != before
+
+
+def test_pictures_are_mirrored_in_training_and_fields_are_not(tmp_path):
+    ramp = np.broadcast_to(np.arange(0, 240, 30), (30, 8, 8))
+    picture = open_data(saved(tmp_path / "p.npz", images=np.stack([ramp] * 3, -1).astype(np.uint8)))
+    field = open_data(saved(tmp_path / "f.npz", images=ramp.astype(np.float32)))
+    rising = [
+        {bool(data.train.training_example(0, np.random.default_rng(k))[0, -1, 0] > 0)
+         for k in range(20)}
+        for data in (picture, field)
+    ]
+    assert rising == [{True, False}, {True}]

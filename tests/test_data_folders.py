@@ -1,0 +1,175 @@
+"""Folders of pictures."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsefield.data import folders, open_data
+
+
+def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels))
+    return Image.fromarray(pixels.astype(np.uint8).squeeze())
+
+
+def fill(folder, count: int, first: int = 0, **shape) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    for k in range(first, first + count):
+        noise(40, 50, seed=k, **shape).save(folder / f"{k:03d}.png")
+
+
+def names(split) -> set[str]:
+    return {found.path.name for found in split.found}
+
+
+def test_added_files_move_no_other(tmp_path):
+    fill(tmp_path, 60)
+    before = open_data(str(tmp_path), image_size=16)
+    fill(tmp_path / "more", 30, first=60)
+    after = open_data(str(tmp_path), image_size=16)
+    splits = ("train", "val", "test")
+    kept = [names(getattr(before, s)) <= names(getattr(after, s)) for s in splits]
+    assert all(kept) and before.fingerprint != after.fingerprint
+    everything = [names(getattr(after, s)) for s in splits]
+    assert sum(map(len, everything)) == 90 == len(set.union(*everything))
+    assert len(everything[0]) > 70
+
+
+@pytest.mark.parametrize("count", [3, 4, 10])
+def test_few_pictures_still_make_three_splits(tmp_path, count):
+    fill(tmp_path, count)
+    data = open_data(str(tmp_path), image_size=16)
+    sizes = [len(s) for s in (data.train, data.val, data.test)]
+    assert min(sizes) >= 1 and sum(sizes) == count
+
+
+def test_frozen_field_is_the_area_average_of_the_centre_square(tmp_path):
+    fill(tmp_path, 3)
+    data = open_data(str(tmp_path), image_size=8)
+    pixels = np.asarray(Image.open(data.val.found[0].path)).astype(float)
+    cells = pixels[:, 5:45].reshape(8, 5, 8, 5, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(data.to_physical(data.val.example(0)), cells, atol=1e-4)
+    truth = data.val.high_resolution(0, 40)
+    np.testing.assert_allclose(data.to_physical(truth), pixels[:, 5:45], atol=1e-4)
+    assert data.val.high_resolution(0, 41) is None
+
+
+def test_training_crops_shrink_but_never_enlarge(tmp_path):
+    """Pixels of a one-pixel chequerboard average out unless the crop has its own size."""
+    (tmp_path / "a").mkdir()
+    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    for k in range(3):
+        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a" / f"{k}.png")
+    data = open_data(str(tmp_path), image_size=32)
+    assert data.channels == 1
+    rng = np.random.default_rng(0)
+    spread = [np.ptp(data.train.training_example(0, rng)) for _ in range(60)]
+    assert max(spread) == 2 and min(spread) < 0.7
+    assert all(data.train.training_example(0, rng).shape == (32, 32, 1) for _ in range(5))
+
+
+def test_large_pictures_are_kept_reduced(tmp_path):
+    tmp_path.joinpath("a").mkdir()
+    for kind in ("jpg", "png", "tiff", "webp", "bmp", "gif"):
+        noise(700, 900).save(tmp_path / "a" / f"picture.{kind}")
+    data = open_data(str(tmp_path), image_size=16)
+    working = [found.working for split in (data.train, data.val, data.test)
+               for found in split.found]
+    assert len(working) == 6
+    assert all(64 <= min(pixels.shape[:2]) < 128 for pixels in working)
+
+
+def test_pictures_beyond_the_cache_are_read_again(tmp_path, monkeypatch):
+    fill(tmp_path, 5)
+    cached = open_data(str(tmp_path), image_size=16)
+    monkeypatch.setattr(folders, "CACHE_BYTES", 0)
+    uncached = open_data(str(tmp_path), image_size=16)
+    assert all(found.working is None for found in uncached.train.found)
+    crops = [data.train.training_example(1, np.random.default_rng(3))
+             for data in (cached, uncached)]
+    np.testing.assert_array_equal(*crops)
+
+
+def test_exif_orientation(tmp_path):
+    upright = np.zeros((48, 48, 3), np.uint8)
+    upright[:24] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    for k in range(3):
+        turned.save(tmp_path / f"{k}.png", exif=exif)
+    data = open_data(str(tmp_path), image_size=8)
+    field = data.train.example(0)
+    assert (field[:4] == 1).all() and (field[4:] == -1).all()
+
+
+def test_modes_become_colour_on_white(tmp_path):
+    red = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    red.paste((0, 0, 255, 0), (0, 0, 32, 16))  # transparent blue above
+    red.save(tmp_path / "alpha.png")
+    noise(32, 32).quantize(16).save(tmp_path / "palette.gif")
+    noise(32, 32).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    data = open_data(str(tmp_path), image_size=8)
+    assert data.channels == 3
+    shown = {found.path.name: (split, k) for split in (data.train, data.val, data.test)
+             for k, found in enumerate(split.found)}
+    split, k = shown["alpha.png"]
+    field = split.example(k)
+    assert (field[:4] == 1).all() and (field[4:] == [1, -1, -1]).all()
+
+
+def test_sixteen_bit_grey_keeps_its_range(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    for k in range(3):
+        Image.fromarray(ramp).save(tmp_path / f"{k}.png")
+    data = open_data(str(tmp_path), image_size=32)
+    assert data.channels == 1
+    np.testing.assert_allclose(data.to_unit(data.train.example(0))[..., 0], ramp / 65535, atol=4e-3)
+
+
+def test_broken_and_tiny_files_are_named_once_and_skipped(tmp_path, caplog):
+    fill(tmp_path, 4)
+    (tmp_path / "text.png").write_text("I am no picture")
+    whole = (tmp_path / "000.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    noise(9, 50).save(tmp_path / "tiny.png")
+    with caplog.at_level(logging.WARNING, logger="sparsefield"):
+        data = open_data(str(tmp_path), image_size=16)
+    assert sum(len(s) for s in (data.train, data.val, data.test)) == 4
+    assert len(caplog.records) == 1 and "skipped 4 of 8" in caplog.text
+    for name in ("text.png", "cut.png", "empty.jpg", "tiny.png: 50 x 9 pixels"):
+        assert name in caplog.text
+    assert "notes.txt" not in caplog.text
+
+
+def test_grey_and_colour_mixed_by_choice(tmp_path):
+    fill(tmp_path / "a", 3)
+    fill(tmp_path / "b", 3, channels=1)
+    for channels in (1, 3):
+        data = open_data(str(tmp_path), image_size=16, channels=channels)
+        assert data.channels == channels
+        for split in (data.train, data.val, data.test):
+            for k in range(len(split)):
+                assert split.example(k).shape == (16, 16, channels)
+                rng = np.random.default_rng(0)
+                assert split.training_example(k, rng).shape == (16, 16, channels)
+
+
+def test_folders_of_their_own_for_validation_and_test(tmp_path):
+    for name, count in (("train", 5), ("val", 4), ("test", 2)):
+        fill(tmp_path / name, count)
+    paths = {name: str(tmp_path / name) for name in ("val", "test")}
+
+    def sizes(**held_out):
+        data = open_data(str(tmp_path / "train"), image_size=16, **held_out)
+        return [len(s) for s in (data.train, data.val, data.test)]
+
+    assert sizes(**paths) == [5, 4, 2]
+    assert sizes(val=paths["val"])[0] == 5 and sum(sizes(val=paths["val"])) == 9
+    assert sizes(test=paths["test"])[2] == 2 and sum(sizes(test=paths["test"])) == 7

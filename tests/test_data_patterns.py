@@ -1,0 +1,95 @@
+"""Observation patterns: what each observes, and that every grid keeps points on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsefield.data import TrainingBatches, parse_pattern
+
+FULL = np.ones((12, 16), dtype=bool)
+
+
+def drawn(text: str, valid: np.ndarray = FULL, seed: int = 0) -> np.ndarray:
+    """The observed points as a picture."""
+    points = parse_pattern(text).draw(valid, np.random.default_rng(seed))
+    assert points.dtype == np.int64 and (np.diff(points) > 0).all()
+    observed = np.zeros(valid.size, dtype=bool)
+    observed[points] = True
+    return observed.reshape(valid.shape)
+
+
+def test_grid():
+    expected = np.zeros_like(FULL)
+    expected[[2, 6, 10]] = True
+    expected[:, [j for j in range(16) if j % 4 != 2]] = False
+    np.testing.assert_array_equal(drawn("grid:4"), expected)
+
+
+def test_block_hides_one_rectangle_of_its_share():
+    for seed in range(5):
+        hidden = ~drawn("block:0.25", seed=seed)
+        rows, columns = np.flatnonzero(hidden.any(axis=1)), np.flatnonzero(hidden.any(axis=0))
+        assert (len(rows), len(columns)) == (6, 8)
+        assert (np.diff(rows) == 1).all() and (np.diff(columns) == 1).all()
+        assert hidden.sum() == 48
+
+
+def test_lines_are_whole_rows():
+    observed = drawn("lines:5")
+    assert observed.all(axis=1).sum() == 5 and observed.any(axis=1).sum() == 5
+
+
+def test_varied_share_covers_its_range():
+    shares = [drawn("random:0.05-0.5", seed=seed).mean() for seed in range(300)]
+    assert 0.04 <= min(shares) < 0.07 and 0.47 < max(shares) < 0.5
+    fixed = parse_pattern("random:0.05-0.5")
+    rng = np.random.default_rng(0)
+    assert {len(fixed.draw(FULL, rng, level=0.5)) for _ in range(5)} == {int(0.275 * FULL.size)}
+
+
+def test_varied_share_is_one_number_per_batch():
+    class Flat:
+        has_gaps = False
+
+        def __len__(self):
+            return 10
+
+        def example(self, index):
+            return np.zeros((12, 16, 1), dtype=np.float32)
+
+        def training_example(self, index, rng):
+            return self.example(index)
+
+    batches = TrainingBatches(
+        Flat(), parse_pattern("random:0.05-0.5"), seed=0, batch_size=4, queries=(1, 5),
+        draw_times=lambda rng, size: rng.random(size),
+    )
+    counts = {batches[step].input_coords.shape[1] for step in range(30)}
+    assert len(counts) > 15 and min(counts) < 30 and max(counts) > 80
+
+
+def test_mask_file(tmp_path):
+    mask = np.zeros((12, 16), dtype=np.uint8)
+    mask[3, 4:9] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(drawn(str(tmp_path / "mask.png")), mask > 0)
+
+
+@pytest.mark.parametrize("text", ["random:0.2", "random:0.9", "grid:3", "block:0.5", "lines:2"])
+def test_gaps_are_never_observed_and_both_sides_keep_a_point(text):
+    rng = np.random.default_rng(1)
+    for seed in range(50):
+        valid = np.zeros_like(FULL)
+        valid.flat[rng.choice(valid.size, rng.integers(2, 9), replace=False)] = True
+        observed = drawn(text, valid, seed)
+        assert not (observed & ~valid).any()
+        assert 1 <= observed.sum() < valid.sum()
+
+
+@pytest.mark.parametrize(
+    "text", ["random:0.2", "random:0.05-0.5", "grid:4", "block:0.3", "lines:8"]
+)
+def test_text_comes_back(text):
+    assert str(parse_pattern(text)) == text

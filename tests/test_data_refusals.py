@@ -1,0 +1,253 @@
+"""Bad input: one clear line each, and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsefield import cli
+from sparsefield.data import TrainingBatches, open_data, parse_pattern
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """refused(words, ...) asserts that opening these data ends with a line that has the words."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(call: Callable[[], object], *words: str) -> None:
+        assert cli.run(call) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        for word in words:
+            assert word in lines[0], lines[0]
+
+    return check
+
+
+def opened(spec: str, **options) -> Callable[[], object]:
+    return lambda: open_data(spec, **options)
+
+
+def with_pattern(text: str, spec: str = "photos") -> Callable[[], object]:
+    """What training does first with data and pattern."""
+    def call() -> None:
+        TrainingBatches(
+            open_data(spec, image_size=16).train, parse_pattern(text), seed=0, batch_size=2,
+            queries=(1, 2), draw_times=lambda rng, size: rng.random(size),
+        )[0]
+    return call
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Root may read everything: give that up for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("spec", ["nowhere.npz", "nowhere", "photo", "cifar100"])
+def test_missing_path(refused, spec):
+    refused(opened(spec), spec, "photos, cifar10")
+    refused(opened("x" * 5000), "too long")
+
+
+def test_missing_validation_file(refused):
+    np.savez("a.npz", images=np.zeros((30, 5, 6), np.uint8))
+    refused(opened("a.npz", val="b.npz"), "b.npz", "no such file")
+
+
+ARRAYS = {
+    "rank 2": (np.zeros((30, 6)), "shape (30, 6)"),
+    "rank 5": (np.zeros((30, 6, 6, 6, 1)), "(N, H, W, C)"),
+    "scalar": (np.float32(3), "shape ()"),
+    "one picture": (np.zeros((40, 50, 3), np.uint8), "looks like one picture"),
+    "channels first": (np.zeros((30, 3, 8, 8), np.uint8), "channels first"),
+    "no fields": (np.zeros((0, 6, 6)), "holds nothing"),
+    "no points": (np.zeros((30, 0, 6, 1)), "holds nothing"),
+    "no channels": (np.zeros((30, 6, 6, 0)), "holds nothing"),
+    "complex": (np.zeros((30, 6, 6), complex), "complex128"),
+    "bool": (np.zeros((30, 6, 6), bool), "bool"),
+    "text": (np.full((30, 6, 6), "a"), "uint8 or float"),
+    "object": (np.array([[[None] * 6] * 6] * 30), "object array"),
+    "all NaN": (np.full((30, 6, 6), np.nan), "field 0", "all is NaN"),
+    "one of NaN": (np.where(np.arange(30)[:, None, None] == 17, np.nan, np.ones((30, 6, 6))),
+                   "field 17"),
+    "infinite": (np.where(np.arange(30)[:, None, None] == 29, np.inf, np.ones((30, 6, 6))),
+                 "field 29", "infinite"),
+    "two fields": (np.zeros((2, 6, 6), np.uint8), "2 fields cannot be split"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_arrays(refused, name, ending):
+    array, *words = ARRAYS[name]
+    if ending == "npz":
+        np.savez("bad.npz", images=array)
+    else:
+        np.save("bad.npy", array)
+    refused(opened(f"bad.{ending}"), f"bad.{ending}", *words)
+
+
+def test_unclear_which_array(refused):
+    np.savez("two.npz", a=np.zeros((30, 6, 6)), b=np.zeros((30, 6, 6)))
+    refused(opened("two.npz"), "two.npz", "`images`", "a, b")
+
+
+@pytest.mark.parametrize("shape", [(30, 6, 6, 1), (30, 5, 6, 3)])
+def test_mixed_channels_and_sizes(refused, shape):
+    np.savez("train.npz", images=np.zeros((30, 6, 6, 3), np.uint8))
+    np.savez("val.npz", images=np.zeros(shape, np.uint8))
+    refused(opened("train.npz", val="val.npz"), "val.npz", "must not be mixed")
+
+
+@pytest.mark.parametrize(
+    "value_range, word",
+    [((0, 0.1), "widen"), ((5, 1), "below"), ((0, np.inf), "finite"), ((0, 1, 2), "lo hi"),
+     ((0, 1, 0, 1), "lo hi"), ((), "lo hi")],
+)
+def test_value_range(refused, value_range, word):
+    np.save("f.npy", np.linspace(0, 1, 30 * 36).reshape(30, 6, 6))
+    refused(opened("f.npy", value_range=value_range), "--value_range", word)
+
+
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_cut_off_and_misnamed_arrays(refused, ending):
+    np.savez("a.npz", images=np.random.default_rng(0).random((30, 6, 6)))
+    np.save("a.npy", np.random.default_rng(0).random((30, 6, 6)))
+    file = Path(f"a.{ending}")
+    whole = file.read_bytes()
+    for kept in (len(whole) - 100, len(whole) // 2, 40):
+        file.write_bytes(whole[:kept])
+        refused(opened(str(file)), str(file))
+    for content in (b"", b"some text", b"\x89PNG\r\n\x1a\n" * 20):
+        file.write_bytes(content)
+        refused(opened(str(file)), str(file))
+
+
+def test_damaged_archive(refused):
+    np.savez_compressed("a.npz", images=np.random.default_rng(0).random((30, 6, 6)))
+    content = bytearray(Path("a.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    Path("a.npz").write_bytes(content)
+    refused(opened("a.npz"), "a.npz", "broken")
+
+
+def test_archive_larger_than_memory(refused):
+    """60 TB that an archive's directory promises."""
+    np.savez("a.npz", images=np.zeros((30, 6, 6)))
+    content = Path("a.npz").read_bytes()
+    with zipfile.ZipFile("a.npz") as archive:
+        size = archive.infolist()[0].file_size
+    promised = content.rfind(struct.pack("<I", size), content.find(b"PK\x01\x02"))
+    Path("a.npz").write_bytes(
+        content[:promised] + struct.pack("<I", 0xFFFFFFFE) + content[promised + 4:]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.get)
+        refused(opened("a.npz"), "4.0 GiB", ".npy")
+
+
+def bomb(path: str, side: int = 50_000) -> None:
+    """A PNG of a few kilobytes that unpacks to gigabytes."""
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (struct.pack(">I", len(content)) + kind + content
+                + struct.pack(">I", zlib.crc32(kind + content)))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    Path(path).write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    )
+
+
+def test_empty_folder(refused):
+    Path("empty").mkdir()
+    refused(opened("empty"), "empty", "no picture files")
+    Path("empty/notes.txt").write_text("no picture")
+    refused(opened("empty"), "no picture files")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_folder_of_unusable_pictures(refused):
+    Path("bad").mkdir()
+    Path("bad/text.png").write_text("no picture")
+    Image.new("RGB", (8, 8)).save("bad/tiny.png")
+    bomb("bad/bomb.png")
+    bomb("bad/smaller.png", side=10_000)  # Pillow alone would only warn
+    words = "skipped 4", "bomb.png", "smaller.png", "limit", "tiny.png: 8 x 8"
+    refused(opened("bad"), *words)
+
+
+def test_folder_of_too_few_pictures(refused):
+    Path("few").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(f"few/{name}.png")
+    refused(opened("few"), "few", "2 pictures cannot be split")
+
+
+def test_folder_of_mixed_channels(refused):
+    Path("mixed").mkdir()
+    for k in range(3):
+        Image.new("RGB", (40, 40)).save(f"mixed/colour{k}.png")
+        Image.new("L", (40, 40)).save(f"mixed/grey{k}.png")
+    refused(opened("mixed"), "mixed channels", "grey0.png", "colour0.png", "--channels")
+
+
+def test_no_permission(refused, tmp_path):
+    Path("closed").mkdir()
+    Image.new("RGB", (40, 40)).save("closed/a.png")
+    np.save("closed.npy", np.zeros((30, 6, 6)))
+    Image.new("L", (16, 16)).save("closed_mask.png")
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    for path in ("closed", "closed.npy", "closed_mask.png"):
+        Path(path).chmod(0)
+    with as_nobody():
+        refused(opened("closed"), "closed", "Permission denied")
+        refused(opened("closed/a.npz"), "closed/a.npz", "Permission denied")
+        refused(opened("closed.npy"), "closed.npy", "no permission")
+        refused(lambda: parse_pattern("closed_mask.png"), "closed_mask.png", "no permission")
+
+
+@pytest.mark.parametrize("text, word", [
+    ("random:0", "nothing or everything"), ("random:1", "nothing or everything"),
+    ("random:0.5-0.2", "smaller one first"), ("random:nan", "nothing or everything"),
+    ("random:", "random:0.2"), ("random:a", "random:0.2"), ("random", "neither"),
+    ("grid:1", "steps of 2"), ("grid:0", "steps of 2"), ("grid:2.5", "neither"),
+    ("grid:17", "does not fit"), ("lines:0", "1 or more"), ("lines:16", "does not fit"),
+    ("block:1", "nothing or everything"), ("block:-0.1", "nothing or everything"),
+    ("nowhere.png", "neither"), ("", "neither"), ("spiral:3", "neither"),
+])
+def test_patterns(refused, text, word):
+    refused(with_pattern(text), f"--observe {text}", word)
+
+
+def test_masks(refused):
+    Image.new("L", (16, 16), 0).save("black.png")
+    Image.new("L", (16, 16), 255).save("white.png")
+    half = Image.new("L", (20, 16), 0)
+    half.paste(255, (0, 0, 10, 16))
+    half.save("half.png")
+    Path("text.png").write_text("no picture")
+    bomb("bomb.png")
+    refused(with_pattern("black.png"), "black.png", "nothing")
+    refused(with_pattern("white.png"), "white.png", "everything")
+    refused(with_pattern("half.png"), "half.png", "20 x 16", "16 x 16")
+    refused(with_pattern("text.png"), "text.png", "no readable picture")
+    refused(with_pattern("bomb.png"), "bomb.png", "limit")
