@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/setup.sh
 use_python requirements-dev.txt
-exec "$PYTHON" -m pytest "$@"
+# One process a core, one thread each: tiny models on many threads mostly wait for each other.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" -m pytest -n auto "$@"
