@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsefield.scan import selective_scan
+from sparsefield.scan.convolution import causal_conv_silu
 
 
 class Mamba(nn.Module):
@@ -56,7 +57,7 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
         """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on."""
         x, z = self.in_proj(x).chunk(2, dim=-1)                           # (B, L, E) each
-        x = F.silu(self.causal_conv(x, reverse))                          # (B, L, E)
+        x = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias, reverse)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)
         delta = F.linear(dt, self.dt_proj.weight)                         # (B, L, E)
         y = selective_scan(
@@ -70,15 +71,6 @@ class Mamba(nn.Module):
             reverse=reverse,
         ).transpose(1, 2)                                                 # (B, L, E)
         return self.out_proj(y)                                           # (B, L, D)
-
-    def causal_conv(self, x: Tensor, reverse: bool) -> Tensor:
-        """Each channel's last d_conv tokens in reading order, weighted: (B, L, E) to (B, L, E)."""
-        length, taps = x.shape[1], self.conv1d.kernel_size[0]
-        weight = self.conv1d.weight.flip(-1) if reverse else self.conv1d.weight
-        y = F.conv1d(
-            x.transpose(1, 2), weight, self.conv1d.bias, padding=taps - 1, groups=x.shape[2]
-        ).transpose(1, 2)                                                 # (B, L + taps - 1, E)
-        return y[:, taps - 1 :] if reverse else y[:, :length]
 
 
 class MambaLayer(nn.Module):

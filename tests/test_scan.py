@@ -118,6 +118,26 @@ def test_bfloat16_computes_in_float32(name):
     torch.testing.assert_close(got.float(), want.float(), rtol=2**-7, atol=1e-5)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_bfloat16_in_memory_is_float32_inside(reverse):
+    """Whole tiles of channels, as tokens: the kernels read and write bfloat16 themselves."""
+    flags = {"delta_softplus": True, "reverse": reverse}
+    inputs = {key: x.bfloat16() for key, x in make_inputs(40, channels=128).items()}
+    inputs |= {key: inputs[key].transpose(1, 2).contiguous().transpose(1, 2)
+               for key in ("u", "delta", "z")}
+    want = run("reference", {key: x.double() for key, x in inputs.items()}, **flags)
+    got = run("numba", inputs, torch.bfloat16, **flags)
+    assert_close(got, want, out=2**-8, grad=2**-7)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_bfloat16_keeps_what_is_not_finite(value):
+    inputs = {key: x.bfloat16() for key, x in make_inputs(20, channels=64).items()}
+    inputs["z"][0, 0, 3] = value
+    out = scan._load("numba").selective_scan(**inputs, delta_softplus=True)
+    assert out.isfinite().logical_not().nonzero().tolist() == [[0, 0, 3]]
+
+
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_autocast_does_not_change_the_result(name):
     inputs = {key: x.float() for key, x in make_inputs(40).items()}

@@ -98,6 +98,15 @@ def describe_backend(device: torch.device | str) -> str:
     return f"selective scan: {name}" + (f" ({'; '.join(missing)})" if missing else "")
 
 
+def backend_name(device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that `selective_scan` uses for tensors of this kind.
+
+    Raises:
+        UserError: as `selective_scan`.
+    """
+    return _choose(device.type, dtype == torch.float64)[0]
+
+
 def _wanted() -> str:
     return os.environ.get("SCAN", "auto") or "auto"
 

@@ -1,10 +1,14 @@
-"""The CPU kernels of the selective scan, compiled by numba on first use and cached on disk.
+"""The CPU kernels of the selective scan and of the convolution before it, compiled by numba on
+first use and cached on disk.
 
 A task is one batch entry and one tile of `TILE` channels; it walks along the sequence in chunks
 of `CHUNK` steps. A vector holds 16 channels (one AVX-512 register; LLVM splits it where registers
 are narrower), so the loop over the S states is a plain loop: nothing is summed across lanes
 except the gradients of B and C. States, decays and the rows of a chunk live in scratch memory of
 the task, small enough for the caches; the tensors themselves are touched once, in any strides.
+
+Tensors are float32 or bfloat16, arithmetic is float32. numpy has no bfloat16, so such a tensor
+comes as int16, and channels must then be contiguous and a multiple of `TILE`.
 
 The file is one because numba's disk cache looks only at the file that holds the kernel.
 """
@@ -31,7 +35,13 @@ CHUNK = 16
 
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
+_SHORTS = ir.VectorType(ir.IntType(16), LANES)
 _FAST = ("contract",)
+
+
+def _each(value: int) -> ir.Constant:
+    return ir.Constant(_INTS, [value] * LANES)
+
 
 
 class VectorType(types.Type):
@@ -74,7 +84,7 @@ def full(typing_context, x):
     def emit(context, builder, sig, args):
         undefined = ir.Constant(_FLOATS, ir.Undefined)
         one = builder.insert_element(undefined, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(one, undefined, ir.Constant(_INTS, [0] * LANES))
+        return builder.shuffle_vector(one, undefined, _each(0))
 
     return vector(types.float32), emit
 
@@ -119,12 +129,65 @@ def store(typing_context, address, value):
 
 
 @intrinsic
+def _load_bfloat16(typing_context, address):
+    """16 bfloat16 as floats: they are the upper halves."""
+
+    def emit(context, builder, sig, args):
+        halves = builder.load(builder.inttoptr(args[0], _SHORTS.as_pointer()))
+        halves.align = 2
+        wide = builder.shl(builder.zext(halves, _INTS), _each(16))
+        return builder.bitcast(wide, _FLOATS)
+
+    return vector(types.intp), emit
+
+
+@intrinsic
+def _store_bfloat16(typing_context, address, value):
+    """16 floats as bfloat16, rounded to nearest, ties to even; NaN stays NaN."""
+
+    def emit(context, builder, sig, args):
+        bits = builder.bitcast(args[1], _INTS)
+        odd = builder.and_(builder.lshr(bits, _each(16)), _each(1))
+        rounded = builder.add(bits, builder.add(odd, _each(0x7FFF)))
+        is_nan = builder.fcmp_unordered("uno", args[1], args[1])
+        rounded = builder.select(is_nan, _each(0x7FC00000), rounded)
+        halves = builder.trunc(builder.lshr(rounded, _each(16)), _SHORTS)
+        stored = builder.store(halves, builder.inttoptr(args[0], _SHORTS.as_pointer()))
+        stored.align = 2
+        return context.get_dummy_value()
+
+    return types.none(types.intp, vector), emit
+
+
+def _load_as(x, address):
+    """16 neighbours of the array x, which tells how they are stored."""
+
+
+def _store_as(x, address, value):
+    """The reverse of `_load_as`."""
+
+
+@overload(_load_as, inline="always")
+def _(x, address):
+    if x.dtype == types.int16:
+        return lambda x, address: _load_bfloat16(address)
+    return lambda x, address: load(address)
+
+
+@overload(_store_as, inline="always")
+def _(x, address, value):
+    if x.dtype == types.int16:
+        return lambda x, address, value: _store_bfloat16(address, value)
+    return lambda x, address, value: store(address, value)
+
+
+@intrinsic
 def _power_of_two(typing_context, r):
     """2**n where n is in the low bits of r = n + 1.5 * 2**23; n from -127 (gives 0) to 128 (inf)."""
 
     def emit(context, builder, sig, args):
-        n = builder.add(builder.bitcast(args[0], _INTS), ir.Constant(_INTS, [127] * LANES))
-        return builder.bitcast(builder.shl(n, ir.Constant(_INTS, [23] * LANES)), _FLOATS)
+        n = builder.add(builder.bitcast(args[0], _INTS), _each(127))
+        return builder.bitcast(builder.shl(n, _each(23)), _FLOATS)
 
     return vector(vector), emit
 
@@ -201,12 +264,12 @@ def _scratch(floats):
 def _read_rows(x, b, e0, first, step, n, rows):
     """rows[i] = x[b, e0 : e0 + TILE, first + step * i]; channels that do not exist read as 0."""
     width = min(TILE, x.shape[1] - e0)
-    if x.strides[1] == 4 and width == TILE:
-        source = x.ctypes.data + b * x.strides[0] + e0 * 4 + first * x.strides[2]
-        target = rows.ctypes.data
+    if x.strides[1] == x.itemsize and width == TILE:
+        source = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
         for i in range(n):
-            for offset in range(0, ROW, VECTOR):
-                store(target + i * ROW + offset, load(source + i * step * x.strides[2] + offset))
+            for e in range(0, TILE, LANES):
+                from_ = source + i * step * x.strides[2] + e * x.itemsize
+                store(rows.ctypes.data + i * ROW + 4 * e, _load_as(x, from_))
     else:
         for e in range(TILE):
             for i in range(n):
@@ -217,12 +280,12 @@ def _read_rows(x, b, e0, first, step, n, rows):
 def _write_rows(x, b, e0, first, step, n, rows):
     """x[b, e0 : e0 + TILE, first + step * i] = rows[i]"""
     width = min(TILE, x.shape[1] - e0)
-    if x.strides[1] == 4 and width == TILE:
-        source = rows.ctypes.data
-        target = x.ctypes.data + b * x.strides[0] + e0 * 4 + first * x.strides[2]
+    if x.strides[1] == x.itemsize and width == TILE:
+        target = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
         for i in range(n):
-            for offset in range(0, ROW, VECTOR):
-                store(target + i * step * x.strides[2] + offset, load(source + i * ROW + offset))
+            for e in range(0, TILE, LANES):
+                to = target + i * step * x.strides[2] + e * x.itemsize
+                _store_as(x, to, load(rows.ctypes.data + i * ROW + 4 * e))
     else:
         for e in range(width):
             for i in range(n):
@@ -435,3 +498,125 @@ def backward(
             ddelta_bias[b, e0 + e] = dbias[e]
             for s in range(states):
                 dA[b, e0 + e, s] = da[s * TILE + e]
+
+
+# ------------------------------------------------------- the convolution before the scan, and SiLU
+# Tensors are (B, E, L) like those of the scan, weight is (E, taps). Steps are counted in reading
+# order; a chunk's rows come after the `taps - 1` rows before them.
+
+
+@njit
+def _read_taps(weight, bias, e0, w, d):
+    """The tile's columns of weight (as (taps, TILE)) and bias; 0 past the end."""
+    for e in range(TILE):
+        inside = e0 + e < weight.shape[0]
+        d[e] = bias[e0 + e] if inside else 0
+        for k in range(weight.shape[1]):
+            w[k * TILE + e] = weight[e0 + e, k] if inside else 0
+
+
+@njit
+def _read_steps(x, b, e0, start, n, reverse, rows):
+    """rows[i] = the tile's channels at step start + i, 0 before the first step."""
+    missing = max(0, -start)
+    rows[: missing * TILE] = 0
+    start, n = start + missing, n - missing
+    first, step = (x.shape[2] - 1 - start, -1) if reverse else (start, 1)
+    _read_rows(x, b, e0, first, step, n, rows[missing * TILE :])
+
+
+@njit
+def _write_steps(x, b, e0, start, n, reverse, rows):
+    first, step = (x.shape[2] - 1 - start, -1) if reverse else (start, 1)
+    _write_rows(x, b, e0, first, step, n, rows)
+
+
+@njit
+def _convolve(x, w, d, taps, n, y):
+    """y[i] = d + sum_k w[k] x[i + k]"""
+    for i in range(n):
+        for offset in range(0, ROW, VECTOR):
+            sum_ = load(d.ctypes.data + offset)
+            for k in range(taps):
+                at = k * ROW + offset
+                sum_ = sum_ + load(w.ctypes.data + at) * load(x.ctypes.data + i * ROW + at)
+            store(y.ctypes.data + i * ROW + offset, sum_)
+
+
+def conv_forward(x, weight, bias, reverse, out, begin, end):
+    """Tasks begin to end of out = silu(causal convolution of x)."""
+    channels, length, taps = x.shape[1], x.shape[2], weight.shape[1]
+    tiles = (channels + TILE - 1) // TILE
+    w, d = _scratch(taps * TILE), _scratch(TILE)
+    x_rows, y_rows = _scratch((taps - 1 + CHUNK) * TILE), _scratch(CHUNK * TILE)
+    for task in range(begin, end):
+        b, e0 = task // tiles, task % tiles * TILE
+        _read_taps(weight, bias, e0, w, d)
+        for start in range(0, length, CHUNK):
+            n = min(CHUNK, length - start)
+            _read_steps(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
+            _convolve(x_rows, w, d, taps, n, y_rows)
+            for at in range(y_rows.ctypes.data, y_rows.ctypes.data + n * ROW, VECTOR):
+                y = load(at)
+                store(at, y * sigmoid(y))
+            _write_steps(out, b, e0, start, n, reverse, y_rows)
+
+
+@njit
+def _silu_backward(y, dy, n):
+    """dy from the gradient of silu(y), in place."""
+    for at in range(0, n * ROW, VECTOR):
+        y_i = load(y.ctypes.data + at)
+        gate = sigmoid(y_i)
+        grad = load(dy.ctypes.data + at) * gate * (1.0 + y_i * (1.0 - gate))
+        store(dy.ctypes.data + at, grad)
+
+
+@njit
+def _correlate(x, dy, w, taps, n, dx, dw, db):
+    """dx[i] = sum_k w[k] dy[i + taps - 1 - k]; dw[k] += dy[i] x[i + k] and db += dy[i]."""
+    for i in range(n):
+        for offset in range(0, ROW, VECTOR):
+            row = i * ROW + offset
+            dy_i = load(dy.ctypes.data + row)
+            db_at = db.ctypes.data + offset
+            store(db_at, load(db_at) + dy_i)
+            sum_ = full(np.float32(0))
+            for k in range(taps):
+                at = k * ROW + offset
+                later = load(dy.ctypes.data + row + (taps - 1 - k) * ROW)
+                sum_ = sum_ + load(w.ctypes.data + at) * later
+                dw_at = dw.ctypes.data + at
+                store(dw_at, load(dw_at) + dy_i * load(x.ctypes.data + i * ROW + at))
+            store(dx.ctypes.data + row, sum_)
+
+
+def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end):
+    """Tasks begin to end of the backward; dweight (B, E, taps) and dbias (B, E) are parts."""
+    channels, length, taps = x.shape[1], x.shape[2], weight.shape[1]
+    tiles = (channels + TILE - 1) // TILE
+    w, d, dw, db = _scratch(taps * TILE), _scratch(TILE), _scratch(taps * TILE), _scratch(TILE)
+    x_rows, dy_rows = (_scratch((taps - 1 + CHUNK) * TILE), _scratch((taps - 1 + CHUNK) * TILE))
+    y_rows, dx_rows = _scratch(CHUNK * TILE), _scratch(CHUNK * TILE)
+    for task in range(begin, end):
+        b, e0 = task // tiles, task % tiles * TILE
+        _read_taps(weight, bias, e0, w, d)
+        dw[:] = 0
+        db[:] = 0
+        dy_rows[:] = 0
+        for start in range((length - 1) // CHUNK * CHUNK, -1, -CHUNK):
+            n = min(CHUNK, length - start)
+            # Gradients of the steps after this chunk, which its last steps reach. After the last
+            # step there are none.
+            for i in range((taps - 1) * TILE):
+                dy_rows[n * TILE + i] = dy_rows[i] if start + n < length else 0
+            _read_steps(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
+            _read_steps(dout, b, e0, start, n, reverse, dy_rows)
+            _convolve(x_rows, w, d, taps, n, y_rows)
+            _silu_backward(y_rows, dy_rows, n)
+            _correlate(x_rows, dy_rows, w, taps, n, dx_rows, dw, db)
+            _write_steps(dx, b, e0, start, n, reverse, dx_rows)
+        for e in range(min(TILE, channels - e0)):
+            dbias[b, e0 + e] = db[e]
+            for k in range(taps):
+                dweight[b, e0 + e, k] = dw[k * TILE + e]
