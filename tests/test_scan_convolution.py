@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sparsefield.scan.convolution import causal_conv_silu
 
-SHAPES = [(2, 1, 5, 4), (2, 40, 37, 4), (1, 33, 64, 1), (2, 50, 128, 4), (1, 3, 64, 17),
-          (2, 100, 64, 17), (1, 30, 16, 20)]
+SHAPES = [(2, 1, 5, 4), (2, 40, 37, 4), (1, 33, 64, 1), (2, 50, 128, 4), (1, 3, 64, 33),
+          (2, 100, 64, 33), (1, 30, 16, 40)]
 
 
 def definition(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:

@@ -26,7 +26,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
 TILE = 64
-CHUNK = 16
+CHUNK = 32
 
 # ---------------------------------------------------------------------------- vectors of 16 floats
 # numba has no vector type and cannot tell LLVM that two arrays do not overlap, which keeps the
@@ -307,8 +307,18 @@ def _read_tile(A, D, delta_bias, e0, a, d, bias):
 
 
 @njit
-def _advance(B, C, b, first, step, n, a, d, bias, use_softplus, u, dt, y, h, decays, keep):
-    """Walk n steps: `dt` from delta to step size, `y` = C h + D u, `h` from state to state.
+def _step_sizes(dt, bias, use_softplus, n):
+    """From delta to step size, in place. Rows first: no state waits for a softplus."""
+    for i in range(n):
+        for offset in range(0, ROW, VECTOR):
+            at = dt.ctypes.data + i * ROW + offset
+            dt_i = load(at) + load(bias.ctypes.data + offset)
+            store(at, softplus(dt_i) if use_softplus else dt_i)
+
+
+@njit
+def _advance(B, C, b, first, step, n, a, d, u, dt, y, h, decays, keep):
+    """Walk n steps: `y` = C h + D u, `h` from state to state.
 
     With `keep`, h[i] -> h[i + 1] and every decay is written; without it h[0] is updated in place.
     """
@@ -319,10 +329,7 @@ def _advance(B, C, b, first, step, n, a, d, bias, use_softplus, u, dt, y, h, dec
         t = first + step * i
         for offset in range(0, ROW, VECTOR):
             row = i * ROW + offset
-            dt_i = load(dt.ctypes.data + row) + load(bias.ctypes.data + offset)
-            if use_softplus:
-                dt_i = softplus(dt_i)
-            u_i = load(u.ctypes.data + row)
+            dt_i, u_i = load(dt.ctypes.data + row), load(u.ctypes.data + row)
             dtu = dt_i * u_i
             y_i = load(d.ctypes.data + offset) * u_i
             before = h_at + offset + (i * block if keep else 0)
@@ -334,7 +341,6 @@ def _advance(B, C, b, first, step, n, a, d, bias, use_softplus, u, dt, y, h, dec
                 store(after + s * ROW, h_s)
                 if keep:
                     store(decay_at + i * block + s * ROW + offset, decay)
-            store(dt.ctypes.data + row, dt_i)
             store(y.ctypes.data + row, y_i)
 
 
@@ -371,8 +377,8 @@ def forward(
                 starts[b, start // CHUNK, tile] = h
             _read_rows(u, b, e0, first, step, n, u_rows)
             _read_rows(delta, b, e0, first, step, n, dt_rows)
-            _advance(B, C, b, first, step, n, a, d, bias, use_softplus,
-                     u_rows, dt_rows, y_rows, h, h, False)
+            _step_sizes(dt_rows, bias, use_softplus, n)
+            _advance(B, C, b, first, step, n, a, d, u_rows, dt_rows, y_rows, h, h, False)
             if gated:
                 _read_rows(z, b, e0, first, step, n, z_rows)
                 _apply_gate(y_rows, z_rows, n)
@@ -482,8 +488,8 @@ def backward(
             _read_rows(delta, b, e0, first, step, n, delta_rows)
             _read_rows(dout, b, e0, first, step, n, dy_rows)
             dt_rows[:] = delta_rows
-            _advance(B, C, b, first, step, n, a, d, bias, use_softplus,
-                     u_rows, dt_rows, y_rows, h, decays, True)
+            _step_sizes(dt_rows, bias, use_softplus, n)
+            _advance(B, C, b, first, step, n, a, d, u_rows, dt_rows, y_rows, h, decays, True)
             if gated:
                 _read_rows(z, b, e0, first, step, n, z_rows)
                 _gate_backward(dy_rows, dz_rows, y_rows, z_rows, n)
@@ -573,22 +579,20 @@ def _silu_backward(y, dy, n):
 
 
 @njit
-def _correlate(x, dy, w, taps, n, dx, dw, db):
-    """dx[i] = sum_k w[k] dy[i + taps - 1 - k]; dw[k] += dy[i] x[i + k] and db += dy[i]."""
-    for i in range(n):
-        for offset in range(0, ROW, VECTOR):
-            row = i * ROW + offset
-            dy_i = load(dy.ctypes.data + row)
-            db_at = db.ctypes.data + offset
-            store(db_at, load(db_at) + dy_i)
-            sum_ = full(np.float32(0))
-            for k in range(taps):
-                at = k * ROW + offset
-                later = load(dy.ctypes.data + row + (taps - 1 - k) * ROW)
-                sum_ = sum_ + load(w.ctypes.data + at) * later
-                dw_at = dw.ctypes.data + at
-                store(dw_at, load(dw_at) + dy_i * load(x.ctypes.data + i * ROW + at))
-            store(dx.ctypes.data + row, sum_)
+def _add_weight_gradients(x, dy, taps, n, dw, db):
+    """dw[k] += sum_i dy[i] x[i + k] and db += sum_i dy[i]."""
+    for offset in range(0, ROW, VECTOR):
+        dy_at = dy.ctypes.data + offset
+        sum_ = load(db.ctypes.data + offset)
+        for i in range(n):
+            sum_ = sum_ + load(dy_at + i * ROW)
+        store(db.ctypes.data + offset, sum_)
+        for k in range(taps):
+            x_at, dw_at = x.ctypes.data + k * ROW + offset, dw.ctypes.data + k * ROW + offset
+            sum_ = load(dw_at)
+            for i in range(n):
+                sum_ = sum_ + load(dy_at + i * ROW) * load(x_at + i * ROW)
+            store(dw_at, sum_)
 
 
 def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end):
@@ -596,11 +600,14 @@ def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end
     channels, length, taps = x.shape[1], x.shape[2], weight.shape[1]
     tiles = (channels + TILE - 1) // TILE
     w, d, dw, db = _scratch(taps * TILE), _scratch(TILE), _scratch(taps * TILE), _scratch(TILE)
+    flipped, zero = _scratch(taps * TILE), _scratch(TILE)
     x_rows, dy_rows = (_scratch((taps - 1 + CHUNK) * TILE), _scratch((taps - 1 + CHUNK) * TILE))
     y_rows, dx_rows = _scratch(CHUNK * TILE), _scratch(CHUNK * TILE)
     for task in range(begin, end):
         b, e0 = task // tiles, task % tiles * TILE
         _read_taps(weight, bias, e0, w, d)
+        for k in range(taps):
+            flipped[k * TILE : (k + 1) * TILE] = w[(taps - 1 - k) * TILE : (taps - k) * TILE]
         dw[:] = 0
         db[:] = 0
         dy_rows[:] = 0
@@ -614,7 +621,8 @@ def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end
             _read_steps(dout, b, e0, start, n, reverse, dy_rows)
             _convolve(x_rows, w, d, taps, n, y_rows)
             _silu_backward(y_rows, dy_rows, n)
-            _correlate(x_rows, dy_rows, w, taps, n, dx_rows, dw, db)
+            _add_weight_gradients(x_rows, dy_rows, taps, n, dw, db)
+            _convolve(dy_rows, flipped, zero, taps, n, dx_rows)
             _write_steps(dx, b, e0, start, n, reverse, dx_rows)
         for e in range(min(TILE, channels - e0)):
             dbias[b, e0 + e] = db[e]
