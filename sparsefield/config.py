@@ -67,7 +67,8 @@ class TrainingConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto is bfloat16 on CUDA. Scans, norms and kriging stay float32."""
+    """Of matrix products; auto is bfloat16 on CUDA and on CPUs that have instructions for it.
+    Scans, norms and kriging stay float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     num_workers: int = 0

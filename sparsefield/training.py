@@ -27,6 +27,7 @@ from sparsefield.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_data, parse_pattern
 from sparsefield.distributed import World, join_world
 from sparsefield.errors import UserError
+from sparsefield.precision import has_fast_bfloat16
 from sparsefield.reporter import Reporter, announce
 from sparsefield.runfolder import RunFolder
 from sparsefield.samplers import noise_seed
@@ -146,7 +147,7 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
 def uses_bfloat16(config: TrainingConfig, world: World) -> bool:
     """Whether matrix products run in bfloat16 (autocast)."""
     if config.precision == "auto":
-        return world.device.type == "cuda"
+        return world.device.type == "cuda" or world.device.type == "cpu" and has_fast_bfloat16()
     return config.precision == "bfloat16"
 
 
