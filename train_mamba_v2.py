@@ -34,12 +34,21 @@ class BidirectionalMAMBA(nn.Module):
 
     Args:
         d_model: D. num_layers: of both stacks together, even. d_state, dropout: of each layer.
+        two_way: False lets the second stack read forward too, to measure what the other way adds.
     Raises:
         UserError: num_layers is odd or less than 2.
     """
 
-    def __init__(self, d_model: int, num_layers: int = 8, d_state: int = 16, dropout: float = 0.0):
+    def __init__(
+        self,
+        d_model: int,
+        num_layers: int = 8,
+        d_state: int = 16,
+        dropout: float = 0.0,
+        two_way: bool = True,
+    ):
         super().__init__()
+        self.two_way = two_way
         if num_layers < 2 or num_layers % 2:
             raise UserError(
                 f"num_layers={num_layers}: half of the layers read forward, half backward, "
@@ -60,19 +69,23 @@ class BidirectionalMAMBA(nn.Module):
         for layer in self.forward_layers:
             ahead = layer(ahead)                                          # (B, L, D)
         for layer in self.backward_layers:
-            back = layer(back, reverse=True)                              # (B, L, D)
+            back = layer(back, reverse=self.two_way)                      # (B, L, D)
         return self.merge(torch.cat([ahead, back], dim=-1))               # (B, L, D)
 
 
 class PerceiverIteration(nn.Module):
     """Queries read the context, then each other, then think: three pre-norm residual steps."""
 
-    def __init__(self, d_model: int, heads: int, dropout: float, distance: bool):
+    def __init__(
+        self, d_model: int, heads: int, dropout: float, distance: bool, self_attention: bool
+    ):
         super().__init__()
         self.query_norm, self.context_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.cross_attention = Attention(d_model, heads, distance)
-        self.self_norm = nn.LayerNorm(d_model)
-        self.self_attention = Attention(d_model, heads, distance)
+        self.self_attention = None
+        if self_attention:
+            self.self_norm = nn.LayerNorm(d_model)
+            self.self_attention = Attention(d_model, heads, distance)
         self.mlp = nn.Sequential(
             nn.LayerNorm(d_model),
             nn.Linear(d_model, 4 * d_model),
@@ -84,8 +97,9 @@ class PerceiverIteration(nn.Module):
     def forward(self, x: Tensor, context: Tensor, x_at: Tensor, context_at: Tensor) -> Tensor:
         seen = self.cross_attention(self.query_norm(x), self.context_norm(context), x_at, context_at)
         x = x + self.dropout(seen)                                        # (B, N, D)
-        peers = self.self_norm(x)                                         # (B, N, D)
-        x = x + self.dropout(self.self_attention(peers, peers, x_at, x_at))
+        if self.self_attention is not None:
+            peers = self.self_norm(x)                                     # (B, N, D)
+            x = x + self.dropout(self.self_attention(peers, peers, x_at, x_at))
         return x + self.dropout(self.mlp(x))                              # (B, N, D)
 
 
@@ -94,7 +108,7 @@ class LightweightPerceiver(nn.Module):
 
     Args:
         d_model: D. iterations: at least 1. heads: dividing d_model. distance: attention that
-            knows how far apart points are (sparsefield.attention).
+            knows how far apart points are (sparsefield.attention). self_attention: among queries.
     Raises:
         UserError: iterations < 1, or heads does not divide d_model.
     """
@@ -106,11 +120,13 @@ class LightweightPerceiver(nn.Module):
         heads: int = 8,
         dropout: float = 0.0,
         distance: bool = True,
+        self_attention: bool = True,
     ):
         super().__init__()
         require_positive(perceiver_iterations=iterations)
         self.iterations = nn.ModuleList(
-            PerceiverIteration(d_model, heads, dropout, distance) for _ in range(iterations)
+            PerceiverIteration(d_model, heads, dropout, distance, self_attention)
+            for _ in range(iterations)
         )
 
     def forward(
@@ -129,6 +145,7 @@ class MAMBADiffusionV2(FieldModel):
         d_model: D. num_layers: Mamba layers, half of them each way. d_state: of their scans.
         perceiver_iterations, perceiver_heads: of the perceiver. dropout: in [0, 1).
         distance_attention: let attention know how far apart points are.
+        two_way, query_self_attention: False takes out what V2 is about, to measure what it adds.
         channels and shared: see FieldModel (prior, neighbours, order, Fourier features).
     Raises:
         UserError: sizes that no model can be built from, with the reason.
@@ -144,15 +161,22 @@ class MAMBADiffusionV2(FieldModel):
         dropout: float = 0.0,
         channels: int = 3,
         distance_attention: bool = True,
+        two_way: bool = True,
+        query_self_attention: bool = True,
         **shared,
     ):
         if not 0 <= dropout < 1:
             raise UserError(f"dropout={dropout}: give a share in [0, 1)")
         require_positive(d_state=d_state)
         super().__init__(channels=channels, d_model=d_model, **shared)
-        self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout)
+        self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout, two_way)
         self.perceiver = LightweightPerceiver(
-            d_model, perceiver_iterations, perceiver_heads, dropout, distance_attention
+            d_model,
+            perceiver_iterations,
+            perceiver_heads,
+            dropout,
+            distance_attention,
+            query_self_attention,
         )
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
@@ -184,6 +208,10 @@ class Config(TrainingConfig):
     """Share of activations dropped in training."""
     distance_attention: bool = True
     """Let attention know how far apart points are."""
+    two_way: bool = True
+    """Half of the Mamba layers read backward; False (all forward) is for ablations."""
+    query_self_attention: bool = True
+    """Queries attend to each other; False is for ablations."""
     init_from_v1: str | None = None
     """Checkpoint of V1 whose encoders and decoder a new training starts from, where they fit."""
     save_dir: str = "checkpoints_mamba_v2"

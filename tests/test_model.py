@@ -83,6 +83,13 @@ def test_last_token_moves_first_output():
     assert x.grad[0, -1].abs().sum() > 0
 
 
+def test_one_way_stack_does_not_look_ahead():
+    stack = BidirectionalMAMBA(16, num_layers=2, two_way=False)
+    x = torch.randn(1, 30, 16, requires_grad=True)
+    stack(x)[0, 0].sum().backward()
+    assert (x.grad[0, 1:] == 0).all()
+
+
 def test_reversed_input_gives_reversed_output_with_tied_weights():
     stack = BidirectionalMAMBA(16, num_layers=4).double()
     stack.backward_layers.load_state_dict(stack.forward_layers.state_dict())
@@ -93,12 +100,14 @@ def test_reversed_input_gives_reversed_output_with_tied_weights():
     torch.testing.assert_close(stack(x.flip(1)), stack(x).flip(1))
 
 
-def test_queries_attend_to_each_other():
-    perceiver = LightweightPerceiver(16, iterations=1, heads=4)
+@pytest.mark.parametrize("self_attention", [True, False])
+def test_queries_attend_to_each_other_unless_told_not_to(self_attention):
+    perceiver = LightweightPerceiver(16, iterations=1, heads=4, self_attention=self_attention)
     queries = torch.randn(1, 5, 16, requires_grad=True)
     coords = torch.rand(1, 5, 2)
     perceiver(queries, torch.randn(1, 3, 16), coords, torch.rand(1, 3, 2))[0, 0].sum().backward()
-    assert (queries.grad[0].abs().sum(dim=1) > 0).all()
+    touched = queries.grad[0].abs().sum(dim=1) > 0
+    assert touched.tolist() == [True] + [self_attention] * 4
 
 
 def test_attention_bias_is_the_squared_distance():
