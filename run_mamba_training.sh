@@ -16,12 +16,9 @@ SCRIPT=train_mamba.py
 LOG=training_output.log
 FLAGS=("HEADS heads" "DROPOUT dropout" "D_STATE d_state")
 
-if [ "${QUICK-}" = 1 ]; then  # V2's quick training; twice its width, as in the default models
-  : "${FOREGROUND:=1}" "${SAVE_DIR:=checkpoints_mamba/quick}"
-  : "${D_MODEL:=128}" "${NUM_LAYERS:=2}" "${HEADS:=4}"
-  : "${BATCH_SIZE:=32}" "${EPOCHS:=12}" "${LR:=2e-3}" "${WARMUP:=50}" "${ZERO_SHARE:=0.5}"
-  : "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
-  : "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=6}" "${SAVE_EVERY:=2}"
+if [ "${QUICK-}" = 1 ]; then  # twice the width of V2's quick model, as in the default models
+  : "${SAVE_DIR:=checkpoints_mamba/quick}" "${D_MODEL:=128}" "${NUM_LAYERS:=2}" "${HEADS:=4}"
+  . scripts/quick.sh
 fi
 
 . scripts/runner.sh

@@ -17,12 +17,10 @@ FLAGS=(
   "D_STATE d_state" "INIT_FROM_V1 init_from_v1"
 )
 
-if [ "${QUICK-}" = 1 ]; then  # what two CPU cores can train in minutes; each still yours to set
-  : "${FOREGROUND:=1}" "${SAVE_DIR:=checkpoints_mamba_v2/quick}"
-  : "${D_MODEL:=64}" "${NUM_LAYERS:=2}" "${PERCEIVER_ITER:=1}" "${PERCEIVER_HEADS:=4}"
-  : "${BATCH_SIZE:=32}" "${EPOCHS:=12}" "${LR:=2e-3}" "${WARMUP:=50}" "${ZERO_SHARE:=0.5}"
-  : "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
-  : "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=6}" "${SAVE_EVERY:=2}"
+if [ "${QUICK-}" = 1 ]; then
+  : "${SAVE_DIR:=checkpoints_mamba_v2/quick}" "${D_MODEL:=64}" "${NUM_LAYERS:=2}"
+  : "${PERCEIVER_ITER:=1}" "${PERCEIVER_HEADS:=4}"
+  . scripts/quick.sh
 fi
 
 . scripts/runner.sh
