@@ -32,7 +32,9 @@ class FourierFeatures(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """(..., 2) coordinates in [0, 1] to (..., 2F) features in [-1, 1]."""
-        angles = 2 * math.pi * coords @ self.frequencies
+        x, y = (2 * math.pi * coords).split(1, dim=-1)
+        # Element by element: as a matrix product, autocast would round places to 8 bits.
+        angles = x * self.frequencies[0] + y * self.frequencies[1]
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
