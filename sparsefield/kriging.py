@@ -8,6 +8,8 @@ Statistics for Spatial Data, sections 3.2 and 3.4). The models are built around 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -38,6 +40,17 @@ class Kriging(NamedTuple):
     loo_sd: Tensor
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within it, float32 products are float32, not TF32: the weights of near points cancel."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @torch.no_grad()
 def ordinary_kriging(input_coords: Tensor, input_values: Tensor, query_coords: Tensor) -> Kriging:
     """Krige every query from the observations, and every observation from the others.
@@ -49,7 +62,7 @@ def ordinary_kriging(input_coords: Tensor, input_values: Tensor, query_coords: T
         factorisation of M x M an image (float64 above 512 points); beyond that each point
         is answered from its LOCAL_NEIGHBOURS nearest observations.
     """
-    with torch.autocast(input_coords.device.type, enabled=False):
+    with torch.autocast(input_coords.device.type, enabled=False), full_precision():
         points = input_coords.float(), input_values.float(), query_coords.float()
         if input_coords.shape[1] > DENSE_POINTS:
             return _local(*points)
