@@ -27,7 +27,8 @@ from sparsefield.errors import UserError
 
 FORMAT = 1
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
-_REQUIRED = ("format", "model_class", "model_args", "weights", "data", "config", "step", "epoch")
+_REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
+             "config": dict, "step": int, "epoch": int}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -77,7 +78,9 @@ def load_checkpoint(path: str | Path) -> dict:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}: give the path of a .pth or .safetensors file")
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    missing = [key for key in _REQUIRED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is not a checkpoint of this project")
+    missing = [key for key, kind in _REQUIRED.items() if not isinstance(checkpoint.get(key), kind)]
     if missing:
         raise UserError(
             f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}"
@@ -111,9 +114,9 @@ def _read_safetensors(path: Path) -> dict:
 
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get("sparsefield", "{}"))
+            described = dict(json.loads((file.metadata() or {}).get("sparsefield", "{}")))
             weights = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise UserError(
             f"checkpoint {path} cannot be read: the file is truncated or damaged"
         ) from error

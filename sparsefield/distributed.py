@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparsefield.errors import UserError
+
+Produced = TypeVar("Produced")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class World:
             dist.all_gather_object(items, item)
         return items
 
+    def one_first(self, produce: Callable[[], Produced]) -> Produced:
+        """What each process produces, one of each machine before the others: it may download."""
+        if self.size == 1:
+            return produce()
+        goes_first = int(os.environ["LOCAL_RANK"]) == 0
+        produced = produce() if goes_first else None
+        dist.barrier()
+        return produced if goes_first else produce()
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -68,6 +80,10 @@ def join_world(device: str) -> World:
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if size > 1 and chosen.type == "cuda" and ":" in device:
+        raise UserError(f"device={device!r} is one GPU, for {size} processes: use DEVICE=cuda")
+    if chosen.type == "cuda":  # TF32 outside of autocast; kriging asks for float32 itself
+        torch.set_float32_matmul_precision("high")
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)
@@ -87,8 +103,9 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
         index = local_rank if chosen.index is None else chosen.index
         if index >= torch.cuda.device_count():
             raise UserError(
-                f"device={device!r} is not there ({torch.cuda.device_count()} CUDA devices "
-                "found): use auto or cpu"
+                f"device={device!r} is not there (process {local_rank} of this machine, "
+                f"{torch.cuda.device_count()} CUDA devices found): use auto or cpu, and at most "
+                "one process a GPU (NPROC)"
             )
         chosen = torch.device("cuda", index)
         torch.cuda.set_device(chosen)

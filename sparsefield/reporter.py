@@ -52,8 +52,6 @@ class Reporter:
 
     Args:
         total, per_epoch: steps.
-    Attributes:
-        last_validation: mean numbers of the newest validation.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class Reporter:
         self.config, self.validation, self.folder = config, validation, folder
         self.world, self.progress = world, progress
         self.total, self.per_epoch = total, per_epoch
-        self.last_validation: dict[str, float] = {}
         self.waited = self.worked = 0.0
         self.steps = 0
         self.clock = time.perf_counter()
@@ -90,17 +87,21 @@ class Reporter:
         passed, self.clock = now - self.clock, now
         return passed
 
+    def _count(self, seconds: float) -> float:
+        self.progress.seconds += seconds
+        return seconds
+
     def waiting(self) -> None:
         """The loop starts to wait for data."""
         self._lap()
 
     def working(self) -> None:
         """Data has come; the step starts."""
-        self.waited += self._lap()
+        self.waited += self._count(self._lap())
 
     def step(self) -> None:
         """A step is done."""
-        self.worked += self._lap()
+        self.worked += self._count(self._lap())
         self.steps += 1
         self.bar.update()
 
@@ -110,7 +111,6 @@ class Reporter:
         """Close an epoch: a log line, a record, the curves."""
         numbers = self.progress.close_epoch()
         seconds = self.waited + self.worked
-        self.progress.seconds += seconds
         numbers |= {
             "lr": rate,
             "samples_per_s": self.steps * self.config.batch_size / seconds,
@@ -123,9 +123,9 @@ class Reporter:
         epoch = step // self.per_epoch
         log.info(
             "epoch %d/%d  step %d  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  waits %.1f%%  "
-            "left %s%s",
+            "best %.2f dB  left %s%s",
             epoch, self.config.epochs, step, numbers["loss"], numbers["grad_norm"], rate,
-            numbers["samples_per_s"], 100 * numbers["data_wait"], left,
+            numbers["samples_per_s"], 100 * numbers["data_wait"], self.progress.best_psnr, left,
             f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "",
         )
         self.waited = self.worked = 0.0
@@ -140,7 +140,8 @@ class Reporter:
         is_best = numbers["mse"] < self.progress.best_mse
         if is_best:
             self.progress.best_mse = numbers["mse"]
-        self.last_validation = numbers
+            self.progress.best_psnr = numbers["psnr"]
+        self.progress.validation = numbers
         beside = "  ".join(
             f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
             for name in SHOWN_BASELINES
@@ -157,9 +158,11 @@ class Reporter:
                 step, epoch=step // self.per_epoch, minutes=self.progress.seconds / 60,
                 **{f"val_{name}": value for name, value in numbers.items()},
             )
-            plots.learning_curves(
-                self.folder.read_records(), self.baselines, self.folder.path / "training_loss.png"
-            )
+            with self.folder.tolerating("curves"):
+                plots.learning_curves(
+                    self.folder.read_records(), self.baselines,
+                    self.folder.path / "training_loss.png",
+                )
         return is_best
 
     def _mean_over_ranks_by_name(self, own: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
@@ -174,27 +177,25 @@ class Reporter:
             return
         group = list(range(min(PICTURES_SHOWN, len(self.validation.cases))))
         path = self.folder.path / f"pictures_epoch_{self.progress.step // self.per_epoch:04d}.png"
-        plots.reconstructions(
-            [self.validation.cases[k] for k in group],
-            {
-                "posterior mean": self.validation.reconstruct(model, group, method="mean"),
-                "one sample": self.validation.reconstruct(
-                    model, group, method="heun", num_steps=SAMPLE_STEPS
-                ),
-            },
-            path,
-        )
-        log.info("picture: %s", path)
+        columns = {
+            "posterior mean": self.validation.reconstruct(model, group, method="mean"),
+            "one sample": self.validation.reconstruct(
+                model, group, method="heun", num_steps=SAMPLE_STEPS
+            ),
+        }
+        with self.folder.tolerating("picture"):
+            plots.reconstructions([self.validation.cases[k] for k in group], columns, path)
+            log.info("picture: %s", path)
 
     def finish(self) -> None:
         """The last words."""
         self.bar.close()
-        numbers, kriging = self.last_validation, self.baselines["kriging"]
         log.info(
-            "done: %d steps in %.1f minutes; posterior mean %.2f dB on %s validation pictures "
+            "done: %d steps in %.1f minutes; best posterior mean %.2f dB on %s validation pictures "
             "(kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
-            self.progress.step, self.progress.seconds / 60, numbers.get("psnr", float("nan")),
-            self.config.eval_pictures, kriging["psnr"], self.baselines["linear"]["psnr"],
+            self.progress.step, self.progress.seconds / 60, self.progress.best_psnr,
+            self.validation.count,
+            self.baselines["kriging"]["psnr"], self.baselines["linear"]["psnr"],
             self.folder.best, self.folder.path / "training_loss.png",
         )
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -40,7 +42,11 @@ PATIENCE = 20  # non-finite steps in a row after which training gives up
 FREE_ON_RESUME = {
     "epochs", "eval_every", "eval_pictures", "visualize_every", "save_every", "keep_last", "resume",
     "save_dir", "device", "num_workers", "log_file", "dry_run", "compile", "accumulate",
+    "data_dir",
 }
+# What allocators and libraries say when memory is full, where it is no exception of its own.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED",
+                 "std::bad_alloc")
 
 
 # --- pure functions of the step ------------------------------------------------------------------
@@ -71,6 +77,8 @@ class Progress:
     def __init__(self, device: torch.device):
         self.step = 0
         self.best_mse = math.inf
+        self.best_psnr = math.nan
+        self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
         names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
         self.sums = {name: torch.zeros((), device=device) for name in names}
@@ -103,23 +111,43 @@ class Progress:
 
 
 class StopRequest:
-    """Within it, SIGTERM or Ctrl-C ask to stop after the current step; a second one stops at once."""
+    """Within it, SIGTERM, SIGHUP or Ctrl-C ask to stop after the current step; a second at once.
+
+    Args:
+        launched: by torchrun, which passes on signals that the rank has often got already: what
+            follows within ECHO seconds is the same request. Its death is a request, too.
+    """
+
+    ECHO = 5.0
+
+    def __init__(self, launched: bool = False):
+        self.launcher = os.getppid() if launched else None
+        self.asked_at: float | None = None
 
     def __enter__(self) -> StopRequest:
-        self.asked = False
-        self.former = {number: signal.signal(number, self._ask)
-                       for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup: outlive the terminal
+            numbers.append(signal.SIGHUP)
+        self.former = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.former.items():
             signal.signal(number, handler)
 
+    @property
+    def asked(self) -> bool:
+        """Whether to stop after this step."""
+        orphaned = self.launcher is not None and os.getppid() != self.launcher
+        return self.asked_at is not None or orphaned
+
     def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
+        now = time.monotonic()
+        if self.asked_at is None:
+            self.asked_at = now
+            log.info("stopping after this step (once more: at once)")
+        elif self.launcher is None or now - self.asked_at > self.ECHO:
             raise KeyboardInterrupt
-        self.asked = True
-        log.info("stopping after this step (once more: at once)")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -165,29 +193,43 @@ def resume(
         UserError: there is none and `resume` is "must", none can be read, or the newest was made
             with other settings or data.
     """
-    if config.resume == "never":
-        if world.is_first:
-            folder.set_aside()
-        return
+    if config.resume == "never" and world.is_first:
+        folder.set_aside()
     checkpoint = world.from_first(folder.newest)
     if checkpoint is None:
         if config.resume == "must":
             raise UserError(f"resume=must, but {folder.path} holds no checkpoint to go on from")
+        if world.is_first:
+            folder.rewind(-1)  # of a run that ended before its first checkpoint
         return
     refuse_contradictions(config, arguments, data, checkpoint, folder)
-    for key, item in persistent.items():
-        item.load_state_dict(checkpoint["resume"][key])
+    try:
+        for key, item in persistent.items():
+            item.load_state_dict(checkpoint["resume"][key])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the checkpoint in {folder.path} does not fit this version of the project "
+            f"({str(error).splitlines()[0]}): go on with the version that wrote it, or give "
+            "another SAVE_DIR"
+        ) from error
     if world.is_first:
         folder.rewind(checkpoint["step"])
     log.info("going on from step %d (epoch %d)", checkpoint["step"], checkpoint["epoch"])
+    before = checkpoint["config"]["epochs"]
+    if before != config.epochs:
+        log.info("EPOCHS was %d and is %d: from here on the learning rate follows the cosine of "
+                 "a training over %d epochs", before, config.epochs, config.epochs)
 
 
 def refuse_contradictions(
     config: TrainingConfig, arguments: dict, data: Data, checkpoint: dict, folder: RunFolder
 ) -> None:
-    """Raises UserError naming every setting that differs from the checkpoint's and may not."""
+    """Raises UserError naming every setting that differs from the checkpoint's and may not.
+
+    A setting that did not exist when the checkpoint was written had its present default.
+    """
     now = {**asdict(config), **arguments, "data": data.fingerprint}
-    then = {**checkpoint["config"], **checkpoint["model_args"],
+    then = {**asdict(type(config)()), **checkpoint["config"], **checkpoint["model_args"],
             "data": checkpoint["data"]["fingerprint"]}
     different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
                  if key not in FREE_ON_RESUME and then.get(key) != value]
@@ -207,11 +249,63 @@ def give_up_when_stuck(progress: Progress) -> None:
         )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is the device's or the machine's way to say that memory is full."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: let the training alone decide what it means."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stream(
+    batches: TrainingBatches, first: int, end: int, num_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of the steps first ... end - 1. Data processes that die are replaced.
+
+    Raises:
+        UserError: replacements died as well, before they delivered.
+    """
+    step, died_at = first, None
+    while step < end:
+        loader = iter(DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(step, end),
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        ))
+        if num_workers:  # PyTorch would raise anywhere in a step; here a death shows on waiting
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for batch in loader:
+                yield Batch(*(part.to(device, non_blocking=True) for part in batch))
+                step += 1
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise
+            if died_at == step:
+                raise UserError(
+                    "processes that prepare data keep dying: the same command goes on from the "
+                    "last checkpoint; NUM_WORKERS=0 prepares data in the training process"
+                ) from error
+            died_at = step
+            log.warning("WARNING: a process that prepares data died (out of memory?); others "
+                        "take over, nothing is lost")
+
+
+def explain(error: BaseException, config: TrainingConfig) -> str | None:
+    """What a person can do about an error of memory or compiler; None for any other."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        any(words in text for words in OUT_OF_MEMORY)
+    ):
+        return (
+            f"out of memory: raise ACCUMULATE (now {config.accumulate}), which gives the same "
+            f"result in smaller parts, or lower BATCH_SIZE (now {config.batch_size}) or D_MODEL"
+        )
+    if config.compile and ("C++ compiler" in text or "C compiler" in text):
+        return ("COMPILE=1 needs a C++ compiler and there is none: install one (Debian: apt "
+                "install g++), or leave COMPILE out")
+    return None
 
 
 # --- the training --------------------------------------------------------------------------------
@@ -234,9 +328,14 @@ def train(
     """
     config.check()
     world = join_world(config.device)
-    cli.log_to(world.is_first, config.log_file if world.is_first else None)
     try:
-        data = open_data(config.data, image_size=config.image_size, val=config.data_val)
+        cli.log_to(world.is_first, config.log_file if world.is_first else None)
+    except OSError as error:
+        raise UserError(f"log_file={config.log_file}: {error.strerror}") from error
+    try:
+        data = world.one_first(
+            lambda: open_data(config.data, image_size=config.image_size, val=config.data_val)
+        )
         arguments = model_arguments(config, model_class, data)
         torch.manual_seed(config.seed)
         model = model_class(**arguments).to(world.device)
@@ -244,20 +343,14 @@ def train(
         if config.dry_run:
             return
         folder = RunFolder(config.save_dir, name)
-        with folder.locked() if world.is_first else nullcontext(), StopRequest() as stop:
-            run(config, model, arguments, data, folder, world, stop, initialise)
+        with folder.locked() if world.is_first else nullcontext():
+            with StopRequest(launched=world.size > 1) as stop:
+                run(config, model, arguments, data, folder, world, stop, initialise)
     except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise UserError(
-                f"out of memory: lower BATCH_SIZE (now {config.batch_size}) or D_MODEL, or raise "
-                f"ACCUMULATE (now {config.accumulate}), which gives the same result in smaller parts"
-            ) from error
-        if "DataLoader worker" in str(error):
-            raise UserError(
-                "a process that prepares data died: run the same command again to go on; "
-                "NUM_WORKERS=0 prepares data in the training process"
-            ) from error
-        raise
+        explanation = explain(error, config)
+        if explanation is None:
+            raise
+        raise UserError(explanation) from error
     finally:
         world.close()
 
@@ -311,7 +404,8 @@ def run(
             log.info(line)
         averaged.module.load_state_dict(model.state_dict())
     validation = Validation(
-        data.val, pattern, config.eval_pictures, share, world.device, (world.rank, world.size)
+        data.val, pattern, config.eval_pictures, share // config.accumulate, world.device,
+        (world.rank, world.size),
     )
     reporter = Reporter(config, validation, folder, world, progress, total, per_epoch)
     forward = world.wrap(model)
@@ -329,28 +423,31 @@ def run(
             "config": asdict(config),
             "step": progress.step,
             "epoch": progress.step // per_epoch,
-            "metrics": reporter.last_validation,
+            "metrics": progress.validation,
             "resume": {key: item.state_dict() for key, item in persistent.items()},
         }
 
     def validate() -> None:
-        if reporter.validate(averaged.module) and world.is_first:
-            folder.save_best(checkpoint())
+        former = progress.best_mse, progress.best_psnr
+        is_best = reporter.validate(averaged.module)
+        if is_best and world.is_first and not folder.save_best(checkpoint()):
+            progress.best_mse, progress.best_psnr = former  # what is on the disk
+
+    def save(numbered: bool, is_last: bool) -> None:
+        if world.is_first and not folder.save(checkpoint(), numbered, config.keep_last) and is_last:
+            raise UserError(
+                f"the state after step {progress.step} could not be saved: make {folder.path} "
+                "writable; the same command then goes on from the checkpoint that is there"
+            )
 
     if progress.step == 0:
         validate()  # where training starts from: the prior, or nothing
-    loader = iter(DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(progress.step, total),
-        num_workers=config.num_workers,
-        pin_memory=world.device.type == "cuda",
-        persistent_workers=False,
-    ))
+    loader = stream(batches, progress.step, total, config.num_workers, world.device)
+    agreed = torch.zeros(2)  # loss, and how many processes were asked to stop, at the last step
     model.train()
     while progress.step < total:
         reporter.waiting()
-        batch = Batch(*(part.to(world.device, non_blocking=True) for part in next(loader)))
+        batch = next(loader)
         reporter.working()
         rate = learning_rate(progress.step, total, config.warmup, config.lr)
         for group in optimiser.param_groups:
@@ -375,7 +472,9 @@ def run(
         reporter.step()
 
         give_up_when_stuck(progress)
-        stopping = world.size == 1 and stop.asked or world.size > 1 and bool(shared[1])
+        # Processes agree on the step before this one, so that none waits for this one's result.
+        stopping = bool(agreed[1]) if world.size > 1 else stop.asked
+        agreed = shared
         if progress.step % per_epoch == 0:
             epoch = progress.step // per_epoch
             is_end = progress.step == total
@@ -384,12 +483,11 @@ def run(
                 validate()
             if epoch % config.visualize_every == 0 or is_end:
                 reporter.picture(averaged.module)
-            if world.is_first and (epoch % config.save_every == 0 or is_end):
-                folder.save(checkpoint(), numbered=True, keep=config.keep_last)
+            if epoch % config.save_every == 0 or is_end:
+                save(numbered=True, is_last=is_end)
             model.train()
-        if stopping:
-            if world.is_first:
-                folder.save(checkpoint(), numbered=False, keep=config.keep_last)
+        if stopping and progress.step < total:
+            save(numbered=False, is_last=True)
             log.info("stopped after step %d; the same command goes on from here", progress.step)
             return
     reporter.finish()

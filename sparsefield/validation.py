@@ -56,7 +56,7 @@ class Validation:
         split: pictures. pattern: how they are observed. count: how many of them, at most.
         batch_size: pictures per model call. share: (rank, size), which of them are ours.
     Attributes:
-        baselines: {method: {psnr, ssim, mse}}, mean over our share of the cases.
+        count: cases of all processes together.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Validation:
         share: tuple[int, int] = (0, 1),
     ):
         rank, size = share
-        self.indices = range(min(count, len(split)))[rank::size]
+        self.count = min(count, len(split))
+        self.indices = range(self.count)[rank::size]
         self.cases = [frozen_case(split, i, pattern, EVAL_SEED) for i in self.indices]
         self.tensors = [grid_case(case) for case in self.cases]
         self.truths = [(case["truth"] + 1) / 2 for case in self.cases]

@@ -149,20 +149,6 @@ def test_lasting_nonfinite_losses_are_fatal_and_leave_weights_alone(data, tmp_pa
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), initial))
 
 
-def test_full_disk_costs_nothing_but_the_new_checkpoint(data, tmp_path, monkeypatch, capsys):
-    train(settings(data, tmp_path, epochs=1))
-    old = (tmp_path / "mamba_v2_latest.pth").read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("sparsefield.checkpoint.os.fsync", full)
-    train(settings(data, tmp_path, epochs=2))
-    assert "No space left on device" in capsys.readouterr().out
-    assert (tmp_path / "mamba_v2_latest.pth").read_bytes() == old
-    assert not list(tmp_path.glob(".*.tmp"))
-
-
 def test_learning_rate_is_a_function_of_the_step():
     rates = [training.learning_rate(step, 100, 10, 1.0) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
