@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 SCRIPT=train_mamba.py
-LOG=training_output.log
+LOG=${LOG:-training_output.log}
 FLAGS=("HEADS heads" "DROPOUT dropout" "D_STATE d_state")
 
 if [ "${QUICK-}" = 1 ]; then  # twice the width of V2's quick model, as in the default models
