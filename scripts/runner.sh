@@ -10,7 +10,8 @@
 . scripts/setup.sh
 
 COMMON_FLAGS=(
-  "DATA data" "DATA_VAL data_val" "DATA_DIR data_dir" "VALUE_RANGE value_range"
+  "DATA data" "DATA_VAL data_val" "DATA_TEST data_test" "DATA_DIR data_dir"
+  "DATA_CHANNELS data_channels" "VALUE_RANGE value_range" "UNITS units"
   "IMAGE_SIZE image_size" "OBSERVE observe"
   "EPOCHS epochs" "BATCH_SIZE batch_size" "ACCUMULATE accumulate" "LR lr" "WARMUP warmup"
   "SAVE_EVERY save_every" "EVAL_EVERY eval_every" "VISUALIZE_EVERY visualize_every"
@@ -22,7 +23,7 @@ COMMON_FLAGS=(
 )
 
 flags_from_variables() {  # fills ARGUMENTS
-  local pair variable value
+  local pair variable value words
   ARGUMENTS=()
   for pair in "${COMMON_FLAGS[@]}" "${FLAGS[@]}"; do
     variable=${pair% *}
@@ -31,7 +32,9 @@ flags_from_variables() {  # fills ARGUMENTS
     if [ "$variable" = COMPILE ]; then
       case $value in 1|true|True|yes) value=True ;; *) value=False ;; esac
     fi
-    ARGUMENTS+=("--${pair#* }" "$value")
+    words=("$value")
+    [ "$variable" = VALUE_RANGE ] && read -ra words <<< "$value"  # several numbers: -2 40
+    ARGUMENTS+=("--${pair#* }" "${words[@]}")
   done
 }
 

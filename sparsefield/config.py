@@ -13,9 +13,19 @@ class TrainingConfig:
     """Settings that V1 and V2 share."""
 
     data: str = "photos"
-    """What to learn from: photos (embedded), or the path of an .npz file with an array `images`."""
+    """What to learn from: photos (embedded), cifar10, a folder of pictures, an .npz or .npy."""
     data_val: str | None = None
-    """Validation data of its own, when `data` is a file that holds training pictures only."""
+    """Validation data of its own, when `data` holds training fields only."""
+    data_test: str | None = None
+    """Test data of its own, likewise."""
+    data_dir: str | None = None
+    """Where the archives of cifar10 are, or go."""
+    data_channels: Literal[1, 3] | None = None
+    """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
+    value_range: tuple[float, ...] | None = None
+    """Arrays: the values that the model sees as -1 and 1, low high, or so for each channel."""
+    units: str | None = None
+    """Arrays: units for reports and colour bars, one, or one for each channel with commas."""
     image_size: int = 32
     """Side in pixels of the pictures, where the data does not fix it."""
     observe: str = "random:0.2"

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsefield import metrics
 from sparsefield.baselines import BASELINES
 from sparsefield.coords import grid_coords
-from sparsefield.data import Data, Pattern, Split, frozen_case, open_data
+from sparsefield.data import Data, Pattern, Split, frozen_case, open_as_configured, open_data
+from sparsefield.data.scale import pixel_scale
 from sparsefield.errors import UserError
 from sparsefield.mamba import Mamba
 from sparsefield.samplers import sample
@@ -152,9 +153,9 @@ def open_test_data(checkpoint: dict, data: str | None = None, test: str | None =
     """
     trained, config = checkpoint["data"], checkpoint["config"]
     if test is not None:
-        opened = open_data(test, val=test, test=test)
+        opened = open_data(test, val=test, test=test, **_as_trained(checkpoint))
     elif data is not None:
-        opened = open_data(data, image_size=config["image_size"])
+        opened = open_data(data, **_as_trained(checkpoint))
     else:
         opened = _open_as_trained(config)
         if opened.fingerprint != trained["fingerprint"]:
@@ -170,14 +171,28 @@ def open_test_data(checkpoint: dict, data: str | None = None, test: str | None =
     return opened
 
 
+def _as_trained(checkpoint: dict) -> dict:
+    """How to read other data so that values, sizes and channels mean what they did in training."""
+    trained, config = checkpoint["data"], checkpoint["config"]
+    bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
+    of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
+    return {
+        "image_size": config["image_size"],
+        "value_range": None if bounds == of_pixels else bounds,  # of pixels the dtype says it
+        "units": trained["units"],
+        "channels": trained["channels"] if trained["channels"] in (1, 3) else None,
+        "data_dir": config.get("data_dir"),
+    }
+
+
 def _open_as_trained(config: dict) -> Data:
-    for path in (config["data"], config["data_val"]):
-        if path is not None and path != "photos" and not Path(path).exists():
+    for path in (config["data"], config["data_val"], config.get("data_test")):
+        if path not in (None, "photos", "cifar10") and not Path(path).exists():
             raise UserError(
                 f"the model was trained on {path}, which is not here: name the data to test on "
                 "with --data (`photos` needs no file)"
             )
-    return open_data(config["data"], image_size=config["image_size"], val=config["data_val"])
+    return open_as_configured(config)
 
 
 @torch.no_grad()

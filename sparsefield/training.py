@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from sparsefield import cli, flow
 from sparsefield.checkpoint import FORMAT
 from sparsefield.config import TrainingConfig
-from sparsefield.data import Batch, Data, TrainingBatches, open_data, parse_pattern
+from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.distributed import World, join_world
 from sparsefield.errors import UserError
 from sparsefield.precision import has_fast_bfloat16
@@ -334,7 +334,7 @@ def train(
         raise UserError(f"log_file={config.log_file}: {error.strerror}") from error
     try:
         data = world.one_first(
-            lambda: open_data(config.data, image_size=config.image_size, val=config.data_val)
+            lambda: open_as_configured(asdict(config))
         )
         arguments = model_arguments(config, model_class, data)
         torch.manual_seed(config.seed)

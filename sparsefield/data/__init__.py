@@ -18,7 +18,7 @@ from sparsefield.errors import UserError
 
 __all__ = [
     "Batch", "Data", "FrozenCase", "Pattern", "Scale", "Split", "TrainingBatches",
-    "frozen_case", "open_data", "parse_pattern",
+    "frozen_case", "open_as_configured", "open_data", "parse_pattern",
 ]
 
 
@@ -52,6 +52,14 @@ def open_data(
     if path.is_dir():
         return open_folder(path, image_size=image_size or 32, channels=channels, **held_out)
     return open_array(path, value_range=value_range, units=units, **held_out)
+
+
+def open_as_configured(config: dict) -> Data:
+    """The data set that the settings of a training (as a dict) name; see `open_data`."""
+    names = {"data_dir": "data_dir", "value_range": "value_range", "units": "units",
+             "channels": "data_channels", "val": "data_val", "test": "data_test"}
+    chosen = {name: config.get(setting) for name, setting in names.items()}
+    return open_data(config["data"], image_size=config["image_size"], **chosen)
 
 
 def _check_there(path: Path) -> None:
