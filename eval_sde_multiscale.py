@@ -34,7 +34,7 @@ from sparsefield import cli, metrics, plots_multiscale, uncertainty
 from sparsefield.baselines import BASELINES, keep_observations
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.coords import grid_coords
-from sparsefield.data import Pattern, Split, frozen_case, parse_pattern
+from sparsefield.data import Pattern, Scale, Split, frozen_case, parse_pattern
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluation import Outcome, open_test_data
@@ -400,6 +400,8 @@ def header(results: dict) -> str:
         f"{model['parameters']:,} parameters, step {model['step']}",
         f"Data:      {data['name']} {data['height']} x {data['width']} x {data['channels']}, "
         f"{len(data['test_indices'])} of {data['sizes'][2]} test pictures",
+        f"Values:    0 to 1 below stand for "
+        f"{Scale(data['value_range'], data['units']).describe()}",
         f"Observed:  {settings['observe']} of {data['height']} x {data['width']}; "
         f"seed {settings['seed']}",
         f"Versions:  Python {env['python']}, {versions}",
@@ -495,10 +497,11 @@ def write(results: dict, fields: dict, draws: dict, test: MultiscaleTest, folder
     write_atomically(folder / "metrics_comparison.txt", report(results).encode())
     about = (f"{results['data']['name']}, {len(test)} test pictures, "
              f"{results['settings']['observe']} of {test.rows} x {test.columns} observed")
-    plots_multiscale.resolutions(test, fields, folder / "multiscale_comparison.png")
+    scale = Scale(results["data"]["value_range"], results["data"]["units"])
+    plots_multiscale.resolutions(test, fields, folder / "multiscale_comparison.png", scale)
     plots_multiscale.performance(results, folder / "performance_chart.png", about)
     for method in list(draws)[:1]:
-        plots_multiscale.diversity(test, method, draws[method], folder / "diversity.png")
+        plots_multiscale.diversity(test, method, draws[method], folder / "diversity.png", scale)
     if draws:
         plots_multiscale.calibration(results["uncertainty"], folder / "uncertainty.png", about)
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from sparsefield import cli, metrics, plots_comparison
 from sparsefield.baselines import BASELINES
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
-from sparsefield.data import Data, parse_pattern
+from sparsefield.data import Data, Scale, parse_pattern
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluation import FrozenTest, Outcome, count_flops, open_test_data
@@ -265,6 +265,8 @@ def header(results: dict) -> str:
         "",
         f"Data:      {data['name']} {data['height']} x {data['width']} x {data['channels']}, "
         f"{settings['pictures']} of {data['sizes'][2]} test pictures",
+        f"Values:    0 to 1 below stand for "
+        f"{Scale(data['value_range'], data['units']).describe()}",
         f"Observed:  {settings['observe']}; seed {settings['seed']}",
     ]
     for name, model in results["models"].items():
@@ -375,7 +377,8 @@ def write(results: dict, fields: dict, test: FrozenTest, folder: Path) -> None:
              f"{results['settings']['observe']}, seed {results['settings']['seed']}")
     rows = plots_comparison.quantile_rows(results["mean"]["V2"]["per_image"]["mse"])
     plots_comparison.comparison(
-        test.cases, fields, rows, folder / "v1_vs_v2_comparison.png", f"Posterior means: {about}"
+        test.cases, fields, rows, folder / "v1_vs_v2_comparison.png",
+        f"Posterior means: {about}", Scale(results["data"]["value_range"], results["data"]["units"]),
     )
     plots_comparison.improvement_chart(
         stored["differences"], folder / "improvement_chart.png",

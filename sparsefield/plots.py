@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from sparsefield.data.scale import Scale  # noqa: E402
+
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
 
@@ -29,6 +31,17 @@ def show(axis: plt.Axes, field: np.ndarray, **limits) -> None:
     axis.imshow(to_rgb(field), interpolation="nearest", **limits)
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def value_bar(figure: plt.Figure, axes, scale: Scale) -> None:
+    """Beside `axes`, what the colours of `show` mean in the units of the data; none for RGB."""
+    if scale.channels == 3:
+        return
+    low, high = scale.value_range[0]
+    name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
+    colours = plt.cm.ScalarMappable(plt.Normalize(low, high), "viridis")
+    label = f"{name} in {scale.unit(0)}" if scale.unit(0) else name
+    figure.colorbar(colours, ax=axes, shrink=0.6, aspect=30, label=label)
 
 
 def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.plots import DPI, observed_only, plt, show
+from sparsefield.data import Scale
+from sparsefield.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
 KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
@@ -34,12 +35,13 @@ def comparison(
     rows: Sequence[tuple[float, int]],
     path: Path,
     title: str,
+    scale: Scale,
 ) -> None:
     """A row per case: truth, observations, each method, and the error maps of V1 and V2.
 
     Args:
         cases: frozen cases. columns: fields of every case by method; "V1" and "V2" among them.
-        rows: (quantile, case) of what to show.
+        rows: (quantile, case) of what to show. scale: of the data, for the colour bar.
     """
     errors = [name for name in columns if name.startswith("V")]
     titles = ["truth", "observed", *columns, *(f"|error| {name}" for name in errors)]
@@ -52,17 +54,18 @@ def comparison(
         show(line[0], truth)
         show(line[1], observed_only(truth, cases[case]["observed"]))
         for axis, fields in zip(line[2:], columns.values()):
-            show(axis, fields[case])
+            show(axis, np.where(np.isnan(truth), np.nan, fields[case]))
         for axis, name in zip(line[2 + len(columns):], errors):
             error = np.abs(columns[name][case] - truth).mean(axis=2, keepdims=True)
             show(axis, error, cmap="magma", vmax=ERROR_LIMIT)
         line[0].set_ylabel(f"error of V2\n{quantile:.0%} quantile", fontsize=9)
     for axis, name in zip(axes[0], titles):
         axis.set_title(name, fontsize=10)
+    value_bar(figure, axes[:, : -len(errors)], scale)
     colours = plt.cm.ScalarMappable(plt.Normalize(0, ERROR_LIMIT), "magma")
     figure.colorbar(
         colours, ax=axes[:, -len(errors):], extend="max", shrink=0.6, aspect=30,
-        label="absolute error, mean over channels",
+        label="absolute error, share of the range",
     )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sparsefield.plots import DPI, observed_only, plt, show
+from sparsefield.data import Scale
+from sparsefield.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3
 SPREAD_LIMIT = 0.2
@@ -20,13 +21,16 @@ QUALITY = {"psnr": ("PSNR in dB", "higher"), "ssim": ("SSIM", "higher"),
            "speckle_0.10": ("speckle (0.10)", "lower"), "crps": ("CRPS", "lower")}
 
 
-def resolutions(test, fields: dict[int, dict[str, list[np.ndarray]]], path: Path) -> None:
+def resolutions(
+    test, fields: dict[int, dict[str, list[np.ndarray]]], path: Path, scale: Scale
+) -> None:
     """A row per resolution of one case: observations, truth of that size, each method.
 
     The case is that of the median error of the first method: shown by rule, not by looks.
 
     Args:
         test: MultiscaleTest. fields: {resolution: {method: fields of all cases}}.
+        scale: of the data, for the colour bar.
     """
     methods = list(next(iter(fields.values())))
     case = _median_case(test, fields)
@@ -47,6 +51,7 @@ def resolutions(test, fields: dict[int, dict[str, list[np.ndarray]]], path: Path
         line[0].set_ylabel(" x ".join(map(str, test.shape(resolution))), fontsize=10)
     for axis, title in zip(axes[0], titles):
         axis.set_title("posterior mean" if title == "mean" else title, fontsize=10)
+    value_bar(figure, axes, scale)
     figure.suptitle(
         f"Test picture {test.indices[case]}: the median of {len(test)} by error of {methods[0]}",
         fontsize=11,
@@ -127,7 +132,9 @@ def _references(results: dict) -> dict[str, dict[str, float]]:
             if row["kind"] == "interpolation"}
 
 
-def diversity(test, method: str, draws: list[np.ndarray], path: Path) -> None:
+def diversity(
+    test, method: str, draws: list[np.ndarray], path: Path, scale: Scale
+) -> None:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
               for samples, truth in zip(draws, test.base)]
@@ -155,8 +162,10 @@ def diversity(test, method: str, draws: list[np.ndarray], path: Path) -> None:
         line[0].set_ylabel(f"error: {share:.0%} quantile", fontsize=9)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)
+    value_bar(figure, axes[:, :-2], scale)
     colours = plt.cm.ScalarMappable(plt.Normalize(0, SPREAD_LIMIT), "magma")
-    figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30)
+    figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
+                    label="share of the range")
     figure.suptitle(f"Samples by {method}, {test.rows} x {test.columns}", fontsize=11)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

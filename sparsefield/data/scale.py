@@ -28,6 +28,12 @@ class Scale:
         names = self.units.split(",") if self.units else [None]
         return names[channel] if len(names) == self.channels else self.units
 
+    def describe(self) -> str:
+        """The range in words: "-2 to 30 degC", or so for each channel where they differ."""
+        parts = [f"{low:g} to {high:g}" + (f" {self.unit(c)}" if self.unit(c) else "")
+                 for c, (low, high) in enumerate(self.value_range)]
+        return parts[0] if len(set(parts)) == 1 else "; ".join(parts)
+
     def to_inside(self, values: np.ndarray) -> np.ndarray:
         """Values of the file -> float32 in [-1, 1]; NaN stays NaN."""
         return ((values - self._middle) / self._half_width).astype(np.float32)
