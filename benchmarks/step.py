@@ -1,0 +1,164 @@
+"""A whole training step of the default V2, and a reconstruction: time, shares, memory.
+
+    python benchmarks/step.py                     # all tables, about 2 minutes on two cores
+    python benchmarks/step.py --tables shares     # some: steps, shares, batches
+
+16 pictures, 204 observations and 204 queries each; a step is preparation (kriging, neighbours,
+order), forward, backward, clipping and AdamW. The reconstruction asks for all 1,024 points of one
+picture from 204, by the posterior mean of 4 draws. Ways take turns within a round; ratios are
+medians of the rounds' ratios. Random weights: cost does not depend on what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.profiler import profile
+
+from common import ROOT, describe_machine, interleave, memory_in_a_process_of_its_own
+from common import milliseconds, print_added_memory, ratio, table
+
+sys.path.insert(0, str(ROOT))
+
+from sparsefield import flow  # noqa: E402
+from sparsefield.coords import grid_coords  # noqa: E402
+from sparsefield.data import Batch  # noqa: E402
+from sparsefield.precision import has_fast_bfloat16  # noqa: E402
+from sparsefield.samplers import sample  # noqa: E402
+from train_mamba_v2 import MAMBADiffusionV2  # noqa: E402
+
+POINTS = 204
+# The first group that an operator's name contains a word of.
+GROUPS = {
+    "scan": ("selective_scan",),
+    "convolution and SiLU": ("causal_conv", "convolution", "silu"),
+    "attention": ("attention",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn"),
+    "casts and copies": ("copy_", "_to_copy", "aten::cat", "aten::gather", "aten::scatter"),
+    "norms, GELU": ("layer_norm", "gelu"),
+    "kriging, neighbours, order": ("cholesky", "cdist", "topk", "sort", "triangular"),
+    "optimiser, clipping": ("adamw", "_foreach", "vector_norm"),
+}
+
+
+def make_batch(size: int) -> Batch:
+    torch.manual_seed(0)
+    return Batch(
+        input_coords=torch.rand(size, POINTS, 2),
+        input_values=torch.rand(size, POINTS, 3) * 2 - 1,
+        query_coords=torch.rand(size, POINTS, 2),
+        x_0=torch.randn(size, POINTS, 3),
+        x_1=torch.rand(size, POINTS, 3) * 2 - 1,
+        t=torch.rand(size),
+    )
+
+
+class Training:
+    """A model and its optimiser; calling it takes a step."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.model = MAMBADiffusionV2()
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+
+    def __call__(self, batch: Batch, bfloat16: bool, backend: str = "auto") -> None:
+        os.environ["SCAN"] = backend
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = flow.velocity_loss(self.model, batch).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+def reconstruct(model: MAMBADiffusionV2, bfloat16: bool) -> None:
+    batch = make_batch(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        sample(model, grid_coords(32, 32)[None], batch.input_coords, batch.input_values,
+               seeds=[0], method="mean")
+
+
+def ways(bfloat16: bool, size: int = 16) -> dict[str, Callable[[], None]]:
+    training, batch = Training(), make_batch(size)
+    return {
+        "step, float32, scan in PyTorch": partial(training, batch, False, "torch"),
+        "step, float32": partial(training, batch, False),
+        **({"step, bfloat16": partial(training, batch, True)} if bfloat16 else {}),
+        "reconstruction 32 × 32, float32": partial(reconstruct, training.model, False),
+        **({"reconstruction 32 × 32, bfloat16": partial(reconstruct, training.model, True)}
+           if bfloat16 else {}),
+    }
+
+
+def compare_steps(bfloat16: bool, rounds: int) -> None:
+    runs = ways(bfloat16)
+    found = interleave(runs, rounds)
+    rows = []
+    for name in runs:
+        kind = name.split(",")[0]
+        rows.append([name, milliseconds(found[name]),
+                     ratio(found[name], found[f"{kind}, float32"]),
+                     memory_in_a_process_of_its_own("--memory_of", name)])
+    table(["default V2", "ms", "of float32", "memory it adds, MiB"], rows)
+
+
+def shares(run: Callable[[], None]) -> dict[str, float]:
+    """Milliseconds by group of operators, each operator without those that it calls."""
+    run()
+    with profile() as recorded:
+        run()
+    found = dict.fromkeys([*GROUPS, "everything else"], 0.0)
+    for event in recorded.key_averages():
+        name = event.key.lower()
+        group = next((group for group, words in GROUPS.items()
+                      if any(word in name for word in words)), "everything else")
+        found[group] += event.self_cpu_time_total / 1000
+    return found
+
+
+def compare_shares(bfloat16: bool) -> None:
+    found = {name: shares(run) for name, run in ways(bfloat16).items() if "PyTorch" not in name}
+    rows = [[group, *(f"{parts[group]:,.0f} ({parts[group] / sum(parts.values()):.0%})"
+                      for parts in found.values())] for group in [*GROUPS, "everything else"]]
+    table(["ms (share)", *found], rows)
+
+
+def compare_batches(bfloat16: bool, rounds: int) -> None:
+    training, sizes = Training(), (1, 4, 16, 64)
+    runs = {size: partial(training, make_batch(size), bfloat16) for size in sizes}
+    found = interleave(runs, rounds)
+    rows = [[str(size), milliseconds(found[size]),
+             ratio([s * 16 / size for s in found[size]], found[16])] for size in sizes]
+    precision = "bfloat16" if bfloat16 else "float32"
+    table([f"batch (step, {precision})", "ms", "cost of a picture, of batch 16"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = ["steps", "shares", "batches"]
+    parser.add_argument("--tables", nargs="+", default=every, choices=every)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    bfloat16 = has_fast_bfloat16()
+    if given.memory_of:
+        ways(bfloat16, size=1)[given.memory_of]()    # code is loaded
+        print_added_memory(ways(bfloat16)[given.memory_of])
+        return
+    print(f"{describe_machine()}; medians (ranges) of {given.rounds} rounds")
+    print("" if bfloat16 else "no rows for bfloat16: this CPU does not multiply it in hardware\n")
+    if "steps" in given.tables:
+        compare_steps(bfloat16, given.rounds)
+    if "shares" in given.tables:
+        compare_shares(bfloat16)
+    if "batches" in given.tables:
+        compare_batches(bfloat16, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
