@@ -56,6 +56,7 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
         """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on."""
+        # Two products: the backward of one, cut in two, would first copy both gradients together.
         x, z = (F.linear(x, half) for half in self.in_proj.weight.chunk(2))  # (B, L, E) each
         x = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias, reverse)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)

@@ -41,9 +41,10 @@ def run(name: str, inputs: dict[str, Tensor], dtype=torch.float64, **flags) -> d
     leaves = {key: x.to(dtype).requires_grad_() for key, x in inputs.items()}
     out = scan._load(name).selective_scan(**leaves, **flags)
     rng = torch.Generator().manual_seed(1)
-    weight = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(dtype)
+    weight = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, list(leaves.values()), weight)
-    return {"out": out.detach().double()} | {k: g.double() for k, g in zip(leaves, grads)}
+    found = {"out": out.detach()} | dict(zip(leaves, grads))
+    return {key: x.double().cpu() for key, x in found.items()}
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], out: float, grad: float):
@@ -79,6 +80,32 @@ def test_number_of_states_and_channels(name, states):
         want = run("reference", inputs, delta_softplus=True)
         got = run(name, inputs, torch.float32, delta_softplus=True)
         assert_close(got, want, out=1e-5, grad=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["torch", "triton", "mamba_ssm"])
+def test_values_and_gradients_on_a_gpu(name, reverse):
+    if isinstance(scan._load(name), str):
+        pytest.skip(scan._load(name))
+    for length, states, channels in ((1, 1, 1), (409, 16, 70), (64, 5, 16), (70, 64, 33)):
+        inputs = make_inputs(length, states, channels)
+        flags = {"delta_softplus": True, "reverse": reverse}
+        want = run("reference", inputs, **flags)
+        on_gpu = {key: x.cuda() for key, x in inputs.items()}
+        got = run(name, on_gpu, torch.float32, **flags)
+        assert_close(got, want, out=1e-5, grad=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operators_are_what_they_tell_autograd_and_compile(dtype):
+    from sparsefield.scan import numba_backend, numba_convolution
+
+    inputs = [x.float() for x in make_inputs(40, channels=64).values()]
+    leaves = [x.to(dtype if x.ndim == 3 else x.dtype).requires_grad_() for x in inputs]
+    torch.library.opcheck(numba_backend._forward, (*leaves, True, True, True))
+    weight, bias = torch.randn(64, 4, requires_grad=True), torch.randn(64, requires_grad=True)
+    torch.library.opcheck(numba_convolution.causal_conv_silu, (leaves[0], weight, bias, True))
 
 
 @pytest.mark.parametrize("name", CPU_BACKENDS)
