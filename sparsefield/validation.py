@@ -114,13 +114,24 @@ class Validation:
 
     @torch.no_grad()
     def _velocity_losses(self, model: nn.Module, group: list[int]) -> list[float]:
+        """At the points that were not observed, which are those that training asks for."""
         places = self._stack(group)
+        hidden = torch.stack([self._hidden(k) for k in group]).to(self.device)
+        for name in ("query_coords", "x_1"):
+            index = hidden[..., None].expand(-1, -1, places[name].shape[2])
+            places[name] = places[name].gather(1, index)
         rngs = [np.random.default_rng([EVAL_SEED, self.indices[k], 1]) for k in group]
         t = np.array([rng.random() for rng in rngs], dtype=np.float32)
         shape = places["x_1"].shape[1:]
         noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
         batch = Batch(**places, x_0=self._tensor(noise), t=self._tensor(t))
         return flow.velocity_loss(model, batch).mean(dim=(1, 2)).tolist()
+
+    def _hidden(self, k: int) -> Tensor:
+        """Which of the queries of case k are not observed: (N - M,), or all if all are observed."""
+        observed = torch.as_tensor(self.cases[k]["observed"])
+        hidden = (~torch.isin(self.tensors[k]["query_index"], observed)).nonzero()[:, 0]
+        return hidden if len(hidden) else torch.arange(len(self.tensors[k]["query_index"]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
