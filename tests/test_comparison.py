@@ -214,7 +214,7 @@ def test_flops_of_a_mamba_block_by_hand():
     length, width, inner, rank, states = 16, 32, 64, 2, 16
     linear = 2 * length * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner
                            + inner * width)
-    convolution = 2 * (length + 3) * inner * 4
+    convolution = 2 * length * inner * 4
     scan = length * inner * (9 * states + 2)
     assert count_flops(OneBlock(Mamba(width)), (4, 4), 3, 5) == linear + convolution + scan
 
