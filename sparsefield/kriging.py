@@ -71,6 +71,49 @@ def ordinary_kriging(input_coords: Tensor, input_values: Tensor, query_coords: T
         return _dense(*points)
 
 
+@torch.no_grad()
+def noisy_observations(
+    coords: Tensor, values: Tensor, noise_sd: Tensor, count: int, seed: int
+) -> Tensor:
+    """What noisy measurements say about the true values at their own points, under the same model.
+
+    With K the covariance of the field and S that of the noise, the posterior of the field at the
+    observations is N(m + K (K + S)^-1 (y - m), K - K (K + S)^-1 K) (Rasmussen & Williams 2006,
+    equations 2.22-2.24; the mean m is taken as known).
+
+    Args:
+        coords: (M, 2), M <= DENSE_POINTS. values: (M, C). noise_sd: (C,), in the units of values.
+        count: draws. seed: of them.
+    Returns:
+        (1 + count, M, C) float32: the posterior mean, then draws from the posterior.
+    """
+    coords, values = coords.double().cpu(), values.double().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    kernel = covariance(coords[None], coords[None])[0]
+    identity = torch.eye(len(coords), dtype=torch.float64)
+    channels = []
+    for value, sd in zip(values.T, noise_sd.double()):
+        noise2 = sd**2
+        worth, least = AMPLITUDE_PRIOR
+        # The variance of the values is that of the field and of the noise.
+        solved = torch.linalg.solve(kernel + NUGGET * identity, value - value.mean())
+        quadratic = ((value - value.mean()) * solved).sum()
+        noise_part = noise2 * torch.linalg.inv(kernel + NUGGET * identity).trace()
+        amplitude2 = ((quadratic - noise_part).clamp_min(0) + worth * least) / (len(value) + worth)
+        prior = amplitude2 * kernel
+        factor = torch.linalg.cholesky(prior + noise2 * identity)
+        weights = torch.cholesky_solve(prior, factor)                    # (K + S)^-1 K
+        precision = torch.cholesky_solve(torch.ones_like(value)[:, None], factor)[:, 0]
+        trend = (precision * value).sum() / precision.sum()
+        mean = trend + weights.T @ (value - trend)
+        posterior = prior - prior @ weights
+        scale, axes = torch.linalg.eigh((posterior + posterior.T) / 2)
+        root = axes * scale.clamp_min(0).sqrt()
+        draws = torch.randn(count, len(value), generator=generator, dtype=torch.float64) @ root.T
+        channels.append(torch.cat([mean[None], mean + draws]))
+    return torch.stack(channels, dim=-1).float()
+
+
 def covariance(a: Tensor, b: Tensor) -> Tensor:
     """exp(-|a - b| / LENGTH) for (B, P, 2) against (B, Q, 2): (B, P, Q)."""
     return torch.exp(-torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / LENGTH)

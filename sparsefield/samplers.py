@@ -311,28 +311,55 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def _nearby(
+    coords: Tensor, input_coords: Tensor, input_values: Tensor, max_inputs: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block with its observations: all of them, or the nearest, enlarged to the whole square.
+
+    With `max_inputs` and more observations than that, the block is seen with the nearest to its
+    bounding box (inside it: to its middle), and the square around both becomes the unit square: as
+    many observations on a square as the model knows from training, however many there are.
+    """
+    if max_inputs is None or input_coords.shape[1] <= max_inputs:
+        return coords, input_coords, input_values
+    low, high = coords.amin(dim=1, keepdim=True), coords.amax(dim=1, keepdim=True)  # (B, 1, 2)
+    to_box = (input_coords - input_coords.clamp(low, high)).norm(dim=2)             # (B, M)
+    to_middle = (input_coords - (low + high) / 2).norm(dim=2)
+    index = (to_box + 1e-3 * to_middle).topk(max_inputs, dim=1, largest=False).indices
+    index = index.sort(dim=1).values
+    near = _take(input_coords, index)
+    low = torch.minimum(low, near.amin(dim=1, keepdim=True))
+    high = torch.maximum(high, near.amax(dim=1, keepdim=True))
+    side = (high - low).amax(dim=2, keepdim=True).clamp_min(SAME_POINT)
+    return (coords - low) / side, (near - low) / side, _take(input_values, index)
+
+
 class _ModelVelocity:
     """velocity(x, t) of a model at fixed points, block by block at the same t, and counted."""
 
-    def __init__(self, model, query_coords, input_coords, input_values, blocks, progress, total):
+    def __init__(
+        self, model, query_coords, input_coords, input_values, blocks, max_inputs, progress, total
+    ):
         self.model = model
-        self.inputs = (input_coords, input_values)
         self.blocks = blocks
-        self.coords = [_take(query_coords, block.index) for block in blocks]
-        self.extra = [self._prepare(coords) for coords in self.coords]
+        self.places = [
+            _nearby(_take(query_coords, block.index), input_coords, input_values, max_inputs)
+            for block in blocks
+        ]
+        self.extra = [self._prepare(places) for places in self.places]
         self.progress, self.total = progress, total
         self.calls = 0
 
-    def _prepare(self, coords: Tensor) -> dict:
+    def _prepare(self, places: tuple[Tensor, Tensor, Tensor]) -> dict:
         """What does not depend on the noise is computed once per block, not at every step."""
         if not hasattr(self.model, "prepare"):
             return {}
-        return {"prepared": self.model.prepare(coords, *self.inputs)}
+        return {"prepared": self.model.prepare(*places)}
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         velocity = torch.empty_like(x)
-        for block, coords, extra in zip(self.blocks, self.coords, self.extra):
-            out = self.model(_take(x, block.index), coords, t, *self.inputs, **extra)
+        for block, (coords, *inputs), extra in zip(self.blocks, self.places, self.extra):
+            out = self.model(_take(x, block.index), coords, t, *inputs, **extra)
             core = block.index[:, :block.core, None].expand(-1, -1, x.shape[-1])
             velocity.scatter_(1, core, out[:, :block.core].to(x.dtype))
             self.calls += 1
@@ -412,6 +439,7 @@ def sample(
     clip: bool = True,
     block_size: int | None = None,
     halo: int | None = None,
+    max_inputs: int | None = None,
     progress: Progress | None = None,
     **options: float,
 ) -> Result:
@@ -439,6 +467,8 @@ def sample(
         clip: limit the result to [-1, 1].
         block_size, halo: queries answered together, and queries seen around them (default: half
             of block_size); None for all at once.
+        max_inputs: most observations that a block sees, the nearest to it; None for all. Where
+            there are more, the model sees each block enlarged to the whole square.
         progress: called as progress(model calls so far, calls in all or None if unknown).
     Raises:
         UserError: an unknown sampler, grid or option, or one out of range.
@@ -464,7 +494,7 @@ def sample(
     for group in groups:
         places = (query_coords[group], input_coords[group], input_values[group])
         parts = [Block(block.index[group], block.core) for block in blocks]
-        counted = _ModelVelocity(model, *places, parts, progress, total)
+        counted = _ModelVelocity(model, *places, parts, max_inputs, progress, total)
         velocity = _KeepObserved(counted, *places) if consistency else counted
         rng = ImageNoise(seeds[group], points, input_values.shape[-1], like=input_values)
         x = SAMPLERS[method](velocity, rng(), TIME_GRIDS[grid](num_steps), rng, **options)

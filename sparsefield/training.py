@@ -24,7 +24,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sparsefield import cli, flow
-from sparsefield.checkpoint import FORMAT
+from sparsefield.calibration import calibrate
+from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.distributed import World, join_world
@@ -490,4 +491,15 @@ def run(
             save(numbered=False, is_last=True)
             log.info("stopped after step %d; the same command goes on from here", progress.step)
             return
+    add_calibration(folder, validation, world)
     reporter.finish()
+
+
+def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:
+    """Fit the spread of samples of the best weights, and keep it with them."""
+    if not world.is_first or not folder.best.exists():
+        return
+    checkpoint = load_checkpoint(folder.best)
+    calibration = calibrate(build_model(checkpoint, world.device), validation)
+    log.info("calibration: %s", calibration.describe())
+    folder.save_best({**checkpoint, "calibration": calibration._asdict()})

@@ -112,6 +112,14 @@ class Validation:
         )
         return [to_picture(v, self.cases[k], self.tensors[k]) for k, v in zip(group, result.values)]
 
+    def ensemble(self, model: nn.Module, k: int, draws: range, **sampler) -> list[np.ndarray]:
+        """Samples of case k as pictures (H, W, C) in [0, 1], one for each number in `draws`."""
+        batch = self._stack([k] * len(draws))
+        points = [batch[name] for name in ("query_coords", "input_coords", "input_values")]
+        seeds = [noise_seed(EVAL_SEED, self.indices[k], 2, draw) for draw in draws]
+        result = sample(model, *points, seeds=seeds, **sampler)
+        return [to_picture(values, self.cases[k], self.tensors[k]) for values in result.values]
+
     @torch.no_grad()
     def _velocity_losses(self, model: nn.Module, group: list[int]) -> list[float]:
         """At the points that were not observed, which are those that training asks for."""

@@ -1,0 +1,297 @@
+"""A person's own measurements: read, reconstructed, written, refused."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import reconstruct as script
+from sparsefield import cli, load
+from sparsefield.calibration import fit_spread, widen
+from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.errors import UserError
+from sparsefield.kriging import noisy_observations, ordinary_kriging
+from sparsefield.measurements import read_measurements
+from sparsefield.reconstruction import block_size, grid_shape
+from sparsefield.uncertainty import coverage
+from train_mamba_v2 import MAMBADiffusionV2
+
+
+def write_checkpoint(path, channels=3, value_range=(0.0, 255.0), **more):
+    torch.manual_seed(0)
+    arguments = dict(channels=channels, d_model=8, num_layers=2, perceiver_heads=2,
+                     perceiver_iterations=1, neighbours=4, num_frequencies=4)
+    save_checkpoint(path, {
+        "format": FORMAT, "model_class": "MAMBADiffusionV2", "model_args": arguments,
+        "weights": MAMBADiffusionV2(**arguments).state_dict(),
+        "data": {"channels": channels, "value_range": [list(value_range)] * channels,
+                 "units": None if channels == 3 else "degC"},
+        "config": {}, "step": 1, "epoch": 1, **more,
+    })
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("colour") / "model.pth",
+                            calibration={"spread": 1.2, "raw": 0.8, "calibrated": 0.9,
+                                         "pictures": 4})
+
+
+@pytest.fixture(scope="module")
+def sea(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("sea") / "model.pth", 1, (-2.0, 30.0))
+
+
+def command(*arguments) -> int:
+    return cli.run(lambda: script.main([str(a) for a in arguments]))
+
+
+def csv(tmp_path, text, name="points.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+# --- the API --------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_readme(colour):
+    model = load(colour)
+    coords = np.random.default_rng(0).uniform(size=(40, 2))
+    values = 100 + 50 * coords[:, :1].repeat(3, axis=1)
+    field = model.reconstruct(coords, values, resolution=16, num_samples=3)
+    assert field.mean.shape == field.sd.shape == (16, 16, 3)
+    assert field.samples.shape == (3, 16, 16, 3) and field.coords.shape == (16, 16, 2)
+    assert np.abs(field.mean - 100 - 50 * field.coords[..., :1]).mean() < 10
+
+
+def test_observed_points_are_kept_and_certain(sea):
+    where = (np.arange(8) + 0.5) / 8
+    coords = np.stack([where, where], axis=1)
+    values = np.linspace(-5, 40, 8)  # beyond the range of the training data on both sides
+    field = load(sea).reconstruct(coords, values, 8, num_samples=4)
+    diagonal = np.arange(8)
+    assert np.allclose(field.mean[diagonal, diagonal, 0], values, atol=1e-4)
+    assert field.sd[diagonal, diagonal].max() < 1e-4
+    assert field.sd[0, 7] > 0.1
+
+
+def test_units_and_origin_do_not_matter(sea):
+    rng = np.random.default_rng(1)
+    coords, values = rng.uniform(size=(30, 2)), rng.uniform(0, 20, 30)
+    here = load(sea).reconstruct(coords, values, 8, num_samples=2)
+    there = load(sea).reconstruct(coords * 1000 + (5000, -300), values, 8, num_samples=2,
+                                  extent=(5000, 6000, -300, 700))
+    assert np.allclose(here.samples, there.samples, atol=0.05)
+    assert np.allclose(there.coords, here.coords * 1000 + (5000, -300))
+
+
+def test_calibration_widens_samples_about_their_mean(colour):
+    coords = np.random.default_rng(0).uniform(size=(20, 2))
+    model = load(colour)
+    assert model.spread == 1.2
+    values = np.full((20, 3), 128.0) + np.random.default_rng(1).normal(0, 5, (20, 3))
+    wide = model.reconstruct(coords, values, 8, num_samples=4)
+    model.spread = 1.0
+    raw = model.reconstruct(coords, values, 8, num_samples=4)
+    assert np.allclose(wide.sd, 1.2 * raw.sd, rtol=1e-3, atol=1e-3)
+    assert np.array_equal(wide.mean, raw.mean)
+
+
+def test_one_point_is_enough_and_an_oblong_extent_has_square_cells(sea):
+    field = load(sea).reconstruct(np.array([[3.0, 1.0]]), np.array([12.0]), 8, num_samples=2,
+                                  extent=(0, 4, 0, 2))
+    assert field.mean.shape == (4, 8, 1)
+    assert np.isfinite(field.samples).all() and abs(field.mean.mean() - 12) < 5
+
+
+def test_many_points_are_seen_in_blocks_around_each_query(sea):
+    rng = np.random.default_rng(2)
+    coords = rng.uniform(size=(5000, 2))
+    truth = lambda p: 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])  # noqa: E731
+    field = load(sea).reconstruct(coords, truth(coords), 24, num_samples=2, num_steps=2)
+    assert np.abs(field.mean[..., 0] - truth(field.coords)).max() < 0.5
+    assert block_size(576, 5000) == 15 and block_size(576, 100) is None
+
+
+def test_noise_lets_values_move_and_reports_it(sea):
+    rng = np.random.default_rng(3)
+    where = np.stack(np.meshgrid(*2 * [(np.arange(8) + 0.5) / 8]), -1).reshape(-1, 2)
+    truth = 10 + 8 * where[:, 0]
+    noisy = truth + rng.normal(0, 2, 64)
+    exact = load(sea).reconstruct(where, noisy, 8, num_samples=8)
+    smooth = load(sea).reconstruct(where, noisy, 8, num_samples=8, noise_sd=2.0)
+
+    def error(field):
+        return np.sqrt(((field.mean.reshape(-1) - truth) ** 2).mean())
+
+    assert error(smooth) < 0.7 * error(exact)
+    assert exact.sd.max() < 1e-3 and 0.3 < smooth.sd.mean() < 2
+
+
+def test_noisy_observations_without_noise_are_the_observations():
+    coords, values = torch.rand(20, 2), torch.rand(20, 2)
+    drawn = noisy_observations(coords, values, torch.tensor([1e-4, 1e-4]), 3, 0)
+    assert drawn.shape == (4, 20, 2)
+    assert (drawn - values).abs().max() < 1e-3
+    kriged = ordinary_kriging(coords[None], drawn[:1], coords[None])
+    assert (kriged.mean - values).abs().max() < 0.05
+
+
+def test_grid_shape():
+    assert grid_shape(64, (0, 2, 0, 1)) == (32, 64)
+    assert grid_shape((5, 7), (0, 1, 0, 1)) == (5, 7)
+    with pytest.raises(UserError, match="1 to 512"):
+        grid_shape(513, (0, 1, 0, 1))
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
+def test_the_spread_undoes_a_width_that_is_wrong(width):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    samples = width * rng.normal(size=(20, 4000))
+    spread = fit_spread(samples, truth)
+    assert spread == pytest.approx(1 / width, rel=0.1)
+    assert coverage(widen(samples, spread), truth, 0.9) == pytest.approx(0.9, abs=0.01)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_a_header_is_understood_and_columns_may_come_in_any_order(tmp_path):
+    path = csv(tmp_path, "temp;lat;lon\n11.5;50;3\n12;51;4\n13;52;5\n")
+    found = read_measurements(str(path), channels=1)
+    assert found.coords.tolist() == [[3, 50], [4, 51], [5, 52]]
+    assert found.values[:, 0].tolist() == [11.5, 12, 13] and found.names == ("temp",)
+    assert found.extent == (3, 5, 50, 52)
+
+
+def test_what_cannot_be_used_is_left_out_and_said(tmp_path, caplog):
+    script.cli.log.propagate = True
+    path = csv(tmp_path, "0,0,1\n0,0,3\n1,1,5\n0.5,,4\n0.5,0.5,nan\n9,9,9\n")
+    with caplog.at_level("INFO", logger="sparsefield"):
+        found = read_measurements(str(path), channels=1, extent=(0, 1, 0, 1))
+    assert found.values[:, 0].tolist() == [2, 5]
+    assert "2 of 6 measurements have a missing" in caplog.text
+    assert "1 of 4 points lie outside" in caplog.text
+    assert "averaged to 2 points" in caplog.text
+
+
+def test_transparent_pixels_are_unknown(tmp_path):
+    pixels = np.full((6, 5, 4), 200, np.uint8)
+    pixels[..., 3] = 255
+    pixels[2:, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_measurements(str(tmp_path / "a.png"), channels=3)
+    assert found.shape == (6, 5) and len(found.coords) == 10
+    assert found.coords[0].tolist() == [0.5, 0.5] and (found.values == 200).all()
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_a_photograph_of_ones_own(tmp_path, colour, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (12, 20, 3), np.uint8)).save(tmp_path / "photo.png")
+    mask = np.zeros((12, 20), np.uint8)
+    mask[::2, ::3] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    out = tmp_path / "out"
+    assert command(tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--checkpoint", colour,
+                   "--num_samples", 2, "--num_steps", 2, "--out", out) == 0
+    with np.load(out / "field.npz") as file:
+        assert file["mean"].shape == (12, 20, 3) and file["samples"].shape == (2, 12, 20, 3)
+    assert Image.open(out / "mean.png").size == (20, 12)
+    assert (out / "reconstruction.png").stat().st_size > 10_000
+    original, mean = (np.asarray(Image.open(p)) for p in (tmp_path / "photo.png", out / "mean.png"))
+    assert (original[mask > 0] == mean[mask > 0]).all()
+    said = capsys.readouterr().out
+    assert "42 points -> 12x20" in said
+    assert "spread times 1.20" in said
+
+
+def test_a_table_from_standard_input(tmp_path, sea, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x,y,sst\n0,0,3\n10,5,9\n10,0,5\n0,5,8\n"))
+    out = tmp_path / "out"
+    assert command("-", "--checkpoint", sea, "--num_samples", 2, "--resolution", 8,
+                   "--out", out) == 0
+    with np.load(out / "field.npz") as file:
+        assert file["mean"].shape == (4, 8, 1)
+        assert file["coords"][0, 0].tolist() == [0.625, 0.625]
+    assert "4 points -> 4x8" in capsys.readouterr().out
+
+
+def test_netcdf_where_xarray_is_installed(tmp_path, sea):
+    xarray = pytest.importorskip("xarray")
+    path = csv(tmp_path, "x,y,sst\n0,0,3\n1,1,9\n")
+    assert command(path, "--checkpoint", sea, "--num_samples", 2, "--resolution", 4,
+                   "--out", tmp_path) == 0
+    with xarray.open_dataset(tmp_path / "field.nc") as data:
+        assert data["mean"].dims == ("y", "x", "channel") and data["mean"].units == "degC"
+
+
+def test_one_channel_for_a_model_of_pictures_is_grey(tmp_path, colour, capsys):
+    path = csv(tmp_path, "x,y,height\n0,0,300\n1,1,900\n0,1,500\n")
+    assert command(path, "--checkpoint", colour, "--num_samples", 2, "--resolution", 6,
+                   "--out", tmp_path / "out") == 0
+    assert "shades of grey" in capsys.readouterr().out
+    with np.load(tmp_path / "out" / "field.npz") as file:
+        assert file["mean"].shape == (6, 6, 1) and 300 < file["mean"].mean() < 900
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "no readable table"),
+    ("x,y\n1,2\n", "give x, y and one or more values"),
+    ("x,y,v\n1,2,three\n", "is no number"),
+    ("x,y,a,b\n1,2,3,4\n2,3,4,5\n", "2 value(s) a point"),
+    ("x,y,v\nnan,2,3\n", "holds no measurement"),
+])
+def test_tables_that_are_refused(tmp_path, sea, capsys, text, words):
+    path = csv(tmp_path, text)
+    assert command(path, "--checkpoint", sea, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["nowhere.csv"], "does not exist"),
+    (["."], "is a folder"),
+    (["{png}"], "nothing says which pixels are known"),
+    (["{png}", "--mask", "{small}"], "make them equal"),
+    (["{png}", "--mask", "{black}"], "no pixel is known"),
+    (["{png}", "--mask", "{black}", "--observe", "random:0.2"], "give one of them"),
+    (["{png}", "--observe", "random:0.2", "--extent", "0", "1", "0", "1"], "has its pixels"),
+    (["{csv}", "--observe", "random:0.2"], "every point is known"),
+    (["{csv}", "--extent", "1", "0", "0", "1"], "x0 < x1"),
+    (["{csv}", "--extent", "5", "6", "5", "6"], "all points lie outside"),
+    (["{csv}", "--resolution", "big"], "ROWSxCOLUMNS"),
+    (["{csv}", "--resolution", "600"], "1 to 512"),
+    (["{csv}", "--num_samples", "1"], "at least 2"),
+    (["{csv}", "--noise_sd", "-1"], "0 or more"),
+    (["{csv}", "--value_range", "3", "1"], "low high"),
+    (["{broken}"], "no readable .npz"),
+    (["{csv}", "--checkpoint", "none.pth"], "does not exist"),
+])
+def test_refusals(tmp_path, colour, capsys, arguments, words):
+    files = {name: str(tmp_path / f"{name}.{kind}") for name, kind in (
+        ("png", "png"), ("small", "png"), ("black", "png"), ("csv", "csv"), ("broken", "npz"))}
+    Image.new("RGB", (8, 8), "red").save(files["png"])
+    Image.new("L", (4, 4), 255).save(files["small"])
+    Image.new("L", (8, 8), 0).save(files["black"])
+    csv(tmp_path, "x,y,v\n0,0,1\n1,1,2\n", "csv.csv")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
+    given = [a.format(**files) for a in arguments]
+    if "--checkpoint" not in given:
+        given += ["--checkpoint", colour]
+    assert command(*given, "--out", str(tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
