@@ -7,6 +7,7 @@ A checkpoint is a dictionary of plain types and tensors:
     data          what the data set was      config        settings of the training
     step, epoch   completed                  metrics       of the last validation
     calibration   of the best weights of a finished training: see sparsefield.calibration
+    shipped       True: made by scripts/ship.py, and the training data are not at hand
     resume        {name: state dict} of everything that training needs to go on (not in "best")
 """
 
@@ -63,7 +64,7 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 def save_safetensors(path: Path, checkpoint: dict) -> None:
     """The weights alone, for sharing; everything that rebuilds the model is in the metadata."""
-    keys = [*_REQUIRED, "calibration"]
+    keys = [*_REQUIRED, "calibration", "shipped"]
     described = {key: checkpoint[key] for key in keys if key in checkpoint and key != "weights"}
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["weights"].items()}
     write_atomically(path, safetensors_bytes(tensors, {"sparsefield": json.dumps(described)}))

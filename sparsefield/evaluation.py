@@ -7,6 +7,7 @@ values, for models and baselines alike (`baselines.keep_observations`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from sparsefield.errors import UserError
 from sparsefield.mamba import Mamba
 from sparsefield.samplers import sample
 from sparsefield.validation import grid_case, to_picture
+
+log = logging.getLogger("sparsefield")
 
 
 @dataclass(frozen=True)
@@ -151,24 +154,28 @@ def open_test_data(checkpoint: dict, data: str | None = None, test: str | None =
         UserError: the file is missing, is not the one trained on (where none was asked for), or
             has other channels than the model.
     """
-    trained, config = checkpoint["data"], checkpoint["config"]
+    trained = checkpoint["data"]
+    if test is None and data is None and is_shipped(checkpoint):
+        log.warning("tested on photos: the data of the shipped weights (%s) do not come with them",
+                    checkpoint["config"]["data"])
+        data = "photos"
     if test is not None:
         opened = open_data(test, val=test, test=test, **_as_trained(checkpoint))
     elif data is not None:
         opened = open_data(data, **_as_trained(checkpoint))
     else:
-        opened = _open_as_trained(config)
-        if opened.fingerprint != trained["fingerprint"]:
-            raise UserError(
-                f"{config['data']} is not the data that the model was trained on (its contents "
-                "differ): restore it, or name the data to test on with --data"
-            )
+        opened = _open_as_trained(checkpoint)
     if opened.channels != trained["channels"]:
         raise UserError(
             f"{opened.name} has {opened.channels} channels, the model was trained with "
             f"{trained['channels']}: choose other --data"
         )
     return opened
+
+
+def is_shipped(checkpoint: dict) -> bool:
+    """Whether scripts/ship.py wrote it: its data have a name then, and no place."""
+    return bool(checkpoint.get("shipped"))
 
 
 def _as_trained(checkpoint: dict) -> dict:
@@ -185,14 +192,21 @@ def _as_trained(checkpoint: dict) -> dict:
     }
 
 
-def _open_as_trained(config: dict) -> Data:
+def _open_as_trained(checkpoint: dict) -> Data:
+    config = checkpoint["config"]
     for path in (config["data"], config["data_val"], config.get("data_test")):
         if path not in (None, "photos", "cifar10") and not Path(path).exists():
             raise UserError(
                 f"the model was trained on {path}, which is not here: name the data to test on "
                 "with --data (`photos` needs no file)"
             )
-    return open_as_configured(config)
+    opened = open_as_configured(config)
+    if opened.fingerprint != checkpoint["data"]["fingerprint"]:
+        raise UserError(
+            f"{config['data']} is not the data that the model was trained on (its contents "
+            "differ): restore it, or name the data to test on with --data"
+        )
+    return opened
 
 
 @torch.no_grad()

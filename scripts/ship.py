@@ -1,0 +1,56 @@
+"""Make a checkpoint fit for sharing: half precision, calibrated, without folders of this machine.
+
+    python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.pth
+
+Writes OUT and its .safetensors. The samples are calibrated on the validation data of the training
+if they are not yet, so these must be where the training found them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sparsefield import cli  # noqa: E402
+from sparsefield.calibration import PICTURES, calibrate  # noqa: E402
+from sparsefield.checkpoint import (  # noqa: E402
+    build_model, load_checkpoint, save_checkpoint, save_safetensors
+)
+from sparsefield.data import open_as_configured, parse_pattern  # noqa: E402
+from sparsefield.errors import UserError  # noqa: E402
+from sparsefield.validation import Validation  # noqa: E402
+
+PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from_v1")
+
+
+def ship(source: Path, target: Path) -> None:
+    checkpoint = load_checkpoint(source)
+    config = checkpoint["config"]
+    if "calibration" not in checkpoint:
+        validation = Validation(open_as_configured(config).val, parse_pattern(config["observe"]),
+                                PICTURES, PICTURES, torch.device("cpu"))
+        found = calibrate(build_model(checkpoint), validation)
+        print(found.describe())
+        checkpoint["calibration"] = found._asdict()
+    slim = {key: value for key, value in checkpoint.items() if key != "resume"}
+    slim["shipped"] = True
+    slim["weights"] = {name: tensor.half() for name, tensor in checkpoint["weights"].items()}
+    slim["config"] = {key: Path(value).name if key in PATHS and value else value
+                      for key, value in config.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(target, slim)
+    save_safetensors(target.with_suffix(".safetensors"), slim)
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise UserError("give two paths: the trained checkpoint, and where to write")
+    ship(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

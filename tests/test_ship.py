@@ -1,0 +1,77 @@
+"""Weights made for sharing: half the size, the same answers, tested on what is at hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefield import cli, training
+from sparsefield.checkpoint import load_checkpoint, load_model
+from sparsefield.errors import UserError
+from sparsefield.evaluation import open_test_data
+from train_mamba_v2 import MAMBADiffusionV2
+from train_mamba_v2 import Config as Settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import ship  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ship")
+    rng = np.random.default_rng(0)
+    ramps = rng.integers(0, 255, (60, 1, 1, 3)) * np.linspace(0.2, 1, 8)[None, :, None, None]
+    np.savez(folder / "small.npz", images=np.broadcast_to(ramps, (60, 8, 8, 3)).astype(np.uint8))
+    training.train(Settings(
+        data=str(folder / "small.npz"), save_dir=str(folder / "run"), d_model=16, num_layers=2,
+        perceiver_iterations=1, perceiver_heads=2, neighbours=4, batch_size=8, epochs=1,
+        queries_min=8, queries_max=16, eval_pictures=2, eval_every=1, warmup=2, device="cpu",
+    ), MAMBADiffusionV2, "mamba_v2")
+    trained = folder / "run" / "mamba_v2_best.pth"
+    ship.ship(trained, folder / "out" / "mamba_v2_best.pth")
+    return trained, folder / "out" / "mamba_v2_best.pth"
+
+
+def test_a_finished_training_is_calibrated(shipped):
+    for path in (shipped[0], shipped[0].with_suffix(".safetensors"), shipped[1]):
+        found = load_checkpoint(path)["calibration"]
+        assert 0.25 <= found["spread"] <= 4 and 0 <= found["raw"] <= 1
+
+
+def test_half_precision_answers_the_same_and_names_no_folder(shipped):
+    (before, _), (after, checkpoint) = (load_model(path) for path in shipped)
+    assert all(weight.dtype == torch.float16 for weight in checkpoint["weights"].values())
+    assert checkpoint["config"]["data"] == "small.npz" and "resume" not in checkpoint
+    torch.manual_seed(0)
+    x, q, t = torch.randn(2, 20, 3), torch.rand(2, 20, 2), torch.rand(2)
+    places, values = torch.rand(2, 9, 2), torch.rand(2, 9, 3)
+    a, b = before(x, q, t, places, values), after(x, q, t, places, values)
+    assert (a - b).abs().max() < 1e-2 * a.abs().max()
+
+
+def test_shipped_weights_are_tested_on_photos_and_others_refused(shipped, caplog):
+    cli.log.propagate = True
+    checkpoint = load_checkpoint(shipped[1])
+    assert open_test_data(checkpoint).name == "photos"
+    assert "tested on photos" in caplog.text
+    del checkpoint["shipped"]
+    with pytest.raises(UserError, match="which is not here"):
+        open_test_data(checkpoint)
+
+
+def test_training_beside_shipped_weights_sets_them_aside(shipped, tmp_path):
+    target = tmp_path / "mamba_v2_best.pth"
+    ship.ship(shipped[0], target)
+    data = shipped[0].parents[1] / "small.npz"
+    training.train(Settings(
+        data=str(data), save_dir=str(tmp_path), d_model=16, num_layers=2, perceiver_iterations=1,
+        perceiver_heads=2, neighbours=4, batch_size=8, epochs=1, queries_min=8, queries_max=16,
+        eval_pictures=2, device="cpu",
+    ), MAMBADiffusionV2, "mamba_v2")
+    assert load_checkpoint(tmp_path / "old_1" / "mamba_v2_best.pth")["shipped"]
+    assert "shipped" not in load_checkpoint(target)
