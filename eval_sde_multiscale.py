@@ -32,6 +32,7 @@ from tqdm import tqdm
 from eval_v1_vs_v2 import environment, plain, summarise
 from sparsefield import cli, metrics, plots_multiscale, uncertainty
 from sparsefield.baselines import BASELINES, keep_observations
+from sparsefield.calibration import widen
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.coords import grid_coords
 from sparsefield.data import Pattern, Scale, Split, frozen_case, parse_pattern
@@ -459,6 +460,9 @@ def uncertainty_table(results: dict) -> str:
         "=" * 72,
         f"  {'':12}{'CRPS':>10}{levels}{'spread':>10}{'skill':>10}{'ratio':>8}{'corr.':>8}",
     ]
+    recalibrated = results.get("recalibrated")
+    if recalibrated:
+        scores = scores | {f"heun x {recalibrated['factor']:.2f}": recalibrated}
     for method, score in scores.items():
         inside = "".join(f"{share:10.1%}" for share in score["coverage"].values())
         lines.append(
@@ -471,6 +475,9 @@ def uncertainty_table(results: dict) -> str:
     lines.append("  spread: rms sd of the samples; skill: rms error of their mean; corr.: of the "
                  "two, over points.\n  in 50%, 90%: share of the truth inside the central "
                  "interval of that level.")
+    if recalibrated:
+        lines.append("  heun x ...: with the spread fitted at the end of training, on "
+                     f"{recalibrated['pictures']} validation pictures at 8 steps.")
     return "\n".join(lines)
 
 
@@ -523,6 +530,11 @@ def evaluate(config: Config) -> dict:
             f"save_dir={folder} cannot be made ({error.strerror}): choose another folder"
         ) from error
     numbers, fields, draws = evaluate_all(Runner(model, test, config))
+    fitted = checkpoint.get("calibration")
+    if fitted and "heun" in draws:
+        wide = [widen(samples, fitted["spread"]) for samples in draws["heun"]]
+        numbers["recalibrated"] = {"factor": fitted["spread"], "pictures": fitted["pictures"],
+                                   **pooled_scores(test, wide).to_dict()}
     results = {
         "settings": asdict(config),
         "data": data.describe() | {"test_indices": test.indices},

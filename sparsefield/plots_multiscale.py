@@ -139,16 +139,15 @@ def diversity(
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
               for samples, truth in zip(draws, test.base)]
     order = np.argsort(errors, kind="stable")
-    shares = [0.25, 0.5, 0.75] if len(order) > 2 else [0.5]
+    shown = {int(order[round(share * (len(order) - 1))]): share for share in (0.25, 0.5, 0.75)}
     count = min(SHOWN_DRAWS, len(draws[0]))
     titles = ["truth", "observed", *(f"sample {k + 1}" for k in range(count)),
               f"mean of {len(draws[0])}", "sd", "|error of mean|"]
     figure, axes = plt.subplots(
-        len(shares), len(titles), figsize=(1.8 * len(titles) + 1.2, 1.85 * len(shares) + 1.2),
+        len(shown), len(titles), figsize=(1.8 * len(titles) + 1.2, 1.85 * len(shown) + 1.2),
         squeeze=False, layout="constrained",
     )
-    for line, share in zip(axes, shares):
-        case = int(order[round(share * (len(order) - 1))])
+    for line, (case, share) in zip(axes, shown.items()):
         samples, truth = draws[case], test.base[case]
         average = samples.mean(axis=0)
         spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)

@@ -210,3 +210,13 @@ def test_the_command_runs(checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Point estimates" in done.stdout and "sde" in done.stdout
     assert (tmp_path / "out" / "performance_chart.png").exists()
+
+
+def test_the_report_shows_the_spread_before_and_after_calibration():
+    score = {"crps": 0.1, "coverage": {"50%": 0.4, "90%": 0.8}, "spread": 1.0, "skill": 2.0,
+             "attainable": {"50%": 0.5, "90%": 0.9}, "correlation": 0.5}
+    results = {"settings": {"ensemble": 20}, "uncertainty": {"heun": score},
+               "recalibrated": {**score, "coverage": {"50%": 0.5, "90%": 0.88}, "factor": 1.3,
+                                "pictures": 16}}
+    text = script.uncertainty_table(results)
+    assert "heun x 1.30" in text and "88.0%" in text and "80.0%" in text
