@@ -1,0 +1,8 @@
+"""The best Gaussian answer: kriging fitted to the field at hand, and draws from it."""
+
+from sparsefield.gaussian.answer import Answer, LeaveOneOut
+from sparsefield.gaussian.kernels import BANK, ONE_KERNEL, Kernel
+from sparsefield.gaussian.posterior import Posterior, PosteriorNoise, condition
+
+__all__ = ["BANK", "ONE_KERNEL", "Answer", "Kernel", "LeaveOneOut", "Posterior", "PosteriorNoise",
+           "condition"]
