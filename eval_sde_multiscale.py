@@ -30,14 +30,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eval_v1_vs_v2 import environment, plain, summarise
-from sparsefield import cli, metrics, plots_multiscale, uncertainty
-from sparsefield.baselines import BASELINES, keep_observations
-from sparsefield.calibration import widen
+from sparsefield import cli
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.coords import grid_coords
 from sparsefield.data import Pattern, Scale, Split, frozen_case, parse_pattern
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics, plots_multiscale, uncertainty
+from sparsefield.evaluate.baselines import BASELINES, keep_observations
+from sparsefield.evaluate.calibration import widen
 from sparsefield.evaluation import Outcome, open_test_data
 from sparsefield.samplers import check_sampler, declared_nfe, noise_seed, sample
 from sparsefield.validation import grid_case

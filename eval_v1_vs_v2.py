@@ -27,12 +27,13 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from sparsefield import cli, metrics, plots_comparison
-from sparsefield.baselines import BASELINES
+from sparsefield import cli
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Data, Scale, parse_pattern
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics, plots_comparison
+from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluation import FrozenTest, Outcome, count_flops, open_test_data
 from sparsefield.samplers import check_sampler
 from sparsefield.scan import describe_backend

@@ -29,10 +29,11 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from sparsefield import cli, load, plots
-from sparsefield.calibration import SETTINGS
+from sparsefield import cli, load
 from sparsefield.checkpoint import write_atomically
 from sparsefield.errors import UserError
+from sparsefield.evaluate import plots
+from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.measurements import LARGEST, Measurements, read_measurements
 from sparsefield.reconstruction import Field, Reconstructor, grid_shape
 

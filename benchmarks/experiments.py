@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from sparsefield.checkpoint import load_model  # noqa: E402
 from sparsefield.data import parse_pattern  # noqa: E402
+from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402
 from sparsefield.evaluation import FrozenTest, open_test_data  # noqa: E402
-from sparsefield.metrics import paired_bootstrap  # noqa: E402
 
 # The settings of the quick run (scripts/quick.sh); each row changes one thing of the first.
 COMMON = (

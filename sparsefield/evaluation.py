@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsefield import metrics
-from sparsefield.baselines import BASELINES
 from sparsefield.coords import grid_coords
 from sparsefield.data import Data, Pattern, Split, frozen_case, open_as_configured, open_data
 from sparsefield.data.scale import pixel_scale
 from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics
+from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.mamba import Mamba
 from sparsefield.samplers import sample
 from sparsefield.validation import grid_case, to_picture

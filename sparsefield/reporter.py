@@ -16,10 +16,10 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sparsefield import plots
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Data
 from sparsefield.distributed import World
+from sparsefield.evaluate import plots
 from sparsefield.runfolder import RunFolder
 from sparsefield.scan import describe_backend
 from sparsefield.validation import SHOWN_BASELINES, Validation, mean_numbers

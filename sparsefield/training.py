@@ -24,12 +24,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sparsefield import cli, flow
-from sparsefield.calibration import calibrate
 from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.distributed import World, join_world
 from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import calibrate
 from sparsefield.precision import has_fast_bfloat16
 from sparsefield.reporter import Reporter, announce
 from sparsefield.runfolder import RunFolder

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsefield import flow, metrics
-from sparsefield.baselines import BASELINES, keep_observations
+from sparsefield import flow
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch, FrozenCase, Pattern, Split, frozen_case
+from sparsefield.evaluate import metrics
+from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.samplers import noise_seed, sample
 
 EVAL_SEED = 0

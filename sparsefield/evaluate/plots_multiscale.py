@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data import Scale
-from sparsefield.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3
 SPREAD_LIMIT = 0.2

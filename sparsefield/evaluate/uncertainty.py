@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from sparsefield import metrics
+from sparsefield.evaluate import metrics
 
 LEVELS = (0.5, 0.9)
 

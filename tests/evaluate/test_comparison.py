@@ -2,63 +2,27 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from untrained import NAMES, SIZE, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
-import train_mamba
 import train_mamba_v2
-from sparsefield import plots_comparison
 from sparsefield.attention import Attention
-from sparsefield.checkpoint import FORMAT, save_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
+from sparsefield.evaluate import plots_comparison
 from sparsefield.evaluation import FrozenTest, count_flops
 from sparsefield.mamba import Mamba
-
-ROOT = Path(__file__).parents[1]
-SIZE = dict(d_model=16, num_layers=2, neighbours=4)
-NAMES = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
-         "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """60 smooth random colour pictures, 16 x 16: 3 of them are the test."""
     return write_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", channels=3)
-
-
-def write_pictures(path: Path, channels: int, seed: int = 0, count: int = 60) -> Path:
-    rng = np.random.default_rng(seed)
-    waves = rng.uniform(0.5, 3, (count, 2, channels)), rng.uniform(0, 6, (count, channels))
-    y, x = np.mgrid[:16, :16] / 16
-    phase = x[..., None] * waves[0][:, None, None, 0] + y[..., None] * waves[0][:, None, None, 1]
-    images = 0.5 + 0.5 * np.sin(2 * np.pi * phase + waves[1][:, None, None])
-    np.savez(path, images=(255 * images).round().astype(np.uint8))
-    return path
-
-
-def write_checkpoint(path: Path, name: str, data_path: Path, **config_changes) -> Path:
-    """An untrained model whose decoder does something, as training would save it."""
-    module, model_class, heads = NAMES[name]
-    data = open_data(str(data_path))
-    arguments = {**SIZE, **heads, "channels": data.channels}
-    torch.manual_seed(len(name) + (name == "V2"))
-    model = model_class(**arguments)
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
-    config = {**asdict(module.Config(data=str(data_path))), **config_changes}
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
-        "weights": model.state_dict(), "data": data.describe(), "config": config,
-        "step": 7, "epoch": 1, "metrics": {},
-    })
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -312,10 +276,6 @@ def test_other_test_pictures_can_be_named(checkpoints, tmp_path):
 
 
 # --- as a person runs it -------------------------------------------------------------------------
-
-
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 def test_an_error_is_one_line_and_code_2(tmp_path):

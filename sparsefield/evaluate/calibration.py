@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from sparsefield import uncertainty
+from sparsefield.evaluate import uncertainty
 
 LEVEL = 0.9
 SETTINGS = {"method": "heun", "num_steps": 8}  # of the samples that are calibrated, and drawn later

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsefield.data import Scale
-from sparsefield.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
 KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}

@@ -1,53 +1,27 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from untrained import run, write_checkpoint
 
 import eval_sde_multiscale as script
-import train_mamba
-import train_mamba_v2
 from sparsefield import cli
-from sparsefield.checkpoint import FORMAT, save_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.samplers import sample
 from sparsefield.validation import grid_case
 
-ROOT = Path(__file__).parents[1]
-SIZE = dict(d_model=16, num_layers=2, neighbours=4)
-MODELS = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
-          "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
-
-
-def write_checkpoint(path: Path, name: str = "V2", data_spec: str = "photos", **settings) -> Path:
-    """An untrained model whose decoder does something, as training would save it."""
-    module, model_class, heads = MODELS[name]
-    data = open_data(data_spec, image_size=settings.get("image_size"))
-    arguments = {**SIZE, **heads, "channels": data.channels}
-    torch.manual_seed(0)
-    model = model_class(**arguments)
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.02)
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
-        "weights": model.state_dict(), "data": data.describe(),
-        "config": asdict(module.Config(data=data_spec, **settings)),
-        "step": 7, "epoch": 1, "metrics": {},
-    })
-    return path
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """V2 for photographs of 16 x 16, whose truth is known up to 256 x 256."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "v2.pth", image_size=16)
+    return write_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "v2.pth", "V2", "photos", 0.02, image_size=16
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +116,7 @@ def test_first_draw_is_the_sample_of_the_protocol(checkpoint):
 
 
 def test_v1_and_data_without_finer_truth(arrays, tmp_path):
-    path = write_checkpoint(tmp_path / "v1.pth", "V1", str(arrays))
+    path = write_checkpoint(tmp_path / "v1.pth", "V1", arrays, 0.02)
     results = script.evaluate(config(path, tmp_path / "out", resolutions=(8, 16), ensemble=0,
                                      samplers=("sde", "mean")))
     fine = results["resolutions"]["16"]
@@ -203,10 +177,10 @@ def test_data_of_other_channels_is_refused(checkpoint, arrays, tmp_path):
 
 
 def test_the_command_runs(checkpoint, tmp_path):
-    command = [sys.executable, "eval_sde_multiscale.py", "--checkpoint", str(checkpoint),
+    command = ["eval_sde_multiscale.py", "--checkpoint", str(checkpoint),
                "--samplers", "sde", "mean", "--resolutions", "16", "--num_steps", "2",
                "--num_samples", "2", "--ensemble", "2", "--save_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "Point estimates" in done.stdout and "sde" in done.stdout
     assert (tmp_path / "out" / "performance_chart.png").exists()
