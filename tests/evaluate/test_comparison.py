@@ -15,7 +15,9 @@ from sparsefield.attention import Attention
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots_comparison
-from sparsefield.evaluation import FrozenTest, count_flops
+from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.cost import count_flops
+from sparsefield.evaluate.report import paired, percent
 from sparsefield.mamba import Mamba
 
 
@@ -69,7 +71,7 @@ def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, meth
     model = train_mamba_v2.MAMBADiffusionV2(**SIZE, perceiver_heads=2, prior=prior).eval()
     torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
     data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    whole, single = (FrozenTest(data.test, pattern, 3, batch_size=size).model(model, **method)
+    whole, single = (Cases(data.test, pattern, range(3), points=256 * size).sample(model, **method)
                      for size in (3, 1))
     assert np.ptp(whole.fields[0]) > 0.1
     for a, b in zip(whole.fields, single.fields):
@@ -78,18 +80,17 @@ def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, meth
 
 def test_both_models_see_the_same_points_and_noise(checkpoints, pictures):
     data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    one, other = (FrozenTest(data.test, pattern, 3, batch_size=b) for b in (1, 2))
-    assert one.indices == other.indices == [0, 1, 2]
-    for a, b in zip(one.cases, other.cases):
-        assert np.array_equal(a["observed"], b["observed"]) and a["noise_seed"] == b["noise_seed"]
-        assert len(a["observed"]) == int(0.2 * 256)
-    changed = FrozenTest(data.test, pattern, 3, seed=1)
-    assert not np.array_equal(one.cases[0]["observed"], changed.cases[0]["observed"])
+    one, other = (Cases(data.test, pattern, range(3), points=p) for p in (256, 512))
+    for a, b in zip(one, other):
+        assert np.array_equal(a.observed, b.observed) and a.noise_seed == b.noise_seed
+        assert len(a.observed) == int(0.2 * 256)
+    changed = Cases(data.test, pattern, range(3), seed=1)
+    assert not np.array_equal(one[0].observed, changed[0].observed)
 
 
 def test_a_model_compared_with_itself_does_not_differ(compared):
     summary = compared[0]["sample"]["V2"]
-    for name, difference in script.paired(summary, summary, seed=0).items():
+    for name, difference in paired(summary, summary, seed=0).items():
         if not math.isnan(summary["mean"][name]):
             assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
 
@@ -132,7 +133,7 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
     (math.nan, 1, "undefined"),
 ])
 def test_percentages(change, of, text):
-    assert text in script.percent(change, of)
+    assert text in percent(change, of)
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):

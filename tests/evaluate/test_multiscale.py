@@ -10,10 +10,18 @@ from untrained import run, write_checkpoint
 
 import eval_sde_multiscale as script
 from sparsefield import cli
+from sparsefield.coords import grid_coords
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
+from sparsefield.evaluate.cases import (
+    ENLARGED,
+    Cases,
+    area_average,
+    spread,
+    with_finest_truth,
+)
+from sparsefield.evaluate.multiscale import uncertainty_table
 from sparsefield.samplers import sample
-from sparsefield.validation import grid_case
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluate
     for resolution in ("16", "32"):
         found = results["resolutions"][resolution]
         assert found["truth"]
-        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", script.BICUBIC,
+        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", ENLARGED,
                                           "thin-plate RBF", "kriging"]
         for row in found["methods"].values():
             assert len(row["per_image"]["psnr"]) == 3
@@ -93,23 +101,22 @@ def test_sweep_and_uncertainty_are_reported(evaluated):
 def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
     data = open_data("photos", image_size=16)
     assert data.test.high_resolution(255, 256) is None  # the last of the evenly spread ones
-    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 4, (16, 256), seed=0)
-    assert len(test) == 4
-    for base, fine in zip(test.truths[16], test.truths[256]):
-        np.testing.assert_allclose(script.area_average(fine, 16), base, atol=1e-6)
+    known = with_finest_truth(data.test, (16, 256))
+    cases = Cases(data.test, parse_pattern("random:0.2"), spread(known, 4), resolutions=(16, 256))
+    assert len(cases) == 4 and 255 not in known
+    for case in cases:
+        np.testing.assert_allclose(area_average(case.truths[256], 16), case.truth, atol=1e-6)
 
 
 def test_first_draw_is_the_sample_of_the_protocol(checkpoint):
     """Same noise as `sample` with the case's own seed, alone in its batch."""
     network = script.build_model(script.load_checkpoint(checkpoint))
     data = open_data("photos", image_size=16)
-    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 3, (16,), seed=0)
-    runner = script.Runner(network, test, config(checkpoint, Path()))
-    _, draws = runner.run("sde", 16, num_steps=3, draws=2)
-    case = test.cases[1]
-    tensors = grid_case(case)
-    places = [tensors[n][None] for n in ("query_coords", "input_coords", "input_values")]
-    alone = sample(network, *places, seeds=[case["noise_seed"]], method="sde", num_steps=3)
+    cases = Cases(data.test, parse_pattern("random:0.2"), range(3))
+    draws = cases.sample(network, draws=2, method="sde", num_steps=3).draws
+    case = cases[1]
+    places = grid_coords(16, 16)[None], case.coords[None], case.values[None]
+    alone = sample(network, *places, seeds=[case.noise_seed], method="sde", num_steps=3)
     expected = (alone.values[0].reshape(16, 16, 3).numpy() + 1) / 2
     np.testing.assert_allclose(draws[1][0], expected, atol=2e-3)  # kriging in another batch
     assert np.abs(draws[1][0] - draws[1][1]).max() > 0.05
@@ -191,6 +198,8 @@ def test_the_report_shows_the_spread_before_and_after_calibration():
              "attainable": {"50%": 0.5, "90%": 0.9}, "correlation": 0.5}
     results = {"settings": {"ensemble": 20}, "uncertainty": {"heun": score},
                "recalibrated": {**score, "coverage": {"50%": 0.5, "90%": 0.88}, "factor": 1.3,
-                                "pictures": 16}}
-    text = script.uncertainty_table(results)
+                                "method": "heun", "fitted": {
+                                    "spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
+                                    "fitted_on": 15}}}
+    text = uncertainty_table(results)
     assert "heun x 1.30" in text and "88.0%" in text and "80.0%" in text
