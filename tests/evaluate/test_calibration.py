@@ -48,7 +48,7 @@ def drawer(width, asked: list | None = None):
 
 
 def undoing(width: float, members: int = 20) -> float:
-    """The factor for that width, about a mean of samples that is itself as uncertain as they say."""
+    """The factor for that width: the mean of the samples is itself uncertain, more if wide."""
     return ((1 + width**2 / members) / (1 + 1 / members)) ** 0.5 / width
 
 

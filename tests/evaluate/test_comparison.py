@@ -12,6 +12,7 @@ from untrained import NAMES, SIZE, run, write_checkpoint, write_pictures
 import eval_v1_vs_v2 as script
 import train_mamba_v2
 from sparsefield.attention import Attention
+from sparsefield.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots_comparison
@@ -126,6 +127,58 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
     assert text.count("\nSSIM:\n") == 2
     for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0", "GFLOP"):
         assert word in text
+
+
+def test_samples_stand_beside_what_an_exact_posterior_has(compared):
+    results, folder = compared
+    text = (folder / "comparison_results.txt").read_text()
+    for name in ("V1", "V2"):
+        expected = results["mean"][name]["mean"]["psnr"] - 10 * math.log10(2)
+        assert results["sample"][name]["expected_psnr"] == pytest.approx(expected)
+        numbers = results["sample"][name]["per_image"]
+        assert len(numbers["crps"]) == len(numbers["coverage_90_8x8"]) == 3
+        ratio = np.sqrt(np.mean(numbers["variance"]) / np.mean(numbers["squared_error"]))
+        assert results["sample"][name]["spread_error"] == pytest.approx(ratio)
+    v1, v2 = (results["sample"][name]["expected_psnr"] for name in ("V1", "V2"))
+    assert f"  Mean − 3.01 dB: V1 {v1:.2f}, V2 {v2:.2f} dB" in text
+    assert text.count("under-dispersion, not quality") == 1
+    medians = [results["mean"][name]["median"]["psnr"] for name in ("V1", "V2")]
+    assert f"  Medians: V1 {medians[0]:.2f}, V2 {medians[1]:.2f} dB" in text
+    assert "V1: not calibrated (its training has not come to its end)" in text
+
+
+def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp_path):
+    """Factors that shrink: the ratio follows them, and the PSNR rises although nothing is better."""
+    shrunk = {}
+    for (key, path), factor in zip(checkpoints.items(), (0.25, 0.5)):
+        checkpoint = load_checkpoint(path)
+        checkpoint["calibration"] = {"spread": factor, "raw": 0.8, "calibrated": 0.9,
+                                     "pictures": 8, "fitted_on": 8}
+        shrunk[key] = str(tmp_path / f"{key}.pth")
+        save_checkpoint(tmp_path / f"{key}.pth", checkpoint)
+    results = script.evaluate(config(shrunk, tmp_path / "out", ensemble=3))
+    for name, factor in (("V1", 0.25), ("V2", 0.5)):
+        raw, calibrated = (results[kind][name] for kind in ("sample", "calibrated"))
+        assert calibrated["spread_error"] < 1.2 * factor * raw["spread_error"]
+        assert calibrated["mean"]["psnr"] > raw["mean"]["psnr"]
+    assert set(results["differences"]) == {"mean", "sample", "calibrated"}
+    text = (tmp_path / "out/comparison_results.txt").read_text()
+    assert "after each model's own calibrated spread" in text and "fitted on 8 others" in text
+    assert "V1 calibrated" in text and "NOTE: the spread was fitted to samples by" in text
+    assert "the truth in the 90% (of 3 samples at most 50%) interval" in " ".join(text.split())
+
+
+def test_the_report_names_its_v1(checkpoints, pictures, tmp_path):
+    assert "without a residual around its cross-attention" in script.report(
+        script.evaluate(config(checkpoints, tmp_path / "a", ensemble=1, num_samples=2)))
+    model = NAMES["V1"][1](**SIZE, heads=2, channels=3, cross_attention_residual=True)
+    checkpoint = load_checkpoint(checkpoints["v1_checkpoint"])
+    checkpoint["model_args"]["cross_attention_residual"] = True
+    save_checkpoint(tmp_path / "v1.pth", checkpoint | {"weights": model.state_dict()})
+    text = script.report(script.evaluate(config(
+        {**checkpoints, "v1_checkpoint": str(tmp_path / "v1.pth")}, tmp_path / "b", ensemble=1,
+        num_samples=2)))
+    assert "with a residual around its cross-attention" in text
 
 
 @pytest.mark.parametrize("change, of, text", [
@@ -261,7 +314,8 @@ def test_training_data_that_changed_or_vanished_is_told(tmp_path):
 @pytest.mark.parametrize("changes, reason", [
     ({"sampler": "magic"}, "unknown sampler"), ({"sampler": "mean"}, "draws no sample"),
     ({"num_steps": 0}, "at least 1 step"), ({"num_samples": 0}, "num_samples=0"),
-    ({"batch_size": 0}, "batch_size=0"), ({"device": "tpu"}, "device='tpu'"),
+    ({"batch_size": 0}, "batch_size=0"), ({"ensemble": 0}, "ensemble=0"),
+    ({"device": "tpu"}, "device='tpu'"),
     ({"observe": "some"}, "random:0.2"), ({"save_dir": "/dev/null/x"}, "choose another folder"),
 ])
 def test_impossible_settings_are_refused(checkpoints, tmp_path, changes, reason):

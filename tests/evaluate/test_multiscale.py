@@ -20,7 +20,7 @@ from sparsefield.evaluate.cases import (
     spread,
     with_finest_truth,
 )
-from sparsefield.evaluate.multiscale import uncertainty_table
+from sparsefield.evaluate.multiscale import recommendation, uncertainty_table
 from sparsefield.samplers import sample
 
 
@@ -203,3 +203,62 @@ def test_the_report_shows_the_spread_before_and_after_calibration():
                                     "fitted_on": 15}}}
     text = uncertainty_table(results)
     assert "heun x 1.30" in text and "88.0%" in text and "80.0%" in text
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_samples_stand_beside_what_an_exact_posterior_has(evaluated):
+    results, folder = evaluated
+    text = (folder / "metrics_comparison.txt").read_text()
+    for resolution in ("16", "32"):
+        methods = results["resolutions"][resolution]["methods"]
+        expected = methods["mean"]["mean"]["psnr"] - 10 * np.log10(2)
+        for name in ("heun", "sde", "ddim"):
+            assert methods[name]["expected_psnr"] == pytest.approx(expected)
+    sample = results["samples"]["sde"]
+    assert len(sample["per_image"]["coverage_90_8x8"]) == 3 and sample["nfe"] == 2
+    assert sample["seconds_per_image"] > 0 and sample["spread_error"] > 0
+    assert "Samples at the observed resolution, 16 x 16" in text
+    assert "90% (of 3 samples at most 50%)" in text
+    assert text.count("under-dispersion, not quality") == 1
+    assert "No sampler is recommended: 3 pictures are too few" in text
+
+
+def test_a_single_sampler_is_enough_and_brings_its_mean(checkpoint, tmp_path):
+    done = cli.run(lambda: script.main([
+        "--checkpoint", str(checkpoint), "--samplers", "sde", "--temperature", "0.5",
+        "--resolutions", "16", "--num_steps", "2", "--num_samples", "2", "--ensemble", "2",
+        "--device", "cpu", "--save_dir", str(tmp_path),
+    ]))
+    assert done == 0
+    found = json.loads((tmp_path / "metrics_comparison.json").read_text())
+    assert list(found["samples"]) == ["sde"]
+    assert {"sde", "mean"} <= found["resolutions"]["16"]["methods"].keys()
+    text = (tmp_path / "metrics_comparison.txt").read_text()
+    assert "sde, temperature 0.5" in text and "No sampler is recommended" in text
+
+
+def summary(crps: np.ndarray, seconds: float) -> dict:
+    return {"per_image": {"crps": list(crps)}, "seconds_per_image": seconds}
+
+
+def test_a_sampler_is_recommended_from_enough_pictures_and_with_an_interval():
+    rng = np.random.default_rng(0)
+    good = 0.02 + 0.005 * rng.random(64)
+    samples = {"heun": summary(good, 2.0), "sde": summary(good + 0.001 * rng.random(64), 1.0)}
+    text = recommendation(samples, seed=0)
+    assert "Recommended by CRPS on 64 pictures: heun." in text
+    assert "sde − heun: +0.0005" in text
+    few = {name: summary(row["per_image"]["crps"][:63], 1.0) for name, row in samples.items()}
+    assert "63 pictures are too few" in recommendation(few, seed=0)
+
+
+def test_of_samplers_that_cannot_be_told_apart_the_fastest_is_recommended():
+    rng = np.random.default_rng(0)
+    one, other = (0.02 + 0.005 * rng.random(64) for _ in range(2))
+    samples = {"heun": summary(one, 2.0), "sde": summary(other, 1.0),
+               "ddim": summary(one + 0.01, 0.1)}
+    text = recommendation(samples, seed=0)
+    assert "64 pictures: sde, the fastest of those not told apart" in text
+    assert "No sampler" in recommendation({"sde": samples["sde"]}, seed=0)
