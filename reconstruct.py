@@ -29,10 +29,12 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from sparsefield import cli, load, plots
-from sparsefield.calibration import SETTINGS
+from sparsefield import cli, load
 from sparsefield.checkpoint import write_atomically
 from sparsefield.errors import UserError
+from sparsefield.evaluate import plots
+from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
+from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
 from sparsefield.measurements import LARGEST, Measurements, read_measurements
 from sparsefield.reconstruction import Field, Reconstructor, grid_shape
 
@@ -142,9 +144,11 @@ def say(
         cli.log.info("one channel, read as shades of grey by a model of colour pictures")
     fitted = model.checkpoint.get("calibration")
     if fitted:
-        cli.log.info("uncertainty: on %d validation pictures 90 %% intervals cover %.1f %% as "
-                     "sampled, %.1f %% with the spread times %.2f, as here", fitted["pictures"],
-                     100 * fitted["raw"], 100 * fitted["calibrated"], fitted["spread"])
+        cli.log.info("uncertainty, calibrated: %s", describe(fitted))
+        samples = config.num_samples
+        if largest_coverage(samples) < LEVEL:
+            cli.log.info("uncertainty: of the %d samples here, intervals are %s", samples,
+                         interval_name(LEVEL, samples))
     else:
         cli.log.info("uncertainty: not calibrated (the training has not come to its end)")
     cli.log.info(

@@ -27,8 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 from sparsefield.checkpoint import load_model  # noqa: E402
 from sparsefield.data import parse_pattern  # noqa: E402
-from sparsefield.evaluation import FrozenTest, open_test_data  # noqa: E402
-from sparsefield.metrics import paired_bootstrap  # noqa: E402
+from sparsefield.evaluate.cases import Cases, spread  # noqa: E402
+from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402
+from sparsefield.evaluate.opening import open_test_data  # noqa: E402
 
 # The settings of the quick run (scripts/quick.sh); each row changes one thing of the first.
 COMMON = (
@@ -84,16 +85,16 @@ def score(folder: Path, settings: argparse.Namespace) -> dict:
     latest = next(folder.glob("*_latest.pth"))
     model, checkpoint = load_model(latest)
     split = open_test_data(checkpoint, None).val
-    test = FrozenTest(split, parse_pattern("random:0.2"), settings.pictures)
-    mean = test.model(model, method="mean", num_draws=4)
-    drawn = test.model(model, method="heun", num_steps=settings.num_steps)
-    kriging = test.baseline("kriging")
+    cases = Cases(split, parse_pattern("random:0.2"), spread(range(len(split)), settings.pictures))
+    mean = cases.sample(model, method="mean", num_draws=4)
+    drawn = cases.sample(model, method="heun", num_steps=settings.num_steps)
+    kriging = cases.interpolate("kriging")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": checkpoint["step"],
-        "mean": mean.numbers,
-        "sample": drawn.numbers,
-        "kriging": kriging.numbers,
+        "mean": cases.numbers(mean),
+        "sample": cases.numbers(drawn),
+        "kriging": cases.numbers(kriging),
     }
 
 

@@ -16,15 +16,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sparsefield import cli  # noqa: E402
-from sparsefield.calibration import PICTURES, calibrate  # noqa: E402
-from sparsefield.checkpoint import (  # noqa: E402
-    build_model, load_checkpoint, save_checkpoint, save_safetensors
-)
+from sparsefield.checkpoint import build_model, load_checkpoint, save_checkpoint, save_safetensors  # noqa: E402
 from sparsefield.data import open_as_configured, parse_pattern  # noqa: E402
 from sparsefield.errors import UserError  # noqa: E402
+from sparsefield.evaluate.calibration import PICTURES, calibrate, samples_of  # noqa: E402
 from sparsefield.validation import Validation  # noqa: E402
 
 PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from_v1")
+TOGETHER = 4  # pictures per model call
 
 
 def ship(source: Path, target: Path) -> None:
@@ -32,8 +31,8 @@ def ship(source: Path, target: Path) -> None:
     config = checkpoint["config"]
     if "calibration" not in checkpoint:
         validation = Validation(open_as_configured(config).val, parse_pattern(config["observe"]),
-                                PICTURES, PICTURES, torch.device("cpu"))
-        found = calibrate(build_model(checkpoint), validation)
+                                PICTURES, TOGETHER, torch.device("cpu"))
+        found = calibrate(samples_of(build_model(checkpoint)), validation.cases)
         print(found.describe())
         checkpoint["calibration"] = found._asdict()
     slim = {key: value for key, value in checkpoint.items() if key != "resume"}

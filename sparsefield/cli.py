@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -41,6 +42,18 @@ def log_to(console: bool = True, file: str | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
+
+
+def output_folder(path: str) -> Path:
+    """The folder that a command writes to, made when missing. Raises UserError if that fails."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"save_dir={folder} cannot be made ({error.strerror}): choose another folder"
+        ) from error
+    return folder
 
 
 def run(main: Callable[[], None]) -> int:

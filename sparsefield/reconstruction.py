@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsefield.calibration import SETTINGS, widen
 from sparsefield.checkpoint import load_model
 from sparsefield.coords import grid_coords
 from sparsefield.data.scale import Scale, pixel_scale
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.kriging import DENSE_POINTS, noisy_observations
 from sparsefield.measurements import LARGEST, MOST_POINTS, Measurements, average_duplicates
 from sparsefield.samplers import Progress, noise_seed, sample

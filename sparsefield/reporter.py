@@ -16,13 +16,13 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sparsefield import plots
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Data
 from sparsefield.distributed import World
+from sparsefield.evaluate import plots
 from sparsefield.runfolder import RunFolder
 from sparsefield.scan import describe_backend
-from sparsefield.validation import SHOWN_BASELINES, Validation, mean_numbers
+from sparsefield.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
 log = logging.getLogger("sparsefield")
 
@@ -175,16 +175,15 @@ class Reporter:
         """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
         if not self.world.is_first:
             return
-        group = list(range(min(PICTURES_SHOWN, len(self.validation.cases))))
+        cases = self.validation.cases
+        shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
         path = self.folder.path / f"pictures_epoch_{self.progress.step // self.per_epoch:04d}.png"
         columns = {
-            "posterior mean": self.validation.reconstruct(model, group, method="mean"),
-            "one sample": self.validation.reconstruct(
-                model, group, method="heun", num_steps=SAMPLE_STEPS
-            ),
+            "posterior mean": shown.sample(model, **MEAN).fields,
+            "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
         }
         with self.folder.tolerating("picture"):
-            plots.reconstructions([self.validation.cases[k] for k in group], columns, path)
+            plots.reconstructions(shown, columns, path)
             log.info("picture: %s", path)
 
     def finish(self) -> None:

@@ -24,12 +24,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sparsefield import cli, flow
-from sparsefield.calibration import calibrate
 from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.distributed import World, join_world
 from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.precision import has_fast_bfloat16
 from sparsefield.reporter import Reporter, announce
 from sparsefield.runfolder import RunFolder
@@ -399,17 +399,18 @@ def run(
         "model": model, "averaged": averaged, "optimiser": optimiser, "progress": progress
     }
     resume(config, arguments, data, folder, persistent, world)
+    validation = Validation(
+        data.val, pattern, config.eval_pictures, share // config.accumulate, world.device,
+        (world.rank, world.size),
+    )
     if progress.step >= total:
         log.info("nothing left to do: all %d epochs are done; raise EPOCHS to go on", config.epochs)
+        add_calibration(folder, validation, world)
         return
     if initialise is not None and progress.step == 0:
         for line in initialise(model):
             log.info(line)
         averaged.module.load_state_dict(model.state_dict())
-    validation = Validation(
-        data.val, pattern, config.eval_pictures, share // config.accumulate, world.device,
-        (world.rank, world.size),
-    )
     reporter = Reporter(config, validation, folder, world, progress, total, per_epoch)
     forward = world.wrap(model)
     if config.compile:
@@ -498,10 +499,13 @@ def run(
 
 
 def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:
-    """Fit the spread of samples of the best weights, and keep it with them."""
+    """Fit the spread of samples of the best weights, and keep it with them, if it is not there."""
     if not world.is_first or not folder.best.exists():
         return
     checkpoint = load_checkpoint(folder.best)
-    calibration = calibrate(build_model(checkpoint, world.device), validation)
+    if "calibration" in checkpoint:
+        return
+    model = build_model(checkpoint, world.device)
+    calibration = calibrate(samples_of(model), validation.cases)
     log.info("calibration: %s", calibration.describe())
     folder.save_best({**checkpoint, "calibration": calibration._asdict()})

@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsefield import flow, metrics
-from sparsefield.baselines import BASELINES, keep_observations
+from sparsefield import flow
 from sparsefield.coords import grid_coords
-from sparsefield.data import Batch, FrozenCase, Pattern, Split, frozen_case
-from sparsefield.samplers import noise_seed, sample
+from sparsefield.data import Batch, Pattern, Split
+from sparsefield.evaluate import metrics
+from sparsefield.evaluate.cases import Case, Cases, evaluating, spread
 
 EVAL_SEED = 0
 SHOWN_BASELINES = ("constant mean", "linear", "kriging")
-MEAN_DRAWS = 4  # evaluations at t = 0 that a posterior mean averages
-
-
-def grid_case(case: FrozenCase) -> dict[str, Tensor]:
-    """A frozen case as tensors: coordinates and values of its observations, and its queries.
-
-    Returns:
-        query_index (N,) of the grid points that exist, query_coords (N, 2), x_1 (N, C),
-        input_coords (M, 2), input_values (M, C); values in [-1, 1].
-    """
-    height, width, channels = case["truth"].shape
-    flat = torch.from_numpy(np.ascontiguousarray(case["truth"])).reshape(-1, channels)
-    coords = grid_coords(height, width)
-    exists = (~flat.isnan().any(dim=1)).nonzero()[:, 0]
-    observed = torch.as_tensor(case["observed"])
-    return {
-        "query_index": exists,
-        "query_coords": coords[exists],
-        "x_1": flat[exists],
-        "input_coords": coords[observed],
-        "input_values": flat[observed],
-    }
-
-
-def to_picture(values: Tensor, case: FrozenCase, tensors: dict[str, Tensor]) -> np.ndarray:
-    """Values (N, C) in [-1, 1] at the queries of a case as (H, W, C) in [0, 1], NaN elsewhere."""
-    picture = torch.full(case["truth"].shape, float("nan")).flatten(0, 1)
-    picture[tensors["query_index"]] = (values.cpu().float() + 1) / 2
-    inputs = (tensors["input_values"] + 1) / 2
-    field = picture.reshape(case["truth"].shape).numpy()
-    return keep_observations(field, tensors["input_coords"].numpy(), inputs.numpy())
+MEAN = {"method": "mean", "num_draws": 4}  # how a posterior mean is computed
 
 
 class Validation:
-    """Frozen validation cases of a split, and what the simple methods make of them.
+    """Fields of a validation split, evenly spread, and what training is told about them.
 
     Args:
         split: pictures. pattern: how they are observed. count: how many of them, at most.
         batch_size: pictures per model call. share: (rank, size), which of them are ours.
     Attributes:
-        count: cases of all processes together.
+        count: cases of all processes together. cases: ours.
     """
 
     def __init__(
@@ -69,99 +39,69 @@ class Validation:
         share: tuple[int, int] = (0, 1),
     ):
         rank, size = share
-        self.count = min(count, len(split))
-        self.indices = range(self.count)[rank::size]
-        self.cases = [frozen_case(split, i, pattern, EVAL_SEED) for i in self.indices]
-        self.tensors = [grid_case(case) for case in self.cases]
-        self.truths = [(case["truth"] + 1) / 2 for case in self.cases]
-        self.batch_size, self.device = batch_size, device
+        indices = spread(range(len(split)), count)
+        self.count = len(indices)
+        points = batch_size * math.prod(split.example(0).shape[:2])
+        self.cases = Cases(
+            split, pattern, indices[rank::size], seed=EVAL_SEED, points=points, device=device
+        )
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
         """Numbers per picture of the methods in SHOWN_BASELINES."""
-        return {name: [self._baseline(BASELINES[name], k) for k in range(len(self.cases))]
+        return {name: self._numbers(self.cases.interpolate(name).fields) if len(self.cases) else []
                 for name in SHOWN_BASELINES}
-
-    def _baseline(self, method, k: int) -> dict[str, float]:
-        inputs = (self.tensors[k]["input_values"] + 1) / 2
-        field = method(
-            self.tensors[k]["input_coords"].numpy(), inputs.numpy(), self.truths[k].shape[:2]
-        )
-        return _numbers(field, self.truths[k])
 
     def evaluate(self, model: nn.Module) -> list[dict[str, float]]:
         """Numbers per picture of the posterior mean, and the velocity loss at a frozen time."""
-        results = [{} for _ in self.cases]
-        for group in self._batches():
-            losses = self._velocity_losses(model, group)
-            means = self.reconstruct(model, group, method="mean", num_draws=MEAN_DRAWS)
-            for k, loss, mean in zip(group, losses, means):
-                results[k] = {"velocity_loss": loss, **_numbers(mean, self.truths[k])}
-        return results
+        if not len(self.cases):
+            return []
+        losses = self.velocity_losses(model)
+        numbers = self._numbers(self.cases.sample(model, **MEAN).fields)
+        return [{"velocity_loss": loss, **found} for loss, found in zip(losses, numbers)]
 
-    def reconstruct(self, model: nn.Module, group: list[int], **sampler) -> list[np.ndarray]:
-        """Pictures (H, W, C) in [0, 1] of some cases, by a sampler and its options."""
-        batch = self._stack(group)
-        seeds = [noise_seed(EVAL_SEED, self.indices[k]) for k in group]
-        result = sample(
-            model,
-            batch["query_coords"],
-            batch["input_coords"],
-            batch["input_values"],
-            seeds=seeds,
-            **sampler,
-        )
-        return [to_picture(v, self.cases[k], self.tensors[k]) for k, v in zip(group, result.values)]
-
-    def ensemble(self, model: nn.Module, k: int, draws: range, **sampler) -> list[np.ndarray]:
-        """Samples of case k as pictures (H, W, C) in [0, 1], one for each number in `draws`."""
-        batch = self._stack([k] * len(draws))
-        points = [batch[name] for name in ("query_coords", "input_coords", "input_values")]
-        seeds = [noise_seed(EVAL_SEED, self.indices[k], 2, draw) for draw in draws]
-        result = sample(model, *points, seeds=seeds, **sampler)
-        return [to_picture(values, self.cases[k], self.tensors[k]) for values in result.values]
+    def _numbers(self, fields: list[np.ndarray]) -> list[dict[str, float]]:
+        return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
+                 "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, self.cases)]
 
     @torch.no_grad()
-    def _velocity_losses(self, model: nn.Module, group: list[int]) -> list[float]:
-        """At the points that were not observed, which are those that training asks for."""
-        places = self._stack(group)
-        hidden = torch.stack([self._hidden(k) for k in group]).to(self.device)
-        for name in ("query_coords", "x_1"):
-            index = hidden[..., None].expand(-1, -1, places[name].shape[2])
-            places[name] = places[name].gather(1, index)
-        rngs = [np.random.default_rng([EVAL_SEED, self.indices[k], 1]) for k in group]
-        t = np.array([rng.random() for rng in rngs], dtype=np.float32)
-        shape = places["x_1"].shape[1:]
-        noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
-        batch = Batch(**places, x_0=self._tensor(noise), t=self._tensor(t))
-        return flow.velocity_loss(model, batch).mean(dim=(1, 2)).tolist()
+    def velocity_losses(self, model: nn.Module) -> list[float]:
+        """Of each case, at the points that were not observed: those that training asks for."""
+        losses = [math.nan] * len(self.cases)
+        for group in self.cases.groups():
+            which = [k for k, _ in group]
+            with evaluating(model):
+                found = flow.velocity_loss(model, self._batch(which)).mean(dim=(1, 2)).tolist()
+            for k, loss in zip(which, found):
+                losses[k] = loss
+        return losses
 
-    def _hidden(self, k: int) -> Tensor:
-        """Which of the queries of case k are not observed: (N - M,), or all if all are observed."""
-        observed = torch.as_tensor(self.cases[k]["observed"])
-        hidden = (~torch.isin(self.tensors[k]["query_index"], observed)).nonzero()[:, 0]
-        return hidden if len(hidden) else torch.arange(len(self.tensors[k]["query_index"]))
+    def _batch(self, which: list[int]) -> Batch:
+        _, input_coords, input_values = self.cases.stack(which)
+        hidden = [_hidden(self.cases[k]) for k in which]
+        rngs = [np.random.default_rng([EVAL_SEED, self.cases[k].index, 1]) for k in which]
+        times = np.array([rng.random() for rng in rngs], dtype=np.float32)
+        noise = [rng.standard_normal(x.shape, dtype=np.float32)
+                 for rng, (_, x) in zip(rngs, hidden)]
+        parts = [
+            torch.stack([coords for coords, _ in hidden]),
+            torch.from_numpy(np.stack(noise)),
+            torch.stack([values for _, values in hidden]),
+            torch.from_numpy(times),
+        ]
+        return Batch(input_coords, input_values, *(part.to(self.cases.device) for part in parts))
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
 
-    def _stack(self, group: list[int]) -> dict[str, Tensor]:
-        names = ("query_coords", "x_1", "input_coords", "input_values")
-        return {n: torch.stack([self.tensors[k][n] for k in group]).to(self.device) for n in names}
-
-    def _batches(self) -> list[list[int]]:
-        """Cases with equally many points, in groups of at most batch_size."""
-        by_shape = defaultdict(list)
-        for k, tensors in enumerate(self.tensors):
-            by_shape[len(tensors["query_coords"]), len(tensors["input_coords"])].append(k)
-        size = self.batch_size
-        return [ks[i : i + size] for ks in by_shape.values() for i in range(0, len(ks), size)]
+def _hidden(case: Case) -> tuple[Tensor, Tensor]:
+    """Coordinates and values in [-1, 1] of what was not observed (or of all, if all was)."""
+    coords = grid_coords(*case.inside.shape[:2])
+    values = torch.from_numpy(case.inside).flatten(0, 1)
+    exists = torch.from_numpy(case.exists(len(case.inside)).ravel())
+    hidden = exists.clone()
+    hidden[torch.as_tensor(case.observed)] = False
+    chosen = hidden if hidden.any() else exists
+    return coords[chosen], values[chosen]
 
 
 def mean_numbers(results: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every number over the pictures."""
-    return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
-
-
-def _numbers(field: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    return {name: function(field, truth) for name, function in (
-        ("psnr", metrics.psnr), ("ssim", metrics.ssim_wang), ("mse", metrics.mse))}
+    """Mean of every number over the pictures where it is defined."""
+    return {name: metrics.average([r[name] for r in results]) for name in results[0]}

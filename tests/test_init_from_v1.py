@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_comparison import run, write_checkpoint, write_pictures
+from untrained import run, write_checkpoint, write_pictures
 
 from sparsefield.checkpoint import load_checkpoint, take_shared_components
 from sparsefield.errors import UserError

@@ -12,13 +12,13 @@ from PIL import Image
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.calibration import fit_spread, widen
 from sparsefield.checkpoint import FORMAT, save_checkpoint
 from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import fit_spread, widen
+from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.kriging import noisy_observations, ordinary_kriging
 from sparsefield.measurements import read_measurements
 from sparsefield.reconstruction import block_size, grid_shape
-from sparsefield.uncertainty import coverage
 from train_mamba_v2 import MAMBADiffusionV2
 
 

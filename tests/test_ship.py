@@ -12,9 +12,9 @@ import torch
 from sparsefield import cli, training
 from sparsefield.checkpoint import load_checkpoint, load_model
 from sparsefield.errors import UserError
-from sparsefield.evaluation import open_test_data
-from train_mamba_v2 import MAMBADiffusionV2
+from sparsefield.evaluate.opening import open_test_data
 from train_mamba_v2 import Config as Settings
+from train_mamba_v2 import MAMBADiffusionV2
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data import Scale
-from sparsefield.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3
 SPREAD_LIMIT = 0.2
@@ -22,49 +22,49 @@ QUALITY = {"psnr": ("PSNR in dB", "higher"), "ssim": ("SSIM", "higher"),
 
 
 def resolutions(
-    test, fields: dict[int, dict[str, list[np.ndarray]]], path: Path, scale: Scale
+    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], path: Path, scale: Scale
 ) -> None:
     """A row per resolution of one case: observations, truth of that size, each method.
 
     The case is that of the median error of the first method: shown by rule, not by looks.
 
     Args:
-        test: MultiscaleTest. fields: {resolution: {method: fields of all cases}}.
+        fields: {resolution: {method: fields of all cases}}.
         scale: of the data, for the colour bar.
     """
     methods = list(next(iter(fields.values())))
-    case = _median_case(test, fields)
+    case = _median_case(cases, fields)
     titles = ["observed", "truth", *methods]
     figure, axes = plt.subplots(
         len(fields), len(titles), figsize=(2.1 * len(titles) + 0.5, 2.1 * len(fields) + 0.8),
         squeeze=False, layout="constrained",
     )
     for line, (resolution, found) in zip(axes, fields.items()):
-        show(line[0], observed_only(test.base[case], test.cases[case]["observed"]))
-        if resolution in test.truths:
-            show(line[1], test.truths[resolution][case])
+        show(line[0], observed_only(cases[case].truth, cases[case].observed))
+        if resolution in cases[case].truths:
+            show(line[1], cases[case].truths[resolution])
         else:
             line[1].text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")
             line[1].set_axis_off()
         for axis, method in zip(line[2:], methods):
             show(axis, found[method][case])
-        line[0].set_ylabel(" x ".join(map(str, test.shape(resolution))), fontsize=10)
+        line[0].set_ylabel(" x ".join(map(str, cases.shape(resolution))), fontsize=10)
     for axis, title in zip(axes[0], titles):
         axis.set_title("posterior mean" if title == "mean" else title, fontsize=10)
     value_bar(figure, axes, scale)
     figure.suptitle(
-        f"Test picture {test.indices[case]}: the median of {len(test)} by error of {methods[0]}",
+        f"Test picture {cases[case].index}: the median of {len(cases)} by error of {methods[0]}",
         fontsize=11,
     )
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
-def _median_case(test, fields: dict[int, dict[str, list[np.ndarray]]]) -> int:
+def _median_case(cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]]) -> int:
     resolution, found = next(iter(fields.items()))
-    truths = test.truths.get(resolution)
+    truths = cases.truths(resolution)
     if truths is None:
-        return len(test) // 2
+        return len(cases) // 2
     errors = [np.nanmean((x - g) ** 2) for x, g in zip(next(iter(found.values())), truths)]
     return int(np.argsort(errors, kind="stable")[len(errors) // 2])
 
@@ -133,11 +133,11 @@ def _references(results: dict) -> dict[str, dict[str, float]]:
 
 
 def diversity(
-    test, method: str, draws: list[np.ndarray], path: Path, scale: Scale
+    cases: Cases, method: str, draws: list[np.ndarray], path: Path, scale: Scale
 ) -> None:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
-              for samples, truth in zip(draws, test.base)]
+              for samples, truth in zip(draws, cases.truths())]
     order = np.argsort(errors, kind="stable")
     shown = {int(order[round(share * (len(order) - 1))]): share for share in (0.25, 0.5, 0.75)}
     count = min(SHOWN_DRAWS, len(draws[0]))
@@ -148,12 +148,12 @@ def diversity(
         squeeze=False, layout="constrained",
     )
     for line, (case, share) in zip(axes, shown.items()):
-        samples, truth = draws[case], test.base[case]
+        samples, truth = draws[case], cases[case].truth
         average = samples.mean(axis=0)
         spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)
         error = np.abs(average - truth).mean(axis=2, keepdims=True)
         show(line[0], truth)
-        show(line[1], observed_only(truth, test.cases[case]["observed"]))
+        show(line[1], observed_only(truth, cases[case].observed))
         for axis, field in zip(line[2:], [*samples[:count], average]):
             show(axis, field)
         show(line[-2], spread, cmap="magma", vmax=SPREAD_LIMIT)
@@ -165,7 +165,7 @@ def diversity(
     colours = plt.cm.ScalarMappable(plt.Normalize(0, SPREAD_LIMIT), "magma")
     figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
                     label="share of the range")
-    figure.suptitle(f"Samples by {method}, {test.rows} x {test.columns}", fontsize=11)
+    figure.suptitle(f"Samples by {method}, {cases.rows} x {cases.columns}", fontsize=11)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 

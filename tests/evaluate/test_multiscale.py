@@ -1,53 +1,35 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from untrained import run, write_checkpoint
 
 import eval_sde_multiscale as script
-import train_mamba
-import train_mamba_v2
 from sparsefield import cli
-from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.coords import grid_coords
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
+from sparsefield.evaluate.cases import (
+    ENLARGED,
+    Cases,
+    area_average,
+    spread,
+    with_finest_truth,
+)
+from sparsefield.evaluate.multiscale import recommendation, uncertainty_table
 from sparsefield.samplers import sample
-from sparsefield.validation import grid_case
-
-ROOT = Path(__file__).parents[1]
-SIZE = dict(d_model=16, num_layers=2, neighbours=4)
-MODELS = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
-          "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
-
-
-def write_checkpoint(path: Path, name: str = "V2", data_spec: str = "photos", **settings) -> Path:
-    """An untrained model whose decoder does something, as training would save it."""
-    module, model_class, heads = MODELS[name]
-    data = open_data(data_spec, image_size=settings.get("image_size"))
-    arguments = {**SIZE, **heads, "channels": data.channels}
-    torch.manual_seed(0)
-    model = model_class(**arguments)
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.02)
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
-        "weights": model.state_dict(), "data": data.describe(),
-        "config": asdict(module.Config(data=data_spec, **settings)),
-        "step": 7, "epoch": 1, "metrics": {},
-    })
-    return path
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """V2 for photographs of 16 x 16, whose truth is known up to 256 x 256."""
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "v2.pth", image_size=16)
+    return write_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "v2.pth", "V2", "photos", 0.02, image_size=16
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +74,7 @@ def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluate
     for resolution in ("16", "32"):
         found = results["resolutions"][resolution]
         assert found["truth"]
-        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", script.BICUBIC,
+        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", ENLARGED,
                                           "thin-plate RBF", "kriging"]
         for row in found["methods"].values():
             assert len(row["per_image"]["psnr"]) == 3
@@ -119,30 +101,29 @@ def test_sweep_and_uncertainty_are_reported(evaluated):
 def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
     data = open_data("photos", image_size=16)
     assert data.test.high_resolution(255, 256) is None  # the last of the evenly spread ones
-    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 4, (16, 256), seed=0)
-    assert len(test) == 4
-    for base, fine in zip(test.truths[16], test.truths[256]):
-        np.testing.assert_allclose(script.area_average(fine, 16), base, atol=1e-6)
+    known = with_finest_truth(data.test, (16, 256))
+    cases = Cases(data.test, parse_pattern("random:0.2"), spread(known, 4), resolutions=(16, 256))
+    assert len(cases) == 4 and 255 not in known
+    for case in cases:
+        np.testing.assert_allclose(area_average(case.truths[256], 16), case.truth, atol=1e-6)
 
 
 def test_first_draw_is_the_sample_of_the_protocol(checkpoint):
     """Same noise as `sample` with the case's own seed, alone in its batch."""
     network = script.build_model(script.load_checkpoint(checkpoint))
     data = open_data("photos", image_size=16)
-    test = script.MultiscaleTest(data.test, parse_pattern("random:0.2"), 3, (16,), seed=0)
-    runner = script.Runner(network, test, config(checkpoint, Path()))
-    _, draws = runner.run("sde", 16, num_steps=3, draws=2)
-    case = test.cases[1]
-    tensors = grid_case(case)
-    places = [tensors[n][None] for n in ("query_coords", "input_coords", "input_values")]
-    alone = sample(network, *places, seeds=[case["noise_seed"]], method="sde", num_steps=3)
+    cases = Cases(data.test, parse_pattern("random:0.2"), range(3))
+    draws = cases.sample(network, draws=2, method="sde", num_steps=3).draws
+    case = cases[1]
+    places = grid_coords(16, 16)[None], case.coords[None], case.values[None]
+    alone = sample(network, *places, seeds=[case.noise_seed], method="sde", num_steps=3)
     expected = (alone.values[0].reshape(16, 16, 3).numpy() + 1) / 2
     np.testing.assert_allclose(draws[1][0], expected, atol=2e-3)  # kriging in another batch
     assert np.abs(draws[1][0] - draws[1][1]).max() > 0.05
 
 
 def test_v1_and_data_without_finer_truth(arrays, tmp_path):
-    path = write_checkpoint(tmp_path / "v1.pth", "V1", str(arrays))
+    path = write_checkpoint(tmp_path / "v1.pth", "V1", arrays, 0.02)
     results = script.evaluate(config(path, tmp_path / "out", resolutions=(8, 16), ensemble=0,
                                      samplers=("sde", "mean")))
     fine = results["resolutions"]["16"]
@@ -203,10 +184,10 @@ def test_data_of_other_channels_is_refused(checkpoint, arrays, tmp_path):
 
 
 def test_the_command_runs(checkpoint, tmp_path):
-    command = [sys.executable, "eval_sde_multiscale.py", "--checkpoint", str(checkpoint),
+    command = ["eval_sde_multiscale.py", "--checkpoint", str(checkpoint),
                "--samplers", "sde", "mean", "--resolutions", "16", "--num_steps", "2",
                "--num_samples", "2", "--ensemble", "2", "--save_dir", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "Point estimates" in done.stdout and "sde" in done.stdout
     assert (tmp_path / "out" / "performance_chart.png").exists()
@@ -217,6 +198,67 @@ def test_the_report_shows_the_spread_before_and_after_calibration():
              "attainable": {"50%": 0.5, "90%": 0.9}, "correlation": 0.5}
     results = {"settings": {"ensemble": 20}, "uncertainty": {"heun": score},
                "recalibrated": {**score, "coverage": {"50%": 0.5, "90%": 0.88}, "factor": 1.3,
-                                "pictures": 16}}
-    text = script.uncertainty_table(results)
+                                "method": "heun", "fitted": {
+                                    "spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
+                                    "fitted_on": 15}}}
+    text = uncertainty_table(results)
     assert "heun x 1.30" in text and "88.0%" in text and "80.0%" in text
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def test_samples_stand_beside_what_an_exact_posterior_has(evaluated):
+    results, folder = evaluated
+    text = (folder / "metrics_comparison.txt").read_text()
+    for resolution in ("16", "32"):
+        methods = results["resolutions"][resolution]["methods"]
+        expected = methods["mean"]["mean"]["psnr"] - 10 * np.log10(2)
+        for name in ("heun", "sde", "ddim"):
+            assert methods[name]["expected_psnr"] == pytest.approx(expected)
+    sample = results["samples"]["sde"]
+    assert len(sample["per_image"]["coverage_90_8x8"]) == 3 and sample["nfe"] == 2
+    assert sample["seconds_per_image"] > 0 and sample["spread_error"] > 0
+    assert "Samples at the observed resolution, 16 x 16" in text
+    assert "90% (of 3 samples at most 50%)" in text
+    assert text.count("under-dispersion, not quality") == 1
+    assert "No sampler is recommended: 3 pictures are too few" in text
+
+
+def test_a_single_sampler_is_enough_and_brings_its_mean(checkpoint, tmp_path):
+    done = cli.run(lambda: script.main([
+        "--checkpoint", str(checkpoint), "--samplers", "sde", "--temperature", "0.5",
+        "--resolutions", "16", "--num_steps", "2", "--num_samples", "2", "--ensemble", "2",
+        "--device", "cpu", "--save_dir", str(tmp_path),
+    ]))
+    assert done == 0
+    found = json.loads((tmp_path / "metrics_comparison.json").read_text())
+    assert list(found["samples"]) == ["sde"]
+    assert {"sde", "mean"} <= found["resolutions"]["16"]["methods"].keys()
+    text = (tmp_path / "metrics_comparison.txt").read_text()
+    assert "sde, temperature 0.5" in text and "No sampler is recommended" in text
+
+
+def summary(crps: np.ndarray, seconds: float) -> dict:
+    return {"per_image": {"crps": list(crps)}, "seconds_per_image": seconds}
+
+
+def test_a_sampler_is_recommended_from_enough_pictures_and_with_an_interval():
+    rng = np.random.default_rng(0)
+    good = 0.02 + 0.005 * rng.random(64)
+    samples = {"heun": summary(good, 2.0), "sde": summary(good + 0.001 * rng.random(64), 1.0)}
+    text = recommendation(samples, seed=0)
+    assert "Recommended by CRPS on 64 pictures: heun." in text
+    assert "sde − heun: +0.0005" in text
+    few = {name: summary(row["per_image"]["crps"][:63], 1.0) for name, row in samples.items()}
+    assert "63 pictures are too few" in recommendation(few, seed=0)
+
+
+def test_of_samplers_that_cannot_be_told_apart_the_fastest_is_recommended():
+    rng = np.random.default_rng(0)
+    one, other = (0.02 + 0.005 * rng.random(64) for _ in range(2))
+    samples = {"heun": summary(one, 2.0), "sde": summary(other, 1.0),
+               "ddim": summary(one + 0.01, 0.1)}
+    text = recommendation(samples, seed=0)
+    assert "64 pictures: sde, the fastest of those not told apart" in text
+    assert "No sampler" in recommendation({"sde": samples["sde"]}, seed=0)

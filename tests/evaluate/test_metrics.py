@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sparsefield import metrics
 from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics
 
 
 def smooth_image(rng: np.random.Generator, shape=(24, 20, 3)) -> np.ndarray:

@@ -8,6 +8,8 @@ nearest existing one) and count only windows whose centre exists.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage, stats
 from skimage.metrics import structural_similarity
@@ -148,8 +150,25 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean(skill - spread))
 
 
+def average(values: Sequence[float]) -> float:
+    """Mean over the images where a number is defined; NaN if there are none."""
+    return _mean(_defined(values))
+
+
+def median(values: Sequence[float]) -> float:
+    """Median over the images where a number is defined; NaN if there are none."""
+    defined = _defined(values)
+    return float(np.median(defined)) if defined.size else float("nan")
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation over the images where a number is defined; NaN below two."""
+    defined = _defined(values)
+    return float(np.std(defined, ddof=1)) if defined.size > 1 else float("nan")
+
+
 def paired_bootstrap(
-    differences: np.ndarray, confidence: float = 0.95, seed: int = 0, resamples: int = 10_000
+    differences: Sequence[float], confidence: float = 0.95, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float]:
     """Mean of per-image differences with a bootstrap interval: (mean, low, high).
 
@@ -164,8 +183,7 @@ def paired_bootstrap(
     Returns:
         NaN for what cannot be computed: the mean of no image, the interval of fewer than two.
     """
-    differences = np.asarray(differences, dtype=np.float64)
-    differences = differences[~np.isnan(differences)]
+    differences = _defined(differences)
     count = len(differences)
     if count < 2:
         return _mean(differences), np.nan, np.nan
@@ -206,6 +224,11 @@ def _require_finite(values: np.ndarray) -> None:
     # A comparison with NaN is False: a diverged model would have no speckle at all.
     if not np.isfinite(values).all():
         raise ValueError("a reconstruction has values that are not finite")
+
+
+def _defined(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return values[~np.isnan(values)]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsefield.uncertainty import (
+from sparsefield.evaluate.uncertainty import (
     correlation,
     coverage,
     rank_histogram,

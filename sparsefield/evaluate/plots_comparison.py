@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsefield.data import Scale
-from sparsefield.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
 
 ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
 KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
@@ -30,7 +31,7 @@ def quantile_rows(errors: Sequence[float], rows: int = 5) -> list[tuple[float, i
 
 
 def comparison(
-    cases: Sequence[dict],
+    cases: Cases,
     columns: dict[str, Sequence[np.ndarray]],
     rows: Sequence[tuple[float, int]],
     path: Path,
@@ -40,7 +41,7 @@ def comparison(
     """A row per case: truth, observations, each method, and the error maps of V1 and V2.
 
     Args:
-        cases: frozen cases. columns: fields of every case by method; "V1" and "V2" among them.
+        columns: fields of every case by method; "V1" and "V2" among them.
         rows: (quantile, case) of what to show. scale: of the data, for the colour bar.
     """
     errors = [name for name in columns if name.startswith("V")]
@@ -50,11 +51,11 @@ def comparison(
         squeeze=False, layout="constrained",
     )
     for line, (quantile, case) in zip(axes, rows):
-        truth = (cases[case]["truth"] + 1) / 2
+        truth = cases[case].truth
         show(line[0], truth)
-        show(line[1], observed_only(truth, cases[case]["observed"]))
+        show(line[1], observed_only(truth, cases[case].observed))
         for axis, fields in zip(line[2:], columns.values()):
-            show(axis, np.where(np.isnan(truth), np.nan, fields[case]))
+            show(axis, fields[case])
         for axis, name in zip(line[2 + len(columns):], errors):
             error = np.abs(columns[name][case] - truth).mean(axis=2, keepdims=True)
             show(axis, error, cmap="magma", vmax=ERROR_LIMIT)

@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 from sparsefield.data.scale import Scale  # noqa: E402
 
 if TYPE_CHECKING:
+    from sparsefield.evaluate.cases import Cases
     from sparsefield.measurements import Measurements
     from sparsefield.reconstruction import Field
 
@@ -59,20 +60,18 @@ def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
 # --- training -------------------------------------------------------------------------------------
 
 
-def reconstructions(
-    cases: Sequence[dict], columns: dict[str, list[np.ndarray]], path: Path
-) -> None:
+def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Path) -> None:
     """A row per frozen case: truth, observations, each column, absolute error of the first one."""
     titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
     figure, axes = plt.subplots(
         len(cases), len(titles), figsize=(2 * len(titles), 2.05 * len(cases) + 0.4),
         squeeze=False, layout="constrained",
     )
-    for row, case in zip(range(len(cases)), cases):
-        truth = (case["truth"] + 1) / 2
+    for row, case in enumerate(cases):
+        truth = case.truth
         fields = [column[row] for column in columns.values()]
         show(axes[row, 0], truth)
-        show(axes[row, 1], observed_only(truth, case["observed"]))
+        show(axes[row, 1], observed_only(truth, case.observed))
         for axis, field in zip(axes[row, 2:], fields):
             show(axis, field)
         error = np.abs(fields[0] - truth).mean(axis=2, keepdims=True)

@@ -2,63 +2,30 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from untrained import NAMES, SIZE, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
-import train_mamba
 import train_mamba_v2
-from sparsefield import plots_comparison
 from sparsefield.attention import Attention
-from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
-from sparsefield.evaluation import FrozenTest, count_flops
+from sparsefield.evaluate import plots_comparison
+from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.cost import count_flops
+from sparsefield.evaluate.report import paired, percent
 from sparsefield.mamba import Mamba
-
-ROOT = Path(__file__).parents[1]
-SIZE = dict(d_model=16, num_layers=2, neighbours=4)
-NAMES = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
-         "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """60 smooth random colour pictures, 16 x 16: 3 of them are the test."""
     return write_pictures(tmp_path_factory.mktemp("data") / "pictures.npz", channels=3)
-
-
-def write_pictures(path: Path, channels: int, seed: int = 0, count: int = 60) -> Path:
-    rng = np.random.default_rng(seed)
-    waves = rng.uniform(0.5, 3, (count, 2, channels)), rng.uniform(0, 6, (count, channels))
-    y, x = np.mgrid[:16, :16] / 16
-    phase = x[..., None] * waves[0][:, None, None, 0] + y[..., None] * waves[0][:, None, None, 1]
-    images = 0.5 + 0.5 * np.sin(2 * np.pi * phase + waves[1][:, None, None])
-    np.savez(path, images=(255 * images).round().astype(np.uint8))
-    return path
-
-
-def write_checkpoint(path: Path, name: str, data_path: Path, **config_changes) -> Path:
-    """An untrained model whose decoder does something, as training would save it."""
-    module, model_class, heads = NAMES[name]
-    data = open_data(str(data_path))
-    arguments = {**SIZE, **heads, "channels": data.channels}
-    torch.manual_seed(len(name) + (name == "V2"))
-    model = model_class(**arguments)
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
-    config = {**asdict(module.Config(data=str(data_path))), **config_changes}
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": model_class.__name__, "model_args": arguments,
-        "weights": model.state_dict(), "data": data.describe(), "config": config,
-        "step": 7, "epoch": 1, "metrics": {},
-    })
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +72,7 @@ def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, meth
     model = train_mamba_v2.MAMBADiffusionV2(**SIZE, perceiver_heads=2, prior=prior).eval()
     torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
     data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    whole, single = (FrozenTest(data.test, pattern, 3, batch_size=size).model(model, **method)
+    whole, single = (Cases(data.test, pattern, range(3), points=256 * size).sample(model, **method)
                      for size in (3, 1))
     assert np.ptp(whole.fields[0]) > 0.1
     for a, b in zip(whole.fields, single.fields):
@@ -114,18 +81,17 @@ def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, meth
 
 def test_both_models_see_the_same_points_and_noise(checkpoints, pictures):
     data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    one, other = (FrozenTest(data.test, pattern, 3, batch_size=b) for b in (1, 2))
-    assert one.indices == other.indices == [0, 1, 2]
-    for a, b in zip(one.cases, other.cases):
-        assert np.array_equal(a["observed"], b["observed"]) and a["noise_seed"] == b["noise_seed"]
-        assert len(a["observed"]) == int(0.2 * 256)
-    changed = FrozenTest(data.test, pattern, 3, seed=1)
-    assert not np.array_equal(one.cases[0]["observed"], changed.cases[0]["observed"])
+    one, other = (Cases(data.test, pattern, range(3), points=p) for p in (256, 512))
+    for a, b in zip(one, other):
+        assert np.array_equal(a.observed, b.observed) and a.noise_seed == b.noise_seed
+        assert len(a.observed) == int(0.2 * 256)
+    changed = Cases(data.test, pattern, range(3), seed=1)
+    assert not np.array_equal(one[0].observed, changed[0].observed)
 
 
 def test_a_model_compared_with_itself_does_not_differ(compared):
     summary = compared[0]["sample"]["V2"]
-    for name, difference in script.paired(summary, summary, seed=0).items():
+    for name, difference in paired(summary, summary, seed=0).items():
         if not math.isnan(summary["mean"][name]):
             assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
 
@@ -163,12 +129,64 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
         assert word in text
 
 
+def test_samples_stand_beside_what_an_exact_posterior_has(compared):
+    results, folder = compared
+    text = (folder / "comparison_results.txt").read_text()
+    for name in ("V1", "V2"):
+        expected = results["mean"][name]["mean"]["psnr"] - 10 * math.log10(2)
+        assert results["sample"][name]["expected_psnr"] == pytest.approx(expected)
+        numbers = results["sample"][name]["per_image"]
+        assert len(numbers["crps"]) == len(numbers["coverage_90_8x8"]) == 3
+        ratio = np.sqrt(np.mean(numbers["variance"]) / np.mean(numbers["squared_error"]))
+        assert results["sample"][name]["spread_error"] == pytest.approx(ratio)
+    v1, v2 = (results["sample"][name]["expected_psnr"] for name in ("V1", "V2"))
+    assert f"  Mean − 3.01 dB: V1 {v1:.2f}, V2 {v2:.2f} dB" in text
+    assert text.count("under-dispersion, not quality") == 1
+    medians = [results["mean"][name]["median"]["psnr"] for name in ("V1", "V2")]
+    assert f"  Medians: V1 {medians[0]:.2f}, V2 {medians[1]:.2f} dB" in text
+    assert "V1: not calibrated (its training has not come to its end)" in text
+
+
+def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp_path):
+    """Factors that shrink: the ratio follows them, and the PSNR rises although nothing is better."""
+    shrunk = {}
+    for (key, path), factor in zip(checkpoints.items(), (0.25, 0.5)):
+        checkpoint = load_checkpoint(path)
+        checkpoint["calibration"] = {"spread": factor, "raw": 0.8, "calibrated": 0.9,
+                                     "pictures": 8, "fitted_on": 8}
+        shrunk[key] = str(tmp_path / f"{key}.pth")
+        save_checkpoint(tmp_path / f"{key}.pth", checkpoint)
+    results = script.evaluate(config(shrunk, tmp_path / "out", ensemble=3))
+    for name, factor in (("V1", 0.25), ("V2", 0.5)):
+        raw, calibrated = (results[kind][name] for kind in ("sample", "calibrated"))
+        assert calibrated["spread_error"] < 1.2 * factor * raw["spread_error"]
+        assert calibrated["mean"]["psnr"] > raw["mean"]["psnr"]
+    assert set(results["differences"]) == {"mean", "sample", "calibrated"}
+    text = (tmp_path / "out/comparison_results.txt").read_text()
+    assert "after each model's own calibrated spread" in text and "fitted on 8 others" in text
+    assert "V1 calibrated" in text and "NOTE: the spread was fitted to samples by" in text
+    assert "the truth in the 90% (of 3 samples at most 50%) interval" in " ".join(text.split())
+
+
+def test_the_report_names_its_v1(checkpoints, pictures, tmp_path):
+    assert "without a residual around its cross-attention" in script.report(
+        script.evaluate(config(checkpoints, tmp_path / "a", ensemble=1, num_samples=2)))
+    model = NAMES["V1"][1](**SIZE, heads=2, channels=3, cross_attention_residual=True)
+    checkpoint = load_checkpoint(checkpoints["v1_checkpoint"])
+    checkpoint["model_args"]["cross_attention_residual"] = True
+    save_checkpoint(tmp_path / "v1.pth", checkpoint | {"weights": model.state_dict()})
+    text = script.report(script.evaluate(config(
+        {**checkpoints, "v1_checkpoint": str(tmp_path / "v1.pth")}, tmp_path / "b", ensemble=1,
+        num_samples=2)))
+    assert "with a residual around its cross-attention" in text
+
+
 @pytest.mark.parametrize("change, of, text", [
     (3.67, 28.45, "+12.9%"), (-0.5, 10, "-5.0%"), (-1e-9, 1, "+0.0%"), (0.1, 0.0, "V1 has 0"),
     (math.nan, 1, "undefined"),
 ])
 def test_percentages(change, of, text):
-    assert text in script.percent(change, of)
+    assert text in percent(change, of)
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
@@ -296,7 +314,8 @@ def test_training_data_that_changed_or_vanished_is_told(tmp_path):
 @pytest.mark.parametrize("changes, reason", [
     ({"sampler": "magic"}, "unknown sampler"), ({"sampler": "mean"}, "draws no sample"),
     ({"num_steps": 0}, "at least 1 step"), ({"num_samples": 0}, "num_samples=0"),
-    ({"batch_size": 0}, "batch_size=0"), ({"device": "tpu"}, "device='tpu'"),
+    ({"batch_size": 0}, "batch_size=0"), ({"ensemble": 0}, "ensemble=0"),
+    ({"device": "tpu"}, "device='tpu'"),
     ({"observe": "some"}, "random:0.2"), ({"save_dir": "/dev/null/x"}, "choose another folder"),
 ])
 def test_impossible_settings_are_refused(checkpoints, tmp_path, changes, reason):
@@ -312,10 +331,6 @@ def test_other_test_pictures_can_be_named(checkpoints, tmp_path):
 
 
 # --- as a person runs it -------------------------------------------------------------------------
-
-
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True)
 
 
 def test_an_error_is_one_line_and_code_2(tmp_path):

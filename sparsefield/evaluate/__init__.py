@@ -1,0 +1,1 @@
+"""What a reconstruction is worth: frozen cases, numbers, calibration, reports and pictures."""

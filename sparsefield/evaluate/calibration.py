@@ -1,0 +1,108 @@
+"""One number that makes the intervals of samples cover what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import nn
+
+from sparsefield.evaluate import uncertainty
+from sparsefield.evaluate.cases import Cases, spread
+
+LEVEL = 0.9
+SETTINGS = {"method": "heun", "num_steps": 8}  # of the samples that are calibrated, and drawn later
+MEMBERS = 20  # at least 19: fewer cannot state 90 %
+PICTURES = 32  # looked at, at most: half to fit, half to measure
+LIMITS = (0.25, 4.0)
+
+Draw = Callable[[Cases], list[np.ndarray]]
+
+
+class Calibration(NamedTuple):
+    """How far samples must be from their mean.
+
+    Attributes:
+        spread: factor on the distance of every sample from the mean of the samples.
+        raw, calibrated: share of the truths in the 90 % interval without and with it, on pictures
+            that it was not fitted on; NaN without such pictures.
+        pictures: how many these are. fitted_on: how many others the factor was fitted on.
+    """
+
+    spread: float
+    raw: float
+    calibrated: float
+    pictures: int
+    fitted_on: int
+
+    def describe(self) -> str:
+        return describe(self._asdict())
+
+
+def describe(fitted: dict) -> str:
+    """A calibration, as a checkpoint holds it, in words.
+
+    Older checkpoints do not say what they were fitted on: on the pictures that they report.
+    """
+    factor = f"the spread times {fitted['spread']:.2f}"
+    if not fitted["pictures"]:
+        return f"{factor}, fitted on {fitted['fitted_on']} validation picture(s), not measured"
+    others = f"fitted on {fitted['fitted_on']} others" if "fitted_on" in fitted else (
+        "fitted on the same")
+    return (f"90 % intervals of {fitted['pictures']} validation pictures cover {fitted['raw']:.1%} "
+            f"as sampled, {fitted['calibrated']:.1%} with {factor}, {others}")
+
+
+def widen(samples: np.ndarray, spread: float) -> np.ndarray:
+    """Samples (K, ...) with their distance from their mean multiplied."""
+    mean = samples.mean(axis=0, keepdims=True)
+    return mean + spread * (samples - mean)
+
+
+def fit_spread(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
+    """The factor within LIMITS at which intervals of samples (K, P) cover `level` of truth (P,).
+
+    Coverage grows with the factor, but for rounding; found by bisection of its logarithm.
+    """
+    low, high = np.log(LIMITS)
+    for _ in range(20):
+        middle = (low + high) / 2
+        if uncertainty.coverage(widen(samples, float(np.exp(middle))), truth, level) < level:
+            low = middle
+        else:
+            high = middle
+    return float(np.exp((low + high) / 2))
+
+
+def calibrate(draw: Draw, cases: Cases) -> Calibration:
+    """Fit the spread on every second of at most PICTURES cases, and measure it on the others.
+
+    Points that were observed are left out: samples agree with them by construction.
+
+    Args:
+        draw: gives K samples (K, H, W, C) in [0, 1] of each of some cases; see `samples_of`.
+        cases: at least one; they are chosen evenly spread.
+    """
+    chosen = cases.subset(spread(range(len(cases)), PICTURES))
+    scored = [uncertainty.unobserved(samples, case.truth, case.observed)
+              for samples, case in zip(draw(chosen), chosen)]
+    to_fit, held_out = scored[::2], scored[1::2]
+    factor = fit_spread(*pool(to_fit))
+    raw = calibrated = float("nan")
+    if held_out:
+        samples, truth = pool(held_out)
+        raw = uncertainty.coverage(samples, truth, LEVEL)
+        calibrated = uncertainty.coverage(widen(samples, factor), truth, LEVEL)
+    return Calibration(factor, raw, calibrated, len(held_out), len(to_fit))
+
+
+def samples_of(model: nn.Module) -> Draw:
+    """The samples of a model that are calibrated: MEMBERS of each case, by SETTINGS."""
+    return lambda cases: cases.sample(model, draws=MEMBERS, **SETTINGS).draws
+
+
+def pool(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (K, P) and truths (P,) of several images as those of one."""
+    samples, truths = zip(*scored)
+    return np.concatenate(samples, axis=1), np.concatenate(truths)

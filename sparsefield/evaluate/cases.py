@@ -1,0 +1,359 @@
+"""Frozen cases: the same fields, observed at the same points with the same noise, for every method.
+
+Symbols: K draws, M observed points, N points that exist, C channels. A *field* is (H, W, C) in
+[0, 1] with NaN where no point exists; models work in [-1, 1], and this file alone goes between the
+two. A resolution is a number of rows: fields observed on `Cases.rows` rows can be asked for, and
+compared with the truth, on a multiple of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from skimage.transform import resize
+from torch import Tensor, nn
+
+from sparsefield.coords import grid_coords
+from sparsefield.data import Pattern, Split, frozen_case
+from sparsefield.data.scale import to_unit
+from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics, uncertainty
+from sparsefield.evaluate.baselines import BASELINES, keep_observations
+from sparsefield.samplers import Result, noise_seed, sample
+
+ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One field with its observations; see `sparsefield.data.frozen_case`.
+
+    Attributes:
+        index: of the field in its split. inside: (H, W, C) in [-1, 1].
+        observed: (M,) flat indices i * W + j, sorted. noise_seed: of the first draw.
+        truths: {rows: field}; the observed resolution is always among them.
+    """
+
+    index: int
+    inside: np.ndarray
+    observed: np.ndarray
+    noise_seed: int
+    truths: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The field at the resolution that it was observed at."""
+        return self.truths[len(self.inside)]
+
+    @cached_property
+    def coords(self) -> Tensor:
+        """(M, 2) of the observations."""
+        return grid_coords(*self.inside.shape[:2])[torch.as_tensor(self.observed)]
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(M, C) observed, in [-1, 1]."""
+        return torch.from_numpy(self.inside.reshape(-1, self.inside.shape[2])[self.observed])
+
+    def exists(self, rows: int) -> np.ndarray:
+        """(H, W) bool: which points of a resolution there are."""
+        factor = rows // len(self.inside)
+        coarse = ~np.isnan(self.inside).any(axis=2)
+        return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+
+    def seed(self, draw: int) -> int:
+        """Seed of one of several draws: of the first, that of the protocol."""
+        return self.noise_seed if draw == 0 else noise_seed(self.noise_seed, draw)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one method made of all cases, in their order.
+
+    Attributes:
+        draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists; K = 1 for what is
+            no sample. Observed values are put in.
+        rows: resolution. nfe: evaluations of the model per draw.
+        seconds: wall time per draw. how: the method in words.
+    """
+
+    draws: list[np.ndarray]
+    rows: int
+    nfe: float
+    seconds: float
+    how: str
+
+    @property
+    def fields(self) -> list[np.ndarray]:
+        """The first draw of each case."""
+        return [draws[0] for draws in self.draws]
+
+    def with_draws(self, draws: list[np.ndarray], how: str, times: int = 1) -> Outcome:
+        """The same with other fields, each made of `times` of these."""
+        return Outcome(draws, self.rows, times * self.nfe, times * self.seconds, how)
+
+
+class Cases:
+    """Some fields of a split with their observations, and what methods make of them.
+
+    Mask and noise of field i depend only on (seed, i).
+
+    Args:
+        split: fields of one shape. pattern: which points are observed.
+        indices: which fields, see `spread`. seed: of observations and noise.
+        resolutions: for which the truth is wanted, beside the observed one.
+        points: most queries of one model call. Small fields go together, which changes results by
+            rounding only; a field with more queries is answered in blocks (`Result.how` says so).
+    Raises:
+        UserError: a resolution is no multiple of the rows of the fields.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        pattern: Pattern,
+        indices: Sequence[int],
+        *,
+        seed: int = 0,
+        resolutions: Sequence[int] = (),
+        points: int = 4096,
+        device: torch.device | str = "cpu",
+    ):
+        self.rows, self.columns, self.channels = split.example(0).shape
+        check_resolutions(resolutions, self.rows)
+        self.points, self.device = points, torch.device(device)
+        self.cases = [_open_case(split, i, pattern, seed, resolutions) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    def __getitem__(self, k: int) -> Case:
+        return self.cases[k]
+
+    def subset(self, which: Sequence[int]) -> Cases:
+        """Some of the cases, by their numbers here."""
+        chosen = copy.copy(self)
+        chosen.cases = [self.cases[k] for k in which]
+        return chosen
+
+    def shape(self, rows: int) -> tuple[int, int]:
+        """Rows and columns of a resolution."""
+        return rows, rows // self.rows * self.columns
+
+    def truths(self, rows: int | None = None) -> list[np.ndarray] | None:
+        """The fields at a resolution, or None where a case has no truth of that size."""
+        found = [case.truths.get(rows or self.rows) for case in self.cases]
+        return None if any(truth is None for truth in found) else found
+
+    # --- methods ---------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        model: nn.Module,
+        *,
+        rows: int | None = None,
+        draws: int = 1,
+        done: Callable[[int], object] = int,
+        **sampler,
+    ) -> Outcome:
+        """What a model and a sampler give.
+
+        Args:
+            model: runs in eval mode, whatever its mode is. draws: K.
+            done: called with the number of draws just finished.
+            sampler: `method` and its options, see `sparsefield.samplers.sample`.
+        """
+        rows = rows or self.rows
+        found: list[list[np.ndarray]] = [[] for _ in self.cases]
+        evaluations = seconds = 0.0
+        for group in self.groups(rows, draws):
+            start = self._now()
+            result = self._call(model, group, rows, **sampler)
+            seconds += self._now() - start
+            evaluations += result.nfe * len(group)
+            for (k, _), values in zip(group, result.values):
+                found[k].append(self._field(self.cases[k], values, rows))
+            done(len(group))
+        count = draws * len(self)
+        return Outcome(
+            [np.stack(fields) for fields in found], rows, evaluations / count, seconds / count,
+            result.how,
+        )
+
+    def warm_up(self, model: nn.Module) -> None:
+        """Run once what is compiled at its first call, so that it is not timed."""
+        self._call(model, self.groups(self.rows)[0], self.rows, method="mean")
+
+    def interpolate(self, name: str, rows: int | None = None) -> Outcome:
+        """What one of `BASELINES`, or ENLARGED, gives."""
+        rows = rows or self.rows
+        start = time.perf_counter()
+        draws = [self._interpolated(case, name, rows)[None] for case in self.cases]
+        return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name)
+
+    # --- numbers ---------------------------------------------------------------------------------
+
+    def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
+        """Of each case `metrics.evaluate` of its first draw against the truth of that size.
+
+        Of two and more draws `uncertainty.evaluate` too; of a finer resolution `psnr_base`, the
+        PSNR of the field averaged down to the observed one.
+        """
+        truths = self.truths(outcome.rows)
+        factor = outcome.rows // self.rows
+        results = []
+        for k, (case, draws) in enumerate(zip(self.cases, outcome.draws)):
+            numbers = {}
+            if factor > 1:
+                numbers["psnr_base"] = metrics.psnr(area_average(draws[0], factor), case.truth)
+            if truths is not None:
+                numbers |= metrics.evaluate(draws[0], truths[k])
+            if truths is not None and len(draws) > 1:
+                observed = case.observed if factor == 1 else np.empty(0, dtype=np.int64)
+                numbers |= uncertainty.evaluate(draws, truths[k], observed)
+            results.append(numbers)
+        return results
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def groups(self, rows: int | None = None, draws: int = 1) -> list[list[tuple[int, int]]]:
+        """All (case, draw), those with equally many points together, as many as `points` allow."""
+        by_shape = defaultdict(list)
+        for k, case in enumerate(self.cases):
+            shape = np.count_nonzero(case.exists(rows or self.rows)), len(case.observed)
+            by_shape[shape] += [(k, draw) for draw in range(draws)]
+        return [jobs[i : i + size] for (queries, _), jobs in by_shape.items()
+                for size in [max(1, self.points // queries)]
+                for i in range(0, len(jobs), size)]
+
+    def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
+        """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device.
+
+        Args:
+            which: B cases with equally many points each.
+        """
+        cases = [self.cases[k] for k in which]
+        rows = rows or self.rows
+        grid = grid_coords(*self.shape(rows))
+        queries = [grid[torch.from_numpy(case.exists(rows).ravel())] for case in cases]
+        parts = queries, [case.coords for case in cases], [case.values for case in cases]
+        return tuple(torch.stack(part).to(self.device) for part in parts)
+
+    def _call(
+        self, model: nn.Module, group: list[tuple[int, int]], rows: int, **sampler
+    ) -> Result:
+        """Everything that an evaluation asks of a sampler, it asks here."""
+        with evaluating(model):
+            return sample(
+                model,
+                *self.stack([k for k, _ in group], rows),
+                seeds=[self.cases[k].seed(draw) for k, draw in group],
+                block_size=self.points,
+                **sampler,
+            )
+
+    def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
+        """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
+        exists = case.exists(rows)
+        result = np.full((*exists.shape, self.channels), np.nan, dtype=np.float32)
+        result[exists] = to_unit(values.cpu().float().numpy())
+        return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
+
+    def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:
+        coords, values = case.coords.numpy(), to_unit(case.values.numpy())
+        if name == ENLARGED:
+            coarse = BASELINES["biharmonic"](coords, values, self.shape(self.rows))
+            fine = resize(coarse, self.shape(rows), order=3, mode="edge")
+            result = keep_observations(fine, coords, values)
+        else:
+            result = BASELINES[name](coords, values, self.shape(rows))
+        return np.where(case.exists(rows)[..., None], result, np.nan)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode; every part of it then gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def spread(candidates: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the candidates, evenly spread: neighbours in a file are often alike.
+
+    Raises:
+        UserError: count is below 1.
+    """
+    if count < 1:
+        raise UserError(f"num_samples={count}: must be at least 1")
+    places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
+    return [int(candidates[place]) for place in places.round().astype(int)]
+
+
+def check_resolutions(resolutions: Sequence[int], rows: int) -> None:
+    """Raises UserError unless all are multiples of the rows of the fields."""
+    wrong = [r for r in resolutions if r < 1 or r % rows]
+    if wrong:
+        raise UserError(f"--resolutions {wrong[0]}: give multiples of the {rows} rows that the "
+                        "fields have, so that results can be averaged down to them")
+
+
+def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
+    """The fields with a truth at the largest of the resolutions that any of them has.
+
+    Raises:
+        UserError: a resolution is no multiple of the rows of the fields.
+    """
+    rows = len(split.example(0))
+    check_resolutions(resolutions, rows)
+    for resolution in sorted(resolutions, reverse=True):
+        known = [i for i in range(len(split)) if _finer(split, i, resolution) is not None]
+        if known:
+            return known
+    return list(range(len(split)))
+
+
+def area_average(values: np.ndarray, factor: int) -> np.ndarray:
+    """(H, W, C) averaged over squares of factor x factor points."""
+    height, width, channels = values.shape
+    cells = values.reshape(height // factor, factor, width // factor, factor, channels)
+    return cells.mean(axis=(1, 3))
+
+
+def _open_case(
+    split: Split, index: int, pattern: Pattern, seed: int, resolutions: Sequence[int]
+) -> Case:
+    frozen = frozen_case(split, index, pattern, seed)
+    inside = np.ascontiguousarray(frozen["truth"])
+    fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
+    truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
+    return Case(index, inside, frozen["observed"], frozen["noise_seed"], truths)
+
+
+def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
+    """The field with so many rows, in [-1, 1]; None if the source has no such truth."""
+    coarse = split.example(index)
+    if rows == len(coarse):
+        return coarse
+    is_square = coarse.shape[0] == coarse.shape[1]
+    return split.high_resolution(index, rows) if is_square else None

@@ -1,0 +1,52 @@
+"""What one evaluation of a model costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsefield.coords import grid_coords
+from sparsefield.mamba import Mamba
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observed: int) -> int:
+    """Floating-point operations of one evaluation for one image, a multiply-add counting two.
+
+    Counted: matrix products (attention as dense ones), the K taps of each causal convolution
+    (2 L E K, whichever backend computes it), and selective scans with 9 L E S + 2 L E each
+    (discretisation, recurrence, output, skip and gate; the count of VMamba, Liu et al. 2024).
+    Not counted: elementwise operations, norms, and `prepare`, which runs once an image whatever
+    the number of evaluations.
+
+    Args:
+        shape: (H, W), all of it queried. channels: C. observed: M.
+    """
+    device = next(model.parameters()).device
+    query_coords = grid_coords(*shape, device=device)[None]
+    input_coords = query_coords[:, :observed]
+    noisy, inputs = (torch.zeros(1, n, channels, device=device)
+                     for n in (query_coords.shape[1], observed))
+    prepared = model.prepare(query_coords, input_coords, inputs)
+    mamba = []
+
+    def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        inner, states = block.A_log.shape
+        taps = block.conv1d.weight.shape[2]
+        mamba.append(output.shape[1] * inner * (2 * taps + 9 * states + 2))
+
+    hooks = [block.register_forward_hook(count_block) for block in model.modules()
+             if isinstance(block, Mamba)]
+    try:
+        # The fused attention of a CPU is unknown to the counter and would count nothing.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution: lambda *_, **__: 0}
+        ) as products:
+            t = torch.zeros(1, device=device)
+            model(noisy, query_coords, t, input_coords, inputs, prepared=prepared)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return products.get_total_flops() + sum(mamba)

@@ -1,0 +1,131 @@
+"""The spread of samples: fitted on some pictures, measured on others, and not lost to a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_training import data, settings, train  # noqa: F401 (a fixture)
+
+from sparsefield import training
+from sparsefield.checkpoint import load_checkpoint
+from sparsefield.data import open_data, parse_pattern
+from sparsefield.evaluate import calibration
+from sparsefield.evaluate.calibration import calibrate, describe, samples_of
+from sparsefield.evaluate.cases import Cases
+from train_mamba_v2 import MAMBADiffusionV2
+
+
+class Noise:
+    """Fields of white noise around 0.5."""
+
+    has_gaps = False
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def example(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        return (0.2 * rng.standard_normal((16, 16, 1))).astype(np.float32)
+
+
+def noise_cases(count: int) -> Cases:
+    return Cases(Noise(count), parse_pattern("random:0.2"), range(count))
+
+
+def drawer(width, asked: list | None = None):
+    """Draws that are `width(index)` times as wide as the truths scatter."""
+    def draw(cases: Cases) -> list[np.ndarray]:
+        if asked is not None:
+            asked.extend(case.index for case in cases)
+        return [0.5 + 0.1 * width(case.index) * np.random.default_rng(1000 + case.index)
+                .standard_normal((20, 16, 16, 1)) for case in cases]
+    return draw
+
+
+def undoing(width: float, members: int = 20) -> float:
+    """The factor for that width: the mean of the samples is itself uncertain, more if wide."""
+    return ((1 + width**2 / members) / (1 + 1 / members)) ** 0.5 / width
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
+def test_a_wrong_width_is_undone_on_pictures_that_were_not_fitted(width):
+    found = calibrate(drawer(lambda index: width), noise_cases(16))
+    assert found.spread == pytest.approx(undoing(width), rel=0.06)
+    assert found.calibrated == pytest.approx(0.9, abs=0.02)
+    assert (found.raw < 0.65) if width < 1 else (found.raw > 0.88)
+    assert (found.pictures, found.fitted_on) == (8, 8)
+
+
+def test_what_is_reported_is_out_of_sample():
+    """Every second picture is drawn too wide: the factor of the others does not help them."""
+    found = calibrate(drawer(lambda index: 1 + 2 * (index % 2)), noise_cases(16))
+    assert found.spread == pytest.approx(1, rel=0.06)
+    assert found.raw > 0.99 and found.calibrated > 0.99
+    swapped = calibrate(drawer(lambda index: 3 - 2 * (index % 2)), noise_cases(16))
+    assert swapped.spread == pytest.approx(undoing(3), rel=0.06)
+    assert swapped.raw == pytest.approx(0.9, abs=0.02) and swapped.calibrated < 0.6
+
+
+def test_pictures_are_taken_from_the_whole_set(monkeypatch):
+    monkeypatch.setattr(calibration, "PICTURES", 4)
+    asked = []
+    calibrate(drawer(lambda index: 1, asked), noise_cases(10))
+    assert asked == [0, 3, 6, 9]
+
+
+def test_a_single_picture_is_fitted_and_nothing_measured():
+    found = calibrate(drawer(lambda index: 2), noise_cases(1))
+    assert found.spread == pytest.approx(undoing(2), rel=0.25)
+    assert found.pictures == 0 and np.isnan(found.calibrated)
+    assert "not measured" in found.describe()
+
+
+def test_descriptions_say_what_it_was_fitted_on():
+    old = {"spread": 1.15, "raw": 0.865, "calibrated": 0.9, "pictures": 16}
+    assert "fitted on the same" in describe(old)
+    assert "fitted on 15 others" in describe(old | {"fitted_on": 15})
+
+
+# --- in a training -------------------------------------------------------------------------------
+
+
+def best(folder: Path) -> dict:
+    return load_checkpoint(folder / "mamba_v2_best.pth")
+
+
+def test_a_training_killed_before_its_calibration_is_calibrated_on_resume(
+    data, tmp_path, monkeypatch, capsys  # noqa: F811
+):
+    """As SIGKILL would: what is on the disk then is all that is left."""
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "MEMBERS", 4)
+    config = settings(data, tmp_path, epochs=1, eval_pictures=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "calibrate", killed)
+        train(config)
+    assert load_checkpoint(tmp_path / "mamba_v2_latest.pth")["epoch"] == 1
+    assert "calibration" not in best(tmp_path)
+    train(config)
+    assert "nothing left to do" in capsys.readouterr().out
+    found = best(tmp_path)["calibration"]
+    assert (found["pictures"], found["fitted_on"]) == (1, 2)
+    shared = load_checkpoint(tmp_path / "mamba_v2_best.safetensors")
+    assert shared["calibration"] == found
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "calibrate", killed)
+        train(config)  # calibrated once, and not again
+
+
+def test_samples_that_are_calibrated_are_those_of_the_settings(data):  # noqa: F811
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, neighbours=4)
+    cases = Cases(open_data(str(data)).val, parse_pattern("random:0.2"), range(2))
+    draws = samples_of(model)(cases)
+    assert [d.shape for d in draws] == [(calibration.MEMBERS, 8, 8, 3)] * 2
+    assert calibration.MEMBERS >= 19

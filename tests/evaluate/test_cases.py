@@ -1,0 +1,183 @@
+"""Frozen cases: the same for every method, of any shape, and undisturbed by the model's mode."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_training import settings, train
+from untrained import SIZE, write_checkpoint
+
+import eval_sde_multiscale
+import eval_v1_vs_v2
+from sparsefield.data import open_data, parse_pattern
+from sparsefield.errors import UserError
+from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
+from sparsefield.samplers import noise_seed
+from sparsefield.validation import Validation
+from train_mamba_v2 import MAMBADiffusionV2
+
+RANDOM_SHARE = "random:0.05-0.5"
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory) -> Path:
+    """100 fields of 12 x 8 without gaps."""
+    return write_fields(tmp_path_factory.mktemp("ramps") / "ramps.npz", gaps=False)
+
+
+@pytest.fixture(scope="module")
+def seas(tmp_path_factory) -> Path:
+    """100 fields of 12 x 8, each with a gap of its own size."""
+    return write_fields(tmp_path_factory.mktemp("seas") / "seas.npz", gaps=True)
+
+
+def write_fields(path: Path, gaps: bool) -> Path:
+    rng = np.random.default_rng(0)
+    slopes = rng.uniform(0.1, 1, (100, 2, 1))
+    y, x = np.mgrid[:12, :8] / 12
+    fields = slopes[:, :1] * x.ravel() + slopes[:, 1:] * y.ravel()
+    fields = fields.reshape(100, 12, 8, 1).astype(np.float32)
+    if gaps:
+        for k, field in enumerate(fields):
+            field[: 1 + k % 4, : 1 + k % 7] = np.nan
+    np.savez(path, images=fields)
+    return path
+
+
+def open_cases(path: Path, count: int = 5, observe: str = "random:0.2", **options) -> Cases:
+    split = open_data(str(path)).test
+    return Cases(split, parse_pattern(observe), spread(range(len(split)), count), **options)
+
+
+def network(**changes) -> MAMBADiffusionV2:
+    torch.manual_seed(0)
+    model = MAMBADiffusionV2(**SIZE, perceiver_heads=2, channels=1, **changes)
+    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
+    return model
+
+
+# --- frozen --------------------------------------------------------------------------------------
+
+
+def test_mask_and_noise_depend_on_the_seed_and_the_field_alone(ramps):
+    many, few, other = (open_cases(ramps, count, seed=seed)
+                        for count, seed in ((5, 0), (2, 0), (5, 1)))
+    by_index = {case.index: case for case in many}
+    for case in few:
+        assert np.array_equal(case.observed, by_index[case.index].observed)
+        assert case.noise_seed == by_index[case.index].noise_seed
+        assert not np.array_equal(case.observed, other[case.index].observed)
+    assert few[0].seed(0) == few[0].noise_seed
+    assert few[0].seed(3) == noise_seed(few[0].noise_seed, 3)
+
+
+def test_cases_are_spread_evenly():
+    assert spread(range(100), 5) == [0, 25, 50, 74, 99]
+    assert spread([3, 5], 10) == [3, 5] and spread(range(9), 1) == [0]
+    with pytest.raises(UserError, match="at least 1"):
+        spread(range(3), 0)
+
+
+def test_models_see_minus_one_to_one_and_numbers_zero_to_one(ramps):
+    cases = open_cases(ramps)
+    for case in cases:
+        np.testing.assert_allclose(case.truth, (case.inside + 1) / 2)
+        assert case.inside.min() < -0.1 and case.truth.min() >= 0
+        np.testing.assert_array_equal(
+            case.values, case.inside.reshape(-1, 1)[case.observed]
+        )
+
+
+# --- shapes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, observe", [("ramps", RANDOM_SHARE), ("seas", "random:0.2")])
+def test_cases_of_unequal_size_are_answered_as_if_alone(request, kind, observe):
+    cases = open_cases(request.getfixturevalue(kind), observe=observe)
+    assert len({len(case.observed) for case in cases}) > 1
+    model = network(prior="none")
+    together = cases.sample(model, draws=2, method="sde", num_steps=2)
+    for k in range(len(cases)):
+        alone = cases.subset([k]).sample(model, draws=2, method="sde", num_steps=2)
+        np.testing.assert_allclose(together.draws[k], alone.draws[0], atol=1e-5)
+
+
+def test_observed_values_are_put_in_and_gaps_stay_gaps(seas):
+    cases = open_cases(seas)
+    for outcome in (cases.sample(network(), method="euler", num_steps=1),
+                    cases.interpolate("linear")):
+        for case, field in zip(cases, outcome.fields):
+            assert np.array_equal(np.isnan(field), np.isnan(case.truth)) and np.isnan(field).any()
+            kept = field.reshape(-1, 1)[case.observed]
+            np.testing.assert_allclose(kept, case.truth.reshape(-1, 1)[case.observed], atol=1e-6)
+
+
+def test_a_finer_field_is_compared_with_the_truth_of_its_size():
+    data = open_data("photos", image_size=16)
+    cases = Cases(data.test, parse_pattern("random:0.2"), [0, 9], resolutions=(16, 48))
+    fine, truths = cases.interpolate("linear", rows=48), cases.truths(48)
+    assert fine.fields[0].shape == truths[0].shape == (48, 48, 3)
+    for case, truth, field, numbers in zip(cases, truths, fine.fields, cases.numbers(fine)):
+        assert numbers["mse"] == pytest.approx(np.mean((field - truth) ** 2))
+        error = area_average(field, 3) - case.truth
+        assert numbers["psnr_base"] == pytest.approx(-10 * np.log10(np.mean(error**2)), abs=1e-3)
+    assert cases.truths(32) is None
+
+
+def test_finer_fields_of_data_with_gaps_have_them_too(seas):
+    cases = open_cases(seas, resolutions=(24,))
+    assert cases.truths(24) is None
+    for case, field in zip(cases, cases.interpolate("nearest", rows=24).fields):
+        gaps = np.isnan(case.truth).repeat(2, axis=0).repeat(2, axis=1)
+        assert field.shape == (24, 16, 1) and np.array_equal(np.isnan(field), gaps)
+    with pytest.raises(UserError, match="multiples of the 12 rows"):
+        open_cases(seas, resolutions=(18,))
+
+
+def test_nfe_and_numbers_of_draws(ramps):
+    cases = open_cases(ramps, 2)
+    outcome = cases.sample(network(), draws=3, method="heun", num_steps=2)
+    assert outcome.nfe == 3 and outcome.seconds > 0
+    assert [draws.shape for draws in outcome.draws] == [(3, 12, 8, 1)] * 2
+    assert {"psnr", "crps", "coverage_90_4x4"} <= cases.numbers(outcome)[0].keys()
+    assert "crps" not in cases.numbers(cases.interpolate("linear"))[0]
+
+
+# --- what used to crash --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, observe", [("ramps", RANDOM_SHARE), ("seas", "random:0.2")])
+def test_training_and_both_evaluations_take_unequal_cases(request, kind, observe, tmp_path):
+    data = request.getfixturevalue(kind)
+    train(settings(data, tmp_path / "run", observe=observe, epochs=1, eval_pictures=5))
+    assert (tmp_path / "run/pictures_epoch_0001.png").stat().st_size > 10_000
+    paths = {name: write_checkpoint(tmp_path / f"{name}.pth", name, data) for name in ("V1", "V2")}
+    common = ["--num_samples", "5", "--num_steps", "1", "--observe", observe, "--ensemble", "2",
+              "--device", "cpu"]
+    eval_v1_vs_v2.main(["--v1_checkpoint", str(paths["V1"]), "--v2_checkpoint", str(paths["V2"]),
+                        "--save_dir", str(tmp_path / "a"), *common])
+    eval_sde_multiscale.main(["--checkpoint", str(paths["V2"]), "--save_dir", str(tmp_path / "b"),
+                              "--samplers", "sde", "--resolutions", "12", *common])
+    found = json.loads((tmp_path / "b/metrics_comparison.json").read_text())
+    assert len(found["samples"]["sde"]["per_image"]["crps"]) == 5
+
+
+def test_dropout_does_not_reach_validation(ramps):
+    """The averaged model of a training is in training mode."""
+    data = open_data(str(ramps))
+    validation = Validation(data.val, parse_pattern("random:0.2"), 3, 2, torch.device("cpu"))
+    model = network(dropout=0.5).train()
+    assert validation.evaluate(model) == validation.evaluate(model)
+    assert all(module.training for module in model.modules())
+
+
+def test_every_part_gets_its_own_mode_back():
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == [True, True, False]

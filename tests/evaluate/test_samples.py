@@ -1,0 +1,161 @@
+"""Numbers of one image's samples, against ensembles that are calibrated by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsefield.evaluate import metrics, uncertainty
+from sparsefield.evaluate.uncertainty import (
+    block_means,
+    evaluate,
+    gaussian_nll,
+    interval_name,
+    largest_coverage,
+    spread_error_ratio,
+)
+
+SIDE, CHANNELS = 64, 3
+NOTHING = np.empty(0, dtype=np.int64)
+COVERAGES = ["coverage_90", "coverage_90_4x4", "coverage_90_8x8", "coverage_90_luminance"]
+
+
+def field(rng: np.random.Generator, shared: float) -> np.ndarray:
+    """(SIDE, SIDE, C) of unit variance: `shared` of it the same over 8 x 8 points and channels."""
+    coarse = rng.standard_normal((SIDE // 8, SIDE // 8, 1))
+    coarse = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    fine = rng.standard_normal((SIDE, SIDE, CHANNELS))
+    return np.sqrt(shared) * coarse + np.sqrt(1 - shared) * fine
+
+
+def ensemble(
+    shared: float = 0.5, members: int = 20, width: float = 1.0, drawn: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and draws around one mean; draws share as much as the truth, or `drawn`."""
+    rng = np.random.default_rng(0)
+    truth = 0.5 + 0.1 * field(rng, shared)
+    drawn = shared if drawn is None else drawn
+    draws = np.stack([0.5 + 0.1 * width * field(rng, drawn) for _ in range(members)])
+    return draws, truth
+
+
+def test_a_calibrated_ensemble_covers_points_blocks_and_luminance():
+    numbers = evaluate(*ensemble(), NOTHING)
+    stated = min(0.9, largest_coverage(20))
+    assert numbers["coverage_90"] == pytest.approx(stated, abs=0.03)
+    for name, tolerance in zip(COVERAGES[1:], (0.06, 0.1, 0.06)):
+        assert numbers[name] == pytest.approx(stated, abs=tolerance)
+    ratio = spread_error_ratio([numbers["variance"]], [numbers["squared_error"]])
+    assert ratio == pytest.approx(1, abs=0.05)
+
+
+def test_noise_of_its_own_in_every_value_is_caught_by_blocks_and_luminance_alone():
+    """What independent noise does to a field whose errors are correlated."""
+    numbers = evaluate(*ensemble(shared=0.5, drawn=0.0), NOTHING)
+    assert numbers["coverage_90"] == pytest.approx(0.9, abs=0.03)
+    assert numbers["coverage_90_8x8"] < numbers["coverage_90_4x4"] < 0.6
+    assert numbers["coverage_90_luminance"] < 0.85
+
+
+@pytest.mark.parametrize("members", [2, 5, 20])
+def test_spread_over_error_does_not_depend_on_the_number_of_samples(members):
+    numbers = [evaluate(*ensemble(0.0, members, width), NOTHING) for width in (1.0, 0.5)]
+    ratios = [spread_error_ratio([n["variance"]], [n["squared_error"]]) for n in numbers]
+    assert ratios[0] == pytest.approx(1, abs=0.02)
+    expected = 0.5 * ((1 + 1 / members) / (1 + 0.25 / members)) ** 0.5
+    assert ratios[1] == pytest.approx(expected, abs=0.02)
+
+
+def test_the_ratio_is_that_of_sums_over_images_and_leaves_undefined_ones_out():
+    assert spread_error_ratio([1, 7, np.nan], [1, 1, np.nan]) == 2
+
+
+def test_observed_and_missing_points_count_nowhere():
+    draws, truth = ensemble()
+    observed = np.arange(0, SIDE * SIDE, 3)
+    missing = np.zeros((SIDE, SIDE), dtype=bool)
+    missing[5:20, 7:30] = True
+    observed = observed[~missing.ravel()[observed]]
+    seen = np.zeros((SIDE, SIDE), dtype=bool)
+    seen.ravel()[observed] = True
+    draws[:, seen] = truth[seen]
+    plain = evaluate(draws, truth, observed)
+    truth_with_gaps = np.where(missing[..., None], np.nan, truth)
+    draws_with_gaps = np.where(missing[..., None], np.nan, draws)
+    gappy = evaluate(draws_with_gaps, truth_with_gaps, observed)
+    hidden = ~seen & ~missing
+    x, g = draws[:, hidden], truth[hidden]
+    assert gappy["crps"] == pytest.approx(metrics.crps(x[:, None], g[None]))
+    low, high = np.quantile(x, [0.05, 0.95], axis=0, method="weibull")
+    assert gappy["coverage_90"] == pytest.approx(np.mean((low <= g) & (g <= high)))
+    assert gappy["squared_error"] == pytest.approx(np.mean((x.mean(axis=0) - g) ** 2))
+    assert all(np.isfinite(list(numbers.values())).all() for numbers in (plain, gappy))
+    draws_with_gaps[:, missing] = 1e9  # whatever a method puts there
+    assert evaluate(draws_with_gaps, truth_with_gaps, observed) == gappy
+
+
+def test_block_means_by_hand():
+    truth = np.arange(50.0).reshape(5, 10, 1)
+    truth[0, 0] = np.nan
+    observed = np.flatnonzero(np.kron(np.array([[0, 1]]), np.ones((5, 5))))  # the right half
+    draws = np.stack([truth, truth + 1])
+    samples, target = block_means(draws, truth, observed, 4)
+    # Whole blocks are columns 0-3 and 4-7 of rows 0-3; both hold hidden points.
+    whole = truth[:4, :4].ravel()[1:].mean(), truth[:4, 4:8].mean()
+    np.testing.assert_allclose(target, whole)
+    np.testing.assert_allclose(samples, [target, target + 1])
+    everything = np.arange(50)
+    assert block_means(draws, truth, everything[1:], 4)[1].size == 0
+    half = np.flatnonzero((everything % 10 >= 4))
+    np.testing.assert_allclose(block_means(draws, truth, half, 4)[1], whole[:1])
+
+
+def test_what_cannot_be_scored_is_undefined():
+    draws = np.random.default_rng(0).random((3, 6, 6, 1))
+    small = evaluate(draws, np.full((6, 6, 1), 0.5), NOTHING)
+    assert np.isnan(small["coverage_90_8x8"]) and 0 <= small["coverage_90_4x4"] <= 1
+    truth = np.full((8, 8, 1), 0.5)
+    seen = evaluate(np.stack([truth] * 3), truth, np.arange(64))
+    assert all(np.isnan(value) for value in seen.values())
+
+
+@pytest.mark.parametrize("members, highest", [(16, 15 / 17), (19, 0.9), (20, 19 / 21)])
+def test_the_coverage_that_samples_can_state_is_reached_and_not_passed(members, highest):
+    assert largest_coverage(members) == pytest.approx(highest)
+    rng = np.random.default_rng(0)
+    samples, truth = rng.normal(size=(members, 40_000)), rng.normal(size=40_000)
+    for level in (0.9, 0.99):
+        found = uncertainty.coverage(samples, truth, level)
+        assert found == pytest.approx(min(level, highest), abs=0.006)
+
+
+def test_a_level_that_few_samples_cannot_state_says_so():
+    assert interval_name(0.9, 16) == "90% (of 16 samples at most 88%)"
+    assert interval_name(0.9, 20) == "90%" and interval_name(0.5, 3) == "50%"
+
+
+def test_gaussian_log_likelihood():
+    rng = np.random.default_rng(0)
+    sd = rng.uniform(0.01, 0.2, (100, 100, 1))
+    truth = 0.5 + sd * rng.standard_normal((100, 100, 3))
+    right = gaussian_nll(truth, np.full_like(truth, 0.5), sd)
+    assert right == pytest.approx(np.log(sd).mean() + 0.5 * np.log(2 * np.pi * np.e), abs=0.02)
+    for wrong in (0.7, 1.4):
+        assert gaussian_nll(truth, np.full_like(truth, 0.5), wrong * sd) > right + 0.05
+    gaps = truth.copy()
+    gaps[:50] = np.nan
+    halves = [gaussian_nll(truth[half], np.full((50, 100, 3), 0.5), sd[half])
+              for half in (slice(50), slice(50, None))]
+    assert gaussian_nll(gaps, np.full_like(truth, 0.5), sd) == pytest.approx(halves[1])
+    assert np.mean(halves) == pytest.approx(right)
+    with pytest.raises(ValueError, match="above 0"):
+        gaussian_nll(truth, truth, np.zeros_like(sd))
+
+
+def test_averages_leave_undefined_images_out():
+    values = [1.0, np.nan, 2.0, 6.0]
+    assert metrics.average(values) == 3 and metrics.median(values) == 2
+    assert metrics.deviation(values) == pytest.approx(7**0.5)
+    nothing = [np.nan]
+    assert np.isnan([metrics.average(nothing), metrics.median(nothing)]).all()
+    assert np.isnan(metrics.deviation([1.0, np.nan]))
