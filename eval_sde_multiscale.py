@@ -31,7 +31,7 @@ from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
 from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
-from sparsefield.samplers import check_sampler
+from sparsefield.flow.samplers import check_sampler
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Config:
     """Any of heun, euler, sde, ddim, adaptive (samples) and mean (the posterior mean)."""
     resolutions: tuple[int, ...] = (32, 64, 96)
     """Rows of the fields asked for: multiples of those that were observed."""
-    num_steps: int = 50
+    num_steps: int = 8
     """Steps of the samplers; Heun takes 2 n - 1 evaluations."""
     num_samples: int = 10
     """Test pictures."""
@@ -52,14 +52,10 @@ class Config:
     """Of sde: how strongly errors of earlier steps are forgotten (0 is the ODE)."""
     eta: float = 0.0
     """Of ddim: share of the noise renewed at each step (0 is Euler's rule, 1 ancestral)."""
-    num_draws: int = 4
-    """Of mean: noises averaged."""
     ensemble: int = 20
     """Samples per picture for CRPS and calibration, at the observed resolution; 0 for none."""
     steps_sweep: tuple[int, ...] = ()
     """Numbers of steps to compare, at the observed resolution: 1 2 4 8 16 32 64, say."""
-    grid: str = "quadratic"
-    """Time steps: quadratic (small near the data) or uniform."""
     points: int = 4096
     """Most points that one model call answers: several small fields, or a block of a large one."""
     data: str | None = None
@@ -77,13 +73,12 @@ class Config:
 
     def options(self, method: str) -> dict[str, float]:
         """Settings of one sampler."""
-        return {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta},
-                MEAN: {"num_draws": self.num_draws}}.get(method, {})
+        return {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta}}.get(method, {})
 
     def methods(self) -> dict[str, dict]:
         """{sampler: everything that `sample` takes of it}; the posterior mean is always there."""
         names = dict.fromkeys((*self.samplers, MEAN))
-        common = {"num_steps": self.num_steps, "grid": self.grid}
+        common = {"num_steps": self.num_steps}
         return {name: {"method": name, **common, **self.options(name)} for name in names}
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
-from sparsefield.samplers import check_sampler
+from sparsefield.flow.samplers import check_sampler
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}

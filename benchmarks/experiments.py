@@ -86,9 +86,9 @@ def score(folder: Path, settings: argparse.Namespace) -> dict:
     model, checkpoint = load_model(latest)
     split = open_test_data(checkpoint, None).val
     cases = Cases(split, parse_pattern("random:0.2"), spread(range(len(split)), settings.pictures))
-    mean = cases.sample(model, method="mean", num_draws=4)
+    mean = cases.sample(model, method="mean")
     drawn = cases.sample(model, method="heun", num_steps=settings.num_steps)
-    kriging = cases.interpolate("kriging")
+    kriging = cases.interpolate("kriging, fitted")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "step": checkpoint["step"],

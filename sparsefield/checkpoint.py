@@ -27,7 +27,7 @@ from torch import nn
 
 from sparsefield.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1: flow in t around one kernel, with noise on every point of its own
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
@@ -92,6 +92,11 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(
             f"{path} has checkpoint format {checkpoint['format']}, this version reads up to "
             f"{FORMAT}: update the project"
+        )
+    if checkpoint["format"] < FORMAT:
+        raise UserError(
+            f"{path} was written by an earlier version, whose flow started from independent noise: "
+            "its weights mean nothing here. Train anew, or take commit f7b6c33, which reads it"
         )
     return checkpoint
 

@@ -1,53 +1,86 @@
-"""What V1 and V2 share: preconditioning around kriging, tokens, order and decoder.
+"""What V1 and V2 share: the closed form that they start from, tokens, order and decoder.
 
 A subclass adds only what it does between tokens and decoder (`mix`). Everything that depends on
-the points alone, not on the noise, is computed once by `prepare` and reused by every evaluation
+the points alone, not on the draw, is computed once by `prepare` and reused by every evaluation
 of a sampler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsefield import flow
 from sparsefield.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.errors import UserError
-from sparsefield.kriging import ordinary_kriging
+from sparsefield.flow.blocks import take
+from sparsefield.flow.path import END
+from sparsefield.gaussian import condition
 from sparsefield.neighbours import gather_points, nearest
 from sparsefield.ordering import check_order, token_order
 
-PRIORS = ("kriging", "none")
-FEATURE_LIMIT = 30.0  # in units of the kriging sd: a query on top of an observation has sd near 0
+PRIORS = ("fitted", "none")
+FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
+
+Noise = Callable[[Sequence[torch.Generator]], Tensor]
+
+
+class ClosedForm(NamedTuple):
+    """What the observations say before anything is learnt: the path is z = (x - mean) / sd.
+
+    Attributes:
+        mean, sd: (B, N, C) at the queries. spread: (B, N, 1), see sparsefield.gaussian.Answer.
+        loo_sd, surprise: (B, M, C) at the observations, see sparsefield.gaussian.LeaveOneOut.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    spread: Tensor
+    loo_sd: Tensor
+    surprise: Tensor
+
+    def take(self, queries: Tensor, observations: Tensor | None) -> ClosedForm:
+        """At some of the queries (B, n) and of the observations (B, m), None for all."""
+        at_inputs = (self.loo_sd, self.surprise)
+        if observations is not None:
+            at_inputs = (take(part, observations) for part in at_inputs)
+        return ClosedForm(*(take(part, queries) for part in self[:3]), *at_inputs)
 
 
 class Prepared(NamedTuple):
     """What the points alone determine.
 
     Attributes:
-        mean, sd: (B, N, C) and (B, N, 1), the Gaussian answer; 0 and 1 without a prior.
-        input_features: (B, M, F_in). query_features: (B, N, F_q): everything but noise and time.
+        input_features: (B, M, F_in). query_features: (B, N, F_q): everything but z and the angle.
         order: (B, L) reading order of the tokens [context, queries], or None for as they are.
         input_coords, query_coords: (B, M, 2), (B, N, 2).
     """
 
-    mean: Tensor
-    sd: Tensor
     input_features: Tensor
     query_features: Tensor
     order: Tensor | None
     input_coords: Tensor
     query_coords: Tensor
 
+    def repeat(self, times: int) -> Prepared:
+        """Every field `times` times, side by side: for as many draws."""
+        if times == 1:
+            return self
+        return Prepared(*(part if part is None else part.repeat_interleave(times, dim=0)
+                          for part in self))
+
 
 class FieldModel(nn.Module):
-    """A velocity field over queries, given observations: the contract of every model.
+    """The slope F of the flow at the queries, given observations: the contract of every model.
 
     Args:
         channels: C. d_model: D.
-        prior: "kriging" lets the network learn what kriging does not know; "none" everything.
+        prior: what the flow starts from: with "fitted" the Gaussian posterior of the observations
+            (sparsefield.gaussian), so that a network that says 0 is kriging; with "none" independent
+            noise of the data's sd around 0.
+        value_sd: sd of the data in [-1, 1], for prior "none".
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.ordering.ORDERS.
         num_frequencies, max_frequency: of the Fourier features, see FourierFeatures.
@@ -60,7 +93,8 @@ class FieldModel(nn.Module):
         *,
         channels: int,
         d_model: int,
-        prior: str = "kriging",
+        prior: str = "fitted",
+        value_sd: float = 0.5,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
@@ -74,11 +108,12 @@ class FieldModel(nn.Module):
             raise UserError(f"neighbours={neighbours}: give 0 (none) or more")
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
+        self.value_sd, self.channels = value_sd, channels
         self.fourier = FourierFeatures(num_frequencies, max_frequency)
         self.time_embedding = TimeEmbedding(d_model)
-        kriged = (channels + 1) * (prior == "kriging")  # a mean and a log sd
-        input_width = self.fourier.width + channels + kriged
-        query_width = self.fourier.width + channels + kriged + neighbours * (2 + channels)
+        known = 2 * channels * (prior != "none")  # a mean and a log sd of every channel
+        input_width = self.fourier.width + channels + known
+        query_width = self.fourier.width + channels + known + neighbours * (2 + channels)
         self.input_proj = projection(input_width, d_model)
         self.query_proj = projection(query_width, d_model)
         self.decoder = nn.Sequential(
@@ -87,68 +122,73 @@ class FieldModel(nn.Module):
             nn.GELU(),
             nn.Linear(d_model, channels),
         )
-        nn.init.zeros_(self.decoder[-1].weight)  # so that training starts at kriging itself
+        nn.init.zeros_(self.decoder[-1].weight)  # so that training starts at the closed form
         nn.init.zeros_(self.decoder[-1].bias)
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
         """Let tokens inform each other: (B, M, D), (B, N, D) to queries (B, N, D)."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        noisy_values: Tensor,
-        query_coords: Tensor,
-        t: Tensor,
-        input_coords: Tensor,
-        input_values: Tensor,
-        *,
-        prepared: Prepared | None = None,
-    ) -> Tensor:
-        """Velocity at the queries.
+    def forward(self, z: Tensor, theta: Tensor, prepared: Prepared) -> Tensor:
+        """F(z, theta) at the queries.
 
         Args:
-            noisy_values: (B, N, C), x_t. query_coords: (B, N, 2) in [0, 1]. t: (B,) in [0, 1].
-            input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
-            prepared: what `prepare` gave for these points, or None to compute it here.
+            z: (B, N, C), as sparsefield.flow.path.seen gives it. theta: (B,) in [0, pi/2].
+            prepared: what `prepare` gave for the points.
         Returns:
             (B, N, C) float32.
         """
-        if prepared is None:
-            prepared = self.prepare(query_coords, input_coords, input_values)
-        state = noisy_values
-        if self.prior == "kriging":
-            state = flow.normalised_state(noisy_values, t, prepared.mean, prepared.sd)
-        time = self.time_embedding(t)[:, None]                            # (B, 1, D)
+        time = self.time_embedding(theta / END)[:, None]                  # (B, 1, D)
         context = self.input_proj(prepared.input_features) + time         # (B, M, D)
-        queries = torch.cat([state, prepared.query_features], dim=-1)     # (B, N, F)
+        queries = torch.cat([z, prepared.query_features], dim=-1)         # (B, N, F)
         queries = self.query_proj(queries) + time                         # (B, N, D)
         queries = self.mix(context, queries, prepared)                    # (B, N, D)
-        output = self.decoder(queries).float()                            # (B, N, C)
+        return self.decoder(queries).float()                              # (B, N, C)
+
+    @torch.no_grad()
+    def closed_form(
+        self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
+        noise_sd: Tensor | None = None,
+    ) -> tuple[ClosedForm, Noise]:
+        """What the flow starts from, and a source of draws z_0 (B, N, C), one a generator.
+
+        Args:
+            query_coords: (B, N, 2). input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
+            noise_sd: (B, M, C) of the values; None: they are exact.
+        """
         if self.prior == "none":
-            return output
-        return flow.preconditioned_velocity(output, noisy_values, t, prepared.mean, prepared.sd)
+            return self._without_prior(query_coords, input_values)
+        posterior = condition(input_coords, input_values, noise_sd)
+        answer, loo = posterior.at(query_coords), posterior.leave_one_out
+        noise = posterior.noise(query_coords)
+        return ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise), noise
+
+    def _without_prior(self, query_coords: Tensor, values: Tensor) -> tuple[ClosedForm, Noise]:
+        mean = values.new_zeros(*query_coords.shape[:2], self.channels)
+        sd = torch.full_like(values, self.value_sd)
+        form = ClosedForm(mean, torch.full_like(mean, self.value_sd), mean[..., :1], sd, values / sd)
+
+        def noise(generators: Sequence[torch.Generator]) -> Tensor:
+            return torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
+
+        return form, noise
 
     @torch.no_grad()
     def prepare(
-        self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor
+        self, form: ClosedForm, query_coords: Tensor, input_coords: Tensor, input_values: Tensor
     ) -> Prepared:
-        """Everything that depends on the points alone; shapes as in `forward`."""
+        """Everything that depends on the points alone; shapes as in `closed_form`."""
         inputs = [self.fourier(input_coords), input_values]
         queries = [self.fourier(query_coords)]
-        mean = torch.zeros(*query_coords.shape[:2], input_values.shape[2]).to(input_values)
-        sd = torch.ones_like(mean[..., :1])
-        if self.prior == "kriging":
-            mean, sd, loo_mean, loo_sd = ordinary_kriging(input_coords, input_values, query_coords)
-            surprise = ((input_values - loo_mean) / loo_sd).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
-            inputs += [surprise, loo_sd.log()]
-            queries += [mean, sd.log()]
+        if self.prior != "none":
+            surprise = form.surprise.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
+            inputs += [surprise, form.loo_sd.log()]
+            queries += [form.mean, form.sd.log()]
         if self.neighbours:
             queries.append(self._nearest_observations(
-                query_coords, input_coords, input_values, mean, sd
+                query_coords, input_coords, input_values, form
             ))
         return Prepared(
-            mean,
-            sd,
             torch.cat(inputs, dim=-1),
             torch.cat(queries, dim=-1),
             token_order(input_coords, query_coords, self.order),
@@ -157,21 +197,15 @@ class FieldModel(nn.Module):
         )
 
     def _nearest_observations(
-        self, query_coords: Tensor, coords: Tensor, values: Tensor, mean: Tensor, sd: Tensor
+        self, query_coords: Tensor, coords: Tensor, values: Tensor, form: ClosedForm
     ) -> Tensor:
         """Offsets (in mean spacings) and values (in sd from the mean): (B, N, K (2 + C))."""
         index, _ = nearest(query_coords, coords, self.neighbours)         # (B, N, K)
         spacing = coords.shape[1] ** -0.5
         offset = (gather_points(coords, index) - query_coords[:, :, None]) / spacing
-        value = (gather_points(values, index) - mean[:, :, None]) / sd[:, :, None]
+        value = (gather_points(values, index) - form.mean[:, :, None]) / form.sd[:, :, None]
         value = value.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
         return torch.cat([offset, value], dim=-1).flatten(2)
-
-    def loss_weight(self, t: Tensor, prepared: Prepared) -> Tensor:
-        """Weight (B, N, 1) of the squared velocity error in training."""
-        if self.prior == "none":
-            return torch.ones_like(prepared.sd)
-        return flow.loss_weight(t, prepared.sd)
 
 
 def projection(width: int, d_model: int) -> nn.Module:

@@ -52,7 +52,7 @@ class TrainingConfig:
     """Decay of the averaged weights, which are the ones evaluated and kept."""
     zero_share: float = 0.25
     """Share of training times that are exactly 0, where one evaluation gives the mean."""
-    prior: Literal["kriging", "none"] = "kriging"
+    prior: Literal["fitted", "none"] = "fitted"
     """What the network's output is measured from."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""

@@ -27,7 +27,7 @@ from sparsefield.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbe
 log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
-SAMPLE_STEPS = 20
+SAMPLE_STEPS = 8
 
 
 def announce(config: TrainingConfig, model: nn.Module, data: Data, world: World) -> None:
@@ -148,9 +148,9 @@ class Reporter:
         )
         log.info(
             "validation (%d pictures)  posterior mean %.2f dB / SSIM %.3f%s  |  %s  |  "
-            "velocity loss %.4f",
+            "loss %.4f",
             len(results), numbers["psnr"], numbers["ssim"], " *best*" if is_best else "",
-            beside, numbers["velocity_loss"],
+            beside, numbers["loss"],
         )
         if self.world.is_first:
             step = self.progress.step
@@ -194,7 +194,7 @@ class Reporter:
             "(kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
             self.progress.step, self.progress.seconds / 60, self.progress.best_psnr,
             self.validation.count,
-            self.baselines["kriging"]["psnr"], self.baselines["linear"]["psnr"],
+            self.baselines["kriging, fitted"]["psnr"], self.baselines["linear"]["psnr"],
             self.folder.best, self.folder.path / "training_loss.png",
         )
 

@@ -18,13 +18,15 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from sparsefield import cli, flow
+from sparsefield import cli
 from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint
+from sparsefield.conditional import ClosedForm
 from sparsefield.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.distributed import World, join_world
@@ -33,11 +35,14 @@ from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.precision import has_fast_bfloat16
 from sparsefield.reporter import Reporter, announce
 from sparsefield.runfolder import RunFolder
-from sparsefield.samplers import noise_seed
+from sparsefield.train.pairs import Pair, Pairs, slope_loss
+from sparsefield.flow.path import draw_angles
+from sparsefield.flow.sampling import noise_seed
 from sparsefield.validation import Validation
 
 log = logging.getLogger("sparsefield")
 
+SD_FIELDS = 64
 PATIENCE = 20  # non-finite steps in a row after which training gives up
 # A run may be continued with other values of these; any other difference is refused.
 FREE_ON_RESUME = {
@@ -169,8 +174,15 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
     names = {name for owner in model_class.__mro__ if owner is not nn.Module
              for name in inspect.signature(owner.__init__).parameters}
     chosen = {name: value for name, value in asdict(config).items() if name in names}
-    return {**chosen, "channels": data.channels,
+    return {**chosen, "channels": data.channels, "value_sd": value_sd(data),
             "max_frequency": min(data.height, data.width) / 2}
+
+
+def value_sd(data: Data) -> float:
+    """Sd of the values in [-1, 1] around 0, of at most SD_FIELDS training fields evenly spread."""
+    indices = range(0, len(data.train), max(1, len(data.train) // SD_FIELDS))
+    squares = [np.nanmean(data.train.example(i).astype(np.float64) ** 2) for i in indices]
+    return round(float(np.sqrt(np.mean(squares))), 4) or 1.0
 
 
 def uses_bfloat16(config: TrainingConfig, world: World) -> bool:
@@ -376,7 +388,7 @@ def run(
         seed=config.seed,
         batch_size=config.batch_size,
         queries=(config.queries_min, config.queries_max),
-        draw_times=partial(flow.draw_times, zero_share=config.zero_share),
+        draw_angles=partial(draw_angles, zero_share=config.zero_share),
         rank=world.rank,
         world_size=world.size,
     )
@@ -444,6 +456,7 @@ def run(
                 "writable; the same command then goes on from the checkpoint that is there"
             )
 
+    pairs = Pairs(model, data.height, data.width, world.device)
     if progress.step == 0:
         validate()  # where training starts from: the prior, or nothing
     loader = stream(batches, progress.step, total, config.num_workers, world.device)
@@ -459,10 +472,12 @@ def run(
         torch.manual_seed(noise_seed(config.seed, progress.step, world.rank))  # for dropout
 
         shared = torch.tensor([0.0, float(stop.asked)]).to(world.device)
-        for k, part in enumerate(zip(*(whole.chunk(config.accumulate) for whole in batch))):
+        pair = pairs(batch)
+        parts = zip(*(whole.chunk(config.accumulate) for whole in (*batch, *pair.form, *pair[1:])))
+        for k, part in enumerate(parts):
             is_last = k == config.accumulate - 1
             with nullcontext() if is_last or world.size == 1 else forward.no_sync(), amp:
-                loss = flow.velocity_loss(model, Batch(*part), forward).mean() / config.accumulate
+                loss = loss_of(model, part, forward) / config.accumulate
             loss.backward()
             shared[0] += loss.detach() / world.size
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -496,6 +511,13 @@ def run(
             return
     add_calibration(folder, validation, world)
     reporter.finish()
+
+
+def loss_of(model: nn.Module, part: tuple[Tensor, ...], forward: Callable) -> Tensor:
+    """Mean loss of a part of a batch: the tensors of its `Batch`, then of its `Pair`."""
+    size, form = len(Batch._fields), len(ClosedForm._fields)
+    pair = Pair(ClosedForm(*part[size : size + form]), *part[size + form :])
+    return slope_loss(model, Batch(*part[:size]), pair, forward).mean()
 
 
 def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:

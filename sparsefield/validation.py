@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparsefield import flow
-from sparsefield.coords import grid_coords
 from sparsefield.data import Batch, Pattern, Split
 from sparsefield.evaluate import metrics
-from sparsefield.evaluate.cases import Case, Cases, evaluating, spread
+from sparsefield.evaluate.cases import Cases, evaluating, spread
+from sparsefield.flow.path import END
+from sparsefield.train.pairs import Pairs, slope_loss
 
 EVAL_SEED = 0
-SHOWN_BASELINES = ("constant mean", "linear", "kriging")
-MEAN = {"method": "mean", "num_draws": 4}  # how a posterior mean is computed
+SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
+MEAN = {"method": "mean"}  # how a posterior mean is computed
 
 
 class Validation:
@@ -52,54 +52,49 @@ class Validation:
                 for name in SHOWN_BASELINES}
 
     def evaluate(self, model: nn.Module) -> list[dict[str, float]]:
-        """Numbers per picture of the posterior mean, and the velocity loss at a frozen time."""
+        """Numbers per picture of the posterior mean, and the loss at a frozen time."""
         if not len(self.cases):
             return []
-        losses = self.velocity_losses(model)
+        losses = self.losses(model)
         numbers = self._numbers(self.cases.sample(model, **MEAN).fields)
-        return [{"velocity_loss": loss, **found} for loss, found in zip(losses, numbers)]
+        return [{"loss": loss, **found} for loss, found in zip(losses, numbers)]
 
     def _numbers(self, fields: list[np.ndarray]) -> list[dict[str, float]]:
         return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
                  "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, self.cases)]
 
     @torch.no_grad()
-    def velocity_losses(self, model: nn.Module) -> list[float]:
-        """Of each case, at the points that were not observed: those that training asks for."""
+    def losses(self, model: nn.Module) -> list[float]:
+        """Of each case, at a frozen angle, at the points that were not observed."""
+        pairs = Pairs(model, *self.cases.shape(self.cases.rows), self.cases.device)
         losses = [math.nan] * len(self.cases)
         for group in self.cases.groups():
-            which = [k for k, _ in group]
+            batch = self._batch(group)
             with evaluating(model):
-                found = flow.velocity_loss(model, self._batch(which)).mean(dim=(1, 2)).tolist()
-            for k, loss in zip(which, found):
+                found = slope_loss(model, batch, pairs(batch)).mean(dim=(1, 2)).tolist()
+            for k, loss in zip(group, found):
                 losses[k] = loss
         return losses
 
     def _batch(self, which: list[int]) -> Batch:
-        _, input_coords, input_values = self.cases.stack(which)
-        hidden = [_hidden(self.cases[k]) for k in which]
-        rngs = [np.random.default_rng([EVAL_SEED, self.cases[k].index, 1]) for k in which]
-        times = np.array([rng.random() for rng in rngs], dtype=np.float32)
-        noise = [rng.standard_normal(x.shape, dtype=np.float32)
-                 for rng, (_, x) in zip(rngs, hidden)]
-        parts = [
-            torch.stack([coords for coords, _ in hidden]),
-            torch.from_numpy(np.stack(noise)),
-            torch.stack([values for _, values in hidden]),
-            torch.from_numpy(times),
-        ]
-        return Batch(input_coords, input_values, *(part.to(self.cases.device) for part in parts))
-
-
-def _hidden(case: Case) -> tuple[Tensor, Tensor]:
-    """Coordinates and values in [-1, 1] of what was not observed (or of all, if all was)."""
-    coords = grid_coords(*case.inside.shape[:2])
-    values = torch.from_numpy(case.inside).flatten(0, 1)
-    exists = torch.from_numpy(case.exists(len(case.inside)).ravel())
-    hidden = exists.clone()
-    hidden[torch.as_tensor(case.observed)] = False
-    chosen = hidden if hidden.any() else exists
-    return coords[chosen], values[chosen]
+        queries, input_coords, input_values = self.cases.stack(which)
+        cases = [self.cases[k] for k in which]
+        rngs = [np.random.default_rng([EVAL_SEED, case.index, 1]) for case in cases]
+        index = [np.flatnonzero(case.asked(self.cases.rows)) for case in cases]
+        values = [case.inside.reshape(-1, case.inside.shape[2])[own]
+                  for case, own in zip(cases, index)]
+        parts = {
+            "input_index": np.stack([case.observed for case in cases]),
+            "query_index": np.stack(index),
+            "x_1": np.stack(values),
+            "seed": np.array([rng.integers(2**63) for rng in rngs]),
+            "layout": np.full(len(cases), -1),
+            "theta": np.array([END * rng.random() for rng in rngs], dtype=np.float32),
+        }
+        tensors = {name: torch.from_numpy(part).to(self.cases.device)
+                   for name, part in parts.items()}
+        return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
+                     **tensors)
 
 
 def mean_numbers(results: list[dict[str, float]]) -> dict[str, float]:

@@ -17,16 +17,22 @@ from sparsefield.data.patterns import Pattern
 from sparsefield.data.streams import Purpose, generator
 from sparsefield.errors import UserError
 
+LAYOUTS = 32
+RENEWED = 8
+
 
 class Batch(NamedTuple):
     """What one step of flow matching needs, float32. Values in [-1, 1], coordinates in [0, 1]."""
 
+    input_index: Tensor   # (B, M) int64, flat indices i * W + j
     input_coords: Tensor  # (B, M, 2)
     input_values: Tensor  # (B, M, C)
+    query_index: Tensor   # (B, N) int64
     query_coords: Tensor  # (B, N, 2)
-    x_0: Tensor           # (B, N, C) noise
     x_1: Tensor           # (B, N, C) data
-    t: Tensor             # (B,)
+    seed: Tensor          # (B,) int64, of the draw that the path starts from
+    layout: Tensor        # (B,) int64, which layout of observations, -1 for one of its own
+    theta: Tensor         # (B,) angles in [0, pi/2]
 
 
 class TrainingBatches(Dataset):
@@ -43,7 +49,10 @@ class TrainingBatches(Dataset):
     - Queries are unobserved points, uniformly without replacement: at an observed point the
       answer can be copied. Observed points fill up only where fewer than N are unobserved.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
-    - `draw_times(rng, size)` gives the flow times of the global batch, (size,) in [0, 1].
+    - `draw_angles(rng, size)` gives the flow times of the global batch, (size,) in [0, pi/2].
+    - Where the pattern draws equally many points on every field, fields share LAYOUTS layouts of
+      observations at a time, of which every RENEWED steps one makes way for a new one: what is
+      computed from places alone then serves many fields.
 
     Raises:
         UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.
@@ -51,7 +60,7 @@ class TrainingBatches(Dataset):
 
     def __init__(
         self, split: Split, pattern: Pattern, *, seed: int, batch_size: int,
-        queries: tuple[int, int], draw_times: Callable[[np.random.Generator, int], np.ndarray],
+        queries: tuple[int, int], draw_angles: Callable[[np.random.Generator, int], np.ndarray],
         rank: int = 0, world_size: int = 1,
     ):
         if batch_size % world_size:
@@ -64,9 +73,10 @@ class TrainingBatches(Dataset):
         self.seed = seed
         self.batch_size = batch_size
         self.queries = queries
-        self.draw_times = draw_times
+        self.draw_angles = draw_angles
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)
+        self.shares_layouts = not split.has_gaps and pattern.is_fixed
         self.coords = grid_coords(*split.example(0).shape[:2]).numpy()
 
     @property
@@ -78,7 +88,7 @@ class TrainingBatches(Dataset):
         step_rng = generator(self.seed, Purpose.TRAINING_STEP, step)
         level = step_rng.random()
         num_queries = int(step_rng.integers(self.queries[0], self.queries[1] + 1))
-        times = self.draw_times(step_rng, self.batch_size)
+        angles = self.draw_angles(step_rng, self.batch_size)
 
         # Gaps: how many points all slots can have is known only after a look at all of them.
         looked_at = range(self.batch_size) if self.split.has_gaps else self.own_slots
@@ -88,8 +98,14 @@ class TrainingBatches(Dataset):
 
         points = [slots[slot].points(num_inputs, num_queries) for slot in self.own_slots]
         stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*points)]
-        own_times = times[self.own_slots.start:self.own_slots.stop]
-        return Batch(*stacked, t=torch.as_tensor(own_times, dtype=torch.float32))
+        own_angles = angles[self.own_slots.start:self.own_slots.stop]
+        return Batch(*stacked, theta=torch.as_tensor(own_angles, dtype=torch.float32))
+
+    def observed(self, layout: int) -> np.ndarray:
+        """(M,) observed points of a shared layout, a function of (seed, layout)."""
+        rng = generator(self.seed, Purpose.LAYOUT, layout)
+        everywhere = np.ones(self.split.example(0).shape[:2], dtype=bool)
+        return self.pattern.draw(everywhere, rng)
 
     def field_of(self, step: int, slot: int) -> int:
         """Index in the split of the field that this slot of this step shows."""
@@ -110,10 +126,15 @@ class _Slot:
         self.values = field.reshape(-1, field.shape[2])
         self.valid = valid.ravel()
         self.num_valid = int(np.count_nonzero(valid))
-        self.observed = batches.pattern.draw(valid, self.rng, level)
+        self.layout = -1
+        if batches.shares_layouts:
+            self.layout = step // RENEWED + int(self.rng.integers(LAYOUTS))
+            self.observed = batches.observed(self.layout)
+        else:
+            self.observed = batches.pattern.draw(valid, self.rng, level)
 
     def points(self, num_inputs: int, num_queries: int) -> tuple[np.ndarray, ...]:
-        """input_coords, input_values, query_coords, x_0 and x_1 of a `Batch`."""
+        """What a `Batch` holds of this field, in its order, up to the angle."""
         observed = self.observed
         if num_inputs < len(observed):
             kept = self.rng.choice(observed, num_inputs, replace=False, shuffle=False)
@@ -123,9 +144,9 @@ class _Slot:
         keys[observed] += 1
         keys[~self.valid] = np.inf
         queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
-        x_1 = self.values[queried]
-        x_0 = self.rng.standard_normal(x_1.shape, dtype=np.float32)
-        return self.coords[observed], self.values[observed], self.coords[queried], x_0, x_1
+        return (observed, self.coords[observed], self.values[observed], queried,
+                self.coords[queried], self.values[queried], np.int64(self.rng.integers(2**63)),
+                np.int64(self.layout))
 
 
 @lru_cache(maxsize=2)

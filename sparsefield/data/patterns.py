@@ -23,7 +23,13 @@ from sparsefield.errors import UserError
 
 
 class Pattern(Protocol):
-    """A rule that chooses observed points. `str(pattern)` gives its text back."""
+    """A rule that chooses observed points. `str(pattern)` gives its text back.
+
+    Attributes:
+        is_fixed: whether it draws equally many points on every whole field.
+    """
+
+    is_fixed: bool
 
     def draw(
         self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
@@ -50,6 +56,10 @@ class RandomPoints:
     low: float
     high: float
 
+    @property
+    def is_fixed(self) -> bool:
+        return self.low == self.high
+
     def __str__(self) -> str:
         return f"random:{self.low:g}" + (f"-{self.high:g}" if self.high > self.low else "")
 
@@ -71,6 +81,8 @@ class Grid:
 
     step: int
 
+    is_fixed = True
+
     def __str__(self) -> str:
         return f"grid:{self.step}"
 
@@ -90,6 +102,8 @@ class Block:
     """All but one block of `share` of the area, in the proportions of the field."""
 
     share: float
+
+    is_fixed = True
 
     def __str__(self) -> str:
         return f"block:{self.share:g}"
@@ -111,6 +125,8 @@ class Lines:
 
     count: int
 
+    is_fixed = True
+
     def __str__(self) -> str:
         return f"lines:{self.count}"
 
@@ -130,6 +146,8 @@ class Mask:
 
     path: str
     observed: np.ndarray
+
+    is_fixed = True
 
     def __str__(self) -> str:
         return self.path

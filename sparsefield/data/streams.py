@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     TRAINING_SLOT = 3
     FROZEN_CROP = 4
     FROZEN_CASE = 5
+    LAYOUT = 6
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

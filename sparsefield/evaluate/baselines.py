@@ -19,7 +19,7 @@ from skimage.restoration import inpaint_biharmonic
 
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
-from sparsefield.kriging import ordinary_kriging
+from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
 
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -128,11 +128,24 @@ def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
         ) from error
 
 
-@baseline("kriging")
+@baseline("kriging, one kernel")
 def kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Ordinary kriging, `sparsefield.kriging`: also the prior of the models."""
-    points = (torch.from_numpy(x)[None].float() for x in (coords, values, _queries(shape)))
-    return ordinary_kriging(*points).mean[0].double().numpy()
+    """Ordinary kriging with the variogram |h|, whatever the field (sparsefield.gaussian)."""
+    return _krige(coords, values, shape, ONE_KERNEL)
+
+
+@baseline("kriging, fitted")
+def fitted_kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Ordinary kriging with a variogram fitted to the field: what the models start from."""
+    return _krige(coords, values, shape, BANK)
+
+
+def _krige(
+    coords: np.ndarray, values: np.ndarray, shape: tuple[int, int], kernels: tuple[Kernel, ...]
+) -> np.ndarray:
+    points = (torch.from_numpy(x)[None].float() for x in (coords, values))
+    queries = torch.from_numpy(_queries(shape))[None].float()
+    return condition(*points, kernels=kernels).at(queries).mean[0].double().numpy()
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:

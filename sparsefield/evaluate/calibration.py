@@ -12,7 +12,7 @@ from sparsefield.evaluate import uncertainty
 from sparsefield.evaluate.cases import Cases, spread
 
 LEVEL = 0.9
-SETTINGS = {"method": "heun", "num_steps": 8}  # of the samples that are calibrated, and drawn later
+SETTINGS = {"method": "heun", "num_steps": 4}  # of the samples that are calibrated, and drawn later
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # looked at, at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)

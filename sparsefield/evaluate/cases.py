@@ -27,7 +27,7 @@ from sparsefield.data.scale import to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
-from sparsefield.samplers import Result, noise_seed, sample
+from sparsefield.flow.sampling import POINTS, Result, noise_seed, sample
 
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
 
@@ -68,6 +68,15 @@ class Case:
         factor = rows // len(self.inside)
         coarse = ~np.isnan(self.inside).any(axis=2)
         return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+
+    def asked(self, rows: int) -> np.ndarray:
+        """(H, W) bool: points of a resolution that exist and are no observation (all, if all are)."""
+        factor = rows // len(self.inside)
+        asked = self.exists(rows)
+        if factor % 2:  # the middle of a coarse cell is the middle of a fine one
+            i, j = np.divmod(self.observed, self.inside.shape[1])
+            asked[i * factor + factor // 2, j * factor + factor // 2] = False
+        return asked if asked.any() else self.exists(rows)
 
     def seed(self, draw: int) -> int:
         """Seed of one of several draws: of the first, that of the protocol."""
@@ -124,7 +133,7 @@ class Cases:
         *,
         seed: int = 0,
         resolutions: Sequence[int] = (),
-        points: int = 4096,
+        points: int = POINTS,
         device: torch.device | str = "cpu",
     ):
         self.rows, self.columns, self.channels = split.example(0).shape
@@ -175,25 +184,22 @@ class Cases:
             sampler: `method` and its options, see `sparsefield.samplers.sample`.
         """
         rows = rows or self.rows
-        found: list[list[np.ndarray]] = [[] for _ in self.cases]
+        found: list[np.ndarray | None] = [None] * len(self.cases)
         evaluations = seconds = 0.0
-        for group in self.groups(rows, draws):
+        for group in self.groups(rows):
             start = self._now()
-            result = self._call(model, group, rows, **sampler)
+            result = self._call(model, group, rows, draws, **sampler)
             seconds += self._now() - start
             evaluations += result.nfe * len(group)
-            for (k, _), values in zip(group, result.values):
-                found[k].append(self._field(self.cases[k], values, rows))
-            done(len(group))
-        count = draws * len(self)
-        return Outcome(
-            [np.stack(fields) for fields in found], rows, evaluations / count, seconds / count,
-            result.how,
-        )
+            for k, values in zip(group, result.values):
+                found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
+            done(len(group) * draws)
+        count = len(self)
+        return Outcome(found, rows, evaluations / count, seconds / (count * draws), result.how)
 
     def warm_up(self, model: nn.Module) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
-        self._call(model, self.groups(self.rows)[0], self.rows, method="mean")
+        self._call(model, self.groups(self.rows)[0], self.rows, 1, method="mean")
 
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
@@ -227,15 +233,15 @@ class Cases:
 
     # --- batches ---------------------------------------------------------------------------------
 
-    def groups(self, rows: int | None = None, draws: int = 1) -> list[list[tuple[int, int]]]:
-        """All (case, draw), those with equally many points together, as many as `points` allow."""
+    def groups(self, rows: int | None = None) -> list[list[int]]:
+        """All cases, those with equally many points together, as many as `points` allow."""
         by_shape = defaultdict(list)
         for k, case in enumerate(self.cases):
-            shape = np.count_nonzero(case.exists(rows or self.rows)), len(case.observed)
-            by_shape[shape] += [(k, draw) for draw in range(draws)]
-        return [jobs[i : i + size] for (queries, _), jobs in by_shape.items()
+            queries = np.count_nonzero(case.asked(rows or self.rows))
+            by_shape[queries, len(case.observed)].append(k)
+        return [which[i : i + size] for (queries, _), which in by_shape.items()
                 for size in [max(1, self.points // queries)]
-                for i in range(0, len(jobs), size)]
+                for i in range(0, len(which), size)]
 
     def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
         """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device.
@@ -246,28 +252,28 @@ class Cases:
         cases = [self.cases[k] for k in which]
         rows = rows or self.rows
         grid = grid_coords(*self.shape(rows))
-        queries = [grid[torch.from_numpy(case.exists(rows).ravel())] for case in cases]
+        queries = [grid[torch.from_numpy(case.asked(rows).ravel())] for case in cases]
         parts = queries, [case.coords for case in cases], [case.values for case in cases]
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
     def _call(
-        self, model: nn.Module, group: list[tuple[int, int]], rows: int, **sampler
+        self, model: nn.Module, which: list[int], rows: int, draws: int, **sampler
     ) -> Result:
         """Everything that an evaluation asks of a sampler, it asks here."""
         with evaluating(model):
             return sample(
                 model,
-                *self.stack([k for k, _ in group], rows),
-                seeds=[self.cases[k].seed(draw) for k, draw in group],
-                block_size=self.points,
+                *self.stack(which, rows),
+                seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
+                points=self.points,
                 **sampler,
             )
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
-        exists = case.exists(rows)
-        result = np.full((*exists.shape, self.channels), np.nan, dtype=np.float32)
-        result[exists] = to_unit(values.cpu().float().numpy())
+        asked = case.asked(rows)
+        result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
+        result[asked] = to_unit(values.cpu().float().numpy())
         return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
 
     def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from sparsefield.evaluate.report import (
     summarise,
 )
 
-MEAN = {"method": "mean", "num_draws": 1}
+MEAN = {"method": "mean"}
 HIGHER_IS_BETTER = {  # what the blocks of the report show: title, unit, decimals
     "psnr": ("PSNR", " dB", 2),
     "ssim": ("SSIM", "", 4),

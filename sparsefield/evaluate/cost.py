@@ -27,9 +27,9 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observe
     device = next(model.parameters()).device
     query_coords = grid_coords(*shape, device=device)[None]
     input_coords = query_coords[:, :observed]
-    noisy, inputs = (torch.zeros(1, n, channels, device=device)
-                     for n in (query_coords.shape[1], observed))
-    prepared = model.prepare(query_coords, input_coords, inputs)
+    inputs = torch.zeros(1, observed, channels, device=device)
+    form, _ = model.closed_form(query_coords, input_coords, inputs)
+    prepared = model.prepare(form, query_coords, input_coords, inputs)
     mamba = []
 
     def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -44,8 +44,7 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observe
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
             display=False, custom_mapping={torch.ops.aten.convolution: lambda *_, **__: 0}
         ) as products:
-            t = torch.zeros(1, device=device)
-            model(noisy, query_coords, t, input_coords, inputs, prepared=prepared)
+            model(form.mean, torch.ones(1, device=device), prepared)
     finally:
         for hook in hooks:
             hook.remove()

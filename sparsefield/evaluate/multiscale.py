@@ -23,9 +23,9 @@ from sparsefield.evaluate.report import (
     scale_line,
     summarise,
 )
-from sparsefield.samplers import declared_nfe
+from sparsefield.flow.samplers import declared_nfe
 
-INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging")  # they work at any resolution
+INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, fitted")  # they work at any resolution
 MEAN = "mean"
 ENOUGH_PICTURES = 64  # for saying which sampler is best
 COLUMNS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4),

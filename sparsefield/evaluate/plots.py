@@ -91,7 +91,7 @@ def learning_curves(
     checks = [(r["step"], r["val_psnr"]) for r in records if "val_psnr" in r]
     if losses:
         left.plot(*zip(*losses), color="tab:blue", linewidth=1)
-    left.set(xlabel="optimiser steps", ylabel="training loss", title="Weighted velocity error")
+    left.set(xlabel="optimiser steps", ylabel="training loss", title="Squared error of the slope")
     if checks:
         right.plot(*zip(*checks), color="tab:blue", marker=".", label="model, posterior mean")
     for (name, numbers), style in zip(baselines.items(), (":", "-.", "--")):

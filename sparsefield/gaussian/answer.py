@@ -120,7 +120,7 @@ def local_amplitude(
 
 def combine(fit: Fit, kriged: Kriged) -> Answer:
     """The mixture of what the hypotheses answer, by their weights."""
-    means = fit.values[:, None, :1].to(kriged.whitened) + kriged.whitened.mT @ fit.white
+    means = fit.values[:, None, :1].to(kriged.whitened) + (fit.white.mT @ kriged.whitened).mT
     weight = fit.weight[..., None, None]                                  # (B, T, 1, 1)
     mean = (weight * means).sum(dim=1)                                    # (B, N, C)
     between = (weight * (means - mean[:, None]) ** 2).sum(dim=1)          # (B, N, C)

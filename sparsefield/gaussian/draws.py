@@ -65,7 +65,7 @@ def coefficients(generators: Sequence[torch.Generator], channels: int) -> Tensor
 
 @lru_cache(maxsize=64)
 def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
-    """(H W, H W) float32: times N(0, 1) a field on the pixel centres, up to its level.
+    """(H W, H W) float32: rows of N(0, 1) times it are fields on the pixel centres, up to their level.
 
     Cheaper than waves where many fields are drawn on one small grid.
     """
@@ -75,4 +75,4 @@ def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
     gamma = variogram((kernel,), torch.zeros(1, 1, dtype=torch.long), coords, coords)[0, 0]
     covariance = LEVEL - gamma
     covariance.diagonal().add_(1e-9)
-    return torch.linalg.cholesky(covariance).float()
+    return torch.linalg.cholesky(covariance).mT.contiguous().float()

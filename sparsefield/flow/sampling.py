@@ -1,0 +1,200 @@
+"""A model and a sampler give fields: the closed form once a field, the network at every angle.
+
+A model is anything with
+
+    closed_form(query_coords, input_coords, input_values, noise_sd) -> (ClosedForm, noise source)
+    prepare(closed_form, query_coords, input_coords, input_values) -> what the points alone determine
+    model(z, theta, prepared) -> F
+
+(sparsefield.conditional.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
+C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsefield.errors import UserError
+from sparsefield.flow.blocks import Block, cut_blocks, nearby, take
+from sparsefield.flow.samplers import SAMPLERS, angles, check_sampler, sampler_options
+
+Progress = Callable[[int, int | None], None]
+
+POINTS = 4096  # most queries of one model call
+HALO = 0.5  # queries seen around a block, of those answered
+
+
+def noise_seed(*path: int) -> int:
+    """One 32-bit seed from a path of non-negative integers, such as (seed, image, draw)."""
+    return int(np.random.SeedSequence(path).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `sample` returns.
+
+    Attributes:
+        values: (B, K, N, C). nfe: evaluations of the network for each draw, the first shared by all
+            draws of a field. blocks: pieces in which the queries went through the model.
+        how: one line for reports.
+    """
+
+    values: Tensor
+    nfe: int
+    blocks: int
+    how: str
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    query_coords: Tensor,
+    input_coords: Tensor,
+    input_values: Tensor,
+    *,
+    seeds: Sequence[Sequence[int]],
+    method: str = "heun",
+    num_steps: int = 4,
+    noise_sd: Tensor | None = None,
+    clip: bool = True,
+    points: int = POINTS,
+    most_inputs: int | None = None,
+    progress: Progress | None = None,
+    **options: float,
+) -> Result:
+    """Draws of every field at the query points, given the observations.
+
+    Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding: not on
+    the batch, the other draws or how the queries are cut. The closed form and its noise belong to
+    places, so that blocks of a large field agree at their seams; the network sees a block with half
+    as many queries around it.
+
+    Args:
+        query_coords: (B, N, 2) in sides of the square; not the observed ones, whose value is known.
+        input_coords, input_values: (B, M, 2) and (B, M, C) in [-1, 1].
+        seeds: B lists of K integers. method: one of SAMPLERS, with options of its own.
+        num_steps: equal steps in the angle. noise_sd: (B, M, C) of the values, None: exact.
+        clip: limit the result to [-1, 1]. points: most queries of one model call: bounds memory.
+        most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
+        progress: called as progress(model calls so far, calls in all or None if unknown).
+    Raises:
+        UserError: an unknown sampler or option, or one out of range.
+        ValueError: shapes that do not agree.
+    """
+    check_sampler(method, num_steps, options)
+    if points < 1:
+        raise UserError(f"points is {points}: a model call takes at least 1")
+    _check_shapes(query_coords, input_coords, input_values, seeds)
+    form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
+    draws = 1 if method == "mean" else len(seeds[0])
+    slope = _Slope(model, form, (query_coords, input_coords, input_values), draws, points,
+                   most_inputs, progress, _calls(method, num_steps))
+    generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
+
+    def fresh() -> Tensor:
+        each = [noise([own[k] for own in generators]) for k in range(draws)]  # K of (B, N, C)
+        return torch.stack(each, dim=1).flatten(0, 1)                     # (B K, N, C)
+
+    start = torch.zeros_like(form.mean) if method == "mean" else fresh()
+    z = SAMPLERS[method](slope, start, angles(num_steps), fresh, **options)
+    values = form.mean[:, None] + form.sd[:, None] * z.unflatten(0, (-1, draws))
+    values = values.clamp(-1, 1) if clip else values
+    how = _describe(method, num_steps, slope, options)
+    return Result(values, slope.evaluations, len(slope.blocks), how)
+
+
+def _calls(method: str, num_steps: int) -> int | None:
+    return {"mean": 1, "heun": 2 * num_steps - 1, "adaptive": None}.get(method, num_steps)
+
+
+class _Slope:
+    """F(z, theta) of a model at fixed points, block by block and few draws at a time, counted.
+
+    z is (B K, N, C), the draws of a field side by side. At theta = 0, where z says nothing, one
+    evaluation a field serves all draws.
+    """
+
+    def __init__(self, model, form, places, draws, points, most_inputs, progress, evaluations):
+        self.model, self.form, self.draws, self.points = model, form, draws, points
+        self.query_coords, self.input_coords, self.input_values = places
+        count = self.query_coords.shape[1]
+        halo = 0 if count <= points else int(HALO * points)
+        self.blocks = cut_blocks(self.query_coords, points, halo)
+        self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
+        self.progress = progress
+        self.evaluations = self.calls = 0
+        self.first: Tensor | None = None
+        self.total = None if evaluations is None else (
+            len(self.blocks) * (1 + (evaluations - 1) * len(self._parts(draws)))
+        )
+
+    def _prepare(self, block: Block, most_inputs: int | None):
+        coords, input_coords, which = nearby(
+            take(self.query_coords, block.index), self.input_coords, most_inputs
+        )
+        form = self.form.take(block.index, which)
+        values = self.input_values if which is None else take(self.input_values, which)
+        return self.model.prepare(form, coords, input_coords, values)
+
+    def _parts(self, draws: int) -> list[range]:
+        """The draws in groups that a model call holds."""
+        fields = len(self.query_coords)
+        held = max(1, self.points // (self.blocks[0].index.shape[1] * fields))
+        return [range(k, min(k + held, draws)) for k in range(0, draws, held)]
+
+    def __call__(self, z: Tensor, theta: float) -> Tensor:
+        self.evaluations += 1
+        if theta == 0:
+            if self.first is None:
+                self.first = self._evaluate(torch.zeros_like(self.form.mean), theta, 1)
+            return self.first.repeat_interleave(self.draws if len(z) > len(self.first) else 1, 0)
+        return self._evaluate(z, theta, self.draws)
+
+    def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
+        by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)
+        slope = torch.zeros_like(by_field)
+        for block, prepared in zip(self.blocks, self.prepared):
+            for part in self._parts(draws):
+                some = by_field[:, part.start:part.stop].flatten(0, 1)
+                size = len(part)
+                index = block.index.repeat_interleave(size, 0)
+                angle = z.new_full((len(some),), theta, dtype=torch.float32)
+                found = self.model(take(some, index), angle, prepared.repeat(size))
+                core = index[:, :block.core, None].expand(-1, -1, z.shape[-1])
+                answered = slope[:, part.start:part.stop].flatten(0, 1)
+                answered.scatter_(1, core, found[:, :block.core].to(z))
+                slope[:, part.start:part.stop] = answered.unflatten(0, (-1, size))
+                self.calls += 1
+                if self.progress is not None:
+                    self.progress(self.calls, self.total)
+        return slope.flatten(0, 1)
+
+
+def _check_shapes(query_coords, input_coords, input_values, seeds) -> None:
+    fields = len(query_coords)
+    if not len(input_coords) == len(input_values) == len(seeds) == fields:
+        raise ValueError(f"{fields} query sets, {len(input_coords)} observed sets, "
+                         f"{len(input_values)} value sets and {len(seeds)} seeds: give one each")
+    if input_coords.shape[1] != input_values.shape[1]:
+        raise ValueError(f"{input_coords.shape[1]} observed points but "
+                         f"{input_values.shape[1]} observed values")
+    if len({len(own) for own in seeds}) != 1:
+        raise ValueError("give every field equally many seeds")
+
+
+def _describe(method: str, num_steps: int, slope: _Slope, options: dict) -> str:
+    settings = {**sampler_options(method), **options}
+    words = [method] + [f"{name} {value:g}" for name, value in settings.items()]
+    if method not in ("mean", "adaptive"):
+        words.append(f"{num_steps} steps")
+    words.append(f"{slope.evaluations} evaluation{'s' if slope.evaluations > 1 else ''}")
+    if len(slope.blocks) > 1:
+        core = max(block.core for block in slope.blocks)
+        seen = slope.blocks[0].index.shape[1] - slope.blocks[0].core
+        words.append(f"queries in {len(slope.blocks)} blocks of {core} with {seen} around")
+    return ", ".join(words)
