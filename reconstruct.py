@@ -33,8 +33,8 @@ from sparsefield import cli, load, plots
 from sparsefield.calibration import SETTINGS
 from sparsefield.checkpoint import write_atomically
 from sparsefield.errors import UserError
-from sparsefield.measurements import LARGEST, Measurements, read_measurements
-from sparsefield.reconstruction import Field, Reconstructor, grid_shape
+from sparsefield.use.measurements import LARGEST, Measurements, read_measurements
+from sparsefield.use.reconstruction import Field, Reconstructor, grid_shape
 
 
 @dataclass

@@ -15,8 +15,8 @@ import numpy as np  # noqa: E402
 from sparsefield.data.scale import Scale  # noqa: E402
 
 if TYPE_CHECKING:
-    from sparsefield.measurements import Measurements
-    from sparsefield.reconstruction import Field
+    from sparsefield.use.measurements import Measurements
+    from sparsefield.use.reconstruction import Field
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120

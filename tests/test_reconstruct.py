@@ -16,8 +16,8 @@ from sparsefield.calibration import fit_spread, widen
 from sparsefield.checkpoint import FORMAT, save_checkpoint
 from sparsefield.errors import UserError
 from sparsefield.kriging import noisy_observations, ordinary_kriging
-from sparsefield.measurements import read_measurements
-from sparsefield.reconstruction import block_size, grid_shape
+from sparsefield.use.measurements import read_measurements
+from sparsefield.use.reconstruction import block_size, grid_shape
 from sparsefield.uncertainty import coverage
 from train_mamba_v2 import MAMBADiffusionV2
 

@@ -17,7 +17,7 @@ from sparsefield.data.scale import Scale, pixel_scale
 from sparsefield.distributed import pick_device
 from sparsefield.errors import UserError
 from sparsefield.kriging import DENSE_POINTS, noisy_observations
-from sparsefield.measurements import LARGEST, MOST_POINTS, Measurements, average_duplicates
+from sparsefield.use.measurements import LARGEST, MOST_POINTS, Measurements, average_duplicates
 from sparsefield.samplers import Progress, noise_seed, sample
 
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
