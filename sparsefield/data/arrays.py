@@ -13,7 +13,7 @@ import numpy as np
 from sparsefield.data.array_files import SPLITS, read_arrays
 from sparsefield.data.base import Data
 from sparsefield.data.pictures import flip
-from sparsefield.data.scale import Scale, pixel_scale
+from sparsefield.data.scale import Scale, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def _value_range(
         return _given_range(given, channels)
     if is_uint8:
         return pixel_scale(channels).value_range
-    return tuple(map(_wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
+    return tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
 
 
 def _given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
@@ -271,12 +271,6 @@ def _given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, fl
     if not all(low < high and np.isfinite(high - low) for low, high in pairs):
         raise UserError(f"--value_range {text}: each lo must be below its hi, and both finite")
     return pairs if len(pairs) == channels else pairs * channels
-
-
-def _wide_enough(low: float, high: float) -> tuple[float, float]:
-    """Constant data lies in the middle of a range that can be divided by."""
-    margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
-    return low - margin, high + margin
 
 
 def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:

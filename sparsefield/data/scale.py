@@ -59,3 +59,9 @@ def to_unit(inside: np.ndarray) -> np.ndarray:
 def pixel_scale(channels: int) -> Scale:
     """The scale of uint8 pictures."""
     return Scale(((0.0, 255.0),) * channels)
+
+
+def wide_enough(low: float, high: float) -> tuple[float, float]:
+    """Constant data lies in the middle of a range that can be divided by."""
+    margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
+    return low - margin, high + margin
