@@ -33,7 +33,8 @@ from sparsefield import cli, load, plots
 from sparsefield.calibration import SETTINGS
 from sparsefield.checkpoint import write_atomically
 from sparsefield.errors import UserError
-from sparsefield.use.measurements import LARGEST, Measurements, read_measurements
+from sparsefield.use.measurements import read_measurements
+from sparsefield.use.points import LARGEST, Measurements
 from sparsefield.use.reconstruction import Field, Reconstructor, grid_shape
 
 

@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from sparsefield.data.scale import Scale  # noqa: E402
 
 if TYPE_CHECKING:
-    from sparsefield.use.measurements import Measurements
+    from sparsefield.use.points import Measurements
     from sparsefield.use.reconstruction import Field
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there

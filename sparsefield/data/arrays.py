@@ -13,7 +13,7 @@ import numpy as np
 from sparsefield.data.array_files import SPLITS, read_arrays
 from sparsefield.data.base import Data
 from sparsefield.data.pictures import flip
-from sparsefield.data.scale import Scale, pixel_scale, wide_enough
+from sparsefield.data.scale import Scale, given_range, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -255,22 +255,10 @@ def _value_range(
 ) -> tuple[tuple[float, float], ...]:
     channels = len(surveys[0].low)
     if given is not None:
-        return _given_range(given, channels)
+        return given_range(given, channels)
     if is_uint8:
         return pixel_scale(channels).value_range
     return tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
-
-
-def _given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
-    text = " ".join(f"{value:g}" for value in given)
-    if len(given) not in (2, 2 * channels):
-        raise UserError(
-            f"--value_range {text}: give lo hi for all channels, or {channels} times lo hi"
-        )
-    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2])))
-    if not all(low < high and np.isfinite(high - low) for low, high in pairs):
-        raise UserError(f"--value_range {text}: each lo must be below its hi, and both finite")
-    return pairs if len(pairs) == channels else pairs * channels
 
 
 def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:

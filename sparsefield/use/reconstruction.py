@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from sparsefield.calibration import SETTINGS, widen
 from sparsefield.checkpoint import load_model
-from sparsefield.coords import grid_coords
-from sparsefield.data.scale import Scale, pixel_scale
+from sparsefield.data.scale import Scale, given_range
 from sparsefield.distributed import pick_device
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 from sparsefield.kriging import DENSE_POINTS, noisy_observations
-from sparsefield.use.measurements import LARGEST, MOST_POINTS, Measurements, average_duplicates
 from sparsefield.samplers import Progress, noise_seed, sample
+from sparsefield.use.grids import cells, grid_shape, scales, to_square
+from sparsefield.use.points import MOST_POINTS, Measurements, as_given, average_duplicates
+from sparsefield.use.scales import choose_scale, excess, is_of_pictures
 
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 BLOCK = 4096  # queries of a block at most
 TOKENS = 16384  # of all samples that are drawn together: bounds memory
 MEAN_DRAWS = 4
-MARGIN = 0.1  # of the spread of grey values, on either side, when they come without a range
+MOST_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Reconstructor:
         self.network, self.checkpoint, self.device = network, checkpoint, device
         data = checkpoint["data"]
         self.channels = int(data["channels"])
-        self.scale = Scale(tuple(tuple(pair) for pair in data["value_range"]), data["units"])
+        pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
+        self.scale = Scale(pairs, data["units"])
         self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
 
     @classmethod
@@ -69,7 +71,7 @@ class Reconstructor:
         self,
         coords: np.ndarray,
         values: np.ndarray,
-        resolution: int | tuple[int, int] = 64,
+        resolution: int | Sequence[int] = 64,
         *,
         extent: Sequence[float] | None = None,
         num_samples: int = 16,
@@ -77,42 +79,57 @@ class Reconstructor:
         value_range: Sequence[float] | None = None,
         num_steps: int = SETTINGS["num_steps"],
         seed: int = 0,
+        aspect: str = "auto",
+        missing: Sequence[float] | None = None,
+        separately: bool = False,
         progress: Progress | None = None,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
         Args:
             coords: (M, 2), x and y in any units, 1 to 100,000 points; equal ones are averaged.
-            values: (M, C) or (M,), in the units of the training data. One channel is welcome by a
-                model of colour pictures, as shades of grey.
+                Masked points (numpy.ma) are left out.
+            values: (M, C) or (M,), in the units of the training data. A model of colour pictures
+                takes red, green and blue (0 to 255), one channel as shades of grey, and any other
+                number of channels each on its own.
             resolution: cells of the longer side (the other follows), or (rows, columns).
-            extent: x0 x1 y0 y1, default the unit square. Both axes have the same scale.
+            extent: x0 x1 y0 y1, default the unit square.
             num_samples: K, at least 2.
             noise_sd: sd of the noise in the values, in their units; 0 keeps them exactly.
-            value_range: what the model sees as its darkest and brightest, where values are not
-                in the training data's units; grey values for a model of colour: default theirs,
-                with a margin.
+            value_range: low high, or so for each channel: what the model sees as its darkest and
+                brightest. Default that of the training data; where the values lie far outside of
+                it, with a warning, and for shades of grey: theirs, with a margin.
             num_steps: of Heun's rule; the calibration holds at the default.
+            aspect: equal (both axes have one scale), free (each its own), or auto: free where the
+                sides of the extent differ by more than 10 times.
+            missing: values that mean: not measured. None refuses one that looks like it, such as
+                -9999; [] takes all as they are.
+            separately: each channel on its own, where three are no colours.
             progress: called as progress(model calls so far, all).
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
         Raises:
             UserError: an argument that cannot be used, with the reason.
         """
-        coords, values = np.asarray(coords, np.float64), np.asarray(values, np.float64)
-        values = values[:, None] if values.ndim == 1 else values
+        coords, values = as_given(coords, values, missing)
         extent = tuple(float(x) for x in (extent if extent is not None else (0, 1, 0, 1)))
         given = Measurements(coords, values, extent)
-        self._check(given, num_samples, noise_sd)
+        self._check(given, num_samples, noise_sd, num_steps, seed)
+        scaled_by = scales(extent, aspect)
+        shape = grid_shape(resolution, extent, scaled_by)
         given = average_duplicates(given)
-        scale, copies = self._scale_for(given, value_range)
-        shape = grid_shape(resolution, extent)
+        channels = given.values.shape[1]
+        if separately or is_of_pictures(self.scale) and channels not in (1, self.channels):
+            return self._each_channel(
+                given, value_range, seed, resolution=shape, extent=extent, num_samples=num_samples,
+                noise_sd=noise_sd, num_steps=num_steps, aspect=aspect, progress=progress,
+            )
+        scale, copies = choose_scale(self.scale, given.values, value_range)
         inside = scale.to_inside(np.repeat(given.values, copies, axis=1))
-        places = to_square(given.coords, extent)
-        queries, where = cells(shape, extent)
-        query_coords = to_square(where, extent) if queries is None else queries
+        places = to_square(given.coords, extent, scaled_by)
+        query_coords, where = cells(shape, extent, scaled_by)
         observations = self._observations(places, inside, noise_sd, scale, num_samples, seed)
-        clip = self.scale.value_range == pixel_scale(self.channels).value_range and copies == 1
+        clip = is_of_pictures(self.scale) and copies == 1 and excess(given.values, scale) <= 0
         drawn, mean, how = self._draw(
             query_coords, places, observations, num_steps, seed, clip, noise_sd > 0, progress
         )
@@ -127,51 +144,48 @@ class Reconstructor:
         return Field(where.reshape(*shape, 2), outside(mean), samples.std(axis=0, ddof=1), samples,
                      how)
 
-    def _check(self, given: Measurements, num_samples: int, noise_sd: float) -> None:
+    def _each_channel(
+        self, given: Measurements, value_range: Sequence[float] | None, seed: int, **settings
+    ) -> Field:
+        """Every channel alone, as shades of grey: they are different things, not colours."""
+        channels = given.values.shape[1]
+        ranges = [None] * channels if value_range is None else given_range(value_range, channels)
+        fields = [
+            self.reconstruct(given.coords, given.values[:, c], value_range=ranges[c],
+                             seed=seed + c, missing=[], **settings)
+            for c in range(channels)
+        ]
+        joined = {name: np.concatenate([getattr(field, name) for field in fields], axis=-1)
+                  for name in ("mean", "sd", "samples")}
+        return Field(coords=fields[0].coords, how=fields[0].how, **joined)
+
+    def _check(
+        self, given: Measurements, num_samples: int, noise_sd: float, num_steps: int, seed: int
+    ) -> None:
         coords, values = given.coords, given.values
-        if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
-            len(coords) != len(values)
-        ):
-            raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
-                            "(M,) or (M, C)")
         if not 1 <= len(coords) <= MOST_POINTS:
             raise UserError(f"{len(coords):,} points: give 1 to {MOST_POINTS:,}")
-        if not (np.isfinite(coords).all() and np.isfinite(values).all()):
-            raise UserError("coords or values hold NaN or infinity: leave those points out")
         x0, x1, y0, y1 = given.extent
-        if not (x0 < x1 and y0 < y1):
-            raise UserError(f"extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 < x1 and y0 < y1")
+        if not (x0 < x1 and y0 < y1 and np.isfinite((x1 - x0, y1 - y0)).all()):
+            raise UserError(f"extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 < x1 and y0 < y1, finite")
         outside = ~((coords >= (x0, y0)) & (coords <= (x1, y1))).all(axis=1)
         if outside.any():
             raise UserError(f"{outside.sum()} points lie outside the extent {x0:g} {x1:g} {y0:g} "
                             f"{y1:g}: leave them out, or give a larger extent")
-        if values.shape[1] != self.channels and (values.shape[1], self.channels) != (1, 3):
+        if values.shape[1] != self.channels and not is_of_pictures(self.scale):
             raise UserError(f"{values.shape[1]} value(s) a point, the model was trained on "
-                            f"{self.channels}: choose the columns, or another checkpoint")
-        if num_samples < 2:
-            raise UserError(f"num_samples={num_samples}: an uncertainty needs at least 2")
+                            f"{self.channels}: choose columns with --value, or another checkpoint")
+        if not 2 <= num_samples <= MOST_SAMPLES:
+            raise UserError(f"num_samples={num_samples}: an uncertainty needs at least 2, and at "
+                            f"most {MOST_SAMPLES:,} are kept")
+        if num_steps < 1:
+            raise UserError(f"num_steps={num_steps}: give at least 1")
+        require_seed(seed)
         if not 0 <= noise_sd < np.inf:
             raise UserError(f"noise_sd={noise_sd}: give 0 or more, in the units of the values")
         if noise_sd and len(coords) > DENSE_POINTS:
             raise UserError(f"noise_sd works up to {DENSE_POINTS:,} points, here are "
                             f"{len(coords):,}: average neighbours first")
-
-    def _scale_for(
-        self, given: Measurements, value_range: Sequence[float] | None
-    ) -> tuple[Scale, int]:
-        """Scale of the model's channels for these values, and how often each value is repeated."""
-        copies = self.channels // given.values.shape[1]
-        if value_range is not None:
-            bounds = np.reshape(np.asarray(value_range, float), (-1, 2))
-            if len(bounds) not in (1, self.channels) or not (bounds[:, 0] < bounds[:, 1]).all():
-                raise UserError(f"value_range {list(value_range)}: give low high")
-            pairs = [tuple(pair) for pair in bounds.tolist()]
-            return Scale(tuple(pairs * (self.channels // len(pairs))), self.scale.units), copies
-        if copies == 1:
-            return self.scale, 1
-        low, high = given.values.min(), given.values.max()
-        margin = MARGIN * (high - low) or 0.5
-        return Scale(((low - margin, high + margin),) * self.channels), copies
 
     def _observations(
         self, places: Tensor, inside: np.ndarray, noise_sd: float, scale: Scale, count: int,
@@ -237,42 +251,3 @@ def block_size(points: int, observed: int) -> int | None:
     if observed > INPUTS:
         size = min(BLOCK, max(4, points * INPUTS // (3 * observed)))
     return size if size < points else None
-
-
-def grid_shape(resolution: int | tuple[int, int], extent: Sequence[float]) -> tuple[int, int]:
-    """(rows, columns) of a grid.
-
-    Args:
-        resolution: cells of the longer side, for square cells; or (rows, columns) as they are.
-    Raises:
-        UserError: a side is not in 1 ... 512.
-    """
-    x0, x1, y0, y1 = extent
-    shape = resolution
-    if not isinstance(resolution, tuple):
-        longer = max(x1 - x0, y1 - y0)
-        shape = tuple(max(1, round(resolution * side / longer)) for side in (y1 - y0, x1 - x0))
-    if not all(1 <= side <= LARGEST for side in shape):
-        raise UserError(f"resolution {shape[0]}x{shape[1]}: rows and columns are 1 to {LARGEST}")
-    return shape
-
-
-def to_square(points: np.ndarray, extent: Sequence[float]) -> Tensor:
-    """Coordinates (P, 2) in the unit square: the longer side of the extent becomes 1."""
-    x0, x1, y0, y1 = extent
-    inside = (np.asarray(points) - (x0, y0)) / max(x1 - x0, y1 - y0)
-    return torch.from_numpy(inside.astype(np.float32))
-
-
-def cells(shape: tuple[int, int], extent: Sequence[float]) -> tuple[Tensor | None, np.ndarray]:
-    """Middles of the cells of a grid over the extent, row by row.
-
-    Returns:
-        (N, 2) float32 in the unit square for a square extent (those that training saw, to the
-        bit), else None; and (N, 2) float64 in the units of the extent.
-    """
-    x0, x1, y0, y1 = extent
-    x = x0 + (np.arange(shape[1]) + 0.5) / shape[1] * (x1 - x0)
-    y = y0 + (np.arange(shape[0]) + 0.5) / shape[0] * (y1 - y0)
-    where = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    return (grid_coords(*shape) if x1 - x0 == y1 - y0 else None), where
