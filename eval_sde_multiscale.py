@@ -37,12 +37,15 @@ from sparsefield.checkpoint import build_model, load_checkpoint, write_atomicall
 from sparsefield.coords import grid_coords
 from sparsefield.data import Pattern, Scale, Split, frozen_case, parse_pattern
 from sparsefield.distributed import pick_device
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluation import Outcome, open_test_data
+from sparsefield.outputs import OutputFolder
 from sparsefield.samplers import check_sampler, declared_nfe, noise_seed, sample
 from sparsefield.validation import grid_case
 
 BICUBIC = "biharmonic + bicubic"
+FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
+         "performance_chart.png", "diversity.png", "uncertainty.png")
 BASELINES_AT_ANY_SIZE = ("thin-plate RBF", "kriging")
 
 
@@ -94,6 +97,7 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
+        require_seed(self.seed)
         for name in ("samplers", "resolutions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise UserError(f"--{name}: give at least one, and each once")
@@ -522,13 +526,9 @@ def evaluate(config: Config) -> dict:
     data = open_test_data(checkpoint, config.data, config.data_test)
     model = build_model(checkpoint, device)
     test = MultiscaleTest(data.test, pattern, config.num_samples, config.resolutions, config.seed)
-    folder = Path(config.save_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"save_dir={folder} cannot be made ({error.strerror}): choose another folder"
-        ) from error
+    out = OutputFolder(config.save_dir, "--save_dir",
+                       [config.checkpoint, config.data, config.data_test])
+    out.require(FILES)
     numbers, fields, draws = evaluate_all(Runner(model, test, config))
     fitted = checkpoint.get("calibration")
     if fitted and "heun" in draws:
@@ -547,7 +547,8 @@ def evaluate(config: Config) -> dict:
         "environment": environment(device),
         **numbers,
     }
-    write(results, fields, draws, test, folder)
+    write(results, fields, draws, test, out.path)
+    out.record(FILES)
     return results
 
 

@@ -32,8 +32,9 @@ from sparsefield.baselines import BASELINES
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Data, Scale, parse_pattern
 from sparsefield.distributed import pick_device
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluation import FrozenTest, Outcome, count_flops, open_test_data
+from sparsefield.outputs import OutputFolder
 from sparsefield.samplers import check_sampler
 from sparsefield.scan import describe_backend
 
@@ -42,6 +43,8 @@ RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
 # Settings of a training that change where or how fast it ran, not what was learnt.
 IRRELEVANT = {"save_dir", "device", "num_workers", "log_file", "dry_run", "compile", "accumulate",
               "resume", "eval_every", "eval_pictures", "visualize_every", "save_every", "keep_last"}
+FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
+         "improvement_chart.png")
 HIGHER_IS_BETTER = {  # what the first blocks of the report show: title, unit, decimals
     "psnr": ("PSNR", " dB", 2),
     "ssim": ("SSIM", "", 4),
@@ -388,6 +391,7 @@ def write(results: dict, fields: dict, test: FrozenTest, folder: Path) -> None:
 
 def evaluate(config: Config) -> dict:
     """Run the comparison and write its files. Raises UserError for what the user can mend."""
+    require_seed(config.seed)
     check_sampler(config.sampler, config.num_steps, {})
     if config.sampler == "mean":
         raise UserError("sampler='mean' draws no sample; the posterior mean is always reported "
@@ -396,20 +400,17 @@ def evaluate(config: Config) -> dict:
     checkpoints = {"V1": load("V1", config.v1_checkpoint), "V2": load("V2", config.v2_checkpoint)}
     require_same_data(checkpoints)
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    folder = Path(config.save_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"save_dir={folder} cannot be made ({error.strerror}): choose another folder"
-        ) from error
+    out = OutputFolder(config.save_dir, "--save_dir", [
+        config.v1_checkpoint, config.v2_checkpoint, config.data, config.data_test])
+    out.require(FILES)
     models = {name: build_model(checkpoint, device) for name, checkpoint in checkpoints.items()}
     test = FrozenTest(
         data.test, parse_pattern(config.observe), config.num_samples,
         seed=config.seed, batch_size=config.batch_size, device=device,
     )
     results, fields = compare(config, checkpoints, models, test, data)
-    write(results, fields, test, folder)
+    write(results, fields, test, out.path)
+    out.record(FILES)
     return results
 
 

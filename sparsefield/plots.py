@@ -115,8 +115,9 @@ def reconstruction(
     """Measurements, posterior mean, sd and two samples, in the units of the input."""
     x0, x1, y0, y1 = given.extent
     edges = (x0, x1, y1, y0) if given.downward else (x0, x1, y0, y1)
+    is_square = given.is_picture or 0.1 <= (y1 - y0) / (x1 - x0) <= 10  # else a sliver
     style = {"extent": edges, "origin": "upper" if given.downward else "lower",
-             "interpolation": "nearest"}
+             "interpolation": "nearest", "aspect": "equal" if is_square else "auto"}
     colours = {"vmin": limits[0], "vmax": limits[1],
                "cmap": "gray" if given.is_picture else "viridis"}
     is_rgb = given.is_picture and field.mean.shape[2] == 3
@@ -127,7 +128,7 @@ def reconstruction(
     def to_unit(values: np.ndarray) -> np.ndarray:
         return np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
 
-    tall = np.clip((y1 - y0) / (x1 - x0), 0.3, 3)
+    tall = np.clip((y1 - y0) / (x1 - x0), 0.3, 3) if is_square else 1
     figure, axes = plt.subplots(
         1, 5, figsize=(15, 2.6 * tall + 1), sharex=True, sharey=True, layout="constrained"
     )
@@ -140,7 +141,7 @@ def reconstruction(
     fields = [None, field.mean, None, *field.samples[:2]]
     for axis, title, values in zip(axes, titles, fields):
         axis.set_title(title, fontsize=10)
-        axis.set_aspect("equal" if given.is_picture or 0.1 <= (y1 - y0) / (x1 - x0) <= 10 else "auto")
+        axis.set_aspect(style["aspect"])
         if values is not None:
             image = axis.imshow(drawn(values), **style, **({} if is_rgb else colours))
     spread = axes[2].imshow(field.sd.mean(axis=2), cmap="magma", vmin=0, **style)
