@@ -13,6 +13,9 @@ improvement_chart.png.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+
 import json
 import math
 import platform

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.errors import UserError
-from sparsefield.use.missing import parse_missing
+from sparsefield.data.missing import parse_missing
 from sparsefield.use.pictures import measure_picture
 from sparsefield.use.points import Measurements, clean
 from sparsefield.use.tables import read_table

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparsefield.errors import UserError
-from sparsefield.use.missing import refuse_lone_extreme
+from sparsefield.data.missing import refuse_lone_extreme
 
 log = logging.getLogger("sparsefield")
 
