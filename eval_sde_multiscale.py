@@ -16,6 +16,9 @@ multiscale_comparison.png, performance_chart.png, diversity.png and uncertainty.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -25,13 +28,17 @@ from sparsefield import cli
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.distributed import pick_device
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
 from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.outputs import OutputFolder
+
+FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
+         "performance_chart.png", "diversity.png", "uncertainty.png")
 
 
 @dataclass
@@ -83,6 +90,7 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
+        require_seed(self.seed)
         for name in ("samplers", "resolutions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise UserError(f"--{name}: give at least one, and each once")
@@ -131,7 +139,9 @@ def evaluate(config: Config) -> dict:
         data.test, pattern, spread(known, config.num_samples), seed=config.seed,
         resolutions=config.resolutions, points=config.points, device=device,
     )
-    folder = cli.output_folder(config.save_dir)
+    out = OutputFolder(config.save_dir, "--save_dir",
+                       [config.checkpoint, config.data, config.data_test])
+    out.require(FILES)
     numbers, fields, draws = evaluate_all(
         Runner(model, cases, config.methods(), config.ensemble), config.resolutions,
         config.steps_sweep, checkpoint.get("calibration"),
@@ -148,7 +158,8 @@ def evaluate(config: Config) -> dict:
         "environment": environment(device),
         **numbers,
     }
-    write(results, fields, draws, cases, folder)
+    write(results, fields, draws, cases, out.path)
+    out.record(FILES)
     return results
 
 

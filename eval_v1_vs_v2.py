@@ -13,6 +13,9 @@ improvement_chart.png.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -25,7 +28,7 @@ from sparsefield import cli
 from sparsefield.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.distributed import pick_device
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_comparison
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.cases import Cases, spread
@@ -33,12 +36,15 @@ from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
 # Settings of a training that change where or how fast it ran, not what was learnt.
 IRRELEVANT = {"save_dir", "device", "num_workers", "log_file", "dry_run", "compile", "accumulate",
               "resume", "eval_every", "eval_pictures", "visualize_every", "save_every", "keep_last"}
+FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
+         "improvement_chart.png")
 
 
 @dataclass
@@ -154,13 +160,16 @@ def write(
 
 def evaluate(config: Config) -> dict:
     """Run the comparison and write its files. Raises UserError for what the user can mend."""
+    require_seed(config.seed)
     config.check()
     device = pick_device(config.device)
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     require_same_data(checkpoints)
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    folder = cli.output_folder(config.save_dir)
+    out = OutputFolder(config.save_dir, "--save_dir", [
+        config.v1_checkpoint, config.v2_checkpoint, config.data, config.data_test])
+    out.require(FILES)
     models = {name: build_model(checkpoint, device) for name, checkpoint in checkpoints.items()}
     cases = Cases(
         data.test, parse_pattern(config.observe), spread(range(len(data.test)), config.num_samples),
@@ -176,7 +185,8 @@ def evaluate(config: Config) -> dict:
         "trained_differently": differences_in_training(checkpoints),
         "environment": environment(device),
     }
-    write(results, fields, cases, folder)
+    write(results, fields, cases, out.path)
+    out.record(FILES)
     return results
 
 

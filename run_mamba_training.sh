@@ -10,13 +10,16 @@
 # Further arguments go to train_mamba.py as they are (--help explains all of them), for example
 # --cross_attention_residual True.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+CALLER=$PWD
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
+. scripts/variables.sh
+paths_of_the_caller
 
 SCRIPT=train_mamba.py
 LOG=${LOG:-training_output.log}
 FLAGS=("HEADS heads" "DROPOUT dropout" "D_STATE d_state")
 
-if [ "${QUICK-}" = 1 ]; then  # twice the width of V2's quick model, as in the default models
+if is_true QUICK; then  # twice the width of V2's quick model, as in the default models
   : "${SAVE_DIR:=checkpoints_mamba/quick}" "${D_MODEL:=128}" "${NUM_LAYERS:=2}" "${HEADS:=4}"
   . scripts/quick.sh
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests. Sets itself up. Further arguments go to pytest: ./run_tests.sh -m long
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 . scripts/setup.sh
 use_python requirements-dev.txt
 # One process a core, one thread each: tiny models on many threads mostly wait for each other.

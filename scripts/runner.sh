@@ -4,7 +4,7 @@
 #   SCRIPT   training script          LOG      log file
 #   SAVE_DIR default folder           FLAGS    array of "VARIABLE flag" pairs of its own
 #
-# and calls `run_training "$@"`. Defaults live in the Python settings alone: a variable that is
+# after scripts/variables.sh, and calls `run_training "$@"`. Defaults live in the Python settings alone: a variable that is
 # not set adds no flag.
 
 . scripts/setup.sh
@@ -30,7 +30,7 @@ flags_from_variables() {  # fills ARGUMENTS
     value=${!variable-}
     [ -z "$value" ] && continue
     if [ "$variable" = COMPILE ]; then
-      case $value in 1|true|True|yes) value=True ;; *) value=False ;; esac
+      if is_true COMPILE; then value=True; else value=False; fi
     fi
     words=("$value")
     [ "$variable" = VALUE_RANGE ] && read -ra words <<< "$value"  # several numbers: -2 40
@@ -38,16 +38,23 @@ flags_from_variables() {  # fills ARGUMENTS
   done
 }
 
-is_running() {  # is the process of the PID file ours? (its number may be another's by now)
-  local pid arguments
-  pid=$(cat "$PID_FILE" 2>/dev/null) && [ -n "$pid" ] || return 1
-  if [ -r "/proc/$pid/cmdline" ]; then
-    [ "$(readlink "/proc/$pid/cwd")" = "$(pwd -P)" ] || return 1
-    arguments=$(tr '\0' ' ' < "/proc/$pid/cmdline")
+started() {  # when a process started, in words that no later process of its number has
+  if [ -r "/proc/$1/stat" ]; then
+    sed 's/.*) //' "/proc/$1/stat" | cut -d ' ' -f 20  # in ticks since the machine's start
   else
-    arguments=$(ps -o args= -p "$pid" 2>/dev/null) || return 1
+    ps -o lstart= -p "$1" 2>/dev/null
   fi
-  grep -qF -e "$SCRIPT" -e "$(basename "$0")" <<< "$arguments"
+}
+
+write_pid() {  # the PID file holds the number alone, so that `kill $(cat ...)` works
+  started "$1" > "$PID_FILE.start" || exit 2
+  echo "$1" > "$PID_FILE" || exit 2
+}
+
+is_running() {  # is the process of the PID file ours? (its number may be another's by now)
+  local pid
+  pid=$(cat "$PID_FILE" 2>/dev/null) && [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
+  [ "$(started "$pid")" = "$(cat "$PID_FILE.start" 2>/dev/null)" ]
 }
 
 children() {  # process numbers of the children of a process
@@ -59,12 +66,16 @@ this_run() {  # the part of the log since the last start
                              END { printf "%s", text }' "$LOG" 2>/dev/null
 }
 
+ended_with_a_word() {  # does the last run's part of the log say how it ended?
+  this_run | grep -qE '^(nothing left|done|stopped|interrupted)|[Ee]rror'
+}
+
 show_status() {
   local said
   said=$(this_run | grep -E '^(going on|epoch|validation|WARNING|nothing|done|stopp|interrupted|error)' || true)
   if is_running; then
     echo "running, process $(cat "$PID_FILE")"
-  elif [ -f "$LOG" ] && ! this_run | grep -qE '^(nothing left|done|stopped|interrupted)|[Ee]rror'; then
+  elif [ -f "$LOG" ] && ! ended_with_a_word; then
     echo "not running; it ended without a word (killed? out of memory?): the same command goes on"
   else
     echo "not running"
@@ -79,20 +90,42 @@ stop_training() {
   fi
   local pid
   pid=$(cat "$PID_FILE")
-  kill -TERM "$pid"
+  kill -TERM "$pid" 2>/dev/null || true
   echo "asked process $pid to finish its step and save"
   while is_running; do sleep 0.2; done
+  if ! ended_with_a_word; then
+    echo "stopped before the first step; the same command starts again" >> "$LOG"
+  fi
   tail -n 1 "$LOG"
 }
 
 claim() {  # one start at a time: the PID file is ours, or another's who runs
   if ! (set -o noclobber; echo $$ > "$PID_FILE") 2>/dev/null; then
     if is_running; then
-      echo "error: a training runs already (process $(cat "$PID_FILE")): follow it with 'tail -f $LOG', stop it with 'STOP=1 $0'" >&2
+      echo "error: a training runs already (process $(cat "$PID_FILE")): follow it with 'tail -f $(seen_log)', stop it with '$(hint STOP=1)'" >&2
       exit 2
     fi
-    echo $$ > "$PID_FILE" || exit 2
   fi
+  write_pid $$
+  # STOP=1 while the training is being started ends what has been started, too.
+  trap 'running=$(jobs -p); [ -z "$running" ] || kill -TERM $running; exit 143' TERM
+}
+
+seen_log() {  # the log file, as the caller would have to name it
+  local log=${GIVEN_LOG:-$LOG}
+  [ -n "$GIVEN_LOG" ] || [ "$CALLER" = "$PWD" ] || log=$PWD/$LOG
+  printf %q "$log"
+}
+
+hint() {  # the same command with another variable, as the user would have to type it
+  local text=$1 variable given
+  for variable in LOG SAVE_DIR; do
+    given=GIVEN_$variable
+    if [ -n "${!given-}" ]; then
+      text="$variable=$(printf %q "${!given}") $text"
+    fi
+  done
+  echo "$text $0"
 }
 
 launch_command() {  # fills COMMAND: plain python, or torchrun for NPROC or NNODES
@@ -100,7 +133,7 @@ launch_command() {  # fills COMMAND: plain python, or torchrun for NPROC or NNOD
   DISTRIBUTED=1
   if [ -n "${NNODES-}" ]; then
     COMMAND+=(-m torch.distributed.run --nnodes "$NNODES" --nproc_per_node "${NPROC:-1}"
-              --rdzv_backend c10d --rdzv_endpoint "${RDZV_ENDPOINT:?set RDZV_ENDPOINT=host:port with NNODES}"
+              --rdzv_backend c10d --rdzv_endpoint "$RDZV_ENDPOINT"
               --rdzv_id "${RDZV_ID:-sparsefield}")
   elif [ "${NPROC:-1}" != 1 ]; then
     COMMAND+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
@@ -136,31 +169,43 @@ launch() {  # further flags: become the training, or watch over its ranks
   run_ranks "$@"
 }
 
+check_counts() {  # numbers of processes and machines
+  require_count NPROC
+  require_count NNODES
+  [ -z "${NNODES-}" ] || [ -n "${RDZV_ENDPOINT-}" ] || refuse "set RDZV_ENDPOINT=host:port with NNODES"
+}
+
 run_training() {
   PID_FILE=${LOG%.log}.pid
   START_MARK="--- started "
-  [ "${STATUS-}" = 1 ] && { show_status; exit 0; }
-  [ "${STOP-}" = 1 ] && { stop_training; exit 0; }
-  if [ "${DRY_RUN-}" = 1 ]; then
+  is_true STATUS && { show_status; exit 0; }
+  is_true STOP && { stop_training; exit 0; }
+  is_true FOREGROUND || true  # a word that is neither is refused before anything is written
+  is_true COMPILE || true
+  check_counts
+  if is_true DRY_RUN; then
     use_python requirements.txt
     flags_from_variables
     launch_command "$@"
     launch --dry_run True
     exit
   fi
+  refuse_log_that_is_data
   claim
   use_python requirements.txt
   flags_from_variables
   launch_command "$@"
   echo "$START_MARK$(date '+%Y-%m-%d %H:%M:%S') ---" >> "$LOG" || exit 2
-  if [ "${FOREGROUND-}" = 1 ]; then
+  if is_true FOREGROUND; then
+    trap - TERM
     launch --log_file "$LOG"
     exit
   fi
-  (trap '' HUP; launch) >> "$LOG" 2>&1 < /dev/null &
-  echo $! > "$PID_FILE"
+  (trap '' HUP; trap - TERM; launch) >> "$LOG" 2>&1 < /dev/null &
+  write_pid $!
+  trap - TERM
   echo "training in the background, process $!"
-  echo "  follow:  tail -f $LOG"
-  echo "  status:  STATUS=1 $0"
-  echo "  stop:    STOP=1 $0     (the same command again goes on)"
+  echo "  follow:  tail -f $(seen_log)"
+  echo "  status:  $(hint STATUS=1)"
+  echo "  stop:    $(hint STOP=1)     (the same command again goes on)"
 }

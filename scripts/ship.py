@@ -27,6 +27,12 @@ TOGETHER = 4  # pictures per model call
 
 
 def ship(source: Path, target: Path) -> None:
+    """Raises UserError where a checkpoint cannot be read, or a file that is none would be lost."""
+    for path in (target, target.with_suffix(".safetensors")):
+        if path.exists() and path.samefile(source):
+            raise UserError(f"{path} is the checkpoint that is read: write to another file")
+        if path.exists():
+            load_checkpoint(path)  # what is replaced must be one, too
     checkpoint = load_checkpoint(source)
     config = checkpoint["config"]
     if "calibration" not in checkpoint:

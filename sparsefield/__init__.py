@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsefield.reconstruction import Reconstructor
+    from sparsefield.use.reconstruction import Reconstructor
 
 
 def load(path: str, device: str = "auto") -> Reconstructor:
     """A trained model, ready to reconstruct fields; see `Reconstructor.reconstruct`.
 
     Args:
-        path: checkpoint, .pth or .safetensors. device: auto, cpu, cuda, cuda:1 or mps.
+        path: checkpoint, .pth or .safetensors; "none" for the closed form alone, without training.
+            device: auto, cpu, cuda, cuda:1 or mps.
     Raises:
         sparsefield.errors.UserError: the file is missing, damaged or no checkpoint.
     """
-    from sparsefield.reconstruction import Reconstructor
+    from sparsefield.use.reconstruction import Reconstructor
 
     return Reconstructor.load(path, device)

@@ -29,6 +29,7 @@ from sparsefield.errors import UserError
 
 FORMAT = 2  # 1: flow in t around one kernel, with noise on every point of its own
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
+WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
 
@@ -142,6 +143,7 @@ def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Modu
         raise UserError(
             f"the checkpoint holds a {name!r}; known models: {', '.join(MODEL_MODULES)}"
         )
+    _check_weights(checkpoint["weights"])
     model_class = getattr(importlib.import_module(MODEL_MODULES[name]), name)
     try:
         model = model_class(**checkpoint["model_args"])
@@ -153,6 +155,24 @@ def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Modu
             f"{reason}"
         ) from error
     return model.to(device).eval()
+
+
+def _check_weights(weights: dict) -> None:
+    """Raises UserError for weights that no model of ours can have, and names what they have."""
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"the checkpoint's weight {name} is no tensor: it is damaged")
+        for prefix, wrapper in WRAPPERS.items():
+            if name.startswith(prefix):
+                raise UserError(
+                    f"the checkpoint's weights are those of a model wrapped by {wrapper}: their "
+                    f"names begin with `{prefix}` ({name}); save the state dict of the model inside"
+                )
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"the checkpoint's weights hold NaN or infinity (in {name}): its training went "
+                "wrong; give another checkpoint"
+            )
 
 
 def take_shared_components(model: nn.Module, path: str | Path, model_class: str) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import tyro
 
@@ -31,11 +31,31 @@ def parse(settings: type[Settings], arguments: list[str] | None, description: st
     )
 
 
+class Console(logging.StreamHandler):
+    """Log lines for people. When nobody reads any more (`| head`), the work goes on in silence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            silence(self.stream)
+        else:
+            super().handleError(record)
+
+
+def silence(stream: TextIO) -> None:
+    """What is still written to a stream goes nowhere."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # no stream of the system
+        pass
+
+
 def log_to(console: bool = True, file: str | None = None) -> None:
     """Send log lines to standard output and, with `file`, to the end of that file too."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if console else []
+    handlers: list[logging.Handler] = [Console(sys.stdout)] if console else []
     if file:
-        handlers.append(logging.FileHandler(file))
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
     log.handlers.clear()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -44,29 +64,28 @@ def log_to(console: bool = True, file: str | None = None) -> None:
         log.addHandler(handler)
 
 
-def output_folder(path: str) -> Path:
-    """The folder that a command writes to, made when missing. Raises UserError if that fails."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"save_dir={folder} cannot be made ({error.strerror}): choose another folder"
-        ) from error
-    return folder
-
-
 def run(main: Callable[[], None]) -> int:
     """Call `main` and return the process's exit code.
 
-    A `UserError` becomes one line on standard error (and in the log file) and code 2; Ctrl-C one
-    line and code 130. Anything else is a defect of ours and keeps its traceback.
+    A `UserError` becomes one line on standard error (and in the log file) and code 2, so does
+    memory that is not enough; Ctrl-C one line and code 130. Output into a pipe that was closed is
+    dropped. Anything else is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without the letter shows its code
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         _report(f"error: {error}")
         return 2
+    except MemoryError:
+        _report("error: out of memory: ask for less (samples, resolution, points, or data)")
+        return 2
+    except BrokenPipeError:
+        silence(sys.stdout)
+        silence(sys.stderr)
     except KeyboardInterrupt:
         _report("interrupted")
         return 130
@@ -74,7 +93,11 @@ def run(main: Callable[[], None]) -> int:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    line = " ".join(line.splitlines())
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        silence(sys.stderr)
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.makeLogRecord({"msg": line}))

@@ -72,6 +72,32 @@ class Prepared(NamedTuple):
                           for part in self))
 
 
+@torch.no_grad()
+def fitted_form(
+    query_coords: Tensor, input_coords: Tensor, input_values: Tensor, noise_sd: Tensor | None = None
+) -> tuple[ClosedForm, Noise]:
+    """The Gaussian posterior fitted to every field, and draws from it; see FieldModel.closed_form."""
+    posterior = condition(input_coords, input_values, noise_sd)
+    answer, loo = posterior.at(query_coords), posterior.leave_one_out
+    form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
+    return form, posterior.noise(query_coords)
+
+
+class GaussianModel(nn.Module):
+    """The closed form alone, with the contract of a FieldModel: a network that says 0."""
+
+    closed_form = staticmethod(fitted_form)
+
+    def prepare(self, form: ClosedForm, *places: Tensor) -> GaussianModel:
+        return self
+
+    def repeat(self, times: int) -> GaussianModel:
+        return self
+
+    def forward(self, z: Tensor, theta: Tensor, prepared: object) -> Tensor:
+        return torch.zeros_like(z)
+
+
 class FieldModel(nn.Module):
     """The slope F of the flow at the queries, given observations: the contract of every model.
 
@@ -145,7 +171,6 @@ class FieldModel(nn.Module):
         queries = self.mix(context, queries, prepared)                    # (B, N, D)
         return self.decoder(queries).float()                              # (B, N, C)
 
-    @torch.no_grad()
     def closed_form(
         self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
         noise_sd: Tensor | None = None,
@@ -158,10 +183,7 @@ class FieldModel(nn.Module):
         """
         if self.prior == "none":
             return self._without_prior(query_coords, input_values)
-        posterior = condition(input_coords, input_values, noise_sd)
-        answer, loo = posterior.at(query_coords), posterior.leave_one_out
-        noise = posterior.noise(query_coords)
-        return ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise), noise
+        return fitted_form(query_coords, input_coords, input_values, noise_sd)
 
     def _without_prior(self, query_coords: Tensor, values: Tensor) -> tuple[ClosedForm, Noise]:
         mean = values.new_zeros(*query_coords.shape[:2], self.channels)

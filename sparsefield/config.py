@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 
 
 @dataclass
@@ -90,16 +92,18 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with, with the reason."""
+        require_seed(self.seed)
         for name in ("epochs", "batch_size", "accumulate", "queries_min", "eval_every",
                      "eval_pictures", "visualize_every", "save_every", "keep_last", "image_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("lr", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}={getattr(self, name)}: must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr={self.lr}: must be above 0, and finite")
+        if not self.grad_clip > 0:
+            raise UserError(f"grad_clip={self.grad_clip}: must be above 0 (inf: never)")
         for name in ("warmup", "num_workers", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)}: must be 0 or more, and finite")
         if self.queries_max < self.queries_min:
             raise UserError(
                 f"queries_max={self.queries_max} is below queries_min={self.queries_min}"
@@ -108,3 +112,9 @@ class TrainingConfig:
             raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
         if not 0 <= self.zero_share <= 1:
             raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")
+        for name in ("data", "data_val", "data_test", "observe"):
+            given = getattr(self, name)
+            if self.log_file and given and os.path.exists(self.log_file) and (
+                os.path.exists(given) and os.path.samefile(given, self.log_file)
+            ):
+                raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")

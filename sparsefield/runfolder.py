@@ -80,8 +80,11 @@ class RunFolder:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
+            ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)\.(pth|safetensors)"
+                              r"|metrics\.jsonl)\.\d+\.tmp")
             for left in self.path.glob(".*.tmp"):
-                left.unlink()
+                if ours.fullmatch(left.name):
+                    left.unlink()
 
     @contextmanager
     def tolerating(self, what: str) -> Iterator[None]:
@@ -186,26 +189,31 @@ class RunFolder:
                 writer.close()
 
     def read_records(self) -> list[dict]:
-        """All records of metrics.jsonl so far; a line cut off by a crash is left out."""
+        """All records of metrics.jsonl so far; lines that are none of ours are left out."""
+        return [record for line in self._lines() if (record := _record(line)) is not None]
+
+    def _lines(self) -> list[str]:
         if not self.records.exists():
             return []
-        records = []
-        for line in self.records.read_text(errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and "step" in record:
-                records.append(record)
-        return records
+        return self.records.read_text(errors="surrogateescape").split("\n")
 
     def rewind(self, step: int) -> None:
-        """Forget records after `step`: they will be written again."""
-        if self.records.exists():
-            kept = [record for record in self.read_records() if record["step"] <= step]
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
-            with self.tolerating("metrics"):
-                write_atomically(self.records, lines.encode())
+        """Forget records after `step`, which will be written again, and one cut off by a crash.
+
+        Lines that this training did not write stay.
+        """
+        lines = self._lines()
+        if not lines:
+            return
+        *whole, last = lines  # the last line is empty, or was cut off
+        kept = [line for line in whole
+                if ((record := _record(line)) is None and not _is_cut_off(line))
+                or (record is not None and record["step"] <= step)]
+        if last and _record(last) is None and not _is_cut_off(last):
+            kept.append(last)
+        with self.tolerating("metrics"):
+            content = "".join(line + "\n" for line in kept)
+            write_atomically(self.records, content.encode(errors="surrogateescape"))
 
     def set_aside(self) -> None:
         """Move a former training's files into a subfolder of their own, old_1, old_2, ..."""
@@ -222,3 +230,22 @@ class RunFolder:
         for path in files:
             path.rename(old / path.name)
         log.info("the former training in %s is now in %s", self.path, old)
+
+
+START = '{"step": '  # of every line of metrics.jsonl that a training writes
+
+
+def _record(line: str) -> dict | None:
+    """The record in a line of metrics.jsonl; None if the line is none of a training's."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    is_ours = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_ours else None
+
+
+def _is_cut_off(line: str) -> bool:
+    """Whether a line is the beginning of a record, and no more."""
+    return bool(line) and _record(line) is None and (
+        line.startswith(START) or START.startswith(line)) and not line.rstrip().endswith("}")

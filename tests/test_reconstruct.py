@@ -17,8 +17,8 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.kriging import noisy_observations, ordinary_kriging
-from sparsefield.measurements import read_measurements
-from sparsefield.reconstruction import block_size, grid_shape
+from sparsefield.use.measurements import read_measurements
+from sparsefield.use.reconstruction import block_size, grid_shape
 from train_mamba_v2 import MAMBADiffusionV2
 
 

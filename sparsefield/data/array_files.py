@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.errors import UserError
 
 # A larger .npy stays on disk and is mapped into memory.
@@ -33,6 +34,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         UserError: no permission, broken, of another kind, more than memory holds, or object
             arrays (nothing in a file is ever executed).
     """
+    require_file(path)
+    refuse_foreign(path, "fields are .npz or .npy, or a folder of pictures")
     try:
         mode = "r" if path.stat().st_size > MAPPED_BYTES else None
         loaded = np.load(path, mmap_mode=mode, allow_pickle=False)
@@ -43,8 +46,6 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
             names = _fields_among(path, [name for name in archive.files if name != "units"])
             arrays = {role: archive[name] for role, name in names.items()}
             return arrays, str(archive["units"]) if "units" in archive.files else None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except _BROKEN as error:

@@ -12,8 +12,9 @@ import numpy as np
 
 from sparsefield.data.array_files import SPLITS, read_arrays
 from sparsefield.data.base import Data
+from sparsefield.data.missing import lone_extreme
 from sparsefield.data.pictures import flip
-from sparsefield.data.scale import Scale, pixel_scale
+from sparsefield.data.scale import Scale, given_range, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.05
 # How much of an array is looked at at a time.
 CHUNK_BYTES = 2**25
+# How many values, of fields spread over an array, are searched for codes such as -9999.
+LOOKED_AT = 2**22
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def array_data(
     for part, survey in zip(parts, surveys):
         if value_range is not None:
             _check_inside(part, survey, scale)
+        elif not is_uint8:
+            _refuse_missing_values(part)
     train, val, test = (
         ArraySplit(part, scale, flips=flips, has_gaps=survey.has_gaps)
         for part, survey in zip(parts, surveys)
@@ -185,8 +190,15 @@ def _check_array(part: Part) -> None:
         raise UserError(f"{part.source}: shape {shape} holds nothing; {wanted}")
     if len(shape) == 3 and shape[2] <= 4:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
-    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[2] == shape[3] > 4:
-        raise UserError(f"{part.source}: shape {shape} has its channels first; {wanted}")
+    if len(shape) == 4 and _has_channels_first(*shape[1:]):
+        turned = shape[0], *shape[2:], shape[1]
+        raise UserError(f"{part.source}: shape {shape} has its channels first, (N, C, H, W); {wanted}: "
+                        f"numpy.moveaxis(fields, 1, -1) makes it {turned}")
+
+
+def _has_channels_first(first: int, second: int, last: int) -> bool:
+    """Whether the axes of a field look like C, H, W: few of the first, many of the others."""
+    return (first <= 4 < last) or first <= 16 and 2 * first <= min(second, last)
 
 
 def _check_alike(part: Part, first: Part) -> None:
@@ -255,28 +267,25 @@ def _value_range(
 ) -> tuple[tuple[float, float], ...]:
     channels = len(surveys[0].low)
     if given is not None:
-        return _given_range(given, channels)
+        return given_range(given, channels)
     if is_uint8:
         return pixel_scale(channels).value_range
-    return tuple(map(_wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
+    return tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
 
 
-def _given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
-    text = " ".join(f"{value:g}" for value in given)
-    if len(given) not in (2, 2 * channels):
-        raise UserError(
-            f"--value_range {text}: give lo hi for all channels, or {channels} times lo hi"
-        )
-    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2])))
-    if not all(low < high and np.isfinite(high - low) for low, high in pairs):
-        raise UserError(f"--value_range {text}: each lo must be below its hi, and both finite")
-    return pairs if len(pairs) == channels else pairs * channels
-
-
-def _wide_enough(low: float, high: float) -> tuple[float, float]:
-    """Constant data lies in the middle of a range that can be divided by."""
-    margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
-    return low - margin, high + margin
+def _refuse_missing_values(part: Part) -> None:
+    """Raises UserError where a number stands for points that do not exist, such as -9999."""
+    count = max(1, LOOKED_AT // part.fields(0, 1).size)
+    for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
+        field = part.fields(start, start + 1)[0]
+        for c in range(field.shape[-1]):
+            values = field[..., c].astype(np.float64).reshape(-1)
+            code = lone_extreme(values, codes_only=True)
+            if code is not None:
+                raise UserError(
+                    f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in field "
+                    f"{part.first + start}, far from all other values; mark points that do not exist "
+                    "with NaN, or say with --value_range low high that it was measured")
 
 
 def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:
@@ -286,7 +295,8 @@ def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:
     extent = f"{part.source}: values from {survey.low.min():g} to {survey.high.max():g}"
     if outside.max() > 1:
         raise UserError(
-            f"{extent} lie far outside --value_range {low.min():g} {high.max():g}; widen it"
+            f"{extent} lie far outside --value_range {low.min():g} {high.max():g}; widen it, or "
+            "mark points that do not exist with NaN"
         )
     if outside.max() > 1e-6:  # more than rounding to float32
         log.warning("%s leave the value range %g %g: reconstructions are clipped to it",

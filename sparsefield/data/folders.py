@@ -15,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from sparsefield.data.base import Data
-from sparsefield.data.images import read_image
+from sparsefield.data.images import Raster, read_picture
 from sparsefield.data.pictures import Box, Picture, flip, random_box
-from sparsefield.data.scale import Scale, pixel_scale
+from sparsefield.data.scale import Scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ WORKING_SIDE = 4
 CACHE_BYTES = 2 * 2**30
 # Truth at up to this many pixels comes from the file itself; sums over more overflow uint32.
 LARGEST_SIDE = 4096
+# Pictures that nothing here reads: named among what was skipped, so that they are not missed.
+FOREIGN_PICTURES = (".heic", ".heif")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,10 @@ class Found:
     """A picture that was read once and will do."""
 
     path: Path
-    working: np.ndarray | None  # (h, w, C) uint8; None: read again at each use
+    working: np.ndarray | None  # (h, w, C) uint8 or float; None: read again at each use
     place: float                # in [0, 1), from the name alone: decides the split
+    low: float                  # smallest and largest value of the working copy
+    high: float
 
 
 class FolderSplit:
@@ -71,22 +75,19 @@ class FolderSplit:
         return None if centre is None else self.scale.to_inside(centre)
 
     def _working(self, index: int) -> np.ndarray:
-        image = read_image(self.found[index].path, WORKING_SIDE * self.image_size)
-        return _pixels(image, self._mode)
+        picture = read_picture(self.found[index].path, WORKING_SIDE * self.image_size)
+        return picture.on_white().with_channels(self.scale.channels).values
 
     def _centre(self, index: int, size: int) -> np.ndarray | None:
         """The largest square in the middle of the file's picture, (size, size, C)."""
-        image = read_image(self.found[index].path)
-        image = image.reduce(-(-min(image.size) // LARGEST_SIDE))
-        side = min(image.size)
+        picture = read_picture(self.found[index].path).on_white()
+        picture = picture.reduced(-(-min(picture.shape) // LARGEST_SIDE))
+        height, width = picture.shape
+        side = min(height, width)
         if side < size:
             return None
-        box = Box((image.height - side) // 2, (image.width - side) // 2, side)
-        return self._shrink(_pixels(image, self._mode), box, size)
-
-    @property
-    def _mode(self) -> str:
-        return "L" if self.scale.channels == 1 else "RGB"
+        box = Box((height - side) // 2, (width - side) // 2, side)
+        return self._shrink(picture.with_channels(self.scale.channels).values, box, size)
 
     def _shrink(self, pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
         square = pixels[box.top:box.top + box.side, box.left:box.left + box.side]
@@ -103,12 +104,17 @@ def open_folder(
     the folder, so that files added later move no other. Folders `val` and `test` may hold these
     splits instead; `val` alone is halved between them. Grey pictures alone make one channel.
 
-    Broken files, and pictures with fewer than `image_size` pixels a side, are skipped and named
+    Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every bit
+    counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
+
+    Linked subfolders are followed, each folder once. Broken files, files that are none (pipes,
+    devices), and pictures with fewer than `image_size` pixels a side, are skipped and named
     once in the log.
 
     Raises:
         UserError: no folder, no permission, fewer than three usable pictures in all, no picture
-            in a split's own folder, or grey and colour pictures mixed without `channels` (1 or 3).
+            in a split's own folder, grey and colour pictures mixed without `channels` (1 or 3), or
+            8 bits mixed with more.
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
@@ -122,7 +128,7 @@ def open_folder(
         parts = [*_by_place(main, 0.95), read.folder(test)]
     else:
         parts = [main, read.folder(val), read.folder(test)]
-    scale = pixel_scale(read.common_channels())
+    scale = read.common_scale(parts[0])
     train, val_split, test_split = (FolderSplit(part, image_size, scale) for part in parts)
     return Data(
         folder.resolve().name, image_size, image_size, scale, read.digest.hexdigest(),
@@ -135,9 +141,10 @@ class _Reader:
 
     def __init__(self, image_size: int, channels: int | None):
         self.image_size = image_size
-        self.mode = {None: None, 1: "L", 3: "RGB"}[channels]
+        self.channels = channels
         self.cached = 0
         self.examples: dict[int, Path] = {}  # channels -> a file that has so many
+        self.whites: dict[float | None, Path] = {}  # what is white -> a file in which it is
         self.digest = hashlib.sha256(str(image_size).encode())
 
     def folder(self, folder: Path) -> list[Found]:
@@ -155,55 +162,74 @@ class _Reader:
         _report(folder, skipped, len(found))
         return found
 
-    def common_channels(self) -> int:
+    def common_scale(self, training: list[Found]) -> Scale:
+        """The scale of all the pictures."""
         if len(self.examples) > 1:
             grey, colour = self.examples[1], self.examples[3]
             raise UserError(
                 f"mixed channels: {grey} is grey and {colour} is in colour; choose --channels 1 "
                 "(all grey) or --channels 3 (all in colour)"
             )
-        return next(iter(self.examples))
+        if len(self.whites) > 1:
+            one, other = list(self.whites.values())[:2]
+            raise UserError(f"mixed depths: {one} and {other} do not have equally many bits a "
+                            "channel; convert all to one kind")
+        channels, white = next(iter(self.examples)), next(iter(self.whites))
+        if white is not None:
+            return Scale(((0.0, float(white)),) * channels)
+        low = min(picture.low for picture in training)
+        high = max(picture.high for picture in training)
+        return Scale((wide_enough(low, high),) * channels)
 
-    def _read(self, path: Path) -> np.ndarray | str:
+    def _read(self, path: Path) -> Raster | str:
         """The working copy of a picture, or the reason why it cannot be used."""
         try:
-            image = read_image(path, WORKING_SIDE * self.image_size)
+            picture = read_picture(path, WORKING_SIDE * self.image_size).on_white()
         except UserError as error:
             return str(error).removeprefix(f"{path}: ")
-        if min(image.size) < self.image_size:
-            return f"{image.width} x {image.height} pixels, fewer than {self.image_size}"
-        return _pixels(image, self.mode)
+        height, width = picture.shape
+        if min(height, width) < self.image_size:
+            return f"{width} x {height} pixels, fewer than {self.image_size}"
+        if picture.known is not None:
+            return "has points without a value; save such fields as one .npz with NaN there"
+        return picture.with_channels(self.channels or picture.channels)
 
-    def _keep(self, folder: Path, path: Path, pixels: np.ndarray) -> Found:
-        name = path.relative_to(folder).as_posix()
+    def _keep(self, folder: Path, path: Path, picture: Raster) -> Found:
+        name, pixels = path.relative_to(folder).as_posix(), picture.values
         self.digest.update(f"{name} {path.stat().st_size}\n".encode())
-        self.examples.setdefault(pixels.shape[2], path)
+        self.examples.setdefault(picture.channels, path)
+        self.whites.setdefault(picture.white, path)
         self.cached += pixels.nbytes
         working = pixels if self.cached <= CACHE_BYTES else None
-        return Found(path, working, _place(name))
-
-
-def _pixels(image: Image.Image, mode: str | None) -> np.ndarray:
-    """(H, W, C) uint8, in mode L or RGB if one is asked for."""
-    pixels = np.asarray(image.convert(mode) if mode else image)
-    return pixels.reshape(*pixels.shape[:2], -1)
+        return Found(path, working, _place(name), float(pixels.min()), float(pixels.max()))
 
 
 def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """Files that are named like pictures, and the folders that could not be looked into."""
+    """Files that are named like pictures, and what could not be looked into, with the reason."""
     Image.init()
     # PostScript is read by an external interpreter that runs what the file says.
     endings = {
         ending for ending, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind != "EPS"
     }
-    closed: dict[Path, str] = {}
-    walk = os.walk(folder, onerror=lambda e: closed.update({Path(e.filename): e.strerror}))
-    files = [
-        Path(parent, name) for parent, _, names in walk for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in endings
-    ]
-    return sorted(files), closed
+    skipped: dict[Path, str] = {}
+    files, seen = [], set()
+    walk = os.walk(folder, followlinks=True,
+                   onerror=lambda e: skipped.update({Path(e.filename): e.strerror}))
+    for parent, below, names in walk:
+        below.sort()
+        if (real := os.path.realpath(parent)) in seen:  # a link back, or a second way to a folder
+            below.clear()
+            continue
+        seen.add(real)
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() not in endings and path.suffix.lower() not in FOREIGN_PICTURES:
+                continue
+            if path.is_file():
+                files.append(path)
+            else:
+                skipped[path] = "a pipe, a device or a link to nothing"
+    return sorted(files), skipped
 
 
 def _report(folder: Path, skipped: dict[Path, str], usable: int) -> None:

@@ -5,7 +5,7 @@
     grid:4             every 4th point of every 4th row
     block:0.3          everything but a block of 0.3 of the area (inpainting)
     lines:8            8 whole rows
-    mask.png           what is white in a picture of the size of the fields
+    mask.png           what is white, and opaque, in a picture of the size of the fields
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsefield.data.images import read_image
+from sparsefield.data.images import read_mask
 from sparsefield.errors import UserError
 
 
@@ -211,8 +211,7 @@ def _is_sound(pattern: Pattern) -> bool:
 def _read_mask(text: str) -> Mask:
     if not os.path.isfile(text):
         raise _unknown(text)
-    grey = np.asarray(read_image(Path(text)).convert("L"))
-    observed = grey >= 128
+    observed = read_mask(Path(text))
     if observed.all() or not observed.any():
         raise UserError(
             f"--observe {text}: the mask observes {'everything' if observed.all() else 'nothing'}; "

@@ -37,12 +37,13 @@ class Picture:
     """
 
     def __init__(self, pixels: np.ndarray):
-        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32)."""
+        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
         height, width, channels = pixels.shape
         self.height = height
         self.width = width
-        self.sums = np.zeros((height + 1, width + 1, channels), dtype=np.uint32)
-        np.cumsum(pixels, axis=0, dtype=np.uint32, out=self.sums[1:, 1:])
+        kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
+        self.sums = np.zeros((height + 1, width + 1, channels), dtype=kind)
+        np.cumsum(pixels, axis=0, dtype=kind, out=self.sums[1:, 1:])
         np.cumsum(self.sums, axis=1, out=self.sums)
 
     def random_box(self, rng: np.random.Generator, smallest: int) -> Box:
@@ -51,7 +52,7 @@ class Picture:
         return random_box(rng, self.height, self.width, smallest, largest)
 
     def crop(self, box: Box, size: int) -> np.ndarray:
-        """(size, size, C) float64 in [0, 255]: the mean of the box over each of size^2 cells."""
+        """(size, size, C) float64: the mean of the box over each of size^2 cells."""
         channels = self.sums.shape[2]
         # Corner k of the cells lies at k * side / size pixels: a whole part and a fraction.
         whole, rest = np.divmod(np.arange(size + 1) * box.side, size)

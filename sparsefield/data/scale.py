@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from sparsefield.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,26 @@ def to_unit(inside: np.ndarray) -> np.ndarray:
 def pixel_scale(channels: int) -> Scale:
     """The scale of uint8 pictures."""
     return Scale(((0.0, 255.0),) * channels)
+
+
+def wide_enough(low: float, high: float) -> tuple[float, float]:
+    """Constant data lies in the middle of a range that can be divided by."""
+    margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
+    return low - margin, high + margin
+
+
+def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
+    """The range of each channel that a user gave, as low high for all or for each.
+
+    Raises:
+        UserError: not so many numbers, not finite, or not in order.
+    """
+    text = " ".join(f"{value:g}" for value in given)
+    if len(given) not in (2, 2 * channels):
+        each = f", or {channels} times lo hi" if channels > 1 else ""
+        raise UserError(f"--value_range {text}: give lo hi for all channels{each}")
+    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2])))
+    if not all(low < high and np.isfinite(high - low) for low, high in pairs):
+        raise UserError(f"--value_range {text}: give low high, each lo must be below its hi, and "
+                        "both finite")
+    return pairs if len(pairs) == channels else pairs * channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import matplotlib
 
@@ -16,8 +16,8 @@ from sparsefield.data.scale import Scale  # noqa: E402
 
 if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
-    from sparsefield.measurements import Measurements
-    from sparsefield.reconstruction import Field
+    from sparsefield.use.points import Measurements
+    from sparsefield.use.reconstruction import Field
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
@@ -108,25 +108,30 @@ def learning_curves(
 
 
 def reconstruction(
-    field: Field, given: Measurements, limits: tuple[float, float], unit: str | None, path: Path
+    field: Field, given: Measurements, limits: tuple[float, float], unit: str | None,
+    path: Path | BinaryIO,
 ) -> None:
     """Measurements, posterior mean, sd and two samples, in the units of the input."""
     x0, x1, y0, y1 = given.extent
     edges = (x0, x1, y1, y0) if given.downward else (x0, x1, y0, y1)
+    is_square = given.is_picture or 0.1 <= (y1 - y0) / (x1 - x0) <= 10  # else a sliver
     style = {"extent": edges, "origin": "upper" if given.downward else "lower",
-             "interpolation": "nearest"}
+             "interpolation": "nearest", "aspect": "equal" if is_square else "auto"}
     colours = {"vmin": limits[0], "vmax": limits[1],
                "cmap": "gray" if given.is_picture else "viridis"}
     is_rgb = given.is_picture and field.mean.shape[2] == 3
 
     def drawn(values: np.ndarray) -> np.ndarray:
-        return np.clip(values / 255, 0, 1) if is_rgb else values[..., 0]
+        return to_unit(values) if is_rgb else values[..., 0]
 
-    tall = np.clip((y1 - y0) / (x1 - x0), 0.3, 3)
+    def to_unit(values: np.ndarray) -> np.ndarray:
+        return np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
+
+    tall = np.clip((y1 - y0) / (x1 - x0), 0.3, 3) if is_square else 1
     figure, axes = plt.subplots(
         1, 5, figsize=(15, 2.6 * tall + 1), sharex=True, sharey=True, layout="constrained"
     )
-    seen = given.values / 255 if is_rgb else given.values[:, 0]
+    seen = to_unit(given.values) if is_rgb else given.values[:, 0]
     marker = max(1.0, min(25.0, 6000 / len(seen)))
     axes[0].set_facecolor(MISSING)
     axes[0].scatter(*given.coords.T, c=seen, s=marker, marker="s", linewidths=0,
@@ -135,7 +140,7 @@ def reconstruction(
     fields = [None, field.mean, None, *field.samples[:2]]
     for axis, title, values in zip(axes, titles, fields):
         axis.set_title(title, fontsize=10)
-        axis.set_aspect("equal")
+        axis.set_aspect(style["aspect"])
         if values is not None:
             image = axis.imshow(drawn(values), **style, **({} if is_rgb else colours))
     spread = axes[2].imshow(field.sd.mean(axis=2), cmap="magma", vmin=0, **style)

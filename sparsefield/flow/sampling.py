@@ -39,15 +39,18 @@ class Result:
     """What `sample` returns.
 
     Attributes:
-        values: (B, K, N, C). nfe: evaluations of the network for each draw, the first shared by all
+        values: (B, K, N, C). mean: (B, N, C) posterior mean, which the first evaluation gives.
+        nfe: evaluations of the network for each draw, the first shared by all
             draws of a field. blocks: pieces in which the queries went through the model.
-        how: one line for reports.
+        how: one line for reports. variogram: that of the first field's closed form, in words.
     """
 
     values: Tensor
+    mean: Tensor
     nfe: int
     blocks: int
     how: str
+    variogram: str
 
 
 @torch.no_grad()
@@ -63,6 +66,7 @@ def sample(
     noise_sd: Tensor | None = None,
     clip: bool = True,
     points: int = POINTS,
+    block_size: int | None = None,
     most_inputs: int | None = None,
     progress: Progress | None = None,
     **options: float,
@@ -80,6 +84,7 @@ def sample(
         seeds: B lists of K integers. method: one of SAMPLERS, with options of its own.
         num_steps: equal steps in the angle. noise_sd: (B, M, C) of the values, None: exact.
         clip: limit the result to [-1, 1]. points: most queries of one model call: bounds memory.
+        block_size: queries answered together, at most and by default `points`.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
         progress: called as progress(model calls so far, calls in all or None if unknown).
     Raises:
@@ -93,7 +98,7 @@ def sample(
     form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
     draws = 1 if method == "mean" else len(seeds[0])
     slope = _Slope(model, form, (query_coords, input_coords, input_values), draws, points,
-                   most_inputs, progress, _calls(method, num_steps))
+                   block_size or points, most_inputs, progress, _calls(method, num_steps))
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
 
     def fresh() -> Tensor:
@@ -103,9 +108,12 @@ def sample(
     start = torch.zeros_like(form.mean) if method == "mean" else fresh()
     z = SAMPLERS[method](slope, start, angles(num_steps), fresh, **options)
     values = form.mean[:, None] + form.sd[:, None] * z.unflatten(0, (-1, draws))
-    values = values.clamp(-1, 1) if clip else values
+    mean = form.mean + form.sd * slope.at_start()
+    if clip:
+        values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, slope, options)
-    return Result(values, slope.evaluations, len(slope.blocks), how)
+    variogram = noise.posterior.describe() if hasattr(noise, "posterior") else ""
+    return Result(values, mean, slope.evaluations, len(slope.blocks), how, variogram)
 
 
 def _calls(method: str, num_steps: int) -> int | None:
@@ -119,12 +127,13 @@ class _Slope:
     evaluation a field serves all draws.
     """
 
-    def __init__(self, model, form, places, draws, points, most_inputs, progress, evaluations):
+    def __init__(self, model, form, places, draws, points, block_size, most_inputs, progress, evaluations):
         self.model, self.form, self.draws, self.points = model, form, draws, points
         self.query_coords, self.input_coords, self.input_values = places
         count = self.query_coords.shape[1]
-        halo = 0 if count <= points else int(HALO * points)
-        self.blocks = cut_blocks(self.query_coords, points, halo)
+        size = min(points, block_size)
+        halo = 0 if count <= size else int(HALO * size)
+        self.blocks = cut_blocks(self.query_coords, size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
         self.progress = progress
         self.evaluations = self.calls = 0
@@ -150,10 +159,14 @@ class _Slope:
     def __call__(self, z: Tensor, theta: float) -> Tensor:
         self.evaluations += 1
         if theta == 0:
-            if self.first is None:
-                self.first = self._evaluate(torch.zeros_like(self.form.mean), theta, 1)
-            return self.first.repeat_interleave(self.draws if len(z) > len(self.first) else 1, 0)
+            return self.at_start().repeat_interleave(self.draws, dim=0)
         return self._evaluate(z, theta, self.draws)
+
+    def at_start(self) -> Tensor:
+        """F(0, 0) of every field (B, N, C), computed once."""
+        if self.first is None:
+            self.first = self._evaluate(torch.zeros_like(self.form.mean), 0.0, 1)
+        return self.first
 
     def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
         by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)

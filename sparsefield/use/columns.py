@@ -1,0 +1,152 @@
+"""Which columns of a table are x, y and values: the one list of names that are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsefield.errors import UserError
+
+# Names of x and of y, without units, in pairs that belong together.
+PAIRS = (
+    ({"x"}, {"y"}),
+    ({"lon", "long", "lng", "longitude"}, {"lat", "latitude"}),
+    ({"easting", "eastings", "east", "utme", "utmx"}, {"northing", "northings", "north", "utmn",
+                                                       "utmy"}),
+    ({"column", "col"}, {"row", "line"}),
+)
+# Names that may be axes where no pair above is there, as in a section through the sea.
+WEAK_PAIR = (
+    {"x", "distance", "dist", "range", "offset", "chainage", "along"},
+    {"z", "depth", "elevation", "altitude", "height", "level"},
+)
+# Words in a name that say in what or how it was measured, and not what it is.
+UNITS = {
+    "m", "km", "cm", "mm", "nm", "ft", "mi", "metre", "metres", "meter", "meters", "kilometre",
+    "kilometres", "kilometer", "kilometers", "deg", "degree", "degrees", "dd", "decimal", "rad",
+    "radians", "px", "pixel", "pixels", "e", "n", "w", "s", "degn", "dege", "wgs84", "epsg", "4326",
+    "gps", "geo", "utm", "coord", "coords", "coordinate", "coordinates", "pos", "position",
+}
+# Columns that say which, when or in what order; values only where nothing else is there.
+LABELS = {"", "id", "index", "idx", "fid", "objectid", "no", "nr", "number", "station", "stationid",
+          "site", "siteid", "name", "time", "date", "datetime", "timestamp", "year", "month", "day",
+          "hour", "minute", "second", "unnamed0"}
+COLOURS = ({"red", "r"}, {"green", "g"}, {"blue", "b"})
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Places of the columns, from 0."""
+
+    x: int
+    y: int
+    values: tuple[int, ...]
+
+
+def bare(name: str) -> str:
+    """A column's name without units and separators: "Lat (deg)", "lat_deg" and "LAT" are lat."""
+    text = re.sub(r"[(\[{].*?[)\]}]", " ", str(name))
+    text = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
+    words = re.findall(r"[^\W_]+", text)
+    telling = [word for word in words if word not in UNITS]
+    return "".join(telling or words)
+
+
+def are_colours(names: Sequence[str]) -> bool:
+    """Whether three names are those of red, green and blue."""
+    return len(names) == 3 and all(bare(n) in known for n, known in zip(names, COLOURS))
+
+
+def choose_columns(
+    source: str, names: Sequence[str], x: str | None, y: str | None, value: Sequence[str] | None,
+    has_header: bool = True,
+) -> Columns:
+    """Places of x, y and values.
+
+    Args:
+        names: of all columns, in order. x, y, value: what the user chose, names or numbers from 1.
+        has_header: False: the names are made up, and the order decides.
+    Raises:
+        UserError: no such column, several of a name, several that may be meant, or too few.
+    """
+    seen = f"{source}: columns {', '.join(map(str, names))}"
+    if len(names) < 3:
+        raise UserError(f"{source}: {len(names)} column(s) ({', '.join(map(str, names))}); give x, "
+                        "y and one or more values in every row")
+    chosen = {"x": None if x is None else _find(seen, names, x, "--x"),
+              "y": None if y is None else _find(seen, names, y, "--y")}
+    values = None if value is None else tuple(_find(seen, names, v, "--value") for v in value)
+    if None in chosen.values():
+        taken = {place for place in chosen.values() if place is not None} | set(values or ())
+        found = _by_name(seen, names, taken, chosen) if has_header else (0, 1)
+        chosen = {axis: place if place is not None else auto
+                  for (axis, place), auto in zip(chosen.items(), found)}
+    axes = chosen["x"], chosen["y"]
+    if values is None:
+        values = _others(seen, names, axes)
+    if len({*axes, *values}) < 2 + len(values) or not values:
+        raise UserError(f"{seen}: x, y and each value must be columns of their own; choose with "
+                        "--x, --y and --value")
+    return Columns(*axes, values)
+
+
+def _find(seen: str, names: Sequence[str], wanted: str, flag: str) -> int:
+    """A column by its name, its name without units, or its number from 1."""
+    for same in (lambda n: str(n).strip() == wanted.strip(),
+                 lambda n: str(n).strip().lower() == wanted.strip().lower(),
+                 lambda n: bare(n) == bare(wanted) != ""):
+        places = [k for k, name in enumerate(names) if same(name)]
+        if len(places) > 1:
+            raise UserError(f"{seen}: {flag} {wanted} names {len(places)} of them; give its number, "
+                            f"from 1 to {len(names)}")
+        if places:
+            return places[0]
+        if wanted.strip().isdecimal() and 1 <= int(wanted) <= len(names):
+            return int(wanted) - 1
+    raise UserError(f"{seen}: {flag} {wanted} is none of them; give a name, or a number from 1 to "
+                    f"{len(names)}")
+
+
+def _by_name(
+    seen: str, names: Sequence[str], taken: set[int], chosen: dict[str, int | None]
+) -> tuple[int, int]:
+    """x and y by their names; the first two columns where no name is known."""
+    free = {k: bare(name) for k, name in enumerate(names) if k not in taken}
+
+    def candidates(known: set[str], axis: str) -> list[int]:
+        if chosen[axis] is not None:
+            return [chosen[axis]]
+        return [k for k, name in free.items() if name in known]
+
+    fixed = [axis for axis, place in chosen.items() if place is not None]
+    found = [(candidates(xs, "x"), candidates(ys, "y")) for xs, ys in PAIRS]
+    whole = [(xs, ys) for xs, ys in found if xs and ys] or [
+        (xs, ys) for xs, ys in [(candidates(WEAK_PAIR[0], "x"), candidates(WEAK_PAIR[1], "y"))]
+        if xs and ys]
+    options = sorted({(i, j) for xs, ys in whole for i in xs for j in ys})
+    if len(options) == 1:
+        return options[0]
+    if options:
+        what = " or ".join(f"({names[i]}, {names[j]})" for i, j in options)
+        raise UserError(f"{seen}: x and y may be {what}; say which with --x and --y")
+    lonely = [names[k] for pair in found for side in pair for k in side if k not in taken]
+    if lonely or fixed:
+        which = f"{lonely[0]} is one axis" if lonely else f"--{fixed[0]} is one axis"
+        raise UserError(f"{seen}: {which}, and the other is not clear; give --x and --y")
+    if len(set(free)) < 2:
+        raise UserError(f"{seen}: which are x and y? give --x and --y")
+    places = [k for k in free if free[k] not in LABELS] or list(free)
+    return tuple((places if len(places) >= 3 else list(free))[:2])
+
+
+def _others(seen: str, names: Sequence[str], axes: tuple[int, int]) -> tuple[int, ...]:
+    """All columns but the axes and, where there are others, labels."""
+    rest = [k for k in range(len(names)) if k not in axes]
+    telling = [k for k in rest if bare(names[k]) not in LABELS] or rest
+    lowered = [str(names[k]).strip().lower() for k in (*telling, *axes)]
+    for name in lowered:
+        if lowered.count(name) > 1:
+            raise UserError(f"{seen}: {name!r} is there {lowered.count(name)} times; choose with "
+                            "--x, --y and --value, by number")
+    return tuple(telling)

@@ -1,0 +1,202 @@
+"""Values at scattered points: what is measured, where, and about which rectangle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparsefield.errors import UserError
+from sparsefield.data.missing import refuse_lone_extreme
+
+log = logging.getLogger("sparsefield")
+
+LARGEST = 512  # rows or columns of a field that is asked for
+MOST_POINTS = 100_000
+FARTHEST = 1e15  # coordinates beyond it are no places
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Scattered values, and the rectangle that they are about.
+
+    Attributes:
+        coords: (M, 2) float64, x and y. values: (M, C) float64.
+        extent: x0, x1, y0, y1 of the rectangle.
+        shape: (H, W) of the grid that they come from, None for scattered points.
+        names: of the C channels. downward: whether y grows downward, as in pictures.
+        value_range: of pictures, what is black and white; None where the file does not tell.
+    """
+
+    coords: np.ndarray
+    values: np.ndarray
+    extent: tuple[float, float, float, float]
+    shape: tuple[int, int] | None = None
+    names: tuple[str, ...] = ()
+    downward: bool = False
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def is_picture(self) -> bool:
+        return self.shape is not None
+
+
+def clean(
+    source: str,
+    coords: np.ndarray,
+    values: np.ndarray,
+    names: tuple[str, ...],
+    extent: Sequence[float] | None,
+    missing: Sequence[float] | None,
+) -> Measurements:
+    """Measurements without those that have no place or value, or lie outside the extent.
+
+    Args:
+        coords: (M, 2). values: (M, C). names: of the C channels, or none.
+        missing: numbers that mean: not measured; None refuses what looks like one.
+    Raises:
+        UserError: nothing is left, too much is, or the extent is none.
+    """
+    coords, values = without(coords, missing), without(values, missing)
+    if missing is None:
+        for c in range(values.shape[1]):
+            name = f"{source}: {names[c] if names else 'values'}"
+            refuse_lone_extreme(name, values[:, c])
+        for axis, column in zip("xy", coords.T):
+            refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
+    whole = np.isfinite(coords).all(axis=1) & np.isfinite(values).all(axis=1)
+    if not whole.all():
+        log.info("%d of %d measurements have a missing or infinite number: left out",
+                 (~whole).sum(), len(whole))
+    coords, values = coords[whole], values[whole]
+    if len(coords) == 0:
+        raise UserError(f"{source}: holds no measurement")
+    if extent is None:
+        extent = _bounds(source, coords)
+    x0, x1, y0, y1 = extent
+    if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
+        raise UserError(f"--extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 x1 y0 y1 with x0 < x1 and "
+                        "y0 < y1")
+    inside = ((coords >= (x0, y0)) & (coords <= (x1, y1))).all(axis=1)
+    if not inside.any():
+        raise UserError(f"{source}: all points lie outside --extent {x0:g} {x1:g} {y0:g} {y1:g}")
+    if not inside.all():
+        log.info("%d of %d points lie outside the extent: left out", (~inside).sum(), len(inside))
+    found = Measurements(coords[inside], values[inside], (x0, x1, y0, y1), names=names)
+    if len(found.coords) > MOST_POINTS:
+        distinct, _ = average_duplicates(found, np.zeros(len(found.coords)))
+        if len(distinct.coords) > MOST_POINTS:
+            raise UserError(f"{source}: {len(distinct.coords):,} points, at most {MOST_POINTS:,} can "
+                            "be used: average neighbours, or cut the region with --extent")
+    return found
+
+
+def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
+    """NaN in place of the numbers that mean: not measured (equal as float32 is equal enough)."""
+    if not missing:
+        return numbers
+    with np.errstate(over="ignore"):
+        codes = np.asarray(missing, np.float64)
+        is_code = np.isin(numbers, codes) | np.isin(numbers, codes.astype(np.float32))
+    return np.where(is_code, np.nan, numbers)
+
+
+def _bounds(source: str, coords: np.ndarray) -> tuple[float, float, float, float]:
+    """The smallest rectangle around points; of no width or height, as wide as the other side."""
+    low, high = coords.min(axis=0), coords.max(axis=0)
+    if np.abs(coords).max() > FARTHEST:
+        raise UserError(f"{source}: coordinates as large as {np.abs(coords).max():.3g}; which are "
+                        "these? leave those points out, or give their --missing")
+    sides = np.where(high > low, high - low, 0.0)
+    grow = np.where(sides > 0, 0.0, max(sides.max(), 0.0) or 1.0) / 2
+    low, high = low - grow, high + grow
+    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def average_duplicates(
+    given: Measurements, noise: np.ndarray
+) -> tuple[Measurements, np.ndarray]:
+    """Points closer than a millionth of each side become one, with the mean value.
+
+    Args:
+        noise: (M,) sd of the noise of every value.
+    Returns:
+        the distinct points, and the sd of the noise of their means.
+    """
+    x0, x1, y0, y1 = given.extent
+    cell = np.array((x1 - x0, y1 - y0)) * 1e-6
+    keys = np.round((given.coords - (x0, y0)) / cell).astype(np.int64)
+    _, first, which, count = np.unique(
+        keys, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(first) == len(keys):
+        return given, noise
+    which = which.reshape(-1)
+    values = np.stack([np.bincount(which, column) / count for column in given.values.T], axis=1)
+    log.info("%d of %d measurements share a place with another: averaged to %d points",
+             int(count[count > 1].sum()), len(keys), len(first))
+    return replace(given, coords=given.coords[first], values=values), np.sqrt(np.bincount(which, noise**2)) / count
+
+
+def as_given(
+    coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
+    noise_sd: float | Sequence[float] = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives them.
+
+    Points that are masked (numpy.ma), or whose value is in `missing`, are left out and counted in
+    the log. `missing` None refuses a value that looks like one that means: not measured.
+
+    Raises:
+        UserError: no real numbers, other shapes, NaN or infinity that is not masked.
+    """
+    masks = [np.ma.getmaskarray(a) if np.ma.isMaskedArray(a) else None for a in (coords, values)]
+    coords, values = _real("coords", coords), _real("values", values)
+    values = values[:, None] if values.ndim == 1 else values
+    if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
+        len(coords) != len(values) or values.shape[1] == 0
+    ):
+        turned = "; one row for each point" if len(coords) in coords.shape[1:] or (
+            values.shape[-1:] == coords.shape[:1]) or coords.shape[:1] == (2,) else ""
+        raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
+                        f"(M,) or (M, C){turned}")
+    kept = np.ones(len(coords), bool)
+    for mask in masks:
+        if mask is not None:
+            kept &= ~mask.reshape(len(kept), -1).any(axis=1)
+    if not (np.isfinite(coords[kept]).all() and np.isfinite(values[kept]).all()):
+        raise UserError("coords or values hold NaN or infinity: leave those points out")
+    kept &= np.isfinite(without(values, missing)).all(axis=1)
+    if not kept.all():
+        log.info("%d of %d points are masked or missing: left out", (~kept).sum(), len(kept))
+    noise = noise_of(noise_sd, len(coords))[kept]
+    coords, values = coords[kept], values[kept]
+    if missing is None:
+        for c in range(values.shape[1]):
+            refuse_lone_extreme(f"values, channel {c + 1}", values[:, c])
+    return coords, values, noise
+
+
+def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
+    """(count,) sd of the noise of every value. Raises UserError for what is no such number."""
+    noise = _real("noise_sd", noise_sd)
+    if noise.shape not in ((), (1,), (count,)):
+        raise UserError(f"noise_sd {noise.shape}: give one number, or one for each of the {count} "
+                        "points")
+    if not (np.isfinite(noise).all() and (noise >= 0).all()):
+        raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the units "
+                        "of the values")
+    return np.broadcast_to(noise, count).copy()
+
+
+def _real(name: str, array: np.ndarray) -> np.ndarray:
+    try:
+        found = np.asarray(array)
+        if found.dtype.kind not in "buifO":
+            raise TypeError(f"{found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} must be an array of real numbers ({reason})") from None

@@ -1,0 +1,106 @@
+"""How a model sees a person's values: which of them become -1 and 1."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparsefield.data.scale import Scale, given_range, pixel_scale
+from sparsefield.errors import UserError
+
+log = logging.getLogger("sparsefield")
+
+MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
+FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
+ROUNDING = 1e-6
+NARROW = 0.01  # of the range: all values look alike to the model
+
+
+def is_of_pictures(trained: Scale) -> bool:
+    """Whether a model was trained on pictures of 8 bits."""
+    return trained.value_range == pixel_scale(trained.channels).value_range
+
+
+def choose_scale(
+    trained: Scale, values: np.ndarray, value_range: Sequence[float] | None
+) -> tuple[Scale, int]:
+    """The scale of a model's channels for these values, and how often each value is repeated.
+
+    Args:
+        trained: the scale of the training data. values: (M, C) finite, C that of the model, or 1
+            for a model of colour pictures, which reads it as shades of grey.
+        value_range: what the user says: low high, or so for each channel.
+    Raises:
+        UserError: no range; values that lie far outside of it; values that cannot be colours.
+    """
+    channels = values.shape[1]
+    copies = trained.channels // channels
+    if value_range is not None:
+        pairs = given_range(value_range, channels)
+        _check_inside(values, Scale(pairs))
+        return Scale(pairs * copies, trained.units), copies
+    if copies > 1:
+        return Scale(own_range(values) * copies), copies
+    outside = excess(values, trained)
+    if outside <= ROUNDING:
+        _warn_if_narrow(values, trained)
+        return trained, 1
+    found = f"values from {values.min():.6g} to {values.max():.6g}"
+    if is_of_pictures(trained) and channels > 1:
+        raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, if "
+                        "they are colours, say what is darkest and brightest with --value_range low "
+                        "high")
+    if is_of_pictures(trained):
+        return Scale(own_range(values)), 1
+    if outside <= FAR:
+        log.warning("WARNING: %s leave the range of the training data (%s)", found,
+                    trained.describe())
+        return trained, 1
+    log.warning("WARNING: %s lie far outside the training data (%s): their own range is used "
+                "instead; if that is not meant, convert the units, or give --value_range low high",
+                found, trained.describe())
+    return Scale(own_range(values), trained.units), 1
+
+
+def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """For each channel of (M, C), the range of its values with a margin.
+
+    Raises:
+        UserError: too large to compute with.
+    """
+    low, high = values.min(axis=0), values.max(axis=0)
+    with np.errstate(over="ignore"):
+        spread = high - low
+    if not np.isfinite(spread * 2).all():
+        raise UserError(f"values from {low.min():.3g} to {high.max():.3g} are too large; do they "
+                        "mean: not measured? then give --missing")
+    margin = np.where(spread > 0, MARGIN * spread, 0.5 * np.maximum(1.0, np.abs(low) * 1e-6))
+    return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
+
+
+def excess(values: np.ndarray, scale: Scale) -> float:
+    """How far values (M, C) leave a range, in widths of it; 0 or less where they do not."""
+    low, high = np.asarray(scale.value_range).T
+    return float((np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
+                  / (high - low)).max())
+
+
+def _check_inside(values: np.ndarray, scale: Scale) -> None:
+    outside = excess(values, scale)
+    found = f"values from {values.min():.6g} to {values.max():.6g}"
+    if outside > FAR:
+        raise UserError(f"{found} lie far outside --value_range {scale.describe()}: widen it")
+    if outside > ROUNDING:
+        log.warning("WARNING: %s leave --value_range %s; they are kept, but widen it", found,
+                    scale.describe())
+
+
+def _warn_if_narrow(values: np.ndarray, scale: Scale) -> None:
+    low, high = np.asarray(scale.value_range).T
+    spread = np.ptp(values, axis=0)
+    if len(values) > 1 and (0 < spread.max()) and (spread / (high - low)).max() < NARROW:
+        log.warning("WARNING: values from %.6g to %.6g are less than a hundredth of the range of "
+                    "the training data (%s); if theirs is another, give --value_range low high",
+                    values.min(), values.max(), scale.describe())
