@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.errors import UserError
@@ -21,6 +21,12 @@ _BROKEN = (
 )
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 GDAL_NODATA = 42113  # the TIFF tag in which geographers name the value of missing points
+ORIENTATION = 0x0112
+TURNS = {  # orientation -> how to come from there to upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
 # Pillow's ways to unpack 16 bits a channel keep one byte of two; the other way keeps the other.
 _TWO_READINGS = {
     "RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"),
@@ -148,7 +154,7 @@ def _decode(path: Path, reduced_to: int | None) -> Raster:
                 return deep
             if image.mode in ("I", "F") or image.mode.startswith("I;16"):
                 return _grey_numbers(image)
-            return _eight_bits(ImageOps.exif_transpose(image))
+            return _eight_bits(_upright(image))
     except UnidentifiedImageError:
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise
@@ -164,6 +170,18 @@ def _check_size(width: int, height: int) -> None:
     # Pillow itself only warns between its limit and twice its limit.
     if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says."""
+    exif = image.getexif()
+    turn = TURNS.get(exif.get(ORIENTATION))
+    if turn is not None and image.format == "TIFF":
+        # Pillow 13 turns TIFFs itself as it loads them, and scrambles those without compression.
+        image.tag_v2.pop(ORIENTATION, None)
+        exif.pop(ORIENTATION, None)
+        image._size = image._tile_size
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image) -> Raster:
@@ -187,7 +205,7 @@ def _grey_numbers(image: Image.Image) -> Raster:
     named = getattr(image, "tag_v2", {}).get(GDAL_NODATA)
     if named is not None:
         missing.append(float(str(named).strip("\0 ")))
-    values = np.asarray(ImageOps.exif_transpose(image))
+    values = np.asarray(_upright(image))
     values = values.astype(np.float64 if image.mode == "I" else np.float32)
     return _numbers(np.where(np.isin(values, missing), np.nan, values)[..., None], None)
 
@@ -221,7 +239,7 @@ def _bytes(path: Path, mode: str, raw: str) -> np.ndarray:
             tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
             for tile in image.tile
         ]
-        return np.asarray(ImageOps.exif_transpose(image)).astype(np.float32)
+        return np.asarray(_upright(image)).astype(np.float32)
 
 
 def _load_npy(path: Path) -> np.ndarray:

@@ -77,18 +77,28 @@ def choose_columns(
     chosen = {"x": None if x is None else _find(seen, names, x, "--x"),
               "y": None if y is None else _find(seen, names, y, "--y")}
     values = None if value is None else tuple(_find(seen, names, v, "--value") for v in value)
+    own = [place for place in (*chosen.values(), *(values or ())) if place is not None]
+    if len(set(own)) < len(own) or values == ():
+        raise UserError(f"{seen}: x, y and each value must be columns of their own; choose with "
+                        "--x, --y and --value")
     if None in chosen.values():
-        taken = {place for place in chosen.values() if place is not None} | set(values or ())
-        found = _by_name(seen, names, taken, chosen) if has_header else (0, 1)
+        found = _by_name(seen, names, set(own), chosen) if has_header else _by_order(
+            names, set(own), chosen)
         chosen = {axis: place if place is not None else auto
                   for (axis, place), auto in zip(chosen.items(), found)}
     axes = chosen["x"], chosen["y"]
-    if values is None:
-        values = _others(seen, names, axes)
-    if len({*axes, *values}) < 2 + len(values) or not values:
-        raise UserError(f"{seen}: x, y and each value must be columns of their own; choose with "
-                        "--x, --y and --value")
+    values = _others(seen, names, axes) if values is None else values
+    if len({*axes, *values}) < 2 + len(values):
+        raise UserError(f"{seen}: which are x and y? give --x and --y")
     return Columns(*axes, values)
+
+
+def _by_order(
+    names: Sequence[str], taken: set[int], chosen: dict[str, int | None]
+) -> tuple[int, int]:
+    """Without a header: the first two columns that nothing else was said of."""
+    free = iter([k for k in range(len(names)) if k not in taken] + [0, 0])
+    return tuple(next(free) if place is None else place for place in chosen.values())
 
 
 def _find(seen: str, names: Sequence[str], wanted: str, flag: str) -> int:

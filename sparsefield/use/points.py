@@ -55,15 +55,16 @@ def clean(
 
     Args:
         coords: (M, 2). values: (M, C). names: of the C channels, or none.
-        missing: numbers that mean: not measured; None refuses what looks like one.
+        missing: numbers that mean: not measured. None refuses what looks like one, a list other
+            codes than those in it, [] nothing.
     Raises:
         UserError: nothing is left, too much is, or the extent is none.
     """
     coords, values = without(coords, missing), without(values, missing)
-    if missing is None:
+    if missing != []:
         for c in range(values.shape[1]):
             name = f"{source}: {names[c] if names else 'values'}"
-            refuse_lone_extreme(name, values[:, c])
+            refuse_lone_extreme(name, values[:, c], codes_only=bool(missing))
         for axis, column in zip("xy", coords.T):
             refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
     whole = np.isfinite(coords).all(axis=1) & np.isfinite(values).all(axis=1)

@@ -1,0 +1,280 @@
+"""Pictures and masks of every kind: which pixels are known, and what their values are."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from sparsefield.data import folders, open_data, parse_pattern
+from sparsefield.data.images import read_mask, read_picture
+from sparsefield.errors import UserError
+from sparsefield.use.measurements import read_measurements
+
+ORIENTATION = 0x0112
+RAMP = np.linspace(1000, 2250, 24 * 20).reshape(24, 20)
+TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
+         7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+
+
+def png16(array: np.ndarray) -> bytes:
+    """A PNG of 16 bits with 1 to 4 channels (Pillow writes grey only)."""
+    height, width, channels = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (struct.pack(">I", len(content)) + kind + content
+                + struct.pack(">I", zlib.crc32(kind + content)))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+            + chunk(b"IEND", b""))
+
+
+def measured(path, channels=3, **options):
+    """(H, W, C) with NaN where nothing is known."""
+    found = read_measurements(str(path), channels=channels, **options)
+    field = np.full((*found.shape, found.values.shape[1]), np.nan)
+    column, row = np.floor(found.coords.T).astype(int)
+    field[row, column] = found.values
+    return field
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["png", "tif", "lzw.tif", "webp"])
+def test_transparency_is_turned_with_the_picture(tmp_path, orientation, kind):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 20, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[:5, :, 3] = 0
+    image = Image.fromarray(pixels)
+    image.getexif()[ORIENTATION] = orientation
+    image.save(tmp_path / f"a.{kind}", exif=image.getexif(),
+               **{"webp": {"lossless": True}, "lzw.tif": {"compression": "tiff_lzw"}}.get(kind, {}))
+    field = measured(tmp_path / f"a.{kind}")
+    upright = TURNS[orientation](pixels)
+    np.testing.assert_array_equal(np.isnan(field[..., 0]), upright[..., 3] == 0)
+    known = upright[..., 3] > 0
+    np.testing.assert_array_equal(field[known], upright[..., :3][known])
+
+
+# --- more than 8 bits -----------------------------------------------------------------------------
+
+
+def colours(dtype, top):
+    rng = np.random.default_rng(0)
+    return (rng.random((24, 20, 3)) * top).astype(dtype)
+
+
+DEEP = {
+    "u2.png": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
+    "u2.tif": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
+    "lzw.tiff": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p, compression="lzw")),
+    "i2.tif": (RAMP.astype(np.int16) - 1500, lambda p, a: tifffile.imwrite(p, a)),
+    "i4.tif": (RAMP.astype(np.int32) * 1000, lambda p, a: tifffile.imwrite(p, a)),
+    "f4.tif": (RAMP.astype(np.float32) / 7, lambda p, a: Image.fromarray(a).save(p)),
+    "f8.tif": (RAMP / 7, lambda p, a: tifffile.imwrite(p, a)),
+    "f4.npy": (RAMP.astype(np.float32) / 7, np.save),
+    "u2.npy": (RAMP.astype(np.uint16), np.save),
+    "f8c1.npy": (RAMP[..., None], np.save),
+    "rgb.png": (colours(np.uint16, 65535), lambda p, a: p.write_bytes(png16(a))),
+    "rgb.tif": (colours(np.uint16, 65535), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
+    "rgb.npy": (colours(np.float64, 1), np.save),
+    "rgbf.tif": (colours(np.float32, 1), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_every_bit_of_a_picture_is_read(tmp_path, name):
+    array, write = DEEP[name]
+    write(tmp_path / name, array)
+    field = measured(tmp_path / name, observe="random:0.5")
+    array = array.reshape(24, 20, -1)
+    known = ~np.isnan(field[..., 0])
+    assert known.sum() == 240 and field.shape == array.shape
+    np.testing.assert_array_equal(field[known], array[known].astype(float))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_sixteen_bits_with_transparency(tmp_path, channels):
+    array = np.random.default_rng(0).integers(0, 65536, (24, 20, channels)).astype(np.uint16)
+    array[..., -1] = 65535
+    array[3:9, :, -1] = 0
+    (tmp_path / "a.png").write_bytes(png16(array))
+    field = measured(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.isnan(field[..., 0]), array[..., -1] == 0)
+    known = ~np.isnan(field[..., 0])
+    np.testing.assert_array_equal(field[known], array[known][:, :-1])
+
+
+def test_points_without_a_value_are_unknown(tmp_path):
+    values = RAMP.copy()
+    values[4:9] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_array_equal(measured(tmp_path / "a.npy")[..., 0], values)
+    values[4:9] = -9999
+    np.save(tmp_path / "b.npy", values)
+    with pytest.raises(UserError, match="-9999 stands there 100 times"):
+        measured(tmp_path / "b.npy", observe="random:0.2")
+    assert np.isnan(measured(tmp_path / "b.npy", missing=("-9999",))).sum() == 100
+    tifffile.imwrite(tmp_path / "c.tif", values.astype(np.float32),
+                     extratags=[(42113, "s", 0, "-9999", False)])  # as geographers write it
+    assert np.isnan(measured(tmp_path / "c.tif")).sum() == 100
+
+
+@pytest.mark.parametrize("array, words", [
+    (np.zeros((3, 24, 20)), "channels first"), (np.zeros((24, 20, 5)), "1, 3 or 4"),
+    (np.zeros(7), "shape"), (np.zeros((4, 4), complex), "complex128"),
+    (np.array([[None]]), "objects"), (np.zeros((0, 4)), "shape (0, 4)"),
+    (np.full((4, 4), np.nan), "no pixel has a value"),
+])
+def test_arrays_that_are_no_pictures(tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(UserError) as refused:
+        measured(tmp_path / "a.npy", observe="random:0.2")
+    assert words in str(refused.value)
+
+
+def test_folders_keep_every_bit_too(tmp_path):
+    for kind, array in (("u2", RAMP.astype(np.uint16)), ("f4", RAMP.astype(np.float32) / 7)):
+        (tmp_path / kind).mkdir()
+        for k in range(3):
+            Image.fromarray(array).save(tmp_path / kind / f"{k}.tif")
+        data = open_data(str(tmp_path / kind), image_size=20)
+        assert data.channels == 1
+        np.testing.assert_allclose(data.value_range[0], (array.min(), array.max()))
+        inside = data.val.example(0)
+        np.testing.assert_allclose(data.to_physical(inside)[..., 0], array[2:22], rtol=1e-5)
+        assert len(np.unique(inside)) > 300
+    (tmp_path / "rgb").mkdir()
+    for k in range(3):
+        (tmp_path / "rgb" / f"{k}.png").write_bytes(png16(colours(np.uint16, 65535)))
+    data = open_data(str(tmp_path / "rgb"), image_size=20)
+    assert data.value_range == ((0, 65535),) * 3
+    np.testing.assert_allclose(data.to_physical(data.test.example(0)),
+                               colours(np.uint16, 65535)[2:22], atol=0.02)
+
+
+def test_folders_of_mixed_depths_are_refused(tmp_path):
+    for k in range(3):
+        Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / f"deep{k}.png")
+        Image.fromarray((RAMP / 10).astype(np.uint8)).save(tmp_path / f"plain{k}.png")
+    with pytest.raises(UserError, match="mixed depths: .*deep0.png and .*plain0.png"):
+        open_data(str(tmp_path), image_size=16)
+
+
+def test_deep_pictures_are_turned_too(tmp_path):
+    for name, array, more in (("a.tif", RAMP.astype(np.uint16), {}),
+                              ("b.tif", RAMP.astype(np.float32), {}),
+                              ("c.tif", RAMP.astype(np.uint16), {"compression": "tiff_lzw"})):
+        image = Image.fromarray(array)
+        image.getexif()[ORIENTATION] = 6
+        image.save(tmp_path / name, exif=image.getexif(), **more)
+        values = read_picture(tmp_path / name).values[..., 0]
+        np.testing.assert_array_equal(values, TURNS[6](array))
+
+
+# --- what else lies in a folder -------------------------------------------------------------------
+
+
+def test_links_are_followed_and_pipes_are_not_waited_for(tmp_path, caplog):
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for place, names in ((folder, "ab"), (elsewhere, "cd")):
+        place.mkdir()
+        for name in names:
+            Image.new("RGB", (40, 40), "red").save(place / f"{name}.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "again").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "broken.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "e.heic").write_bytes(b"....ftypheic")
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        data = open_data(str(folder), image_size=16)
+    found = [f.path for split in (data.train, data.val, data.test) for f in split.found]
+    assert sorted(path.name for path in found) == ["a.png", "b.png", "c.png", "d.png"]
+    for name in ("pipe.png: a pipe", "broken.png: a pipe, a device or a link", "e.heic"):
+        assert name in caplog.text
+    assert folders.WORKING_SIDE  # the module that was tested
+
+
+@pytest.mark.parametrize("what", ["input", "mask", "data", "observe"])
+def test_pipes_are_refused_not_waited_for(tmp_path, what):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="pipe"):
+        if what == "input":
+            read_measurements(str(pipe), channels=3, observe="random:0.2")
+        elif what == "mask":
+            read_measurements(str(tmp_path / "a.png"), channels=3, mask=str(pipe))
+        elif what == "data":
+            open_data(str(pipe))
+        else:
+            parse_pattern(str(pipe))
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+LEFT = np.zeros((8, 10), bool)
+LEFT[:, :5] = True
+WHITE = np.full((8, 10, 4), 255, np.uint8)
+WHITE[:, 5:, 3] = 0
+MASKS = {
+    "white is known": (LEFT.astype(np.uint8) * 255, "png"),
+    "transparent white is not known": (WHITE, "png"),
+    "grey of 128 and more": (np.where(LEFT, 128, 127).astype(np.uint8), "png"),
+    "zeros and ones": (LEFT.astype(np.uint8), "png"),
+    "16 bits": (LEFT.astype(np.uint16) * 65535, "png"),
+    "255 in 16 bits": (LEFT.astype(np.uint16) * 255, "tif"),
+    "floats of 0 and 1": (LEFT.astype(np.float32), "tif"),
+    "colour": (np.repeat(LEFT[..., None] * np.uint8(255), 3, 2), "png"),
+    "an array of bool": (LEFT, "npy"),
+    "an array with NaN": (np.where(LEFT, 1.0, np.nan), "npy"),
+    "grey and transparent": (np.stack([np.full((8, 10), 255, np.uint8),
+                                       LEFT * np.uint8(255)], -1), "png"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(tmp_path, name):
+    array, kind = MASKS[name]
+    path = tmp_path / f"mask.{kind}"
+    np.save(path, array) if kind == "npy" else Image.fromarray(array).save(path)
+    np.testing.assert_array_equal(read_mask(path), LEFT)
+    np.testing.assert_array_equal(parse_pattern(str(path)).observed, LEFT)
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "a.png")
+    known = ~np.isnan(measured(tmp_path / "a.png", mask=str(path))[..., 0])
+    np.testing.assert_array_equal(known, LEFT)
+
+
+def test_what_is_transparent_is_known_by_no_mask_and_no_rule(tmp_path):
+    Image.fromarray(WHITE).save(tmp_path / "a.png")
+    Image.new("L", (10, 8), 255).save(tmp_path / "mask.png")
+    for options in ({"mask": str(tmp_path / "mask.png")}, {"observe": "random:0.5"}):
+        known = ~np.isnan(measured(tmp_path / "a.png", **options)[..., 0])
+        assert known.any() and not known[:, 5:].any()
+
+
+def test_large_pictures_are_averaged_over_what_is_known(tmp_path):
+    pixels = np.full((600, 8, 4), 100, np.uint8)
+    pixels[..., 3] = 255
+    pixels[1::2, :, :] = (255, 255, 255, 0)
+    pixels[300:] = (7, 7, 7, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    field = measured(tmp_path / "a.png", observe="random:0.9")
+    assert field.shape == (300, 4, 3) and np.isnan(field[150:]).all()
+    assert set(np.unique(field[:150][~np.isnan(field[:150])])) == {100}
+
+
+def test_a_picture_with_opaque_pixels_alone_needs_a_mask(tmp_path):
+    Image.new("RGBA", (8, 8), (1, 2, 3, 200)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="nothing says which pixels are known"):
+        measured(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").values.max() == 3  # not seen on white

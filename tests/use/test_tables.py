@@ -1,0 +1,172 @@
+"""Tables of measurements: what is typed, and what becomes x, y and values."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from sparsefield.errors import UserError
+from sparsefield.use.measurements import read_measurements
+
+ROWS = [(3.0, 50.0, 11.5), (4.0, 51.0, 12.0), (5.0, 52.5, 13.0)]  # x, y, value
+
+
+def read(path, content, name="t.csv", **options):
+    path = path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_measurements(str(path), channels=1, **options)
+
+
+def rows(found):
+    return [(*c, *v) for c, v in zip(found.coords.tolist(), found.values.tolist())]
+
+
+def table(header: str, order: str = "xyv", separator: str = ",") -> str:
+    """ROWS under a header, with the columns in another order; - is a column of ones."""
+    lines = [separator.join("1" if letter == "-" else str(row["xyv".index(letter)])
+                            for letter in order) for row in ROWS]
+    return "\n".join([header, *lines] if header else lines) + "\n"
+
+
+@pytest.mark.parametrize("header, order", [
+    ("x,y,v", "xyv"), ("", "xyv"), ("X,Y,V", "xyv"), ("temperature,x_km,y_km", "vxy"),
+    ("latitude_deg,longitude_deg,t", "yxv"), ("Lat (deg),Lon (deg),t", "yxv"),
+    ("northing_m,easting_m,t", "yxv"), ("lat,lng,t", "yxv"), ("LAT,LONG,T", "yxv"),
+    ("decimalLatitude,decimalLongitude,t", "yxv"), ("y [m],x [m],t", "yxv"),
+    ("Latitude °N,Longitude °E,t", "yxv"), ("gps_lat,gps_lon,t", "yxv"), ("y.m,x.m,t", "yxv"),
+    ("coord_y,coord_x,t", "yxv"), ("Northing,Easting,t", "yxv"), ("UTM_N,UTM_E,t", "yxv"),
+    ("lat_wgs84,lon_wgs84,t", "yxv"), ("t,LatDeg,LonDeg", "vyx"), ('"Lat, deg","Lon, deg",t', "yxv"),
+    ("distance_m,depth_m,t", "xyv"), ("depth_m,distance_m,t", "yxv"), ("t,z,x", "vyx"),
+    ("across,along_side,t", "xyv"),  # no known name: the order
+    (",y,x,t", "-yxv"), ("id,lat,lon,t", "-yxv"), ("station,t,lat,lon", "-vyx"),
+    ("lon,lat,time,t", "xy-v"), ("lon,lat,t,", "xyv"), ("row,col,t", "yxv"),
+])
+def test_names_of_columns(tmp_path, caplog, header, order):
+    with caplog.at_level("INFO", logger="sparsefield"):
+        found = read(tmp_path, table(header, order))
+    assert rows(found) == ROWS
+    assert "x = " in caplog.text and "y = " in caplog.text and "value = " in caplog.text
+
+
+@pytest.mark.parametrize("header, order, options, words", [
+    ("x,y,lon,lat,v", "xyxyv", {}, "(x, y) or (lon, lat)"),
+    ("lat,north_side,t", "yxv", {}, "lat is one axis, and the other is not clear"),
+    ("x,x,y,v", "xxyv", {}, "x and y may be"), ("x,y,v,v", "xyvv", {}, "'v' is there 2 times"),
+    ("x,y,v", "xyv", {"value": ["temp"]}, "--value temp is none of them"),
+    ("x,y,v", "xyv", {"x": "9"}, "--x 9 is none of them"),
+    ("x,y,v,v", "xyvv", {"value": ["v"]}, "--value v names 2 of them"),
+    ("x,y,v", "xyv", {"value": ["x"]}, "y is one axis"),
+    ("x,y,v", "xyv", {"x": "v", "y": "v"}, "columns of their own"),
+    ("a,b", "xy", {}, "2 column(s) (a, b)"),
+    ("x1,y1,x_err,t", "xy-v", {"x": "x1"}, "the other is not clear"),
+])
+def test_columns_that_are_not_clear_are_refused(tmp_path, header, order, options, words):
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, table(header, order), **options)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("header, order, options", [
+    ("x,y,lon,lat,v", "--xyv", {"x": "lon", "y": "lat", "value": ["v"]}),
+    ("a,b,c", "vyx", {"x": "3", "y": "2"}), ("a,b,c", "vyx", {"x": "c", "y": "b"}),
+    ("v,v,v", "vyx", {"x": "3", "y": "2", "value": ["1"]}), ("", "vyx", {"x": "3", "y": "2"}),
+    ("lat,lon,p,t", "yx-v", {"value": ["t"]}), ("lat,lon,p,T (degC)", "yx-v", {"value": ["t"]}),
+    ("lat,place,t", "yxv", {"x": "place"}),
+])
+def test_columns_may_be_chosen(tmp_path, header, order, options):
+    assert rows(read(tmp_path, table(header, order), **options)) == ROWS
+
+
+WRITTEN = {
+    "tabs": table("x\ty\tv", separator="\t"),
+    "semicolons": table("x;y;v", separator=";"),
+    "several spaces": "x    y     v\n3.0   50.0  11.5\n  4.0   51  12\n5   52.5     13  \n",
+    "bars": table("x|y|v", separator="|"),
+    "spaces after commas": table("x, y, v", separator=", "),
+    "a comma after each line": table("x,y,v", separator=",").replace("\n", ",\n"),
+    "a comma after each line but the header":
+        table("x,y,v").replace("\n", ",\n").replace("v,", "v"),
+    "semicolons and decimal commas": table("x;y;v", separator=";").replace(".", ","),
+    "tabs and decimal commas": table("x\ty\tv", separator="\t").replace(".", ","),
+    "spaces and decimal commas": table("", separator="  ").replace(".", ","),
+    "decimal commas without header": table("", separator=";").replace(".", ","),
+    "Windows": table("x,y,v").replace("\n", "\r\n"),
+    "old Macintosh": table("x,y,v").replace("\n", "\r"),
+    "a mark of UTF-8": b"\xef\xbb\xbf" + table("x,y,v").encode(),
+    "UTF-16": table("x,y,Höhe").encode("utf-16"),
+    "UTF-16 without its mark": table("x,y,v").encode("utf-16-le"),
+    "Latin-1": table("x,y,Höhe °C").encode("latin-1"),
+    "comments": "# made up\n" + table("x,y,v") + "# the end\n",
+    "numpy.savetxt's header": "# lat lon t\n" + table("", "yxv", separator=" "),
+    "percent signs": "% station data\n% lat,lon,t\n" + table("", "yxv"),
+    "blank lines": "\n\n" + table("x,y,v").replace("\n", "\n\n"),
+    "quotes": '"x","y","v"\n' + "".join('"{}","{}","{}"\n'.format(*row) for row in ROWS),
+    "scientific": "x,y,v\n3e0,5.0E+1,1.15e1\n4,51,12\n5,52.5,13\n",
+    "words in another column": "x,y,place,v\n3,50,Bergen,11.5\n4,51,Oslo,12\n5,52.5,Å,13\n",
+    "missing entries": table("x,y,v") + "6,53,\n6,53,NA\n6,,3\n6,53,-\n",
+    "an index of pandas": ",x,y,v\n0,3,50,11.5\n1,4,51,12\n2,5,52.5,13\n",
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_ways_of_writing(tmp_path, name):
+    assert rows(read(tmp_path, WRITTEN[name])) == ROWS
+
+
+def test_packed_by_gzip(tmp_path):
+    assert rows(read(tmp_path, gzip.compress(table("x,y,v").encode()), "t.csv.gz")) == ROWS
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "it is empty"), ("# nothing\n", "it is empty"), ("x,y,v\n", "no measurement"),
+    ("x,y,v\n1,2,three\n1,2,4\n", "'three' in column 'v', measurement 1, is no number"),
+    ("x,y,v\n1,5,2,5,3,5\n1,5,2,5,3,5\n", "are these decimal commas"),
+    ("Data of 2024\nx,y,v\n1,2,3\n2,3,4\n", "the line on top 1"),
+    ("x,y,v\n1,2,3\n4,5,6,7\n", "measurement 2 has 4 entries"),
+    ("x,y,v\nm,m,degC\n1,2,3\n", "'m' in column 'x', measurement 1"),
+    ("x,y,v\n1,2,1 013.5\n1,3,4\n", "'1 013.5'"),
+    (b"PK\x03\x04 a workbook by another name", "a spreadsheet"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(50), "NetCDF"), (b"\x89PNG\r\n" + bytes(50), "name it .png"),
+    (bytes(range(256)) * 4, "no text"), ("x,y,v\nnan,2,3\n", "no measurement"),
+    ("x,y,v\n1,2,3\n1e300,2,4\n1e301,1,2\n", "--missing 1e+301"),
+])
+def test_refused_with_words(tmp_path, content, words):
+    with pytest.raises(UserError, match="t.csv") as refused:
+        read(tmp_path, content)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("t.xlsx", "a spreadsheet, which is not read here; save the sheet as CSV"),
+    ("t.ods", "a spreadsheet"), ("t.heic", "an HEIC picture"), ("t.HEIC", "convert it to PNG"),
+    ("t.nc", "NetCDF"), ("t.h5", "HDF5"), ("t.mat", "another program's"), ("t.zip", "unpack it"),
+    ("t.geojson", "export its points"), ("t.pdf", "a drawing"), ("t.cr2", "raw"), ("t.pth", "weights"),
+])
+def test_kinds_of_files_that_are_not_read_are_named(tmp_path, name, words):
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, b"whatever", name)
+    assert words in str(refused.value)
+
+
+FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
+
+
+@pytest.mark.parametrize("extra, options, left", [
+    ("30,0,-9999\n40,1,-9999\n", {}, None), ("30,0,-9999\n", {}, None), ("30,0,-999.9\n", {}, None),
+    ("30,0,1e30\n40,1,1e30\n", {}, None), ("30,0,9.96921e+36\n", {}, None), ("30,0,-32768\n", {}, None),
+    ("30,0,500\n40,2,500\n", {}, None),           # a lone extreme that is repeated
+    ("30,0,100\n", {}, 9), ("30,0,-20\n", {}, 9),  # an outlier
+    ("30,0,-9999\n40,2,-9999\n", {"missing": ("-9999",)}, 8),
+    ("30,0,-9999\n40,2,1e30\n", {"missing": ("-9999", "1e30")}, 8),
+    ("30,0,-9999\n40,2,1e30\n", {"missing": ("-9999",)}, None),
+    ("30,0,-9999\n40,2,-9999\n", {"missing": ("none",)}, 10),
+    ("30,0,bad\n40,2,bad\n", {"missing": ("bad",)}, 8),
+    ("-9999,-9999,5\n", {}, None), ("-9999,-9999,5\n", {"missing": ("-9999",)}, 8),
+])
+def test_values_that_mean_not_measured(tmp_path, extra, options, left):
+    if left is None:
+        with pytest.raises(UserError, match="stands there . time.*--missing"):
+            read(tmp_path, FEW + extra, **options)
+    else:
+        assert len(read(tmp_path, FEW + extra, **options).values) == left
