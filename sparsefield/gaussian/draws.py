@@ -44,23 +44,24 @@ def _waves(kernel: Kernel) -> tuple[Tensor, Tensor]:
     return frequencies, sd
 
 
-def features(kernel: Kernel, coords: Tensor) -> Tensor:
+def features(kernel: Kernel, coords: Tensor, out: Tensor | None = None) -> Tensor:
     """Waves at places: f = features @ N(0, 1) has the variogram of `kernel`.
 
     A wave is the product of one along x and one along y, so that a grid costs its sides only.
 
     Args:
-        coords: (N, 2) in sides of the square.
+        coords: (N, 2) in sides of the square. out: (N, FEATURES) float32, to write to.
     Returns:
         (N, FEATURES) float32.
     """
     frequencies, sd = (x.to(coords.device) for x in _waves(kernel))       # (2, WAVES), (WAVES + 1,)
     matrix = stretch((kernel,))[0].to(frequencies)
-    along = matrix @ frequencies                                          # (2, WAVES)
+    along_x, along_y = matrix @ frequencies                               # (WAVES,)
     x, y = coords.unbind(dim=1)
-    out = torch.empty(len(coords), FEATURES, device=coords.device)
+    if out is None:
+        out = torch.empty(len(coords), FEATURES, device=coords.device)
     waves = torch.view_as_complex(out[:, :-2].unflatten(1, (WAVES, 2)))
-    torch.mul(_turns(x, along[0], sd[:-1]), _turns(y, along[1]), out=waves)
+    torch.mul(_turns(x, along_x, sd[:-1]), _turns(y, along_y), out=waves)
     out[:, -2:] = coords.to(matrix) @ matrix * sd[-1]
     return out
 

@@ -77,8 +77,8 @@ def variogram(
     distance2 = (ax[:, :, None] - bx[:, None]).square_()
     dy = ay[:, :, None] - by[:, None]
     log2 = distance2.addcmul_(dy, dy).log_()                              # (U, P, Q)
-    half = torch.tensor([k.exponent / 2 for k in kernels]).to(a)[kernel]  # (R,)
-    return log2[pair].mul_(half[:, None, None]).exp_()
+    half = torch.tensor([k.exponent / 2 for k in kernels], dtype=torch.float64).to(a)
+    return log2[pair].mul_(half[kernel][:, None, None]).exp_()            # (R, P, Q)
 
 
 def _stretched(points: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,10 @@ class Measured:
 
     def waves(self, points: Tensor) -> Tensor:
         """(B, n, F) at (B, n, 2)."""
-        return torch.stack([draws.features(kernel, x) for kernel, x in zip(self.kernels, points)])
+        out = torch.empty(*points.shape[:2], draws.FEATURES, device=points.device)
+        for each in zip(self.kernels, points, out):
+            draws.features(*each)
+        return out
 
 
 class PosteriorNoise:
