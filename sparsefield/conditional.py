@@ -80,7 +80,9 @@ def fitted_form(
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
-    return form, posterior.noise(query_coords)
+    noise = posterior.noise(query_coords)
+    noise.variogram = posterior.describe()
+    return form, noise
 
 
 class GaussianModel(nn.Module):
@@ -175,7 +177,8 @@ class FieldModel(nn.Module):
         self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
         noise_sd: Tensor | None = None,
     ) -> tuple[ClosedForm, Noise]:
-        """What the flow starts from, and a source of draws z_0 (B, N, C), one a generator.
+        """What the flow starts from, and a source of draws z_0: (S, N, C), one a generator, the draws
+        of a field side by side.
 
         Args:
             query_coords: (B, N, 2). input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].

@@ -102,8 +102,7 @@ def sample(
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
 
     def fresh() -> Tensor:
-        each = [noise([own[k] for own in generators]) for k in range(draws)]  # K of (B, N, C)
-        return torch.stack(each, dim=1).flatten(0, 1)                     # (B K, N, C)
+        return noise([generator for own in generators for generator in own[:draws]])
 
     start = torch.zeros_like(form.mean) if method == "mean" else fresh()
     z = SAMPLERS[method](slope, start, angles(num_steps), fresh, **options)
@@ -112,7 +111,7 @@ def sample(
     if clip:
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, slope, options)
-    variogram = noise.posterior.describe() if hasattr(noise, "posterior") else ""
+    variogram = getattr(noise, "variogram", "")
     return Result(values, mean, slope.evaluations, len(slope.blocks), how, variogram)
 
 
@@ -170,18 +169,17 @@ class _Slope:
 
     def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
         by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)
-        slope = torch.zeros_like(by_field)
+        slope = torch.zeros(by_field.shape, dtype=z.dtype, device=z.device)
         for block, prepared in zip(self.blocks, self.prepared):
             for part in self._parts(draws):
                 some = by_field[:, part.start:part.stop].flatten(0, 1)
                 size = len(part)
-                index = block.index.repeat_interleave(size, 0)
+                index = block.index.repeat_interleave(size, dim=0)
                 angle = z.new_full((len(some),), theta, dtype=torch.float32)
                 found = self.model(take(some, index), angle, prepared.repeat(size))
-                core = index[:, :block.core, None].expand(-1, -1, z.shape[-1])
-                answered = slope[:, part.start:part.stop].flatten(0, 1)
-                answered.scatter_(1, core, found[:, :block.core].to(z))
-                slope[:, part.start:part.stop] = answered.unflatten(0, (-1, size))
+                found = found[:, :block.core].to(z).unflatten(0, (-1, size))  # (B, size, core, C)
+                core = block.index[:, None, :block.core, None].expand_as(found)
+                slope[:, part.start:part.stop].scatter_(2, core, found)
                 self.calls += 1
                 if self.progress is not None:
                     self.progress(self.calls, self.total)

@@ -2,7 +2,8 @@
 
 from sparsefield.gaussian.answer import Answer, LeaveOneOut
 from sparsefield.gaussian.kernels import BANK, ONE_KERNEL, Kernel
-from sparsefield.gaussian.posterior import Posterior, PosteriorNoise, condition
+from sparsefield.gaussian.noise import PosteriorNoise
+from sparsefield.gaussian.posterior import Posterior, condition
 
 __all__ = ["BANK", "ONE_KERNEL", "Answer", "Kernel", "LeaveOneOut", "Posterior", "PosteriorNoise",
            "condition"]

@@ -1,16 +1,18 @@
-"""The closed-form answer: mean, standard deviation and leave-one-out errors of a fitted field."""
+"""The closed-form answer: mean, standard deviation and leave-one-out errors of a fitted field.
+
+Symbols: B fields, M observations, N queries, C channels, R hypotheses, each about one field.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sparsefield.gaussian.fit import Factored, Fit
-from sparsefield.gaussian.kernels import NUGGET, variogram
+from sparsefield.gaussian.factor import Factored
+from sparsefield.gaussian.fit import Fit
+from sparsefield.gaussian.kernels import NUGGET
 
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
 AMPLITUDE_WIDTH = 1.3  # mean spacings around a point that tell how much the field varies there
@@ -32,43 +34,6 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Kriged:
-    """What each hypothesis makes of the queries, whatever the values.
-
-    Attributes:
-        whitened: (B, T, M - 1, N), L^-1 c. variance: (B, T, N), relative to the amplitude.
-    """
-
-    whitened: Tensor
-    variance: Tensor
-
-
-def inverse_factor(lower: Tensor) -> Tensor:
-    """L^-1 of lower triangular factors (..., P, P)."""
-    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
-    return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-
-
-def krige(factored: Factored, queries: Tensor) -> Kriged:
-    """Simple kriging of f_q - y_1 from the increments (Cressie 1993, section 3.2).
-
-    Args:
-        queries: (B, N, 2). A query on top of an observation has its value, and no variance.
-    """
-    at, tried = factored.coords, factored.hypotheses
-    to_first = variogram(tried.kernels, tried.kernel, at, at[:, :1])      # (B, T, M, 1)
-    gamma = variogram(tried.kernels, tried.kernel, at, queries.to(at))    # (B, T, M, N)
-    gamma += NUGGET * (gamma > 0)
-    common = gamma[:, :, :1]                                              # (B, T, 1, N)
-    if tried.noise is not None:
-        common = common + tried.noise[..., :1, None].to(at)
-    covariance = to_first[:, :, 1:] + NUGGET + common - gamma[:, :, 1:]
-    whitened = inverse_factor(factored.lower) @ covariance                # (B, T, M - 1, N)
-    variance = common[:, :, 0] + gamma[:, :, 0] - whitened.square().sum(dim=2)
-    return Kriged(whitened, variance.clamp_min(LEAST_VARIANCE))
-
-
-@dataclass(frozen=True)
 class LeaveOneOut:
     """What the others say of every observation.
 
@@ -82,21 +47,81 @@ class LeaveOneOut:
     surprise: Tensor
 
 
+@dataclass(frozen=True)
+class Kriged:
+    """What each hypothesis makes of the queries, whatever the values.
+
+    Attributes:
+        whitened: (R, M - 1, N), L^-1 c. variance: (R, N), relative to the amplitude.
+    """
+
+    whitened: Tensor
+    variance: Tensor
+
+
+def krige(factored: Factored, queries: Tensor) -> Kriged:
+    """Simple kriging of f_q - y_1 from the increments (Cressie 1993, section 3.2).
+
+    Args:
+        queries: (B, N, 2). A query on top of an observation has its value, and no variance.
+    """
+    coords = factored.coords
+    gamma = factored.hypotheses.variogram(coords, queries.to(coords))     # (R, M, N)
+    gamma.add_(gamma > 0, alpha=NUGGET)
+    first = gamma[:, :1].clone()                                          # (R, 1, N)
+    common = first if factored.noise is None else first + factored.noise[:, :1, None]
+    to_first = factored.hypotheses.variogram(coords[:, 1:], coords[:, :1])  # (R, M - 1, 1)
+    covariance = gamma[:, 1:].neg_().add_(common).add_(to_first + NUGGET)
+    whitened = factored.inverse @ covariance                              # (R, M - 1, N)
+    variance = (first + common)[:, 0] - whitened.square().sum(dim=1)
+    return Kriged(whitened, variance.clamp_min(LEAST_VARIANCE))
+
+
+def kriging_weights(factored: Factored, kriged: Kriged) -> Tensor:
+    """(R, N, M), of sum 1 over the observations."""
+    others = kriged.whitened.mT @ factored.inverse                        # (R, N, M - 1)
+    return torch.cat([1 - others.sum(dim=2, keepdim=True), others], dim=2)
+
+
+def answer(fit: Fit, queries: Tensor, surprise: Tensor, spacing: float) -> Answer:
+    """The mixture of the hypotheses, its sd by how much the field varies around each query.
+
+    Args:
+        queries: (B, N, 2). surprise: (B, M, C), leave-one-out. spacing: between observations.
+    """
+    mixture = combine(fit, krige(fit.factored, queries))
+    amplitude = local_amplitude(queries, fit.factored.coords, surprise, spacing)
+    return Answer(mixture.mean, mixture.sd * amplitude, mixture.spread * amplitude)
+
+
+def combine(fit: Fit, kriged: Kriged) -> Answer:
+    """The mixture of what the hypotheses answer, by their weights."""
+    change = (fit.white.mT @ kriged.whitened).mT                          # (R, N, C)
+    mean = fit.mix(change)                                                # (B, N, C)
+    between = fit.mix((change - mean[fit.hypotheses.field]) ** 2)
+    within = fit.mix(kriged.variance[..., None] * fit.amplitude2[:, None])
+    spread = between.mean(dim=2, keepdim=True).sqrt()
+    mean = fit.values[:, :1].to(mean) + mean
+    return Answer(mean.float(), (within + between).sqrt().float(), spread.float())
+
+
 def leave_one_out(fit: Fit) -> LeaveOneOut:
     """Each observation from the others, in closed form (Dubrule 1983).
 
     With P the precision of the observations once their level is projected out, observation i is
-    off its prediction by (P y)_i / P_ii, with variance 1 / P_ii.
+    off its prediction by (P y)_i / P_ii, with variance 1 / P_ii. Rows of a root of P are those of
+    L^-1, and for the first observation minus their sum.
     """
-    inverse = inverse_factor(fit.factored.lower)                          # (B, T, M - 1, M - 1)
-    # Rows of a root of P: those of the increments, and for the first minus their sum.
-    root = torch.cat([-inverse.sum(dim=3, keepdim=True), inverse], dim=3)  # (B, T, M - 1, M)
-    precision = root.square().sum(dim=2)[..., None].clamp_min(0.5 / root.shape[3])
-    error = (root.mT @ fit.white) / precision                             # (B, T, M, C)
-    variance = fit.amplitude2[:, :, None] / precision                     # (B, T, M, C)
-    weight = fit.weight[..., None, None]
-    off = (weight * error).sum(dim=1)                                     # (B, M, C)
-    sd = (weight * (variance + (error - off[:, None]) ** 2)).sum(dim=1).sqrt()
+    inverse = fit.factored.inverse                                        # (R, M - 1, M - 1)
+    weighted = inverse.mT @ fit.white                                     # (R, M - 1, C)
+    weighted = torch.cat([-weighted.sum(dim=1, keepdim=True), weighted], dim=1)
+    precision = torch.cat([inverse.sum(dim=2).square().sum(dim=1, keepdim=True),
+                           inverse.square().sum(dim=1)], dim=1)           # (R, M)
+    precision = precision[..., None].clamp_min(0.5 / precision.shape[1])
+    error = weighted / precision                                          # (R, M, C)
+    off = fit.mix(error)                                                  # (B, M, C)
+    between = (error - off[fit.hypotheses.field]) ** 2
+    sd = fit.mix(fit.amplitude2[:, None] / precision + between).sqrt()
     return LeaveOneOut((fit.values.to(off) - off).float(), sd.float(), (off / sd).float())
 
 
@@ -112,19 +137,9 @@ def local_amplitude(
         queries: (B, N, 2). coords: (B, M, 2). surprise: (B, M, C). spacing: between observations.
     """
     square = surprise.square().mean(dim=2, keepdim=True)                  # (B, M, 1)
-    distance = torch.cdist(queries.float(), coords.float())               # (B, N, M)
-    near = torch.exp(-((distance / (AMPLITUDE_WIDTH * spacing)) ** 2) / 2)
+    (qx, qy), (x, y) = queries.float().unbind(dim=2), coords.float().unbind(dim=2)
+    distance2 = (qx[:, :, None] - x[:, None]).square_()                   # (B, N, M)
+    dy = qy[:, :, None] - y[:, None]
+    near = distance2.addcmul_(dy, dy).mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
     total = near @ square + AMPLITUDE_WORTH
     return (total / (near.sum(dim=2, keepdim=True) + AMPLITUDE_WORTH)).sqrt()
-
-
-def combine(fit: Fit, kriged: Kriged) -> Answer:
-    """The mixture of what the hypotheses answer, by their weights."""
-    means = fit.values[:, None, :1].to(kriged.whitened) + (fit.white.mT @ kriged.whitened).mT
-    weight = fit.weight[..., None, None]                                  # (B, T, 1, 1)
-    mean = (weight * means).sum(dim=1)                                    # (B, N, C)
-    between = (weight * (means - mean[:, None]) ** 2).sum(dim=1)          # (B, N, C)
-    within = fit.amplitude2[:, :, None] * kriged.variance[..., None]      # (B, T, N, C)
-    variance = (weight * within).sum(dim=1) + between
-    spread = between.mean(dim=2, keepdim=True).sqrt()
-    return Answer(mean.float(), variance.sqrt().float(), spread.float())

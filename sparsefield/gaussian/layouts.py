@@ -20,14 +20,8 @@ from sparsefield.gaussian.answer import (
     local_amplitude,
 )
 from sparsefield.gaussian.draws import grid_root
-from sparsefield.gaussian.fit import (
-    Factored,
-    Fit,
-    factor,
-    fit_factored,
-    full_precision,
-    hypotheses_for,
-)
+from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_precision
+from sparsefield.gaussian.fit import Fit, fit_factored
 from sparsefield.gaussian.kernels import BANK
 
 KEPT = 48  # layouts
@@ -48,20 +42,25 @@ class GridAnswer(NamedTuple):
 class _Layout:
     """Observed points (M,) of a grid with P points, factored."""
 
-    def __init__(self, grid: Tensor, observed: Tensor, values: Tensor):
+    def __init__(self, grid: Tensor, observed: Tensor):
         self.grid, self.coords = grid, grid[observed][None]
-        self.factored = factor(hypotheses_for(values, None, BANK), self.coords)
-        self.on_grid: dict[int, Kriged] = {}
+        self.factored = factor(Hypotheses.every(BANK, 1, grid.device), self.coords)
+        self.on_grid: dict[int, tuple[Factored, Kriged]] = {}
 
-    def kriged(self, kernels: list[int]) -> Kriged:
-        """Of some hypotheses, each computed once."""
-        for kernel in kernels:
-            if kernel not in self.on_grid:
-                one = self.factored.take(torch.tensor([[kernel]], device=self.grid.device))
-                self.on_grid[kernel] = krige(one, self.grid[None])
-        found = [self.on_grid[kernel] for kernel in kernels]
-        return Kriged(torch.cat([k.whitened for k in found], dim=1),
-                      torch.cat([k.variance for k in found], dim=1))
+    def bring(self, kernel: int) -> tuple[Factored, Kriged]:
+        """One hypothesis, and what it makes of the grid, computed when first asked for."""
+        if kernel not in self.on_grid:
+            one = self.factored.take(torch.tensor([kernel], device=self.grid.device))
+            self.on_grid[kernel] = one, krige(one, self.grid[None])
+        return self.on_grid[kernel]
+
+    def fit(self, values: Tensor) -> tuple[Fit, Kriged]:
+        """The fit to values (1, M, C), and what its hypotheses make of the grid."""
+        fit = fit_factored(self.factored, values)
+        brought = [self.bring(kernel) for kernel in fit.hypotheses.kernel.tolist()]
+        fit.factored.__dict__["inverse"] = torch.cat([one.inverse for one, _ in brought])
+        return fit, Kriged(torch.cat([kriged.whitened for _, kriged in brought]),
+                           torch.cat([kriged.variance for _, kriged in brought]))
 
 
 class GridPosteriors:
@@ -80,9 +79,8 @@ class GridPosteriors:
             values: (M, C) in [-1, 1]. seed: of the draw.
         """
         with torch.autocast(values.device.type, enabled=False), full_precision():
-            places = self._places(layout, observed, values[None])
-            fit = fit_factored(places.factored, values[None])
-            kriged = places.kriged(fit.factored.hypotheses.kernel[0].tolist())
+            places = self._places(layout, observed)
+            fit, kriged = places.fit(values[None])
             answer, loo = combine(fit, kriged), leave_one_out(fit)
             amplitude = local_amplitude(
                 self.grid[None], places.coords, loo.surprise, len(observed) ** -0.5
@@ -91,11 +89,11 @@ class GridPosteriors:
         return GridAnswer(answer.mean[0], (answer.sd * amplitude)[0],
                           (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], z_0)
 
-    def _places(self, layout: int, observed: Tensor, values: Tensor) -> _Layout:
+    def _places(self, layout: int, observed: Tensor) -> _Layout:
         if layout < 0:
-            return _Layout(self.grid, observed, values)
+            return _Layout(self.grid, observed)
         if layout not in self.layouts:
-            self.layouts[layout] = _Layout(self.grid, observed, values)
+            self.layouts[layout] = _Layout(self.grid, observed)
             if len(self.layouts) > KEPT:
                 self.layouts.popitem(last=False)
         self.layouts.move_to_end(layout)
@@ -103,17 +101,16 @@ class GridPosteriors:
 
     def _draw(self, fit: Fit, kriged: Kriged, observed: Tensor, seed: int) -> Tensor:
         """A prior field minus its own kriging (Matheron), of unit variance: (P, C)."""
-        factored: Factored = fit.factored
-        kernel = factored.hypotheses.kernels[int(factored.hypotheses.kernel[0, 0])]
+        kernel = BANK[int(fit.hypotheses.kernel[0])]
         generator = torch.Generator().manual_seed(seed)
         numbers = torch.randn(len(self.grid), fit.values.shape[2], generator=generator)
-        together = fit.channels[0, 0].double()
+        together = fit.channels[0].double()
         sd = together.diagonal().sqrt()
         root = torch.linalg.cholesky(together / (sd[:, None] * sd)).float()
         field = (root @ numbers.to(self.grid).mT @ grid_root(kernel, self.height, self.width)
                  .to(self.grid)).mT                                       # (P, C)
         at_observed = field[observed]
-        shift = (at_observed[1:] - at_observed[:1]).to(factored.lower)
-        white = torch.linalg.solve_triangular(factored.lower[0, 0], shift, upper=False)
-        known = at_observed[:1] + (white.mT @ kriged.whitened[0, 0]).mT.float()
-        return (field - known) / kriged.variance[0, 0, :, None].sqrt().float()
+        shift = (at_observed[1:] - at_observed[:1]).to(fit.factored.lower)
+        white = torch.linalg.solve_triangular(fit.factored.lower[0], shift, upper=False)
+        known = at_observed[:1] + (white.mT @ kriged.whitened[0]).mT.float()
+        return (field - known) / kriged.variance[0, :, None].sqrt().float()

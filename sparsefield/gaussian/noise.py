@@ -1,0 +1,112 @@
+"""Draws from the posterior: what the observations leave open.
+
+Symbols: B fields, M observations, N queries, C channels, F features, S draws of all fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sparsefield.gaussian import draws
+from sparsefield.gaussian.factor import full_precision
+from sparsefield.gaussian.kernels import Kernel
+from sparsefield.gaussian.solvers import FromAll, FromNearest, Weights
+
+KEPT_NUMBERS = 1 << 26  # in waves and weights kept for further draws at the same queries
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What draws need to know of the fields that were observed.
+
+    Attributes:
+        coords: (B, M, 2). kernels: the heaviest of each. noise_sd: (B, M), relative to the
+            amplitude, or None. channel_root: (B / folded, C, C), makes channels go together.
+        folded: channels that are fields of their own, next to each other in B.
+    """
+
+    coords: Tensor
+    kernels: list[Kernel]
+    noise_sd: Tensor | None
+    channel_root: Tensor
+    folded: int
+
+    def waves(self, points: Tensor) -> Tensor:
+        """(B, n, F) at (B, n, 2)."""
+        out = torch.empty(*points.shape[:2], draws.FEATURES, device=points.device)
+        for each in zip(self.kernels, points, out):
+            draws.features(*each)
+        return out
+
+
+class PosteriorNoise:
+    """Draws of z with answer.mean + answer.sd * z from the posterior: Matheron's rule.
+
+    A draw of the prior minus its own kriging is a draw of the error (Journel & Huijbregts 1978;
+    Wilson et al. 2020, equation 4). Of unit variance at every point, correlated between points like
+    the heaviest hypothesis and between channels like the field; 0 at an observation.
+
+    Args:
+        pieces: the queries (B, n, 2), in parts that memory holds.
+    """
+
+    def __init__(self, measured: Measured, solver: FromAll | FromNearest, pieces: list[Tensor]):
+        self.measured, self.solver, self.pieces = measured, solver, pieces
+        queries = sum(piece.shape[0] * piece.shape[1] for piece in pieces)
+        self.keep = queries * (measured.coords.shape[1] + draws.FEATURES) <= KEPT_NUMBERS
+        self._kept: dict[int, tuple[Tensor, Weights]] = {}
+
+    @torch.no_grad()
+    def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw a generator: (S, N, C).
+
+        Args:
+            generators: one for each field, or any number where there is a single field.
+        """
+        measured = self.measured
+        fields, channels = measured.channel_root.shape[:2]
+        device = measured.coords.device
+        numbers = draws.standard_normal(generators, draws.FEATURES, channels).to(device)     # (S, F, C)
+        numbers = numbers.unflatten(0, (fields, -1)) @ measured.channel_root[:, None].mT
+        with full_precision():
+            numbers = self._by_field(numbers)                             # (B, s, F)
+            observed = numbers @ self._observed_waves.mT                  # (B, s, M)
+            if measured.noise_sd is not None:
+                errors = draws.standard_normal(generators, observed.shape[2], channels).to(device)
+                errors = self._by_field(errors.unflatten(0, (fields, -1)))
+                observed = observed + errors * measured.noise_sd[:, None]
+            found = []
+            for i in range(len(self.pieces)):
+                waves, weights = self._operators(i)
+                found.append(weights.errors(numbers @ waves.mT, observed))
+        return self._by_draw(torch.cat(found, dim=2))
+
+    def _by_field(self, x: Tensor) -> Tensor:
+        """(fields, draws, n, C) to (B, s, n): draws and the channels that are not folded in s."""
+        x = x.unflatten(3, (self.measured.folded, -1)).permute(0, 3, 1, 4, 2)
+        return x.flatten(2, 3).flatten(0, 1)
+
+    def _by_draw(self, x: Tensor) -> Tensor:
+        """(B, s, n) to (S, n, C): undoes it."""
+        fields, channels = self.measured.channel_root.shape[:2]
+        x = x.unflatten(0, (fields, self.measured.folded))
+        x = x.unflatten(2, (-1, channels // self.measured.folded))        # (fields, folded, d, c, n)
+        return x.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
+
+    @cached_property
+    def _observed_waves(self) -> Tensor:
+        return self.measured.waves(self.measured.coords)
+
+    def _operators(self, i: int) -> tuple[Tensor, Weights]:
+        """Waves at a piece of the queries, (B, n, F), and weights of the observations there."""
+        if i in self._kept:
+            return self._kept[i]
+        operators = self.measured.waves(self.pieces[i]), self.solver.weights(self.pieces[i])
+        if self.keep:
+            self._kept[i] = operators
+        return operators

@@ -1,0 +1,150 @@
+"""Any observations at all: a finite, sensible answer."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from textbook import Kriging
+
+from sparsefield.coords import grid_coords
+from sparsefield.gaussian import ONE_KERNEL, Kernel, condition
+from sparsefield.gaussian import answer as answer_module
+from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import posterior as posterior_module
+
+GRID = grid_coords(8, 8)[None]
+
+
+def uniform(count, seed=0):
+    return torch.rand(1, count, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def wave(coords, channels=1):
+    """A smooth field of about unit size: (1, M, C)."""
+    x, y = coords.unbind(dim=2)
+    phase = torch.arange(channels)
+    return torch.sin(5 * x[..., None] + phase) + torch.cos(4 * y[..., None])
+
+
+def rough(coords, seed=0, kernel=Kernel(1.0)):
+    g = torch.Generator().manual_seed(seed)
+    return (prior.features(kernel, coords[0]) @ torch.randn(prior.FEATURES, 1, generator=g))[None]
+
+
+LINE = torch.stack([torch.linspace(0.1, 0.9, 30), torch.linspace(0.2, 0.8, 30)], dim=1)[None]
+HORIZONTAL = torch.stack([torch.linspace(0, 1, 50), torch.full((50,), 0.5)], dim=1)[None]
+PLACES = {
+    "one point": uniform(1),
+    "two points": uniform(2),
+    "three points": uniform(3),
+    "two points at one place": uniform(1).expand(1, 2, 2),
+    "a line": LINE,
+    "a horizontal line": HORIZONTAL,
+    "a cluster": 0.5 + 1e-3 * uniform(40),
+    "a tight cluster and one point": torch.cat([0.5 + 1e-6 * uniform(20), uniform(1)], dim=1),
+    "all at one place": torch.full((1, 30, 2), 0.3),
+    "each place twice": uniform(40).repeat(1, 2, 1),
+    "outside of the square": 3 * uniform(50) - 1,
+    "far from it": 100 + uniform(50),
+    "spread over a thousand squares": 1000 * uniform(50),
+    "600 points": uniform(600),
+}
+NOISES = {"exact": None, "a little noise": 0.01, "noise": 0.5, "much noise": 100.0}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("places", PLACES)
+def test_every_answer_is_finite_and_of_the_size_of_the_values(places, channels, noise):
+    if places == "600 points" and channels == 5 and noise != "exact":
+        pytest.skip("slow, and no other case")
+    coords = PLACES[places]
+    at = GRID + 100 if places == "far from it" else GRID
+    values = wave(coords, channels)
+    noise_sd = None if NOISES[noise] is None else torch.full_like(values, NOISES[noise])
+    posterior = condition(coords, values, noise_sd)
+    answer, loo = posterior.at(at), posterior.leave_one_out
+    z = posterior.noise(at)([torch.Generator().manual_seed(0)])
+    assert answer.mean.shape == answer.sd.shape == z.shape == (1, 64, channels)
+    for x in (answer.mean, answer.sd, answer.spread, loo.mean, loo.sd, loo.surprise, z):
+        assert x.isfinite().all()
+    assert (answer.sd > 0).all() and (loo.sd > 0).all() and z.abs().max() < 8
+    if noise == "exact" and "cluster" in places:  # steep inside: nobody knows what is far away
+        return
+    largest = values.abs().max() + 1
+    assert answer.mean.abs().max() < 3 * largest
+    assert answer.sd.max() < 20 * largest + 2 * (NOISES[noise] or 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 50, 600])
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_constant_values_are_answered_by_the_constant(count, noise):
+    coords = uniform(count)
+    values = torch.full((1, count, 2), 0.25)
+    noise_sd = None if noise is None else torch.full_like(values, noise)
+    answer = condition(coords, values, noise_sd).at(GRID)
+    np.testing.assert_allclose(answer.mean, 0.25, atol=1e-5)
+    assert (answer.sd > 0).all() and answer.sd.max() < 1
+
+
+def test_duplicates_that_agree_are_one_observation():
+    coords, values = uniform(30), wave(uniform(30))
+    once = condition(coords, values, kernels=ONE_KERNEL).at(GRID)
+    twice = condition(coords.repeat(1, 2, 1), values.repeat(1, 2, 1), kernels=ONE_KERNEL).at(GRID)
+    np.testing.assert_allclose(twice.mean, once.mean, atol=2e-3)
+
+
+def test_duplicates_that_disagree_are_averaged():
+    coords, values = uniform(30), wave(uniform(30))
+    off = torch.cat([values + 0.2, values - 0.2], dim=1)
+    answer = condition(coords.repeat(1, 2, 1), off).at(coords)
+    np.testing.assert_allclose(answer.mean, values, atol=0.02)
+
+
+def test_many_observations_are_answered_as_from_all_at_once(monkeypatch):
+    monkeypatch.setattr(answer_module, "AMPLITUDE_WORTH", 1e9)  # the same amplitude everywhere
+    coords, at = uniform(2500), uniform(60, seed=5)
+    values = rough(coords)
+    posterior = condition(coords, values, kernels=ONE_KERNEL)
+    assert posterior.coords.shape[1] > posterior_module.DENSE_POINTS
+    answer = posterior.at(at)
+    dense = Kriging(ONE_KERNEL[0], coords[0].double().numpy())
+    where = at[0].double().numpy()
+    mean = dense.weights(where) @ values[0].double().numpy()
+    sd = np.sqrt(np.diag(dense.covariance(where)))
+    assert np.abs(answer.mean[0].numpy() - mean).max() < 0.05 * sd.max()
+    np.testing.assert_allclose(answer.sd[0, :, 0], sd, rtol=0.1)
+
+
+def test_a_fit_to_some_of_the_points_answers_like_one_to_all(monkeypatch):
+    coords = uniform(700)
+    values, noise_sd = rough(coords), torch.full((1, 700, 1), 0.2)
+    values = values + 0.2 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+    some = condition(coords, values, noise_sd).at(GRID)
+    monkeypatch.setattr(posterior_module, "NOISY_FIT_POINTS", 700)
+    every = condition(coords, values, noise_sd).at(GRID)
+    assert (some.mean - every.mean).abs().max() < 0.3 * every.sd.mean()
+    assert abs(math.log(some.sd.mean() / every.sd.mean())) < 0.2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_a_hundred_thousand_observations(noise):
+    coords, at = uniform(100_000), uniform(2000, seed=5)
+    truth = rough(torch.cat([coords, at], dim=1))
+    values = truth[:, :100_000]
+    noise_sd = None
+    if noise is not None:
+        noise_sd = torch.full_like(values, noise)
+        values = values + noise * torch.randn(values.shape,
+                                              generator=torch.Generator().manual_seed(1))
+    start = time.perf_counter()
+    posterior = condition(coords, values, noise_sd)
+    answer = posterior.at(at)
+    z = posterior.noise(at)([torch.Generator().manual_seed(0)])
+    assert time.perf_counter() - start < 600
+    error = (answer.mean - truth[:, 100_000:]) / answer.sd
+    assert error.square().mean().sqrt() == pytest.approx(1, abs=0.1)
+    assert z.std() == pytest.approx(1, abs=0.1)

@@ -1,0 +1,151 @@
+"""Draws of the prior against the variogram, of the posterior against the dense covariance."""
+
+import numpy as np
+import pytest
+import torch
+from textbook import Kriging, gamma
+
+from sparsefield.coords import grid_coords
+from sparsefield.gaussian import BANK, Kernel, condition, solvers
+from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import posterior as posterior_module
+
+DRAWS = 4000
+
+
+def generators(count, first=0):
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+def field(count=30, channels=3, seed=0):
+    """Observations (1, M, 2) and (1, M, C) of channels that go together."""
+    g = torch.Generator().manual_seed(seed)
+    coords = torch.rand(1, count, 2, generator=g)
+    values = prior.features(Kernel(1.2), coords[0]) @ torch.randn(
+        prior.FEATURES, channels, generator=g
+    )
+    values[:, 1:] += values[:, :1]
+    return coords, values[None]
+
+
+def points(count, seed=9):
+    return torch.rand(1, count, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def semivariance(root):
+    """Variogram (N, N) of root @ N(0, 1)."""
+    square = root.square().sum(dim=1)
+    return (square[:, None] + square - 2 * root @ root.T) / 2
+
+
+@pytest.mark.parametrize("kernel", [BANK[0], BANK[2], BANK[4], BANK[6], BANK[12]])
+def test_waves_have_the_variogram(kernel):
+    coords = points(300)[0].double() * torch.tensor([1, 0.2])
+    found = semivariance(prior.features(kernel, coords).double()).numpy()
+    expected = gamma(kernel, coords.numpy(), coords.numpy())
+    distance = torch.cdist(coords, coords).numpy()
+    for low, high, tolerance in [(0.002, 0.01, 0.05), (0.01, 0.1, 0.02), (0.1, 1, 0.02)]:
+        ratio = (found / np.maximum(expected, 1e-12))[(distance > low) & (distance < high)]
+        assert abs(ratio - 1).max() < tolerance
+
+
+@pytest.mark.parametrize("kernel", [BANK[0], BANK[4], BANK[7]])
+def test_the_root_of_a_grid_has_the_variogram(kernel):
+    coords = grid_coords(6, 9).double().numpy()
+    found = semivariance(prior.grid_root(kernel, 6, 9).mT.double())
+    np.testing.assert_allclose(found, gamma(kernel, coords, coords), atol=2e-5)
+
+
+def test_covariance_of_draws_is_the_conditional_covariance():
+    coords, values = field()
+    at = torch.cat([points(8), coords[:, :1] + 0.01], dim=1)
+    posterior = condition(coords, values)
+    z = posterior.noise(at)(generators(DRAWS)).double()                  # (S, N, C)
+    kernel = posterior.fit.hypotheses.kernels[posterior.fit.hypotheses.kernel[0]]
+    dense = Kriging(kernel, coords[0].double().numpy()).covariance(at[0].double().numpy())
+    sd = np.sqrt(np.diag(dense))
+    between_points = dense / np.outer(sd, sd)
+    between_channels = posterior.fit.channels[0].double().numpy()
+    sd = np.sqrt(np.diag(between_channels))
+    between_channels /= np.outer(sd, sd)
+    found = np.cov(z.flatten(1).numpy().T).reshape(9, 3, 9, 3)
+    expected = np.einsum("ij,cd->icjd", between_points, between_channels)
+    np.testing.assert_allclose(found, expected, atol=5 / DRAWS**0.5)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 1.5 / DRAWS**0.5
+    np.testing.assert_allclose(z.mean(dim=0), 0, atol=4.5 / DRAWS**0.5)
+
+
+def test_covariance_of_draws_with_noise_in_the_measurements():
+    coords, values = field(channels=2)
+    at, noise_sd = points(8), torch.rand(values.shape) * 0.5 + 0.1
+    posterior = condition(coords, values, noise_sd)
+    z = posterior.noise(at)(generators(DRAWS)).double()
+    heaviest = posterior.fit.heaviest().hypotheses
+    for c in range(2):
+        dense = Kriging(
+            heaviest.kernels[heaviest.kernel[c]], coords[0].double().numpy(),
+            float(heaviest.amplitude2[c]), noise_sd[0, :, c].double().numpy() ** 2,
+        ).covariance(at[0].double().numpy())
+        sd = np.sqrt(np.diag(dense))
+        np.testing.assert_allclose(np.cov(z[..., c].numpy().T), dense / np.outer(sd, sd),
+                                   atol=5 / DRAWS**0.5)
+
+
+def test_draws_pass_through_the_observations():
+    coords, values = field()
+    posterior = condition(coords, values)
+    answer = posterior.at(coords)
+    draw = answer.mean + answer.sd * posterior.noise(coords)(generators(5))
+    assert (draw - values).abs().max() < 1e-3 * values.std()
+
+
+def test_a_seed_has_one_value_at_a_place():
+    coords, values = field()
+    posterior = condition(coords, values)
+    coarse, fine = grid_coords(5, 5)[None], grid_coords(15, 15)[None]
+    shared = torch.arange(225).reshape(15, 15)[1::3, 1::3].flatten()     # centres of both
+    z = posterior.noise(coarse)(generators(2))
+    assert z[0].sub(z[1]).abs().mean() > 0.3
+    np.testing.assert_allclose(posterior.noise(fine)(generators(2))[:, shared], z, atol=5e-3)
+    np.testing.assert_allclose(posterior.noise(coarse[:, 7:9])(generators(2)), z[:, 7:9], atol=5e-3)
+    np.testing.assert_allclose(posterior.noise(coarse)(generators(1, first=1))[0], z[1], atol=5e-3)
+
+
+def test_a_draw_does_not_depend_on_the_batch_or_on_parts():
+    (a, f), (b, g) = field(seed=1), field(seed=2)
+    at = points(100).expand(2, -1, -1)
+    posterior = condition(torch.cat([a, b]), torch.cat([f, g]))
+    z = posterior.noise(at)(generators(2))
+    alone = condition(b, g).noise(at[1:])(generators(1, first=1))
+    np.testing.assert_allclose(z[1], alone[0], atol=5e-3)
+    posterior.solver.at_once = 64
+    noise = posterior.noise(at)
+    assert len(noise.pieces) == 2
+    np.testing.assert_allclose(noise(generators(2)), z, atol=5e-3)
+    noise.keep, noise._kept = False, {}
+    np.testing.assert_allclose(noise(generators(2)), z, atol=5e-3)
+
+
+def test_several_draws_of_several_fields_are_field_after_field():
+    (a, f), (b, g) = field(seed=1), field(seed=2)
+    at = points(10).expand(2, -1, -1)
+    both = condition(torch.cat([a, b]), torch.cat([f, g])).noise(at)
+    z = both(generators(6))
+    np.testing.assert_allclose(z[3:], condition(b, g).noise(at[1:])(generators(3, first=3)),
+                               atol=5e-3)
+
+
+def test_draws_from_the_nearest_observations_agree_with_those_from_all(monkeypatch):
+    coords, values = field(count=400)
+    at = points(50)
+    dense = condition(coords, values)
+    monkeypatch.setattr(posterior_module, "DENSE_POINTS", 399)
+    local = condition(coords, values)
+    assert isinstance(local.solver, solvers.FromNearest)
+    z, near = (p.noise(at)(generators(20)) for p in (dense, local))
+    assert (z - near).square().mean().sqrt() < 0.05
+    parts = torch.cat([local.noise(half)(generators(2)) for half in at.split(25, dim=1)], dim=1)
+    np.testing.assert_allclose(parts, near[:2], atol=5e-3)
+    answer = local.at(coords)
+    draw = answer.mean + answer.sd * local.noise(coords)(generators(1))
+    assert (draw - values).abs().max() < 1e-3 * values.std()

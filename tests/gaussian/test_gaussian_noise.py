@@ -1,0 +1,127 @@
+"""Noise in the measurements: fields are not flattened, intervals hold, repeats are averaged."""
+
+import numpy as np
+import pytest
+import torch
+from textbook import Kriging
+
+from sparsefield.coords import grid_coords
+from sparsefield.gaussian import ONE_KERNEL, condition
+
+GRID = grid_coords(20, 20)[None]
+SEEDS = range(30)
+
+
+def plane(coords):
+    return 3 + 2 * coords[..., :1] - coords[..., 1:]
+
+
+def measure(seed, noise, count=60, repeats=1):
+    """Places, and noisy values of the plane there: (1, M, 2) and (1, M, 1)."""
+    g = torch.Generator().manual_seed(seed)
+    coords = torch.rand(1, count, 2, generator=g).repeat(1, repeats, 1)
+    truth = plane(coords)
+    return coords, truth + noise * torch.randn(truth.shape, generator=g)
+
+
+def answered(coords, values, noise, at):
+    """Mean and sd at (1, N, 2) in the units of the values, which are standardised as users do."""
+    middle, scale = values.mean(), values.std()
+    noise_sd = torch.as_tensor(noise).expand_as(values) / scale
+    answer = condition(coords, (values - middle) / scale, noise_sd).at(at)
+    return answer.mean * scale + middle, answer.sd * scale
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0])
+def test_a_plane_is_never_flattened_and_its_intervals_hold(noise):
+    truth = plane(GRID)
+    covered = []
+    for seed in SEEDS:
+        mean, sd = answered(*measure(seed, noise), noise, GRID)
+        if noise < 1:
+            assert mean.max() - mean.min() > 0.5 * (truth.max() - truth.min())
+        else:
+            assert torch.corrcoef(torch.stack([mean.flatten(), truth.flatten()]))[0, 1] > 0.5
+        covered.append(((mean - truth).abs() < 1.645 * sd).float().mean())
+    assert 0.80 < float(torch.stack(covered).mean()) < 0.97
+
+
+def test_repeats_at_a_place_are_averaged():
+    """20 places, 25 times each: an error of noise / sqrt(25), all at once or averaged before."""
+    each, before = [], []
+    for seed in SEEDS[:10]:
+        coords, values = measure(seed, 1.0, count=20, repeats=25)
+        truth = plane(coords[:, :20])
+        each.append(answered(coords, values, 1.0, coords[:, :20])[0] - truth)
+        values = values.unflatten(1, (25, 20)).mean(dim=1)
+        before.append(answered(coords[:, :20], values, 0.2, coords[:, :20])[0] - truth)
+    each, before = torch.cat(each), torch.cat(before)
+    assert each.square().mean().sqrt() < 0.21
+    assert before.square().mean().sqrt() < 0.21
+    assert (each - before).square().mean().sqrt() < 0.02
+
+
+def test_mean_and_sd_are_kriging_with_noise():
+    coords, values = measure(0, 0.3)
+    noise_sd = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) + 0.1
+    posterior = condition(coords, values, noise_sd, kernels=ONE_KERNEL)
+    dense = Kriging(ONE_KERNEL[0], coords[0].double().numpy(),
+                    float(posterior.fit.hypotheses.amplitude2),
+                    noise_sd[0, :, 0].double().numpy() ** 2)
+    at = GRID[:, ::40]
+    where, answer = at[0].double().numpy(), posterior.at(at)
+    expected = dense.weights(where) @ values[0].double().numpy()
+    np.testing.assert_allclose(answer.mean[0], expected, atol=1e-3)
+    ratio = answer.sd[0, :, 0].numpy() / np.sqrt(np.diag(dense.covariance(where)))
+    assert (abs(np.log(ratio)) < 0.5).all()  # but for the local amplitude
+    i = 7
+    others = Kriging(ONE_KERNEL[0], np.delete(coords[0].double().numpy(), i, axis=0),
+                     dense.amplitude2, np.delete(noise_sd[0, :, 0].double().numpy(), i) ** 2)
+    here = coords[0, [i]].double().numpy()
+    left = others.weights(here)[0] @ np.delete(values[0, :, 0].double().numpy(), i)
+    variance = others.covariance(here)[0, 0] + float(noise_sd[0, i, 0]) ** 2
+    assert float(posterior.leave_one_out.mean[0, i, 0]) == pytest.approx(left, abs=1e-3)
+    assert float(posterior.leave_one_out.sd[0, i, 0]) == pytest.approx(variance**0.5, rel=2e-3)
+
+
+def test_no_noise_is_noise_of_zero_and_the_limit_of_little():
+    coords = torch.rand(1, 80, 2, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([torch.sin(8 * coords[..., :1]), plane(coords)], dim=2)
+    exact = condition(coords, values, kernels=ONE_KERNEL).at(GRID)
+    zero = condition(coords, values, torch.zeros_like(values), kernels=ONE_KERNEL).at(GRID)
+    assert torch.equal(zero.mean, exact.mean) and torch.equal(zero.sd, exact.sd)
+    little = condition(coords, values, torch.full_like(values, 1e-4), kernels=ONE_KERNEL).at(GRID)
+    np.testing.assert_allclose(little.mean, exact.mean, atol=2e-3)
+    assert (little.sd / exact.sd).log().abs().max() < 0.3
+
+
+def test_of_two_measurements_the_better_one_counts_more():
+    coords = torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1)
+    values = plane(coords)
+    values[:, :30] += 1
+    noise_sd = torch.full_like(values, 0.1)
+    noise_sd[:, :30] = 1.0
+    mean, _ = answered(coords, values, noise_sd, coords[:, :30])
+    assert (mean - plane(coords[:, :30])).abs().max() < 0.15
+
+
+def test_channels_have_their_own_noise():
+    coords, values = measure(0, 0.0)
+    values = values.repeat(1, 1, 2) + 0.5 * torch.randn(1, 60, 2)
+    noise_sd = torch.tensor([0.5, 0.05]).expand_as(values)
+    both = condition(coords, values, noise_sd)
+    for c in range(2):
+        one = condition(coords, values[..., [c]], noise_sd[..., [c]])
+        np.testing.assert_allclose(both.at(GRID).mean[..., [c]], one.at(GRID).mean, atol=1e-3)
+        np.testing.assert_allclose(both.at(GRID).sd[..., [c]], one.at(GRID).sd, rtol=1e-2)
+    residual = (both.at(coords).mean - values).square().mean(dim=1).sqrt()[0]
+    assert residual[1] < 0.5 * residual[0]
+
+
+def test_draws_with_noise_spread_around_the_observations():
+    coords, values = measure(0, 0.3)
+    posterior = condition(coords, values, torch.full_like(values, 0.3))
+    answer = posterior.at(coords)
+    z = posterior.noise(coords)([torch.Generator().manual_seed(i) for i in range(400)])
+    np.testing.assert_allclose(z.std(dim=0), 1, atol=0.2)
+    assert (answer.sd > 0.02).all()
