@@ -216,7 +216,7 @@ def test_a_photograph_of_ones_own(tmp_path, colour, capsys):
     assert (original[mask > 0] == mean[mask > 0]).all()
     said = capsys.readouterr().out
     assert "42 points -> 12x20" in said
-    assert "spread times 1.20" in said
+    assert "spread times 1.20" in said and "90% (of 2 samples at most 33%)" in said
 
 
 def test_a_table_from_standard_input(tmp_path, sea, monkeypatch, capsys):

@@ -18,6 +18,7 @@ from sparsefield.evaluate.report import (
     describe_variant,
     environment_lines,
     expect_psnr,
+    in_words,
     paired,
     percent,
     recalibrated,
@@ -183,8 +184,8 @@ def calibrated_section(results: dict) -> str:
              for name, model in results["models"].items()]
     sampler, fitted_with = (results["calibrated_by"][key] for key in ("sampler", "fitted_with"))
     if sampler != fitted_with:
-        lines.append(f"NOTE: the spread was fitted to samples by {fitted_with}, these are by "
-                     f"{sampler}")
+        lines.append(f"NOTE: the spread was fitted to samples by {in_words(fitted_with)}, these "
+                     f"are by {in_words(sampler)}")
     about = "\n".join(lines)
     if "calibrated" not in results["differences"]:
         return f"{title}\n{'=' * len(title)}\n\n{about}"

@@ -18,6 +18,7 @@ from sparsefield.evaluate.report import (
     describe_variant,
     environment_lines,
     expect_psnr,
+    in_words,
     recalibrated,
     sample_table,
     scale_line,
@@ -276,7 +277,8 @@ def uncertainty_table(results: dict) -> str:
                  f"two, over points.\n  in ...: share of the truth inside the central interval of "
                  f"{names}.")
     if again:
-        lines.append(f"  {again['method']} x ...: {describe(again['fitted'])}.")
+        lines.append(f"  {again['method']} x ...: {describe(again['fitted'])};\n"
+                     f"  fitted to samples by {in_words(SETTINGS)}.")
     return "\n".join(lines)
 
 

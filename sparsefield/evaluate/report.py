@@ -32,12 +32,15 @@ SAMPLE_COLUMNS = {  # of `sample_table`: number, title, decimals
     "speckle_0.20": ("spk 0.20", 5),
     "flat_hf": ("flat_hf", 5),
 }
+NOTE_ON_PSNR = (
+    "mean-3.01: PSNR of the posterior mean less 3.01 dB, where draws of an exact posterior lie. A "
+    "PSNR above\nit is under-dispersion, not quality."
+)
 NOTE_ON_SAMPLES = (
-    "mean-3.01: PSNR of the posterior mean less 3.01 dB, where draws of an exact posterior lie. "
-    "A PSNR above\nit is under-dispersion, not quality. points, 4x4, 8x8, lumin.: share of the "
-    "truth in the {interval} interval,\nfor hidden points, means of blocks and the mean over "
-    "channels. spr/err: rms spread, corrected for the\nnumber of samples, over rms error of their "
-    "mean (1 if calibrated). spk, flat_hf: of the first sample."
+    "points, 4x4, 8x8, lumin.: share of the truth in the {interval} interval, for\nhidden points, "
+    "means of blocks and the mean over channels. spr/err: rms spread, corrected for the number\n"
+    "of samples, over rms error of their mean (1 if calibrated). PSNR, spk, flat_hf: of the first "
+    "sample."
 )
 
 
@@ -137,6 +140,11 @@ def describe_variant(model_class: str, model_args: dict) -> str:
             "as described, without a residual around its cross-attention")
 
 
+def in_words(sampler: dict) -> str:
+    """A sampler with its number of steps."""
+    return f"{sampler['method']}, {sampler['num_steps']} steps"
+
+
 def percent(change: float, of: float, sign: str = "+") -> str:
     """A change in percent of something, "undefined" where that is nothing."""
     if not of or math.isnan(change):
@@ -160,8 +168,10 @@ def sample_table(title: str, rows: dict[str, dict]) -> str:
         ideal = "".join(f"{highest:10.3f}" for column in SAMPLE_COLUMNS
                         if column.startswith("coverage"))
         lines.append(f"{'calibrated':16}{'':30}{ideal}{1:10.2f}")
-    interval = uncertainty.interval_name(uncertainty.LEVEL, members)
-    lines.append(NOTE_ON_SAMPLES.format(interval=interval))
+    lines.append(NOTE_ON_PSNR)
+    if members > 1:
+        interval = uncertainty.interval_name(uncertainty.LEVEL, members)
+        lines.append(NOTE_ON_SAMPLES.format(interval=interval))
     return "\n".join(lines)
 
 

@@ -148,7 +148,7 @@ def test_samples_stand_beside_what_an_exact_posterior_has(compared):
 
 
 def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp_path):
-    """Factors that shrink: the ratio follows them, and the PSNR rises although nothing is better."""
+    """Factors that shrink: the ratio follows, and PSNR rises although nothing got better."""
     shrunk = {}
     for (key, path), factor in zip(checkpoints.items(), (0.25, 0.5)):
         checkpoint = load_checkpoint(path)
