@@ -56,9 +56,13 @@ class Reconstructor:
     def __init__(self, network: nn.Module, checkpoint: dict, device: torch.device):
         self.network, self.checkpoint, self.device = network, checkpoint, device
         data = checkpoint["data"]
-        self.channels = int(data["channels"])
-        pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
-        self.scale = Scale(pairs, data["units"])
+        try:
+            self.channels = int(data["channels"])
+            pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
+            self.scale = Scale(pairs, data.get("units"))
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint does not say what its data were (channels, value_range): "
+                            "it is damaged, or of another version") from None
         self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
 
     @classmethod
