@@ -61,8 +61,8 @@ class Reconstructor:
             pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
             self.scale = Scale(pairs, data.get("units"))
         except (KeyError, TypeError, ValueError):
-            raise UserError("the checkpoint does not say what its data were (channels, value_range): "
-                            "it is damaged, or of another version") from None
+            raise UserError("the checkpoint does not say what its data were (channels, "
+                            "value_range): it is damaged, or of another version") from None
         self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
 
     @classmethod
