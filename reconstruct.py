@@ -9,8 +9,8 @@
     python reconstruct.py --help                                     # every setting, explained
 
 INPUT is a picture (8 or 16 bits, floats, or .npy; known pixels by --mask, --observe, or those that
-are neither transparent nor NaN), a .csv or .parquet of x, y and value columns (which became which is
-printed), an .npz with `coords` (M, 2) and `values` (M, C), or - for CSV on standard input. Written
+are neither transparent nor NaN), a .csv or .parquet of x, y and value columns (which became which
+is printed), an .npz with `coords` (M, 2) and `values` (M, C), or - for CSV on standard input. Written
 into --out, in the units of the input: field.npz (coords, mean, sd, samples), mean.png, sample_1.png
 ..., reconstruction.png with everything side by side, and for lists of points field.nc where xarray
 is installed. Files there that this command did not write are never replaced.
@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -129,8 +128,8 @@ def refuse_nothing_to_do(config: Config, given: Measurements, shape: tuple[int, 
     """Raises UserError where every cell that is asked for was measured exactly."""
     if given.shape == shape and len(given.coords) == shape[0] * shape[1] and not config.noise_sd:
         raise UserError(f"{config.mask or config.input}: every pixel is known, so nothing is to be "
-                        "reconstructed; make unknown pixels black in the mask, or ask for more with "
-                        "--resolution")
+                        "reconstructed; make unknown pixels black in the mask, or ask for more "
+                        "with --resolution")
 
 
 def output_names(num_samples: int, is_picture: bool) -> list[str]:
@@ -208,8 +207,8 @@ def say(
     elif channels == 1 and model.channels == 3:
         cli.log.info("one channel, read as shades of grey by a model of colour pictures")
     elif channels == 3 and model.channels == 3 and not are_other_things(given):
-        cli.log.info("three channels, read as red, green and blue of 0 to 255; if they are something "
-                     "else, choose one with --value")
+        cli.log.info("three channels, read as red, green and blue of 0 to 255; if they are "
+                     "something else, choose one with --value")
     elif channels > 1:
         cli.log.info("%d channels, each on its own, as shades of grey", channels)
     fitted = model.checkpoint.get("calibration")
@@ -260,7 +259,7 @@ def limits(given: Measurements) -> tuple[float, float]:
 
 
 def picture(values: np.ndarray, given: Measurements, low: float, high: float) -> bytes:
-    """PNG of a field cell by cell, RGB or the first channel in viridis (grey for pictures); y up."""
+    """PNG of a field cell by cell, RGB or the first channel (of pictures in grey); y up."""
     values = values if given.downward else values[::-1]
     unit = np.clip((values - low) / (high - low), 0, 1)
     if values.shape[2] == 3 and given.is_picture:

@@ -193,6 +193,7 @@ def take_shared_components(model: nn.Module, path: str | Path, model_class: str)
         raise UserError(
             f"{path} holds a {checkpoint['model_class']}, not a {model_class}: give another file"
         )
+    _check_weights(checkpoint["weights"])
     lines = []
     for name, child in model.named_children():
         ours = child.state_dict()

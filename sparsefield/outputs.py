@@ -37,7 +37,7 @@ class OutputFolder:
             raise self._cannot(error) from None
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises UserError unless each of these files may be written: before the work, not after."""
+        """Raises UserError unless each of these files may be written."""
         for name in names:
             path = self.path / name
             try:
@@ -48,8 +48,9 @@ class OutputFolder:
             except OSError as error:
                 raise self._cannot(error) from None
             if there and not self._is_ours(name):
-                raise UserError(f"{path} was not written by this command (or was changed since) and "
-                                f"would be lost: move it, or choose another folder with {self.flag}")
+                raise UserError(f"{path} was not written by this command (or was changed since) "
+                                "and would be lost: move it, or choose another folder with "
+                                f"{self.flag}")
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write files whole, each after `require`; remember that they are ours.

@@ -80,8 +80,8 @@ class RunFolder:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
-            ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)\.(pth|safetensors)"
-                              r"|metrics\.jsonl)\.\d+\.tmp")
+            ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)"
+                              r"\.(pth|safetensors)|metrics\.jsonl)\.\d+\.tmp")
             for left in self.path.glob(".*.tmp"):
                 if ours.fullmatch(left.name):
                     left.unlink()

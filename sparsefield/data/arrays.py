@@ -192,8 +192,8 @@ def _check_array(part: Part) -> None:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
     if len(shape) == 4 and _has_channels_first(*shape[1:]):
         turned = shape[0], *shape[2:], shape[1]
-        raise UserError(f"{part.source}: shape {shape} has its channels first, (N, C, H, W); {wanted}: "
-                        f"numpy.moveaxis(fields, 1, -1) makes it {turned}")
+        raise UserError(f"{part.source}: shape {shape} has its channels first, (N, C, H, W); "
+                        f"{wanted}: numpy.moveaxis(fields, 1, -1) makes it {turned}")
 
 
 def _has_channels_first(first: int, second: int, last: int) -> bool:
@@ -283,9 +283,9 @@ def _refuse_missing_values(part: Part) -> None:
             code = lone_extreme(values, codes_only=True)
             if code is not None:
                 raise UserError(
-                    f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in field "
-                    f"{part.first + start}, far from all other values; mark points that do not exist "
-                    "with NaN, or say with --value_range low high that it was measured")
+                    f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in "
+                    f"field {part.first + start}, far from all other values; mark points that do "
+                    "not exist with NaN, or say with --value_range low high that it was measured")
 
 
 def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:

@@ -104,8 +104,8 @@ def open_folder(
     the folder, so that files added later move no other. Folders `val` and `test` may hold these
     splits instead; `val` alone is halved between them. Grey pictures alone make one channel.
 
-    Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every bit
-    counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
+    Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
+    bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
 
     Linked subfolders are followed, each folder once. Broken files, files that are none (pipes,
     devices), and pictures with fewer than `image_size` pixels a side, are skipped and named

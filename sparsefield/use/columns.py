@@ -108,8 +108,8 @@ def _find(seen: str, names: Sequence[str], wanted: str, flag: str) -> int:
                  lambda n: bare(n) == bare(wanted) != ""):
         places = [k for k, name in enumerate(names) if same(name)]
         if len(places) > 1:
-            raise UserError(f"{seen}: {flag} {wanted} names {len(places)} of them; give its number, "
-                            f"from 1 to {len(names)}")
+            raise UserError(f"{seen}: {flag} {wanted} names {len(places)} of them; give its "
+                            f"number, from 1 to {len(names)}")
         if places:
             return places[0]
         if wanted.strip().isdecimal() and 1 <= int(wanted) <= len(names):

@@ -59,8 +59,8 @@ def read_measurements(
         if extent is not None:
             raise UserError("--extent is for scattered points: a picture has its pixels")
         if x is not None or y is not None or value is not None:
-            raise UserError(f"{source}: --x, --y and --value choose columns of a table, and this is "
-                            "a picture")
+            raise UserError(f"{source}: --x, --y and --value choose columns of a table, and this "
+                            "is a picture")
         return measure_picture(path, channels, mask, observe, seed, numbers)
     if mask or observe:
         raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list of "

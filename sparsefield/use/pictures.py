@@ -16,8 +16,8 @@ from sparsefield.use.points import LARGEST, MOST_POINTS, Measurements
 
 log = logging.getLogger("sparsefield")
 
-NOTHING_TOLD = ("nothing says which pixels are known: give --mask mask.png (white: known), a picture "
-                "with transparent pixels, or --observe random:0.2 to try")
+NOTHING_TOLD = ("nothing says which pixels are known: give --mask mask.png (white: known), a "
+                "picture with transparent pixels, or --observe random:0.2 to try")
 
 
 def measure_picture(

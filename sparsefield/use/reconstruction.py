@@ -61,9 +61,13 @@ class Reconstructor:
         if not checkpoint:
             return
         data = checkpoint["data"]
-        self.channels = int(data["channels"])
-        pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
-        self.scale = Scale(pairs, data["units"])
+        try:
+            self.channels = int(data["channels"])
+            pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
+            self.scale = Scale(pairs, data.get("units"))
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint does not say what its data were (channels, "
+                            "value_range): it is damaged, or of another version") from None
         self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
 
     @classmethod

@@ -49,9 +49,9 @@ def choose_scale(
         return trained, 1
     found = f"values from {values.min():.6g} to {values.max():.6g}"
     if is_of_pictures(trained) and channels > 1:
-        raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, if "
-                        "they are colours, say what is darkest and brightest with --value_range low "
-                        "high")
+        raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, "
+                        "if they are colours, say what is darkest and brightest with --value_range "
+                        "low high")
     if is_of_pictures(trained):
         return Scale(own_range(values)), 1
     if outside <= FAR:

@@ -21,6 +21,7 @@ from sparsefield.use.columns import PAIRS, bare, choose_columns
 log = logging.getLogger("sparsefield")
 
 COMMENT = "#%"
+NO_VALUE = ("", "na", "n/a", "nan", "null", "none", "-", "--")
 LOOKED_AT = 200  # lines that tell how a table is written
 DECIMAL_COMMA = r"[-+]?\d*(,\d+)?([eE][-+]?\d+)?"
 SEPARATORS = ("\t", ";", ",", "|")
@@ -216,7 +217,7 @@ def _has_decimal_commas(lines: Sequence[str], separator: str | None) -> bool:
 
 def _is_word(field: str, decimal: str, missing: Sequence[str]) -> bool:
     """Whether an entry of the first line is a name, not a number or a missing one."""
-    if field.lower() in ("", "na", "n/a", "nan", "null", "none", "-", "--", *map(str.lower, missing)):
+    if field.lower() in (*NO_VALUE, *map(str.lower, missing)):
         return False
     try:
         float(field.replace(decimal, "."))

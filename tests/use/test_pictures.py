@@ -75,7 +75,8 @@ def colours(dtype, top):
 DEEP = {
     "u2.png": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
     "u2.tif": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
-    "lzw.tiff": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p, compression="lzw")),
+    "lzw.tiff": (RAMP.astype(np.uint16),
+                 lambda p, a: Image.fromarray(a).save(p, compression="lzw")),
     "i2.tif": (RAMP.astype(np.int16) - 1500, lambda p, a: tifffile.imwrite(p, a)),
     "i4.tif": (RAMP.astype(np.int32) * 1000, lambda p, a: tifffile.imwrite(p, a)),
     "f4.tif": (RAMP.astype(np.float32) / 7, lambda p, a: Image.fromarray(a).save(p)),

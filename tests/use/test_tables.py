@@ -36,7 +36,8 @@ def table(header: str, order: str = "xyv", separator: str = ",") -> str:
     ("decimalLatitude,decimalLongitude,t", "yxv"), ("y [m],x [m],t", "yxv"),
     ("Latitude °N,Longitude °E,t", "yxv"), ("gps_lat,gps_lon,t", "yxv"), ("y.m,x.m,t", "yxv"),
     ("coord_y,coord_x,t", "yxv"), ("Northing,Easting,t", "yxv"), ("UTM_N,UTM_E,t", "yxv"),
-    ("lat_wgs84,lon_wgs84,t", "yxv"), ("t,LatDeg,LonDeg", "vyx"), ('"Lat, deg","Lon, deg",t', "yxv"),
+    ("lat_wgs84,lon_wgs84,t", "yxv"), ("t,LatDeg,LonDeg", "vyx"),
+    ('"Lat, deg","Lon, deg",t', "yxv"),
     ("distance_m,depth_m,t", "xyv"), ("depth_m,distance_m,t", "yxv"), ("t,z,x", "vyx"),
     ("across,along_side,t", "xyv"),  # no known name: the order
     (",y,x,t", "-yxv"), ("id,lat,lon,t", "-yxv"), ("station,t,lat,lon", "-vyx"),
@@ -141,7 +142,8 @@ def test_refused_with_words(tmp_path, content, words):
     ("t.xlsx", "a spreadsheet, which is not read here; save the sheet as CSV"),
     ("t.ods", "a spreadsheet"), ("t.heic", "an HEIC picture"), ("t.HEIC", "convert it to PNG"),
     ("t.nc", "NetCDF"), ("t.h5", "HDF5"), ("t.mat", "another program's"), ("t.zip", "unpack it"),
-    ("t.geojson", "export its points"), ("t.pdf", "a drawing"), ("t.cr2", "raw"), ("t.pth", "weights"),
+    ("t.geojson", "export its points"), ("t.pdf", "a drawing"), ("t.cr2", "raw"),
+    ("t.pth", "weights"),
 ])
 def test_kinds_of_files_that_are_not_read_are_named(tmp_path, name, words):
     with pytest.raises(UserError) as refused:
@@ -154,7 +156,8 @@ FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
 
 @pytest.mark.parametrize("extra, options, left", [
     ("30,0,-9999\n40,1,-9999\n", {}, None), ("30,0,-9999\n", {}, None), ("30,0,-999.9\n", {}, None),
-    ("30,0,1e30\n40,1,1e30\n", {}, None), ("30,0,9.96921e+36\n", {}, None), ("30,0,-32768\n", {}, None),
+    ("30,0,1e30\n40,1,1e30\n", {}, None), ("30,0,9.96921e+36\n", {}, None),
+    ("30,0,-32768\n", {}, None),
     ("30,0,500\n40,2,500\n", {}, None),           # a lone extreme that is repeated
     ("30,0,100\n", {}, 9), ("30,0,-20\n", {}, 9),  # an outlier
     ("30,0,-9999\n40,2,-9999\n", {"missing": ("-9999",)}, 8),
