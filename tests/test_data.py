@@ -40,7 +40,7 @@ def numbered(tmp_path):
 def batches(split, seed=3, batch_size=8, pattern="random:0.2", **others) -> TrainingBatches:
     return TrainingBatches(
         split, parse_pattern(pattern), seed=seed, batch_size=batch_size, queries=QUERIES,
-        draw_times=zeros_and_uniform, **others,
+        draw_angles=zeros_and_uniform, **others,
     )
 
 
@@ -120,7 +120,8 @@ def test_batch_holds_the_values_at_its_points(numbered):
         assert torch.equal(i * 8 + j, point)
         assert torch.equal(grid_coords(6, 8)[point], coords)
     assert batch.input_coords.shape == (8, 9, 2)  # int(0.2 * 48)
-    assert batch.x_0.shape == batch.x_1.shape and batch.x_0.dtype == torch.float32
+    assert torch.equal(grid_coords(6, 8)[batch.input_index], batch.input_coords)
+    assert torch.equal(grid_coords(6, 8)[batch.query_index], batch.query_coords)
     for b in range(8):
         observed = set(map(tuple, batch.input_coords[b].tolist()))
         queried = set(map(tuple, batch.query_coords[b].tolist()))
@@ -135,8 +136,24 @@ def test_batch_is_a_function_of_seed_and_step(numbered):
         used[step]
     for left, right in zip(used[7], batches(numbered.train)[7]):
         assert torch.equal(left, right)
-    assert not torch.equal(used[7].t, batches(numbered.train, seed=4)[7].t)
+    assert not torch.equal(used[7].theta, batches(numbered.train, seed=4)[7].theta)
     assert len({used[step].x_1.shape[1] for step in range(20)}) > 5
+
+
+def test_fields_share_layouts_that_are_renewed(numbered):
+    used = batches(numbered.train, batch_size=32)
+    by_layout = {}
+    for step in range(40):
+        batch = used[step]
+        for layout, observed in zip(batch.layout.tolist(), batch.input_index.tolist()):
+            assert by_layout.setdefault(layout, observed) == observed
+            assert step // RENEWED <= layout < step // RENEWED + LAYOUTS
+    assert len(set(map(tuple, by_layout.values()))) > 30
+
+
+@pytest.mark.parametrize("pattern", ["random:0.1-0.4"])
+def test_layouts_of_other_sizes_are_not_shared(numbered, pattern):
+    assert (batches(numbered.train, pattern=pattern)[3].layout == -1).all()
 
 
 @pytest.mark.parametrize("kind", ["photos", "numbered"])

@@ -1,49 +1,67 @@
 """V2 and its parts: what information can flow where, what is refused, what is learnt."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsefield import flow
 from sparsefield.attention import Attention
 from sparsefield.coords import grid_coords
-from sparsefield.data import Batch
 from sparsefield.errors import UserError
-from sparsefield.kriging import ordinary_kriging
+from sparsefield.flow import path
+from sparsefield.gaussian import condition
 from sparsefield.mamba import Mamba
 from sparsefield.ordering import ORDERS, hilbert_index, token_order
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
-DEFAULT_PARAMETERS = 6837539
+DEFAULT_PARAMETERS = 6841635
 SMALL = dict(d_model=32, num_layers=2, perceiver_iterations=1, perceiver_heads=4, neighbours=4)
 
 
-def make_batch(channels: int = 3, inputs: int = 12, queries: int = 20, size: int = 2) -> Batch:
+class Scene(NamedTuple):
+    """Points of some fields, and where their paths begin and end."""
+
+    query_coords: Tensor
+    input_coords: Tensor
+    input_values: Tensor
+    z_0: Tensor
+    x_1: Tensor
+    theta: Tensor
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self[:3]
+
+
+def make_scene(channels: int = 3, inputs: int = 12, queries: int = 20, size: int = 2) -> Scene:
     generator = torch.Generator().manual_seed(0)
 
-    def normal(*shape: int) -> torch.Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    def places(count: int) -> torch.Tensor:
+    def places(count: int) -> Tensor:
         return torch.rand(size, count, 2, generator=generator)
 
-    return Batch(
-        input_coords=places(inputs),
-        input_values=normal(size, inputs, channels).clamp(-1, 1),
-        query_coords=places(queries),
-        x_0=normal(size, queries, channels),
-        x_1=normal(size, queries, channels).clamp(-1, 1),
-        t=torch.linspace(0, 0.9, size),
-    )
+    return Scene(places(queries), places(inputs), normal(size, inputs, channels).clamp(-1, 1),
+                 normal(size, queries, channels), normal(size, queries, channels).clamp(-1, 1),
+                 torch.linspace(0, 1.4, size))
 
 
-def velocity(model: nn.Module, batch: Batch) -> torch.Tensor:
-    x = flow.interpolate(batch.x_0, batch.x_1, batch.t)
-    return model(x, batch.query_coords, batch.t, batch.input_coords, batch.input_values)
+def slope(model: nn.Module, scene: Scene) -> Tensor:
+    form, _ = model.closed_form(*scene.places)
+    z = path.interpolate(scene.z_0, (scene.x_1 - form.mean) / form.sd, scene.theta)
+    return model(path.seen(z, scene.theta), scene.theta, model.prepare(form, *scene.places))
+
+
+def loss_of(model: nn.Module, scene: Scene) -> Tensor:
+    form, _ = model.closed_form(*scene.places)
+    z_1 = (scene.x_1 - form.mean) / form.sd
+    return (slope(model, scene) - path.target(scene.z_0, z_1, scene.theta)).square().mean()
 
 
 def wake(model: MAMBADiffusionV2) -> MAMBADiffusionV2:
-    """A model starts as kriging, its last layer zero; give that layer something to say."""
+    """A model starts as the closed form, its last layer zero; give that layer something to say."""
     nn.init.normal_(model.decoder[-1].weight, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -126,44 +144,60 @@ def test_attention_bias_is_the_squared_distance():
     )
 
 
-@pytest.mark.parametrize("prior", ["kriging", "none"])
+@pytest.mark.parametrize("prior", ["fitted", "none"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_parameter_gets_a_gradient(prior, channels):
     model = wake(MAMBADiffusionV2(**SMALL, prior=prior, channels=channels))
-    flow.velocity_loss(model, make_batch(channels)).mean().backward()
+    loss_of(model, make_scene(channels)).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
 
 
-def test_untrained_model_is_kriging():
-    """At t = 0 the data estimate of an untrained model is the kriging mean, whatever the noise."""
-    model, batch = MAMBADiffusionV2(**SMALL), make_batch()
-    t = torch.zeros(2)
-    v = velocity(model, batch._replace(t=t))
-    mean = ordinary_kriging(batch.input_coords, batch.input_values, batch.query_coords).mean
-    torch.testing.assert_close(flow.data_estimate(batch.x_0, v, t), mean, rtol=1e-4, atol=1e-4)
+def test_an_untrained_model_is_the_closed_form():
+    model, scene = MAMBADiffusionV2(**SMALL), make_scene()
+    assert (slope(model, scene) == 0).all()
+    form, _ = model.closed_form(*scene.places)
+    answer = condition(scene.input_coords, scene.input_values).at(scene.query_coords)
+    assert torch.equal(form.mean, answer.mean) and torch.equal(form.sd, answer.sd)
+
+
+def test_without_a_prior_noise_is_independent_and_as_wide_as_the_data():
+    model, scene = MAMBADiffusionV2(**SMALL, prior="none", value_sd=0.3), make_scene(size=1)
+    form, noise = model.closed_form(*scene.places)
+    assert (form.mean == 0).all() and torch.allclose(form.sd, torch.tensor(0.3))
+    draws = noise([torch.Generator().manual_seed(k) for k in range(2000)])[:, :, 0]
+    assert (draws.T.cov() - torch.eye(20)).abs().max() < 0.15
+
+
+def test_at_the_start_the_draw_is_not_seen():
+    model, scene = wake(MAMBADiffusionV2(**SMALL)).eval(), make_scene()
+    scene = scene._replace(theta=torch.zeros(2))
+    torch.testing.assert_close(slope(model, scene), slope(model, scene._replace(z_0=-scene.z_0)))
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_order_of_the_given_points_does_not_matter(order):
     """Tokens are sorted along the curve; "concat" alone reads them as they come."""
-    model, batch = wake(MAMBADiffusionV2(**SMALL, order=order)).eval(), make_batch()
+    model, scene = wake(MAMBADiffusionV2(**SMALL, order=order)).eval(), make_scene()
     shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(3))
-    moved = batch._replace(
-        query_coords=batch.query_coords[:, shuffled],
-        x_0=batch.x_0[:, shuffled],
-        x_1=batch.x_1[:, shuffled],
+    moved = scene._replace(
+        query_coords=scene.query_coords[:, shuffled],
+        z_0=scene.z_0[:, shuffled],
+        x_1=scene.x_1[:, shuffled],
     )
-    same = torch.allclose(velocity(model, moved), velocity(model, batch)[:, shuffled], atol=1e-3)
+    same = torch.allclose(slope(model, moved), slope(model, scene)[:, shuffled], atol=1e-3)
     assert same == (order != "concat")
 
 
-def test_prepared_points_change_nothing():
-    model, batch = wake(MAMBADiffusionV2(**SMALL)).eval(), make_batch()
-    places = batch.query_coords, batch.input_coords, batch.input_values
-    x = flow.interpolate(batch.x_0, batch.x_1, batch.t)
-    with_it = model(x, places[0], batch.t, *places[1:], prepared=model.prepare(*places))
-    torch.testing.assert_close(with_it, velocity(model, batch), rtol=0, atol=0)
+def test_draws_of_a_field_share_what_its_points_determine():
+    model, scene = wake(MAMBADiffusionV2(**SMALL)).eval(), make_scene(size=1)
+    form, _ = model.closed_form(*scene.places)
+    prepared = model.prepare(form, *scene.places)
+    z, theta = torch.randn(3, 20, 3), torch.ones(3)
+    together = model(z, theta, prepared.repeat(3))
+    for k in range(3):
+        torch.testing.assert_close(together[k : k + 1], model(z[k : k + 1], theta[:1], prepared),
+                                   rtol=1e-4, atol=1e-4)
 
 
 def test_hilbert_curve_visits_every_cell_by_single_steps():
@@ -189,7 +223,7 @@ def test_hilbert_order_is_the_same_at_every_resolution():
 ])
 def test_other_legal_values_work(legal):
     model = MAMBADiffusionV2(**{**SMALL, "d_model": 64, **legal})
-    assert velocity(model, make_batch()).shape == (2, 20, 3)
+    assert slope(model, make_scene()).shape == (2, 20, 3)
 
 
 @pytest.mark.parametrize("illegal, named", [
@@ -212,24 +246,24 @@ def test_illegal_values_are_refused_by_name(illegal, named):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_observations_and_repeated_ones(count):
-    batch = make_batch(inputs=count)
-    model = MAMBADiffusionV2(**SMALL)
-    assert velocity(model, batch).isfinite().all()
-    twice = batch._replace(
-        input_coords=batch.input_coords.repeat(1, 2, 1),
-        input_values=batch.input_values.repeat(1, 2, 1),
+    scene = make_scene(inputs=count)
+    model = wake(MAMBADiffusionV2(**SMALL))
+    assert slope(model, scene).isfinite().all()
+    twice = scene._replace(
+        input_coords=scene.input_coords.repeat(1, 2, 1),
+        input_values=scene.input_values.repeat(1, 2, 1),
     )
-    assert velocity(model, twice).isfinite().all()
+    assert slope(model, twice).isfinite().all()
 
 
 def test_one_batch_is_learnt_by_heart():
-    """Same points, noise and times at every step: the loss must fall far below kriging's."""
+    """Same points, draws and angles at every step: the loss falls far below the closed form's."""
     torch.manual_seed(0)
-    model, batch = MAMBADiffusionV2(**SMALL), make_batch()
+    model, scene = MAMBADiffusionV2(**SMALL), make_scene()
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(250):
-        loss = flow.velocity_loss(model, batch).mean()
+        loss = loss_of(model, scene)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

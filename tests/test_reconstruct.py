@@ -16,7 +16,6 @@ from sparsefield.checkpoint import FORMAT, save_checkpoint
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage
-from sparsefield.kriging import noisy_observations, ordinary_kriging
 from sparsefield.use.measurements import read_measurements
 from sparsefield.use.reconstruction import block_size, grid_shape
 from train_mamba_v2 import MAMBADiffusionV2
@@ -117,7 +116,7 @@ def test_many_points_are_seen_in_blocks_around_each_query(sea):
     truth = lambda p: 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])  # noqa: E731
     field = load(sea).reconstruct(coords, truth(coords), 24, num_samples=2, num_steps=2)
     assert np.abs(field.mean[..., 0] - truth(field.coords)).max() < 0.5
-    assert block_size(576, 5000) == 15 and block_size(576, 100) is None
+    assert block_size(57600, 5000) == 1536 and block_size(576, 100) >= 576
 
 
 def test_noise_lets_values_move_and_reports_it(sea):
@@ -135,13 +134,74 @@ def test_noise_lets_values_move_and_reports_it(sea):
     assert exact.sd.max() < 1e-3 and 0.3 < smooth.sd.mean() < 2
 
 
-def test_noisy_observations_without_noise_are_the_observations():
-    coords, values = torch.rand(20, 2), torch.rand(20, 2)
-    drawn = noisy_observations(coords, values, torch.tensor([1e-4, 1e-4]), 3, 0)
-    assert drawn.shape == (4, 20, 2)
-    assert (drawn - values).abs().max() < 1e-3
-    kriged = ordinary_kriging(coords[None], drawn[:1], coords[None])
-    assert (kriged.mean - values).abs().max() < 0.05
+# --- the closed form alone ------------------------------------------------------------------------
+
+
+def plane(x, y):
+    return 3 + 2 * x - y
+
+
+@pytest.mark.parametrize("noise_sd", [0.1, 0.3])
+def test_a_noisy_plane_is_neither_flat_nor_overfitted(noise_sd):
+    rng = np.random.default_rng(0)
+    coords = rng.uniform(size=(60, 2))
+    values = 1000 * (plane(*coords.T) + noise_sd * rng.normal(size=60))
+    field = load("none").reconstruct(coords, values, 16, num_samples=20, noise_sd=1000 * noise_sd)
+    truth = 1000 * plane(*np.moveaxis(field.coords, -1, 0))
+    error = field.mean[..., 0] - truth
+    assert np.ptp(field.mean) > 0.6 * np.ptp(truth)
+    assert np.sqrt((error**2).mean()) < 1000 * noise_sd
+    assert 0.75 < (np.abs(error) < 1.645 * field.sd[..., 0]).mean()
+
+
+def test_repeated_measurements_have_less_noise():
+    rng = np.random.default_rng(1)
+    places = rng.uniform(size=(20, 2))
+    coords = places.repeat(25, axis=0)
+    values = 10 * plane(*coords.T) + rng.normal(size=500)
+    model = load("none")
+    field = model.reconstruct(coords, values, 8, num_samples=2, noise_sd=1.0)
+    once = model.reconstruct(places, values.reshape(20, 25).mean(axis=1), 8, num_samples=2,
+                             noise_sd=0.2)
+    np.testing.assert_allclose(field.mean, once.mean, rtol=1e-4)
+    assert np.sqrt(np.mean((field.mean[..., 0] - 10 * plane(*field.coords.T).T) ** 2)) < 1
+
+
+def test_noise_of_its_own_for_every_point():
+    coords = np.array([[0.1, 0.1], [0.9, 0.9], [0.1, 0.9], [0.9, 0.1], [0.5, 0.5]])
+    values = np.array([0.0, 0.0, 0.0, 0.0, 10.0])
+    model = load("none")
+    trusted = model.reconstruct(coords, values, (1, 1), num_samples=2, noise_sd=0.1)
+    doubted = model.reconstruct(coords, values, (1, 1), num_samples=2,
+                                noise_sd=[0.1, 0.1, 0.1, 0.1, 20])
+    assert trusted.mean.item() > 8 and doubted.mean.item() < 5
+    with pytest.raises(UserError, match="noise_sd"):
+        model.reconstruct(coords, values, 4, noise_sd=[0.1, 0.2])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_the_closed_form_takes_any_channels_and_units(channels):
+    rng = np.random.default_rng(2)
+    coords = rng.uniform(size=(30, 2))
+    values = rng.normal(size=(30, channels)) * 1e5 + 1e7
+    field = load("none").reconstruct(coords, values, 8, num_samples=3, seed=1)
+    assert field.samples.shape == (3, 8, 8, channels) and np.isfinite(field.samples).all()
+    assert "power" in field.variogram
+    small = load("none").reconstruct(coords, (values - 1e7) / 1e5, 8, num_samples=3, seed=1)
+    np.testing.assert_allclose((field.mean - 1e7) / 1e5, small.mean, atol=0.02)
+
+
+def test_one_point_without_a_model():
+    field = load("none").reconstruct([[0.5, 0.5]], [7.0], (3, 3), num_samples=4)
+    assert field.mean[1, 1] == 7 and field.sd[1, 1] == 0
+    assert np.isfinite(field.samples).all() and field.sd[0, 0] > 0
+
+
+def test_the_command_without_a_model_tells_the_variogram(tmp_path, capsys):
+    path = csv(tmp_path, "x,y,z\n" + "\n".join(f"{i % 7},{i // 7},{i % 5}" for i in range(40)))
+    assert command(path, "--checkpoint", "none", "--resolution", 8, "--num_samples", 2,
+                   "--out", tmp_path / "out") == 0
+    assert "power" in (said := capsys.readouterr().out) and "no trained model" in said
 
 
 def test_grid_shape():
@@ -180,7 +240,7 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path, caplog):
     path = csv(tmp_path, "0,0,1\n0,0,3\n1,1,5\n0.5,,4\n0.5,0.5,nan\n9,9,9\n")
     with caplog.at_level("INFO", logger="sparsefield"):
         found = read_measurements(str(path), channels=1, extent=(0, 1, 0, 1))
-    assert found.values[:, 0].tolist() == [2, 5]
+    assert found.values[:, 0].tolist() == [1, 3, 5]  # averaged when their noise is known
     assert "2 of 6 measurements have a missing" in caplog.text
     assert "1 of 4 points lie outside" in caplog.text
     assert "averaged to 2 points" in caplog.text

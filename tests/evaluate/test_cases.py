@@ -16,7 +16,7 @@ import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
-from sparsefield.samplers import noise_seed
+from sparsefield.flow.sampling import noise_seed
 from sparsefield.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2
 

@@ -21,7 +21,7 @@ from sparsefield.evaluate.cases import (
     with_finest_truth,
 )
 from sparsefield.evaluate.multiscale import recommendation, uncertainty_table
-from sparsefield.samplers import sample
+from sparsefield.flow.sampling import sample
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_first_draw_is_the_sample_of_the_protocol(checkpoint):
     draws = cases.sample(network, draws=2, method="sde", num_steps=3).draws
     case = cases[1]
     places = grid_coords(16, 16)[None], case.coords[None], case.values[None]
-    alone = sample(network, *places, seeds=[case.noise_seed], method="sde", num_steps=3)
+    alone = sample(network, *places, seeds=[[case.noise_seed]], method="sde", num_steps=3)
     expected = (alone.values[0].reshape(16, 16, 3).numpy() + 1) / 2
     np.testing.assert_allclose(draws[1][0], expected, atol=2e-3)  # kriging in another batch
     assert np.abs(draws[1][0] - draws[1][1]).max() > 0.05
@@ -152,7 +152,6 @@ def test_blocks_are_said(checkpoint, tmp_path):
     ("--samplers heun heun", "each once"),
     ("--samplers sde --temperature -1", "temperature"),
     ("--samplers ddim --eta 2", "eta"),
-    ("--samplers mean --num_draws 0", "num_draws"),
     ("--num_steps 0", "num_steps"),
     ("--resolutions 16 40", "multiples of the 16 rows"),
     ("--resolutions 0", "multiples"),
@@ -161,7 +160,6 @@ def test_blocks_are_said(checkpoint, tmp_path):
     ("--ensemble 1", "at least 2 samples"),
     ("--ensemble 0 --steps_sweep 1 2", "--ensemble"),
     ("--steps_sweep 0", "at least 1"),
-    ("--grid log", "grid"),
     ("--observe everything", "--observe"),
     ("--data missing.npz", "missing.npz"),
     ("--device quantum", "quantum"),
