@@ -256,6 +256,9 @@ def _of_array(array: np.ndarray) -> Raster:
     if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(f"an array of shape {array.shape} and type {array.dtype}: give numbers of "
                          "(H, W), or (H, W, C) with 1, 3 or 4 channels")
+    if array.ndim == 2 and array.shape[1] in (3, 4) and len(array) > 2 * array.shape[1]:
+        raise ValueError(f"shape {array.shape}: rows of x, y, value? save those as CSV, or as .npz "
+                         "with coords and values")
     array = array[..., None] if array.ndim == 2 else array
     if array.shape[2] not in (1, 3, 4):
         first = " (channels first? move them last)" if array.shape[0] in (1, 3, 4) else ""

@@ -11,9 +11,10 @@ from sparsefield.errors import UserError
 # Names of x and of y, without units, in pairs that belong together.
 PAIRS = (
     ({"x"}, {"y"}),
-    ({"lon", "long", "lng", "longitude"}, {"lat", "latitude"}),
-    ({"easting", "eastings", "east", "utme", "utmx"}, {"northing", "northings", "north", "utmn",
-                                                       "utmy"}),
+    ({"lon", "long", "lng", "longitude", "longitud", "länge", "laenge", "längengrad"},
+     {"lat", "latitude", "latitud", "breite", "breitengrad"}),
+    ({"easting", "eastings", "east", "utme", "utmx", "rechtswert", "ostwert"},
+     {"northing", "northings", "north", "utmn", "utmy", "hochwert", "nordwert"}),
     ({"column", "col"}, {"row", "line"}),
 )
 # Names that may be axes where no pair above is there, as in a section through the sea.

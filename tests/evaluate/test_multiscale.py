@@ -57,7 +57,7 @@ def evaluated(checkpoint, tmp_path_factory) -> tuple[dict, Path]:
 
 def test_all_files_are_written_and_the_json_is_strict(evaluated):
     results, folder = evaluated
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "diversity.png", "metrics_comparison.json", "metrics_comparison.txt",
         "multiscale_comparison.png", "performance_chart.png", "uncertainty.png",
     ]

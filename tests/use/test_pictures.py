@@ -131,7 +131,7 @@ def test_points_without_a_value_are_unknown(tmp_path):
 
 @pytest.mark.parametrize("array, words", [
     (np.zeros((3, 24, 20)), "channels first"), (np.zeros((24, 20, 5)), "1, 3 or 4"),
-    (np.zeros(7), "shape"), (np.zeros((4, 4), complex), "complex128"),
+    (np.zeros(7), "shape"), (np.zeros((50, 3)), "rows of x, y, value?"), (np.zeros((4, 4), complex), "complex128"),
     (np.array([[None]]), "objects"), (np.zeros((0, 4)), "shape (0, 4)"),
     (np.full((4, 4), np.nan), "no pixel has a value"),
 ])

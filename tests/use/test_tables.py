@@ -38,6 +38,7 @@ def table(header: str, order: str = "xyv", separator: str = ",") -> str:
     ("coord_y,coord_x,t", "yxv"), ("Northing,Easting,t", "yxv"), ("UTM_N,UTM_E,t", "yxv"),
     ("lat_wgs84,lon_wgs84,t", "yxv"), ("t,LatDeg,LonDeg", "vyx"),
     ('"Lat, deg","Lon, deg",t', "yxv"),
+    ("Breite (°),Länge (°),t", "yxv"), ("Hochwert,Rechtswert,t", "yxv"),
     ("distance_m,depth_m,t", "xyv"), ("depth_m,distance_m,t", "yxv"), ("t,z,x", "vyx"),
     ("across,along_side,t", "xyv"),  # no known name: the order
     (",y,x,t", "-yxv"), ("id,lat,lon,t", "-yxv"), ("station,t,lat,lon", "-vyx"),
@@ -130,6 +131,7 @@ def test_packed_by_gzip(tmp_path):
     (b"PK\x03\x04 a workbook by another name", "a spreadsheet"),
     (b"\x89HDF\r\n\x1a\n" + bytes(50), "NetCDF"), (b"\x89PNG\r\n" + bytes(50), "name it .png"),
     (bytes(range(256)) * 4, "no text"), ("x,y,v\nnan,2,3\n", "no measurement"),
+    ("x,y,v\n1,2,-9999\n2,2,-9999\n", "all are -9999, which means: not measured"),
     ("x,y,v\n1,2,3\n1e300,2,4\n1e301,1,2\n", "--missing 1e+301"),
 ])
 def test_refused_with_words(tmp_path, content, words):
