@@ -181,7 +181,8 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
 def value_sd(data: Data) -> float:
     """Sd of the values in [-1, 1] around 0, of at most SD_FIELDS training fields evenly spread."""
     indices = range(0, len(data.train), max(1, len(data.train) // SD_FIELDS))
-    squares = [np.nanmean(data.train.example(i).astype(np.float64) ** 2) for i in indices]
+    fields = (data.train.training_example(i, np.random.default_rng(i)) for i in indices)
+    squares = [np.nanmean(field.astype(np.float64) ** 2) for field in fields]
     return round(float(np.sqrt(np.mean(squares))), 4) or 1.0
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from sparsefield.coords import grid_coords
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
+from sparsefield.data.batches import LAYOUTS, RENEWED
 from sparsefield.data.pictures import Box, Picture
 from sparsefield.errors import UserError
 

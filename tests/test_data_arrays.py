@@ -30,7 +30,7 @@ def ocean(tmp_path):
 def batches(split, pattern="random:0.2", **others):
     return TrainingBatches(
         split, parse_pattern(pattern), seed=0, batch_size=8, queries=(20, 200),
-        draw_times=lambda rng, size: rng.random(size), **others,
+        draw_angles=lambda rng, size: rng.random(size), **others,
     )
 
 

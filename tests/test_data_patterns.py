@@ -64,7 +64,7 @@ def test_varied_share_is_one_number_per_batch():
 
     batches = TrainingBatches(
         Flat(), parse_pattern("random:0.05-0.5"), seed=0, batch_size=4, queries=(1, 5),
-        draw_times=lambda rng, size: rng.random(size),
+        draw_angles=lambda rng, size: rng.random(size),
     )
     counts = {batches[step].input_coords.shape[1] for step in range(30)}
     assert len(counts) > 15 and min(counts) < 30 and max(counts) > 80

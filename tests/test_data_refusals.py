@@ -42,7 +42,7 @@ def with_pattern(text: str, spec: str = "photos") -> Callable[[], object]:
     def call() -> None:
         TrainingBatches(
             open_data(spec, image_size=16).train, parse_pattern(text), seed=0, batch_size=2,
-            queries=(1, 2), draw_times=lambda rng, size: rng.random(size),
+            queries=(1, 2), draw_angles=lambda rng, size: rng.random(size),
         )[0]
     return call
 

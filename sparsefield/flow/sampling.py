@@ -73,8 +73,8 @@ def sample(
 ) -> Result:
     """Draws of every field at the query points, given the observations.
 
-    Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding: not on
-    the batch, the other draws or how the queries are cut. The closed form and its noise belong to
+    Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding (with the
+    adaptive solver: within its tolerance): not on the batch or the other draws. The closed form and its noise belong to
     places, so that blocks of a large field agree at their seams; the network sees a block with half
     as many queries around it.
 

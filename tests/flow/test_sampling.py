@@ -57,7 +57,7 @@ def test_an_untrained_model_gives_the_gaussian_draw(untrained, steps, points):
     assert torch.equal(result.mean, form.mean)
 
 
-@pytest.mark.parametrize("method", ["heun", "sde", "ddim", "adaptive"])
+@pytest.mark.parametrize("method", ["heun", "sde", "ddim"])
 def test_a_draw_depends_on_its_seed_and_field_alone(model, method):
     places = scene(fields=3)
     seeds = [[7, 8], [9, 10], [11, 12]]
