@@ -220,9 +220,8 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):  #
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(
-        MAMBADiffusionV2, "loss_weight", lambda *_: torch.empty(2**50, dtype=torch.float64)
-    )
+    monkeypatch.setattr("sparsefield.training.slope_loss",
+                        lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match="out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
 

@@ -240,9 +240,10 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path, caplog):
     path = csv(tmp_path, "0,0,1\n0,0,3\n1,1,5\n0.5,,4\n0.5,0.5,nan\n9,9,9\n")
     with caplog.at_level("INFO", logger="sparsefield"):
         found = read_measurements(str(path), channels=1, extent=(0, 1, 0, 1))
-    assert found.values[:, 0].tolist() == [1, 3, 5]  # averaged when their noise is known
-    assert "2 of 6 measurements have a missing" in caplog.text
-    assert "1 of 4 points lie outside" in caplog.text
+        assert found.values[:, 0].tolist() == [1, 3, 5]  # averaged when their noise is known
+        assert "2 of 6 measurements have a missing" in caplog.text
+        assert "1 of 4 points lie outside" in caplog.text
+        load("none").reconstruct(found.coords, found.values, 2, num_samples=2)
     assert "averaged to 2 points" in caplog.text
 
 

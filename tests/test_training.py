@@ -131,7 +131,8 @@ def test_second_training_in_one_folder_is_refused(data, tmp_path):
 
 
 def test_lasting_nonfinite_losses_are_fatal_and_leave_weights_alone(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(MAMBADiffusionV2, "loss_weight", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(training, "slope_loss",
+                        lambda model, *_: sum(p.sum() for p in model.parameters()) * float("nan"))
     config = settings(data, tmp_path, epochs=10, eval_every=100)
     monkeypatch.setattr(training.Reporter, "validate", lambda *_: False)
     before = MAMBADiffusionV2.__init__
