@@ -22,7 +22,7 @@ PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
 DISTANT = 128  # observations, at most, that tell how far they lie apart
 LEAST_DISTANCE = 0.01  # mean gamma between observations below which they tell no amplitude
-AT_ONCE = 1 << 26  # numbers in the matrices that are factored together
+AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 
 
 @dataclass(frozen=True)
