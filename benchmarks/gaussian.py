@@ -177,8 +177,8 @@ def print_others(rounds: int) -> None:
         amplitude2 = float(ours(*given).fit.amplitude2)
         runs = {"this package, one kernel": partial(krige_ours, *given)}
         runs |= {name: partial(method, amplitude2, *given) for name, method in methods.items()}
-        runs["this package, fitted, with local amplitude"] = lambda: answer(
-            *(torch.tensor(x).reshape(1, len(x), -1) for x in given))
+        runs["this package, fitted, with local amplitude"] = partial(
+            answer, *(torch.tensor(x).reshape(1, len(x), -1) for x in given))
         mean, sd = runs["this package, one kernel"]()
         found, rows = interleave(runs, rounds), []
         for name, seconds in found.items():

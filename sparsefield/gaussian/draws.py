@@ -5,9 +5,9 @@ A field is a sum of plane waves whose frequencies are fixed and whose amplitudes
     f(x) = sum_k sqrt(w_k) (a_k cos w_k.A x + b_k sin w_k.A x) + g.A x,   a, b, g ~ N(0, 1)
 
 so that the same seed gives the same value at a place, whatever else is asked for. w_k integrates
-the spectral density of |h|^b in the plane, c_b |w|^(-2-b) (Samorodnitsky & Taqqu 1994, section 7.2),
-over log-spaced frequencies in golden-angle directions; g is what lies below the lowest of them,
-where a wave is a slope.
+the spectral density of |h|^b in the plane, c_b |w|^(-2-b) (Samorodnitsky & Taqqu 1994, section
+7.2), over log-spaced frequencies in golden-angle directions; g is what lies below the lowest of
+them, where a wave is a slope.
 """
 
 from __future__ import annotations

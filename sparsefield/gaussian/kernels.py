@@ -82,6 +82,6 @@ def variogram(
 
 
 def _stretched(points: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y (U, P) of (U, P, 2): term by term, so that equal places stay equal to the last bit."""
+    """x and y (U, P) of (U, P, 2), term by term: equal places stay equal to the last bit."""
     x, y = points.unbind(dim=2)
     return tuple(matrix[:, i, 0, None] * x + matrix[:, i, 1, None] * y for i in (0, 1))

@@ -71,8 +71,9 @@ class PosteriorNoise:
         measured = self.measured
         fields, channels = measured.channel_root.shape[:2]
         device = measured.coords.device
-        numbers = draws.standard_normal(generators, draws.FEATURES, channels).to(device)     # (S, F, C)
-        numbers = numbers.unflatten(0, (fields, -1)) @ measured.channel_root[:, None].mT
+        numbers = draws.standard_normal(generators, draws.FEATURES, channels).to(device)
+        numbers = numbers.unflatten(0, (fields, -1))                      # (fields, d, F, C)
+        numbers = numbers @ measured.channel_root[:, None].mT             # channels go together
         with full_precision():
             numbers = self._by_field(numbers)                             # (B, s, F)
             observed = numbers @ self._observed_waves.mT                  # (B, s, M)
@@ -95,8 +96,9 @@ class PosteriorNoise:
         """(B, s, n) to (S, n, C): undoes it."""
         fields, channels = self.measured.channel_root.shape[:2]
         x = x.unflatten(0, (fields, self.measured.folded))
-        x = x.unflatten(2, (-1, channels // self.measured.folded))        # (fields, folded, d, c, n)
-        return x.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
+        x = x.unflatten(2, (-1, channels // self.measured.folded))
+        x = x.permute(0, 2, 4, 1, 3)                # (fields, folded, d, c, n) to d, n, folded, c
+        return x.flatten(3, 4).flatten(0, 1)
 
     @cached_property
     def _observed_waves(self) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.answer import Answer, LeaveOneOut
+from sparsefield.gaussian.draws import FEATURES
 from sparsefield.gaussian.factor import full_precision
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit
 from sparsefield.gaussian.kernels import BANK, NOISY_BANK, Kernel
@@ -24,6 +25,7 @@ from sparsefield.gaussian.noise import Measured, PosteriorNoise
 from sparsefield.gaussian.solvers import FromAll, FromNearest
 
 DENSE_POINTS = 2000
+WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
 
 
@@ -100,12 +102,13 @@ class Posterior:
             relative = (self.noise_variance / heaviest.amplitude2[:, None]).sqrt().float()
         kernels = [heaviest.kernels[k] for k in heaviest.kernel.tolist()]
         measured = Measured(self.coords, kernels, relative, self._channel_root(), self.folded)
-        return PosteriorNoise(measured, self.solver, self._pieces(queries))
+        pieces = self._pieces(queries, most=max(64, WAVES_HELD // (len(self.coords) * FEATURES)))
+        return PosteriorNoise(measured, self.solver, pieces)
 
-    def _pieces(self, queries: Tensor) -> list[Tensor]:
+    def _pieces(self, queries: Tensor, most: int | None = None) -> list[Tensor]:
         """Queries in parts that memory holds, every channel a field where they are folded."""
         folded = queries.to(self.coords).repeat_interleave(self.folded, dim=0)
-        return list(folded.split(self.solver.at_once, dim=1))
+        return list(folded.split(min(self.solver.at_once, most or self.solver.at_once), dim=1))
 
     def _unfold(self, x: Tensor) -> Tensor:
         """(B C, n, 1) to (B, n, C), where channels are folded."""

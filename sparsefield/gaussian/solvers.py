@@ -28,7 +28,7 @@ from sparsefield.gaussian.fit import Fit
 
 LOCAL_NEIGHBOURS = 64
 BLOCK = 2048  # queries answered together from their neighbours: bounds memory, changes nothing
-HELD = 1 << 26  # numbers in the matrices of queries answered together from all observations
+HELD = 1 << 24  # numbers in the matrices of queries answered together from all observations
 
 
 @dataclass(frozen=True)

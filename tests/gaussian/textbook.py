@@ -39,7 +39,7 @@ class Kriging:
         return (self.inverse @ (right + short)).T
 
     def covariance(self, queries):
-        """(N, N) of the errors at queries apart from the observations, the field's nugget included."""
+        """(N, N) of the errors at queries, none of them observed; the nugget is the field's."""
         w = self.weights(queries)
         right = self.amplitude2 * (LEVEL - gamma(self.kernel, self.coords, queries))
         prior = self.amplitude2 * (
