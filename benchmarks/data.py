@@ -28,9 +28,10 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sparsefield import flow  # noqa: E402
 from sparsefield.data import Batch, Data, TrainingBatches, folders, open_data  # noqa: E402
 from sparsefield.data import parse_pattern  # noqa: E402
+from sparsefield.flow.path import draw_angles  # noqa: E402
+from sparsefield.train.pairs import Pairs, slope_loss  # noqa: E402
 from train_mamba_v2 import Config, MAMBADiffusionV2  # noqa: E402
 
 
@@ -78,7 +79,7 @@ def sources(path: Path) -> dict[str, Data]:
 def batches_of(data: Data, config: Config) -> TrainingBatches:
     return TrainingBatches(
         data.train, parse_pattern(config.observe), seed=0, batch_size=config.batch_size,
-        queries=(config.queries_min, config.queries_max), draw_times=flow.draw_times,
+        queries=(config.queries_min, config.queries_max), draw_angles=draw_angles,
     )
 
 
@@ -87,11 +88,13 @@ def step_of(data: Data, config: Config, device: str) -> Callable[[Batch], None]:
     torch.manual_seed(0)
     model: nn.Module = MAMBADiffusionV2(channels=data.channels).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr)
+    pairs = Pairs(model, data.height, data.width, torch.device(device))
 
     def step(batch: Batch) -> None:
         batch = Batch(*(tensor.to(device) for tensor in batch))
+        pair = pairs(batch)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = flow.velocity_loss(model, batch).mean()
+            loss = slope_loss(model, batch, pair).mean()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -26,7 +26,7 @@ def measure(resolution: int, points: int, method: str, device: str) -> str:
     import torch
 
     from sparsefield.coords import grid_coords
-    from sparsefield.samplers import sample
+    from sparsefield.flow.sampling import sample
     from train_mamba_v2 import MAMBADiffusionV2
 
     torch.manual_seed(0)
@@ -35,9 +35,8 @@ def measure(resolution: int, points: int, method: str, device: str) -> str:
     values = torch.rand(1, OBSERVED, 3, device=device) * 2 - 1
 
     def run(size: int):
-        settings = {"num_draws": 1} if method == "mean" else {"num_steps": 2}
-        return sample(model, grid_coords(size, size, device)[None], inputs, values, seeds=[0],
-                      method=method, block_size=points, **settings)
+        return sample(model, grid_coords(size, size, device)[None], inputs, values, seeds=[[0]],
+                      method=method, num_steps=2, points=points)
 
     run(32)  # compiles what is compiled
     start = time.perf_counter()
@@ -54,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--resolutions", type=int, nargs="+", default=[32, 64, 96, 128, 192, 256])
     parser.add_argument("--points", type=int, default=4096, help="answered by one model call")
-    parser.add_argument("--method", default="sde", help="sde looks around each block, mean not")
+    parser.add_argument("--method", default="sde", help="of flow/samplers.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()

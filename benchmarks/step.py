@@ -25,11 +25,11 @@ from common import milliseconds, print_added_memory, ratio, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield import flow  # noqa: E402
 from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import Batch  # noqa: E402
+from sparsefield.flow.sampling import sample  # noqa: E402
 from sparsefield.precision import has_fast_bfloat16  # noqa: E402
-from sparsefield.samplers import sample  # noqa: E402
+from sparsefield.train.pairs import Pairs, slope_loss  # noqa: E402
 from train_mamba_v2 import MAMBADiffusionV2  # noqa: E402
 
 POINTS = 204
@@ -47,14 +47,21 @@ GROUPS = {
 
 
 def make_batch(size: int) -> Batch:
+    """Fields of 32 x 32 that share one layout of observations, as in training."""
     torch.manual_seed(0)
+    order, grid = torch.randperm(1024), grid_coords(32, 32)
+    observed, queried = (part.sort().values.expand(size, -1)
+                         for part in (order[:POINTS], order[POINTS : 2 * POINTS]))
     return Batch(
-        input_coords=torch.rand(size, POINTS, 2),
+        input_index=observed,
+        input_coords=grid[observed],
         input_values=torch.rand(size, POINTS, 3) * 2 - 1,
-        query_coords=torch.rand(size, POINTS, 2),
-        x_0=torch.randn(size, POINTS, 3),
+        query_index=queried,
+        query_coords=grid[queried],
         x_1=torch.rand(size, POINTS, 3) * 2 - 1,
-        t=torch.rand(size),
+        seed=torch.arange(size),
+        layout=torch.zeros(size, dtype=torch.long),
+        theta=torch.rand(size),
     )
 
 
@@ -65,11 +72,13 @@ class Training:
         torch.manual_seed(0)
         self.model = MAMBADiffusionV2()
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.pairs = Pairs(self.model, 32, 32, torch.device("cpu"))
 
     def __call__(self, batch: Batch, bfloat16: bool, backend: str = "auto") -> None:
         os.environ["SCAN"] = backend
+        pair = self.pairs(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = flow.velocity_loss(self.model, batch).mean()
+            loss = slope_loss(self.model, batch, pair).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
@@ -80,7 +89,7 @@ def reconstruct(model: MAMBADiffusionV2, bfloat16: bool) -> None:
     batch = make_batch(1)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         sample(model, grid_coords(32, 32)[None], batch.input_coords, batch.input_values,
-               seeds=[0], method="mean")
+               seeds=[[0]], method="mean")
 
 
 def ways(bfloat16: bool, size: int = 16) -> dict[str, Callable[[], None]]:
