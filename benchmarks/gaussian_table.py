@@ -30,13 +30,13 @@ from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield import metrics  # noqa: E402
 from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import open_data  # noqa: E402
+from sparsefield.evaluate import metrics  # noqa: E402
+from sparsefield.evaluate.uncertainty import coverage  # noqa: E402
 from sparsefield.gaussian import ONE_KERNEL, Posterior, condition  # noqa: E402
 from sparsefield.gaussian.answer import combine, krige  # noqa: E402
 from sparsefield.gaussian.kernels import NUGGET  # noqa: E402
-from sparsefield.uncertainty import coverage  # noqa: E402
 
 SIDE = 32
 DRAWS = 39  # the range from the second to the last but one is a 90 % interval
