@@ -24,7 +24,7 @@ from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_preci
 from sparsefield.gaussian.fit import Fit, fit_factored
 from sparsefield.gaussian.kernels import BANK
 
-KEPT = 48  # layouts
+KEPT = 36  # layouts: those in use and a few before
 
 
 class GridAnswer(NamedTuple):
