@@ -26,6 +26,7 @@ SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the square
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
 FEATURES = 2 * WAVES + 2
+GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which all are summed
 
 
 @lru_cache
@@ -44,33 +45,55 @@ def _waves(kernel: Kernel) -> tuple[Tensor, Tensor]:
     return frequencies, sd
 
 
-def features(kernel: Kernel, coords: Tensor, out: Tensor | None = None) -> Tensor:
-    """Waves at places: f = features @ N(0, 1) has the variogram of `kernel`.
+class Waves:
+    """The random fields of one kernel at some places: f = features @ N(0, 1) has its variogram.
 
-    A wave is the product of one along x and one along y, so that a grid costs its sides only.
+    A wave is the product of one along x and one along y. Where places lie on a grid, or are many of
+    its points, fields are summed from these by one product of matrices, without the features.
 
     Args:
-        coords: (N, 2) in sides of the square. out: (N, FEATURES) float32, to write to.
-    Returns:
-        (N, FEATURES) float32.
+        coords: (N, 2) in sides of the square.
     """
-    frequencies, sd = (x.to(coords.device) for x in _waves(kernel))       # (2, WAVES), (WAVES + 1,)
-    matrix = stretch((kernel,))[0].to(frequencies)
-    along_x, along_y = matrix @ frequencies                               # (WAVES,)
-    x, y = coords.unbind(dim=1)
-    if out is None:
-        out = torch.empty(len(coords), FEATURES, device=coords.device)
-    waves = torch.view_as_complex(out[:, :-2].unflatten(1, (WAVES, 2)))
-    torch.mul(_turns(x, along_x, sd[:-1]), _turns(y, along_y), out=waves)
-    out[:, -2:] = coords.to(matrix) @ matrix * sd[-1]
-    return out
+
+    def __init__(self, kernel: Kernel, coords: Tensor):
+        frequencies, sd = (x.to(coords.device) for x in _waves(kernel))
+        matrix = stretch((kernel,))[0].to(frequencies)
+        along_x, along_y = matrix @ frequencies                           # (WAVES,)
+        x, self.column = torch.unique(coords[:, 0].double(), return_inverse=True)
+        y, self.row = torch.unique(coords[:, 1].double(), return_inverse=True)
+        self.x = _turns(x, along_x) * sd[:-1].float()                     # (X, WAVES) complex
+        self.y = _turns(y, along_y)                                       # (Y, WAVES)
+        self.slope = (coords.to(matrix) @ matrix * sd[-1]).float()        # (N, 2)
+        is_grid = len(x) * len(y) <= GRID_SHARE * len(coords)
+        self._features = None if is_grid else self.features()
+
+    def features(self) -> Tensor:
+        """(N, FEATURES) float32."""
+        waves = self.x[self.column] * self.y[self.row]
+        return torch.cat([torch.view_as_real(waves).flatten(1), self.slope], dim=1)
+
+    def fields(self, numbers: Tensor) -> Tensor:
+        """Values (S, N) of the fields with numbers (S, FEATURES)."""
+        if self._features is not None:
+            return numbers @ self._features.T
+        # a cos + b sin is the real part of conj(a + i b) exp(i w x) exp(i w y): a real product.
+        pairs = torch.view_as_complex(numbers[:, :-2].unflatten(1, (WAVES, 2)).contiguous())
+        along_y = torch.view_as_real(self.y).flatten(1)                   # (Y, 2 WAVES)
+        summed = torch.stack([
+            torch.view_as_real(pair * self.x.conj()).flatten(1) @ along_y.T for pair in pairs
+        ])                                                                # (S, X, Y)
+        return summed[:, self.column, self.row] + numbers[:, -2:] @ self.slope.T
 
 
-def _turns(at: Tensor, frequency: Tensor, size: float | Tensor = 1.0) -> Tensor:
-    """size * exp(i frequency at): (N,) and (F,) to (N, F) complex64."""
-    where, index = torch.unique(at.double(), return_inverse=True)
-    phase = torch.remainder(where[:, None] * frequency, 2 * math.pi).float()
-    return torch.polar(torch.as_tensor(size).float().expand_as(phase), phase)[index]
+def features(kernel: Kernel, coords: Tensor) -> Tensor:
+    """(N, FEATURES) float32: times N(0, 1) a field with the variogram of `kernel` at (N, 2)."""
+    return Waves(kernel, coords).features()
+
+
+def _turns(at: Tensor, frequency: Tensor) -> Tensor:
+    """exp(i frequency at): (N,) and (F,) float64 to (N, F) complex64."""
+    phase = torch.remainder(at[:, None] * frequency, 2 * math.pi).float()
+    return torch.polar(torch.ones_like(phase), phase)
 
 
 def standard_normal(

@@ -15,9 +15,14 @@ from torch import Tensor
 from sparsefield.gaussian import draws
 from sparsefield.gaussian.factor import full_precision
 from sparsefield.gaussian.kernels import Kernel
-from sparsefield.gaussian.solvers import FromAll, FromNearest, Weights
+from sparsefield.gaussian.solvers import (
+    ErrorsFromAll,
+    ErrorsFromNearest,
+    FromAll,
+    FromNearest,
+)
 
-KEPT_NUMBERS = 1 << 26  # in waves and weights kept for further draws at the same queries
+KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,17 @@ class Measured:
     channel_root: Tensor
     folded: int
 
-    def waves(self, points: Tensor) -> Tensor:
-        """(B, n, F) at (B, n, 2)."""
-        out = torch.empty(*points.shape[:2], draws.FEATURES, device=points.device)
-        for each in zip(self.kernels, points, out):
-            draws.features(*each)
-        return out
+    def waves(self, points: Tensor) -> list[draws.Waves]:
+        """Of every field, at (B, n, 2)."""
+        return [draws.Waves(kernel, x) for kernel, x in zip(self.kernels, points)]
+
+
+Operators = tuple[list[draws.Waves], ErrorsFromAll | ErrorsFromNearest]
+
+
+def summed(waves: list[draws.Waves], numbers: Tensor) -> Tensor:
+    """Random fields (B, s, n) of numbers (B, s, F)."""
+    return torch.stack([each.fields(mine) for each, mine in zip(waves, numbers)])
 
 
 class PosteriorNoise:
@@ -59,7 +69,7 @@ class PosteriorNoise:
         self.measured, self.solver, self.pieces = measured, solver, pieces
         queries = sum(piece.shape[0] * piece.shape[1] for piece in pieces)
         self.keep = queries * (measured.coords.shape[1] + draws.FEATURES) <= KEPT_NUMBERS
-        self._kept: dict[int, tuple[Tensor, Weights]] = {}
+        self._kept: dict[int, Operators] = {}
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -76,15 +86,15 @@ class PosteriorNoise:
         numbers = numbers @ measured.channel_root[:, None].mT             # channels go together
         with full_precision():
             numbers = self._by_field(numbers)                             # (B, s, F)
-            observed = numbers @ self._observed_waves.mT                  # (B, s, M)
+            observed = summed(self._observed_waves, numbers)              # (B, s, M)
             if measured.noise_sd is not None:
-                errors = draws.standard_normal(generators, observed.shape[2], channels).to(device)
-                errors = self._by_field(errors.unflatten(0, (fields, -1)))
-                observed = observed + errors * measured.noise_sd[:, None]
+                noise = draws.standard_normal(generators, observed.shape[2], channels).to(device)
+                noise = self._by_field(noise.unflatten(0, (fields, -1)))
+                observed = observed + noise * measured.noise_sd[:, None]
             found = []
             for i in range(len(self.pieces)):
-                waves, weights = self._operators(i)
-                found.append(weights.errors(numbers @ waves.mT, observed))
+                waves, errors = self._operators(i)
+                found.append(errors(summed(waves, numbers), observed))
         return self._by_draw(torch.cat(found, dim=2))
 
     def _by_field(self, x: Tensor) -> Tensor:
@@ -101,14 +111,14 @@ class PosteriorNoise:
         return x.flatten(3, 4).flatten(0, 1)
 
     @cached_property
-    def _observed_waves(self) -> Tensor:
+    def _observed_waves(self) -> list[draws.Waves]:
         return self.measured.waves(self.measured.coords)
 
-    def _operators(self, i: int) -> tuple[Tensor, Weights]:
-        """Waves at a piece of the queries, (B, n, F), and weights of the observations there."""
+    def _operators(self, i: int) -> Operators:
+        """Waves at a piece of the queries, and what makes errors of them there."""
         if i in self._kept:
             return self._kept[i]
-        operators = self.measured.waves(self.pieces[i]), self.solver.weights(self.pieces[i])
+        operators = self.measured.waves(self.pieces[i]), self.solver.errors(self.pieces[i])
         if self.keep:
             self._kept[i] = operators
         return operators

@@ -23,7 +23,7 @@ from sparsefield.gaussian.answer import (
     kriging_weights,
     leave_one_out,
 )
-from sparsefield.gaussian.factor import full_precision
+from sparsefield.gaussian.factor import Factored, full_precision
 from sparsefield.gaussian.fit import Fit
 
 LOCAL_NEIGHBOURS = 64
@@ -32,25 +32,41 @@ HELD = 1 << 24  # numbers in the matrices of queries answered together from all 
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What the errors at queries are made of: f_q - sum of weight * f_observed.
+class ErrorsFromAll:
+    """How random fields are off their own kriging, as f_q - f_1 - (L^-1 c)' L^-1 (f_i - f_1).
 
     Attributes:
-        weight: (B, n, k), of sum 1. index: (B, n, k), of which observations; None: all, in order.
-        sd: (B, n), of the error relative to the amplitude.
+        inverse: (B, M - 1, M - 1), L^-1. whitened: (B, M - 1, n), L^-1 c. sd: (B, n), relative to
+            the amplitude.
+    """
+
+    inverse: Tensor
+    whitened: Tensor
+    sd: Tensor
+
+    def __call__(self, at_queries: Tensor, at_observed: Tensor) -> Tensor:
+        """Of unit variance (B, S, n), of S fields at queries (B, S, n), observations (B, S, M)."""
+        first = at_observed[:, :, :1]
+        known = (at_observed[:, :, 1:] - first) @ self.inverse.mT @ self.whitened
+        return (at_queries - first - known) / self.sd[:, None]
+
+
+@dataclass(frozen=True)
+class ErrorsFromNearest:
+    """How random fields are off their own kriging, as f_q - sum of weight * f_observed.
+
+    Attributes:
+        weight: (B, n, k), of sum 1. index: (B, n, k), of which observations. sd: (B, n).
     """
 
     weight: Tensor
-    index: Tensor | None
+    index: Tensor
     sd: Tensor
 
-    def errors(self, at_queries: Tensor, at_observed: Tensor) -> Tensor:
-        """Of unit variance: (B, S, n), of S random fields at queries and observations (B, S, M)."""
-        if self.index is None:
-            known = at_observed @ self.weight.mT
-        else:
-            known = torch.stack([(f[:, index] * weight).sum(dim=2) for f, index, weight
-                                 in zip(at_observed, self.index, self.weight)])
+    def __call__(self, at_queries: Tensor, at_observed: Tensor) -> Tensor:
+        """Of unit variance (B, S, n), of S fields at queries (B, S, n), observations (B, S, M)."""
+        known = torch.stack([(f[:, index] * weight).sum(dim=2) for f, index, weight
+                             in zip(at_observed, self.index, self.weight)])
         return (at_queries - known) / self.sd[:, None]
 
 
@@ -73,12 +89,15 @@ class FromAll:
         """At (B, n, 2)."""
         return answer(self.fit, queries, self.leave_one_out.surprise, self.spacing)
 
-    def weights(self, queries: Tensor) -> Weights:
-        """Of the heaviest hypothesis."""
-        factored = self.fit.heaviest().factored
-        kriged = krige(factored, queries)
-        return Weights(kriging_weights(factored, kriged).float(), None,
-                       kriged.variance.sqrt().float())
+    @cached_property
+    def _heaviest(self) -> Factored:
+        return self.fit.heaviest().factored
+
+    def errors(self, queries: Tensor) -> ErrorsFromAll:
+        """Under the heaviest hypothesis, at (B, n, 2)."""
+        kriged = krige(self._heaviest, queries)
+        return ErrorsFromAll(self._heaviest.inverse.float(), kriged.whitened.float(),
+                             kriged.variance.sqrt().float())
 
 
 class FromNearest:
@@ -139,8 +158,8 @@ class FromNearest:
             fields.append([x[:, 0] for x in (here.mean, here.sd, here.spread)])
         return Answer(*(torch.stack(column) for column in zip(*fields)))
 
-    def weights(self, queries: Tensor) -> Weights:
-        """Of the heaviest hypothesis."""
+    def errors(self, queries: Tensor) -> ErrorsFromNearest:
+        """Under the heaviest hypothesis, at (B, n, 2)."""
         fields = []
         for b, points in enumerate(queries):
             fit, index = self.around(b, points)
@@ -148,4 +167,4 @@ class FromNearest:
             kriged = krige(factored, points[:, None])
             weight = kriging_weights(factored, kriged)[:, 0].float()
             fields.append((weight, index, kriged.variance[:, 0].sqrt().float()))
-        return Weights(*(torch.stack(column) for column in zip(*fields)))
+        return ErrorsFromNearest(*(torch.stack(column) for column in zip(*fields)))

@@ -49,6 +49,15 @@ def test_waves_have_the_variogram(kernel):
         assert abs(ratio - 1).max() < tolerance
 
 
+@pytest.mark.parametrize("kernel", [BANK[2], BANK[7]])
+def test_on_a_grid_waves_are_summed_by_its_sides(kernel):
+    coords = grid_coords(12, 9)[torch.randperm(108)[:20]]
+    waves = prior.Waves(kernel, coords)
+    assert waves._features is None and prior.Waves(kernel, points(20)[0])._features is not None
+    numbers = prior.standard_normal(generators(1), prior.FEATURES, 3)[0].T
+    np.testing.assert_allclose(waves.fields(numbers), numbers @ waves.features().T, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", [BANK[0], BANK[4], BANK[7]])
 def test_the_root_of_a_grid_has_the_variogram(kernel):
     coords = grid_coords(6, 9).double().numpy()
