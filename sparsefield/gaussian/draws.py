@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the square
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
 FEATURES = 2 * WAVES + 2
+KEPT_POINTS = 4096  # off a grid, whose features are kept for further draws
 GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which all are summed
 
 
@@ -56,43 +57,61 @@ class Waves:
     """
 
     def __init__(self, kernel: Kernel, coords: Tensor):
-        frequencies, sd = (x.to(coords.device) for x in _waves(kernel))
-        matrix = stretch((kernel,))[0].to(frequencies)
-        along_x, along_y = matrix @ frequencies                           # (WAVES,)
-        x, self.column = torch.unique(coords[:, 0].double(), return_inverse=True)
-        y, self.row = torch.unique(coords[:, 1].double(), return_inverse=True)
-        self.x = _turns(x, along_x) * sd[:-1].float()                     # (X, WAVES) complex
-        self.y = _turns(y, along_y)                                       # (Y, WAVES)
-        self.slope = (coords.to(matrix) @ matrix * sd[-1]).float()        # (N, 2)
-        is_grid = len(x) * len(y) <= GRID_SHARE * len(coords)
-        self._features = None if is_grid else self.features()
+        self.kernel, self.coords = kernel, coords
+        self.x, self.column = torch.unique(coords[:, 0], return_inverse=True)  # (X,), (N,)
+        self.y, self.row = torch.unique(coords[:, 1], return_inverse=True)     # (Y,), (N,)
+        self.is_grid = len(self.x) * len(self.y) <= GRID_SHARE * len(coords)
 
-    def features(self) -> Tensor:
-        """(N, FEATURES) float32."""
-        waves = self.x[self.column] * self.y[self.row]
-        return torch.cat([torch.view_as_real(waves).flatten(1), self.slope], dim=1)
+    @cached_property
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """Waves along x (X, WAVES) and along y (Y, WAVES), complex64."""
+        (along_x, along_y), sd, _ = _stretched_waves(self.kernel, self.coords.device)
+        return _turns(self.x[:, None] * along_x) * sd, _turns(self.y[:, None] * along_y)
+
+    @cached_property
+    def _features(self) -> Tensor:
+        return features(self.kernel, self.coords)
 
     def fields(self, numbers: Tensor) -> Tensor:
         """Values (S, N) of the fields with numbers (S, FEATURES)."""
-        if self._features is not None:
+        if self.is_grid:
+            return self._from_sides(numbers)
+        if len(self.coords) <= KEPT_POINTS:
             return numbers @ self._features.T
+        parts = self.coords.split(KEPT_POINTS)
+        return torch.cat([numbers @ features(self.kernel, part).T for part in parts], dim=1)
+
+    def _from_sides(self, numbers: Tensor) -> Tensor:
+        x, y = self._sides
+        y = torch.view_as_real(y).flatten(1)                              # (Y, 2 WAVES)
         # a cos + b sin is the real part of conj(a + i b) exp(i w x) exp(i w y): a real product.
         pairs = torch.view_as_complex(numbers[:, :-2].unflatten(1, (WAVES, 2)).contiguous())
-        along_y = torch.view_as_real(self.y).flatten(1)                   # (Y, 2 WAVES)
         summed = torch.stack([
-            torch.view_as_real(pair * self.x.conj()).flatten(1) @ along_y.T for pair in pairs
+            torch.view_as_real(pair * x.conj()).flatten(1) @ y.T for pair in pairs
         ])                                                                # (S, X, Y)
-        return summed[:, self.column, self.row] + numbers[:, -2:] @ self.slope.T
+        _, _, slope = _stretched_waves(self.kernel, self.coords.device)
+        return summed[:, self.column, self.row] + numbers[:, -2:] @ (self.coords @ slope).T
 
 
 def features(kernel: Kernel, coords: Tensor) -> Tensor:
     """(N, FEATURES) float32: times N(0, 1) a field with the variogram of `kernel` at (N, 2)."""
-    return Waves(kernel, coords).features()
+    (along_x, along_y), sd, slope = _stretched_waves(kernel, coords.device)
+    x, y = coords.to(along_x).unbind(dim=1)
+    waves = _turns(torch.outer(x, along_x).addcmul_(y[:, None], along_y)) * sd
+    return torch.cat([torch.view_as_real(waves).flatten(1), coords.float() @ slope], dim=1)
 
 
-def _turns(at: Tensor, frequency: Tensor) -> Tensor:
-    """exp(i frequency at): (N,) and (F,) float64 to (N, F) complex64."""
-    phase = torch.remainder(at[:, None] * frequency, 2 * math.pi).float()
+def _stretched_waves(kernel: Kernel, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies along x and y (2, WAVES) float64, sd of waves (WAVES,) and slopes (2, 2)."""
+    frequencies, sd = _waves(kernel)
+    matrix = stretch((kernel,))[0]
+    return ((matrix @ frequencies).to(device), sd[:-1].float().to(device),
+            (matrix * sd[-1]).float().to(device))
+
+
+def _turns(phase: Tensor) -> Tensor:
+    """exp(i phase), complex64."""
+    phase = torch.remainder(phase, 2 * math.pi).float()
     return torch.polar(torch.ones_like(phase), phase)
 
 

@@ -50,12 +50,15 @@ def test_waves_have_the_variogram(kernel):
 
 
 @pytest.mark.parametrize("kernel", [BANK[2], BANK[7]])
-def test_on_a_grid_waves_are_summed_by_its_sides(kernel):
+def test_fields_are_summed_alike_on_a_grid_and_off_it_and_in_parts(kernel, monkeypatch):
     coords = grid_coords(12, 9)[torch.randperm(108)[:20]]
-    waves = prior.Waves(kernel, coords)
-    assert waves._features is None and prior.Waves(kernel, points(20)[0])._features is not None
     numbers = prior.standard_normal(generators(1), prior.FEATURES, 3)[0].T
-    np.testing.assert_allclose(waves.fields(numbers), numbers @ waves.features().T, atol=1e-4)
+    on, off = prior.Waves(kernel, coords), prior.Waves(kernel, points(20)[0])
+    assert on.is_grid and not off.is_grid
+    monkeypatch.setattr(prior, "KEPT_POINTS", 7)
+    for waves in (on, off):
+        expected = numbers @ prior.features(kernel, waves.coords).T
+        np.testing.assert_allclose(waves.fields(numbers), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [BANK[0], BANK[4], BANK[7]])
