@@ -136,10 +136,19 @@ def local_amplitude(
     Args:
         queries: (B, N, 2). coords: (B, M, 2). surprise: (B, M, C). spacing: between observations.
     """
-    square = surprise.square().mean(dim=2, keepdim=True)                  # (B, M, 1)
+    return amplitude_around(closeness(queries, coords, spacing), surprise)
+
+
+def closeness(queries: Tensor, coords: Tensor, spacing: float) -> Tensor:
+    """How much each observation tells of the amplitude at each query: (B, N, M), up to 1."""
     (qx, qy), (x, y) = queries.float().unbind(dim=2), coords.float().unbind(dim=2)
     distance2 = (qx[:, :, None] - x[:, None]).square_()                   # (B, N, M)
     dy = qy[:, :, None] - y[:, None]
-    near = distance2.addcmul_(dy, dy).mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
+    return distance2.addcmul_(dy, dy).mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
+
+
+def amplitude_around(near: Tensor, surprise: Tensor) -> Tensor:
+    """`local_amplitude` (B, N, 1) from `closeness`."""
+    square = surprise.square().mean(dim=2, keepdim=True)                  # (B, M, 1)
     total = near @ square + AMPLITUDE_WORTH
     return (total / (near.sum(dim=2, keepdim=True) + AMPLITUDE_WORTH)).sqrt()

@@ -119,13 +119,15 @@ def fit(coords: Tensor, values: Tensor, noise_variance: Tensor | None,
 
 def fit_factored(factored: Factored, values: Tensor) -> Fit:
     """The same without noise, where the places are factored already under every hypothesis."""
-    score = scores(factored, factored.whiten(values))
-    rows, weight = choose(score.unflatten(0, (len(values), -1)))
-    return _fit(factored.take(rows), weight, values)
+    white = factored.whiten(values)
+    rows, weight = choose(scores(factored, white).unflatten(0, (len(values), -1)))
+    return _fit(factored.take(rows), weight, values, white[rows])
 
 
-def _fit(chosen: Factored, weight: Tensor, values: Tensor) -> Fit:
-    white = chosen.whiten(values)
+def _fit(
+    chosen: Factored, weight: Tensor, values: Tensor, white: Tensor | None = None
+) -> Fit:
+    white = chosen.whiten(values) if white is None else white
     eye = torch.eye(values.shape[2]).to(white)
     if chosen.hypotheses.amplitude2 is None:
         channels = (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / values.shape[1]

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sparsefield.gaussian.answer import (
     Kriged,
+    amplitude_around,
+    closeness,
     combine,
     krige,
     leave_one_out,
-    local_amplitude,
 )
 from sparsefield.gaussian.draws import grid_root
 from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_precision
@@ -45,6 +46,7 @@ class _Layout:
     def __init__(self, grid: Tensor, observed: Tensor):
         self.grid, self.coords = grid, grid[observed][None]
         self.factored = factor(Hypotheses.every(BANK, 1, grid.device), self.coords)
+        self.near = closeness(grid[None], self.coords, len(observed) ** -0.5)
         self.on_grid: dict[int, tuple[Factored, Kriged]] = {}
 
     def bring(self, kernel: int) -> tuple[Factored, Kriged]:
@@ -82,9 +84,7 @@ class GridPosteriors:
             places = self._places(layout, observed)
             fit, kriged = places.fit(values[None])
             answer, loo = combine(fit, kriged), leave_one_out(fit)
-            amplitude = local_amplitude(
-                self.grid[None], places.coords, loo.surprise, len(observed) ** -0.5
-            )
+            amplitude = amplitude_around(places.near, loo.surprise)
             z_0 = self._draw(fit, kriged, observed, seed)
         return GridAnswer(answer.mean[0], (answer.sd * amplitude)[0],
                           (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], z_0)
