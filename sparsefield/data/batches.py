@@ -49,7 +49,7 @@ class TrainingBatches(Dataset):
     - Queries are unobserved points, uniformly without replacement: at an observed point the
       answer can be copied. Observed points fill up only where fewer than N are unobserved.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
-    - `draw_angles(rng, size)` gives the flow times of the global batch, (size,) in [0, pi/2].
+    - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
     - Where the pattern draws equally many points on every field, fields share LAYOUTS layouts of
       observations at a time, of which every RENEWED steps one makes way for a new one: what is
       computed from places alone then serves many fields.

@@ -181,7 +181,7 @@ class Cases:
         Args:
             model: runs in eval mode, whatever its mode is. draws: K.
             done: called with the number of draws just finished.
-            sampler: `method` and its options, see `sparsefield.samplers.sample`.
+            sampler: `method` and its options, see `sparsefield.flow.sampling.sample`.
         """
         rows = rows or self.rows
         found: list[np.ndarray | None] = [None] * len(self.cases)

@@ -21,11 +21,17 @@ from torch import Tensor, nn
 
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import Block, cut_blocks, nearby, take
-from sparsefield.flow.samplers import SAMPLERS, angles, check_sampler, sampler_options
+from sparsefield.flow.samplers import (
+    SAMPLERS,
+    angles,
+    check_sampler,
+    declared_nfe,
+    sampler_options,
+)
 
 Progress = Callable[[int, int | None], None]
 
-POINTS = 4096  # most queries of one model call
+POINTS = 4096  # most queries of a field that one model call answers
 HALO = 0.5  # queries seen around a block, of those answered
 
 
@@ -74,16 +80,17 @@ def sample(
     """Draws of every field at the query points, given the observations.
 
     Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding (with the
-    adaptive solver: within its tolerance): not on the batch or the other draws. The closed form and its noise belong to
-    places, so that blocks of a large field agree at their seams; the network sees a block with half
-    as many queries around it.
+    adaptive solver: within its tolerance): not on the batch or the other draws. The closed form and
+    its noise belong to places, so that blocks of a large field agree at their seams; the network
+    sees a block with half as many queries around it.
 
     Args:
         query_coords: (B, N, 2) in sides of the square; not the observed ones, whose value is known.
         input_coords, input_values: (B, M, 2) and (B, M, C) in [-1, 1].
-        seeds: B lists of K integers. method: one of SAMPLERS, with options of its own.
+        seeds: B lists of K >= 1 integers. method: one of SAMPLERS, with options of its own.
         num_steps: equal steps in the angle. noise_sd: (B, M, C) of the values, None: exact.
-        clip: limit the result to [-1, 1]. points: most queries of one model call: bounds memory.
+        clip: limit the result to [-1, 1]. points: most queries of a field that one model call
+            answers; bounds memory, of B fields and half as many queries around each block.
         block_size: queries answered together, at most and by default `points`.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
         progress: called as progress(model calls so far, calls in all or None if unknown).
@@ -92,13 +99,15 @@ def sample(
         ValueError: shapes that do not agree.
     """
     check_sampler(method, num_steps, options)
-    if points < 1:
-        raise UserError(f"points is {points}: a model call takes at least 1")
+    block_size = points if block_size is None else min(points, block_size)
+    for name, value in (("points", points), ("block_size", block_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: a model call takes at least 1")
     _check_shapes(query_coords, input_coords, input_values, seeds)
     form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
     draws = 1 if method == "mean" else len(seeds[0])
     slope = _Slope(model, form, (query_coords, input_coords, input_values), draws, points,
-                   block_size or points, most_inputs, progress, _calls(method, num_steps))
+                   block_size, most_inputs, progress, declared_nfe(method, num_steps))
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
 
     def fresh() -> Tensor:
@@ -115,10 +124,6 @@ def sample(
     return Result(values, mean, slope.evaluations, len(slope.blocks), how, variogram)
 
 
-def _calls(method: str, num_steps: int) -> int | None:
-    return {"mean": 1, "heun": 2 * num_steps - 1, "adaptive": None}.get(method, num_steps)
-
-
 class _Slope:
     """F(z, theta) of a model at fixed points, block by block and few draws at a time, counted.
 
@@ -126,13 +131,13 @@ class _Slope:
     evaluation a field serves all draws.
     """
 
-    def __init__(self, model, form, places, draws, points, block_size, most_inputs, progress, evaluations):
+    def __init__(self, model, form, places, draws, points, block_size, most_inputs, progress,
+                 evaluations):
         self.model, self.form, self.draws, self.points = model, form, draws, points
         self.query_coords, self.input_coords, self.input_values = places
         count = self.query_coords.shape[1]
-        size = min(points, block_size)
-        halo = 0 if count <= size else int(HALO * size)
-        self.blocks = cut_blocks(self.query_coords, size, halo)
+        halo = 0 if count <= block_size else int(HALO * block_size)
+        self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
         self.progress = progress
         self.evaluations = self.calls = 0
@@ -194,8 +199,8 @@ def _check_shapes(query_coords, input_coords, input_values, seeds) -> None:
     if input_coords.shape[1] != input_values.shape[1]:
         raise ValueError(f"{input_coords.shape[1]} observed points but "
                          f"{input_values.shape[1]} observed values")
-    if len({len(own) for own in seeds}) != 1:
-        raise ValueError("give every field equally many seeds")
+    if len({len(own) for own in seeds}) != 1 or not seeds[0]:
+        raise ValueError("give every field equally many seeds, at least one")
 
 
 def _describe(method: str, num_steps: int, slope: _Slope, options: dict) -> str:
