@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from sparsefield import training
-from sparsefield.checkpoint import load_checkpoint, load_model
+from sparsefield.checkpoint import (
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_safetensors,
+)
 from sparsefield.config import TrainingConfig
 from sparsefield.errors import UserError
 from sparsefield.runfolder import RunFolder
@@ -196,6 +201,16 @@ def test_files_that_are_no_checkpoints_get_one_line(tmp_path):
                         "absent.pth": "does not exist", "": "is a folder"}.items():
         with pytest.raises(UserError, match=words):
             load_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_weights_of_the_former_flow_are_refused_with_what_to_do(data, tmp_path, ending):
+    train(settings(data, tmp_path, epochs=1))
+    checkpoint = {**load_checkpoint(tmp_path / "mamba_v2_latest.pth"), "format": 1}
+    save = {"pth": save_checkpoint, "safetensors": save_safetensors}[ending]
+    save(tmp_path / f"former.{ending}", checkpoint)
+    with pytest.raises(UserError, match="Train anew, or take commit f7b6c33"):
+        load_checkpoint(tmp_path / f"former.{ending}")
 
 
 def test_accumulating_gives_the_same_losses(data, tmp_path):

@@ -95,7 +95,8 @@ def test_ddim_narrows_as_documented(steps):
 
 @pytest.mark.parametrize("method, steps, options", [
     ("heun", 64, {}), ("euler", 400, {}), ("ddim", 400, {}), ("ddim", 400, {"eta": 1.0}),
-    ("sde", 100, {"temperature": 0.5}), ("sde", 100, {"temperature": 2.0}), ("adaptive", 1, {"tolerance": 1e-6}),
+    ("sde", 100, {"temperature": 0.5}), ("sde", 100, {"temperature": 2.0}),
+    ("adaptive", 1, {"tolerance": 1e-6}),
 ])
 def test_a_gaussian_posterior_is_hit(method, steps, options):
     z = draw(40_000)
@@ -130,6 +131,31 @@ def test_the_error_falls_with_the_order_of_the_rule(method, order):
     assert min(rates) > order - 0.35
 
 
+@pytest.mark.parametrize("method, weak, strong", [
+    ("sde", {"temperature": 0.0}, {"temperature": 4.0}), ("ddim", {"eta": 0.0}, {"eta": 1.0}),
+])
+def test_fresh_noise_forgets_a_wrong_start_and_is_no_width(method, weak, strong):
+    """Draws twice too wide: renewing noise undoes the error, without it some of it is left."""
+    z = 2 * draw(20_000)
+    kept, undone = (
+        SAMPLERS[method](Gaussian(), z, angles(300), fresh_source(len(z)), **options).std().item()
+        for options in (weak, strong)
+    )
+    assert kept == pytest.approx(0.6, rel=0.05)
+    assert undone == pytest.approx(0.3, rel=0.1)
+
+
+@pytest.mark.parametrize("method, options", [
+    ("heun", {}), ("euler", {}), ("adaptive", {}), ("mean", {}), ("ddim", {"eta": 0.0}),
+    ("sde", {"temperature": 0.0}),
+])
+def test_without_renewal_no_noise_is_drawn(method, options):
+    def fresh() -> torch.Tensor:
+        raise AssertionError("drew noise")
+
+    assert SAMPLERS[method](Gaussian(), draw(3), angles(4), fresh, **options).isfinite().all()
+
+
 @pytest.mark.parametrize("method", SAMPLERS)
 def test_evaluations_are_as_declared(method):
     slope = Gaussian()
@@ -154,7 +180,8 @@ def test_estimates_give_the_state_back():
 @pytest.mark.parametrize("method, steps, options, words", [
     ("magic", 1, {}, "unknown sampler 'magic'"), ("heun", 0, {}, "at least 1 step"),
     ("heun", 1, {"eta": 1.0}, "has no option 'eta'"), ("ddim", 1, {"eta": 2.0}, "eta"),
-    ("sde", 1, {"temperature": -1.0}, "temperature"), ("adaptive", 1, {"tolerance": 0}, "tolerance"),
+    ("sde", 1, {"temperature": -1.0}, "temperature"), ("ddim", 1, {"eta": math.nan}, "eta"),
+    ("adaptive", 1, {"tolerance": 0}, "tolerance"),
 ])
 def test_what_no_sampler_can_do_is_refused(method, steps, options, words):
     with pytest.raises(UserError, match=words):

@@ -6,6 +6,7 @@ from torch import nn
 
 from sparsefield.conditional import GaussianModel
 from sparsefield.coords import grid_coords
+from sparsefield.errors import UserError
 from sparsefield.flow.blocks import cut_blocks, nearby
 from sparsefield.flow.sampling import sample
 from train_mamba_v2 import MAMBADiffusionV2
@@ -66,6 +67,14 @@ def test_a_draw_depends_on_its_seed_and_field_alone(model, method):
     alone = sample(model, *(part[1:2] for part in places), seeds=[[10]], **options).values
     torch.testing.assert_close(together[1, 1], alone[0, 0], rtol=0, atol=2e-3)
     assert (together[1, 0] - together[1, 1]).abs().mean() > 0.01
+
+
+def test_the_steps_of_the_adaptive_solver_are_shared_within_its_tolerance(model):
+    places, seeds = scene(fields=2), [[7, 8], [9, 10]]
+    options = {"method": "adaptive", "tolerance": 1e-5}
+    together = sample(model, *places, seeds=seeds, **options).values
+    alone = sample(model, *(part[1:] for part in places), seeds=[[10]], **options).values
+    torch.testing.assert_close(together[1, 1], alone[0, 0], rtol=0, atol=1e-3)
 
 
 def test_draws_share_the_first_evaluation():
@@ -129,7 +138,15 @@ def test_a_block_sees_the_nearest_observations_enlarged():
 
 @pytest.mark.parametrize("change, words", [
     ({"seeds": [[0]]}, "give one each"), ({"seeds": [[0], [1, 2]]}, "equally many seeds"),
+    ({"seeds": [[], []]}, "at least one"),
 ])
 def test_shapes_that_do_not_agree(model, change, words):
     with pytest.raises(ValueError, match=words):
         sample(model, *scene(), **change)
+
+
+@pytest.mark.parametrize("setting", ["points", "block_size"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_calls_that_answer_nothing_are_refused(model, setting, value):
+    with pytest.raises(UserError, match=f"{setting} is {value}"):
+        sample(model, *scene(), seeds=[[0], [1]], **{setting: value})

@@ -48,6 +48,32 @@ def test_pairs_depend_on_the_batch_alone(batches):
     assert torch.equal(own.z_0, first.z_0)
 
 
+def test_requests_in_another_order_change_nothing(batches):
+    """Hypotheses are brought to the grid as fields need them: the order must not show."""
+    ahead, back = pairs(), pairs()
+    steps = range(8, 14)  # layouts in common
+    first = {step: ahead(batches[step]) for step in steps}
+    for step in reversed(steps):
+        again = back(batches[step])
+        for one, other in zip((*first[step].form, *first[step][1:]), (*again.form, *again[1:])):
+            assert torch.equal(one, other)
+
+
+def test_draws_are_nothing_at_the_observations(batches):
+    """Not even in units of the sd there, which is a thousandth of that elsewhere."""
+    batch = batches[5]
+    z_0 = pairs()(batch._replace(query_index=batch.input_index, query_coords=batch.input_coords,
+                                 x_1=batch.input_values)).z_0
+    assert z_0.abs().max() < 0.15 and z_0.mean().abs() < 0.01
+
+
+def test_a_layout_number_names_the_observed_points(batches):
+    batch = batches[3]
+    for layout, observed in zip(batch.layout.tolist(), batch.input_index.numpy()):
+        assert np.array_equal(observed, batches.observed(layout))
+        assert not np.array_equal(observed, batches.observed(layout ^ 1))
+
+
 def test_draws_have_unit_variance_and_the_truth_is_seen_from_the_closed_form(batches):
     made = pairs()
     found = [made(batches[step]) for step in range(30)]
