@@ -3,7 +3,7 @@
 A model is anything with
 
     closed_form(query_coords, input_coords, input_values, noise_sd) -> (ClosedForm, noise source)
-    prepare(closed_form, query_coords, input_coords, input_values) -> what the points alone determine
+    prepare(closed_form, query_coords, input_coords, input_values) -> what places alone determine
     model(z, theta, prepared) -> F
 
 (sparsefield.conditional.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
