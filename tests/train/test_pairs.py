@@ -34,7 +34,7 @@ def test_the_grid_gives_what_any_points_give(batches):
         batch.query_coords, batch.input_coords, batch.input_values
     )
     for found, expected in zip(form, anywhere):
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)
 
 
 def test_pairs_depend_on_the_batch_alone(batches):
