@@ -191,6 +191,18 @@ def test_the_closed_form_takes_any_channels_and_units(channels):
     np.testing.assert_allclose((field.mean - 1e7) / 1e5, small.mean, atol=0.02)
 
 
+def test_what_was_not_measured_may_lie_outside_of_what_was():
+    """A slope goes on beyond the measured corner, and samples spread both ways."""
+    rng = np.random.default_rng(3)
+    coords = 0.4 * rng.uniform(size=(60, 2))
+    values = coords.sum(axis=1)
+    field = load("none").reconstruct(coords, values, 16, num_samples=20)
+    margin = values.max() + 0.1 * np.ptp(values)
+    assert field.samples.max() > margin + 0.05
+    beyond = field.samples[:, -1, -1, 0]
+    assert len(np.unique(beyond.round(6))) == 20  # none at a bound
+
+
 def test_one_point_without_a_model():
     field = load("none").reconstruct([[0.5, 0.5]], [7.0], (3, 3), num_samples=4)
     assert field.mean[1, 1] == 7 and field.sd[1, 1] == 0

@@ -138,8 +138,7 @@ class Reconstructor:
         if channels > 1 and (separately or alone):
             return self._each_channel(
                 given, value_range, seed, resolution=shape, extent=extent, num_samples=num_samples,
-                noise_sd=noise, num_steps=num_steps, aspect=aspect,
-                progress=progress,
+                noise_sd=noise, num_steps=num_steps, aspect=aspect, progress=progress,
             )
         scale, copies = self._scale_for(given, value_range)
         inside = torch.from_numpy(scale.to_inside(np.repeat(given.values, copies, axis=1)))
@@ -150,7 +149,8 @@ class Reconstructor:
         clip = self.scale is not None and is_of_pictures(self.scale) and copies == 1 and (
             excess(given.values, scale) <= 0)
         drawn, mean, how, variogram = self._draw(
-            query_coords, places, inside.float(), noise_inside, num_samples, num_steps, seed, clip, progress
+            query_coords, places, inside.float(), noise_inside, num_samples, num_steps, seed, clip,
+            progress,
         )
 
         def outside(inner: np.ndarray) -> np.ndarray:
@@ -184,7 +184,8 @@ class Reconstructor:
         ]
         joined = {name: np.concatenate([getattr(field, name) for field in fields], axis=-1)
                   for name in ("mean", "sd", "samples")}
-        return Field(coords=fields[0].coords, how=fields[0].how, **joined)
+        variograms = " | ".join(field.variogram for field in fields if field.variogram)
+        return Field(coords=fields[0].coords, how=fields[0].how, variogram=variograms, **joined)
 
     def _check(
         self, given: Measurements, num_samples: int, num_steps: int, seed: int
@@ -230,7 +231,7 @@ class Reconstructor:
         result = sample(
             self.network, *parts, seeds=[[noise_seed(seed, 0, k) for k in range(1, count + 1)]],
             num_steps=num_steps, noise_sd=noise_sd, block_size=block_size(len(asked), len(places)),
-            most_inputs=INPUTS, progress=progress,
+            most_inputs=INPUTS, clip=False, progress=progress,
         )
         drawn = widen(result.values[0].cpu().numpy(), self.spread)
         mean[asked] = result.mean[0].cpu().numpy()
