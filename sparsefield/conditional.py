@@ -80,9 +80,7 @@ def fitted_form(
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
-    noise = posterior.noise(query_coords)
-    noise.variogram = posterior.describe()
-    return form, noise
+    return form, posterior.noise(query_coords)
 
 
 class GaussianModel(nn.Module):

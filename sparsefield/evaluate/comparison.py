@@ -128,7 +128,7 @@ def report(results: dict) -> str:
     samples = results["sample"]
     parts = [
         header(results),
-        section("Posterior mean (1 evaluation at t = 0)", results, "mean"),
+        section("Posterior mean (1 evaluation, at the start)", results, "mean"),
         section(f"Sample ({samples['V2']['how']})", results, "sample"),
         calibrated_section(results),
         table("Point estimates", {**results["mean"], **results["baselines"]}),

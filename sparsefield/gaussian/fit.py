@@ -182,6 +182,13 @@ def climb(hypotheses: Hypotheses, coords: Tensor, values: Tensor,
     return score.logsumexp(dim=2), expected
 
 
+def correlation_root(covariance: Tensor) -> Tensor:
+    """(..., C, C) float32: times independent numbers of unit variance those that go together."""
+    covariance = covariance.double()
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    return torch.linalg.cholesky(covariance / (sd[..., :, None] * sd[..., None, :])).float()
+
+
 def choose(score: Tensor) -> tuple[Tensor, Tensor]:
     """Which hypotheses answer, and with what weights.
 

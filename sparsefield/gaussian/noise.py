@@ -63,10 +63,13 @@ class PosteriorNoise:
 
     Args:
         pieces: the queries (B, n, 2), in parts that memory holds.
+        variogram: that of the first field, in words.
     """
 
-    def __init__(self, measured: Measured, solver: FromAll | FromNearest, pieces: list[Tensor]):
+    def __init__(self, measured: Measured, solver: FromAll | FromNearest, pieces: list[Tensor],
+                 variogram: str):
         self.measured, self.solver, self.pieces = measured, solver, pieces
+        self.variogram = variogram
         queries = sum(piece.shape[0] * piece.shape[1] for piece in pieces)
         self.keep = queries * (measured.coords.shape[1] + draws.FEATURES) <= KEPT_NUMBERS
         self._kept: dict[int, Operators] = {}

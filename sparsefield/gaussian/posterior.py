@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsefield.gaussian.answer import Answer, LeaveOneOut
 from sparsefield.gaussian.draws import FEATURES
 from sparsefield.gaussian.factor import full_precision
-from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit
+from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, NOISY_BANK, Kernel
 from sparsefield.gaussian.noise import Measured, PosteriorNoise
 from sparsefield.gaussian.solvers import FromAll, FromNearest
@@ -103,7 +103,7 @@ class Posterior:
         kernels = [heaviest.kernels[k] for k in heaviest.kernel.tolist()]
         measured = Measured(self.coords, kernels, relative, self._channel_root(), self.folded)
         pieces = self._pieces(queries, most=max(64, WAVES_HELD // (len(self.coords) * FEATURES)))
-        return PosteriorNoise(measured, self.solver, pieces)
+        return PosteriorNoise(measured, self.solver, pieces, self.describe())
 
     def _pieces(self, queries: Tensor, most: int | None = None) -> list[Tensor]:
         """Queries in parts that memory holds, every channel a field where they are folded."""
@@ -118,13 +118,11 @@ class Posterior:
         """(B, C, C): times independent channels those that go together like the field's."""
         heaviest = self.fit.heaviest()
         if self.folded == 1:
-            together = heaviest.channels.double()
-        else:  # each has its own variogram, amplitude and noise
-            white = heaviest.white[..., 0].unflatten(0, (-1, self.folded)).double()
-            prior = PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white)
-            together = white @ white.mT + prior
-        sd = together.diagonal(dim1=1, dim2=2).sqrt()
-        return torch.linalg.cholesky(together / (sd[:, :, None] * sd[:, None])).float()
+            return correlation_root(heaviest.channels)
+        # Each has its own variogram, amplitude and noise.
+        white = heaviest.white[..., 0].unflatten(0, (-1, self.folded)).double()
+        prior = PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white)
+        return correlation_root(white @ white.mT + prior)
 
 
 def evenly(count: int, most: int) -> Tensor:
