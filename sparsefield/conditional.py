@@ -76,7 +76,7 @@ class Prepared(NamedTuple):
 def fitted_form(
     query_coords: Tensor, input_coords: Tensor, input_values: Tensor, noise_sd: Tensor | None = None
 ) -> tuple[ClosedForm, Noise]:
-    """The Gaussian posterior fitted to every field, and draws from it; see FieldModel.closed_form."""
+    """The Gaussian posterior fitted to every field, and draws; see FieldModel.closed_form."""
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
@@ -104,8 +104,8 @@ class FieldModel(nn.Module):
     Args:
         channels: C. d_model: D.
         prior: what the flow starts from: with "fitted" the Gaussian posterior of the observations
-            (sparsefield.gaussian), so that a network that says 0 is kriging; with "none" independent
-            noise of the data's sd around 0.
+            (sparsefield.gaussian), so that a network that says 0 is kriging; with "none"
+            independent noise of the data's sd around 0.
         value_sd: sd of the data in [-1, 1], for prior "none".
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.ordering.ORDERS.
@@ -175,8 +175,8 @@ class FieldModel(nn.Module):
         self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
         noise_sd: Tensor | None = None,
     ) -> tuple[ClosedForm, Noise]:
-        """What the flow starts from, and a source of draws z_0: (S, N, C), one a generator, the draws
-        of a field side by side.
+        """What the flow starts from, and a source of draws z_0: (S, N, C), one a generator, the
+        draws of a field side by side.
 
         Args:
             query_coords: (B, N, 2). input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
@@ -189,10 +189,12 @@ class FieldModel(nn.Module):
     def _without_prior(self, query_coords: Tensor, values: Tensor) -> tuple[ClosedForm, Noise]:
         mean = values.new_zeros(*query_coords.shape[:2], self.channels)
         sd = torch.full_like(values, self.value_sd)
-        form = ClosedForm(mean, torch.full_like(mean, self.value_sd), mean[..., :1], sd, values / sd)
+        at_queries = mean, torch.full_like(mean, self.value_sd), mean[..., :1]
+        form = ClosedForm(*at_queries, sd, values / sd)
 
         def noise(generators: Sequence[torch.Generator]) -> Tensor:
-            return torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators]).to(mean)
+            draws = [torch.randn(mean.shape[1:], generator=g) for g in generators]
+            return torch.stack(draws).to(mean)
 
         return form, noise
 

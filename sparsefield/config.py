@@ -55,7 +55,8 @@ class TrainingConfig:
     zero_share: float = 0.25
     """Share of training times that are exactly 0, where one evaluation gives the mean."""
     prior: Literal["fitted", "none"] = "fitted"
-    """What the flow starts from: the Gaussian posterior fitted to the field, or independent noise."""
+    """What the flow starts from: the Gaussian posterior fitted to the field, or independent
+    noise."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "hilbert"

@@ -70,7 +70,7 @@ class Case:
         return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
 
     def asked(self, rows: int) -> np.ndarray:
-        """(H, W) bool: points of a resolution that exist and are no observation (all, if all are)."""
+        """(H, W) bool: points of a resolution that exist and were not observed (all, if all were)."""
         factor = rows // len(self.inside)
         asked = self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one

@@ -26,7 +26,8 @@ from sparsefield.evaluate.report import (
 )
 from sparsefield.flow.samplers import declared_nfe
 
-INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, fitted")  # they work at any resolution
+# They work at any resolution.
+INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, fitted")
 MEAN = "mean"
 ENOUGH_PICTURES = 64  # for saying which sampler is best
 COLUMNS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4),

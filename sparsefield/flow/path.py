@@ -1,10 +1,10 @@
 """The path from a Gaussian draw to the field, with time as an angle.
 
-    x = mean + sd z,   z_theta = cos(theta) z_0 + sin(theta) z_1,   theta from 0 (draw) to pi/2 (data)
+    x = mean + sd z,  z_theta = cos(theta) z_0 + sin(theta) z_1,  theta from 0 (draw) to pi/2 (data)
 
 z_0 is a draw of the closed-form posterior (unit variance, correlated like the field), z_1 the truth
-seen from it. It is the straight path of flow matching (Lipman et al. 2023; Liu et al. 2023) with x_t
-divided by its own scale: tan(theta) = t / (1 - t), the trigonometric path of Albergo et al. 2023
+seen from it. It is the straight path of flow matching (Lipman et al. 2023; Liu et al. 2023) with
+x_t divided by its own scale: tan(theta) = t / (1 - t), the trigonometric path of Albergo et al. 2023
 (Stochastic Interpolants, section 4). A network learns
 
     F(z, theta) = E[dz/dtheta | z] = E[cos(theta) z_1 - sin(theta) z_0 | z]

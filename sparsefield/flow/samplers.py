@@ -2,8 +2,8 @@
 
     sampler(slope, z (B, N, C), angles (n+1,), fresh, **options) -> z (B, N, C)
 
-with slope(z, theta) = F, angles from 0 to pi/2 and fresh() -> a draw like z. Samplers know nothing of
-models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return z as it is.
+with slope(z, theta) = F, angles from 0 to pi/2 and fresh() -> a draw like z. Samplers know nothing
+of models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return z as it is.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def sde(
 ) -> Tensor:
     """The SDE with the marginals of the ODE: n evaluations, second order in its drift.
 
-    dz = (F - tau z_0) dtheta + sqrt(2 tau cos(theta)) dW, with z_0 = cos(theta) z - sin(theta) F the
-    noise estimate and dW correlated like the draw: diffusion tau cos(theta) and its score drift (SiT,
-    Ma et al. 2024, equation 4; no singularity, every marginal as it is). `temperature` is tau: how
+    dz = (F - tau z_0) dtheta + sqrt(2 tau cos(theta)) dW, with z_0 = cos(theta) z - sin(theta) F
+    the noise estimate and dW correlated like the draw: diffusion tau cos(theta) and its score drift
+    (SiT, Ma et al. 2024, equation 4; no singularity, every marginal as it is). `temperature` is tau: how
     strongly errors of earlier steps are forgotten. It is not a width: every tau samples the same
     posterior, tau = 0 is the ODE.
 
@@ -88,9 +88,9 @@ def ddim(
 ) -> Tensor:
     """DDIM: each step splits z in data and noise, rotates, and renews part of the noise.
 
-    With eta = 0 an exact rotation of the two estimates, z cos(step) + F sin(step). An estimate is less
-    spread than what it estimates, so that few steps give too narrow samples: a Gaussian draw (F = 0)
-    keeps cos(step)^n of its spread, 0.73 with 4 steps, 0.93 with 16. eta = 1 renews as much as
+    With eta = 0 an exact rotation of the two estimates, z cos(step) + F sin(step). An estimate is
+    less spread than what it estimates, so that few steps give too narrow samples: a Gaussian draw
+    (F = 0) keeps cos(step)^n of its spread, 0.73 with 4 steps, 0.93 with 16. eta = 1 renews as much as
     ancestral sampling. n evaluations. Source: Song et al. 2021 (DDIM), equation 12.
     """
     for theta, end in _steps(grid):

@@ -124,7 +124,7 @@ def standard_normal(
 
 @lru_cache(maxsize=64)
 def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
-    """(H W, H W) float32: rows of N(0, 1) times it are fields on the pixel centres, up to their level.
+    """(H W, H W) float32: rows of N(0, 1) times it are fields on pixel centres, but for a level.
 
     Cheaper than waves where many fields are drawn on one small grid.
     """

@@ -21,7 +21,7 @@ from sparsefield.gaussian.answer import (
     leave_one_out,
 )
 from sparsefield.gaussian.draws import grid_root
-from sparsefield.gaussian.factor import Hypotheses, factor, full_precision
+from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_precision
 from sparsefield.gaussian.fit import Fit, correlation_root, fit_factored
 from sparsefield.gaussian.kernels import BANK
 
@@ -47,22 +47,23 @@ class _Layout:
         self.grid, self.coords = grid, grid[observed][None]
         self.factored = factor(Hypotheses.every(BANK, 1, grid.device), self.coords)
         self.near = closeness(grid[None], self.coords, len(observed) ** -0.5)
-        self.factored.inverse  # once for all fields, and taken along by their fits
-        self.on_grid: dict[int, Kriged] = {}
+        self.on_grid: dict[int, tuple[Factored, Kriged]] = {}
 
-    def kriged(self, kernel: int) -> Kriged:
-        """What one hypothesis makes of the grid, computed when first asked for."""
+    def bring(self, kernel: int) -> tuple[Factored, Kriged]:
+        """One hypothesis, and what it makes of the grid, computed when first asked for."""
         if kernel not in self.on_grid:
-            rows = torch.tensor([kernel], device=self.grid.device)
-            self.on_grid[kernel] = krige(self.factored.take(rows), self.grid[None])
+            one = self.factored.take(torch.tensor([kernel], device=self.grid.device))
+            self.on_grid[kernel] = one, krige(one, self.grid[None])
         return self.on_grid[kernel]
 
     def fit(self, values: Tensor) -> tuple[Fit, Kriged]:
         """The fit to values (1, M, C), and what its hypotheses make of the grid."""
         fit = fit_factored(self.factored, values)
-        kriged = [self.kriged(kernel) for kernel in fit.hypotheses.kernel.tolist()]
-        return fit, Kriged(torch.cat([each.whitened for each in kriged]),
-                           torch.cat([each.variance for each in kriged]))
+        brought = [self.bring(kernel) for kernel in fit.hypotheses.kernel.tolist()]
+        # Where cached_property keeps it: krige has computed these, leave_one_out need not again.
+        fit.factored.__dict__["inverse"] = torch.cat([one.inverse for one, _ in brought])
+        return fit, Kriged(torch.cat([kriged.whitened for _, kriged in brought]),
+                           torch.cat([kriged.variance for _, kriged in brought]))
 
 
 class GridPosteriors:

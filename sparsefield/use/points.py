@@ -89,8 +89,8 @@ def clean(
     if len(found.coords) > MOST_POINTS:
         distinct, _ = average_duplicates(found, np.zeros(len(found.coords)))
         if len(distinct.coords) > MOST_POINTS:
-            raise UserError(f"{source}: {len(distinct.coords):,} points, at most {MOST_POINTS:,} can "
-                            "be used: average neighbours, or cut the region with --extent")
+            raise UserError(f"{source}: {len(distinct.coords):,} points, at most {MOST_POINTS:,} "
+                            "can be used: average neighbours, or cut the region with --extent")
     return found
 
 
@@ -138,14 +138,15 @@ def average_duplicates(
     values = np.stack([np.bincount(which, column) / count for column in given.values.T], axis=1)
     log.info("%d of %d measurements share a place with another: averaged to %d points",
              int(count[count > 1].sum()), len(keys), len(first))
-    return replace(given, coords=given.coords[first], values=values), np.sqrt(np.bincount(which, noise**2)) / count
+    noise = np.sqrt(np.bincount(which, noise**2)) / count
+    return replace(given, coords=given.coords[first], values=values), noise
 
 
 def as_given(
     coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
     noise_sd: float | Sequence[float] = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives them.
+    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives.
 
     Points that are masked (numpy.ma), or whose value is in `missing`, are left out and counted in
     the log. `missing` None refuses a value that looks like one that means: not measured.
@@ -187,8 +188,8 @@ def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
         raise UserError(f"noise_sd {noise.shape}: give one number, or one for each of the {count} "
                         "points")
     if not (np.isfinite(noise).all() and (noise >= 0).all()):
-        raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the units "
-                        "of the values")
+        raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the "
+                        "units of the values")
     return np.broadcast_to(noise, count).copy()
 
 
