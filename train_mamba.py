@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
-from sparsefield.attention import Attention
-from sparsefield.conditional import FieldModel, Prepared, reorder, require_positive, restore
-from sparsefield.config import TrainingConfig
+from sparsefield.model.attention import Attention
+from sparsefield.model.field import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.train.config import TrainingConfig
 from sparsefield.errors import UserError
-from sparsefield.mamba import MambaLayer
-from sparsefield.training import train
+from sparsefield.model.mamba import MambaLayer
+from sparsefield.train.loop import train
 
 
 class MAMBADiffusion(FieldModel):

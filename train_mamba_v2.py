@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
-from sparsefield.attention import Attention
-from sparsefield.checkpoint import take_shared_components
-from sparsefield.conditional import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.model.attention import Attention
+from sparsefield.model.checkpoint import take_shared_components
+from sparsefield.model.field import FieldModel, Prepared, reorder, require_positive, restore
 from sparsefield.errors import UserError
-from sparsefield.mamba import MambaLayer
-from sparsefield.training import TrainingConfig, train
+from sparsefield.model.mamba import MambaLayer
+from sparsefield.train.loop import TrainingConfig, train
 
 
 class BidirectionalMAMBA(nn.Module):
@@ -111,7 +111,7 @@ class LightweightPerceiver(nn.Module):
 
     Args:
         d_model: D. iterations: at least 1. heads: dividing d_model. distance: attention that
-            knows how far apart points are (sparsefield.attention). self_attention: among queries.
+            knows how far apart points are (sparsefield.model.attention). self_attention: among queries.
     Raises:
         UserError: iterations < 1, or heads does not divide d_model.
     """

@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.checkpoint import load_model  # noqa: E402
+from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.data import parse_pattern  # noqa: E402
 from sparsefield.evaluate.cases import Cases, spread  # noqa: E402
 from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import Batch  # noqa: E402
 from sparsefield.flow.sampling import sample  # noqa: E402
-from sparsefield.precision import has_fast_bfloat16  # noqa: E402
+from sparsefield.model.precision import has_fast_bfloat16  # noqa: E402
 from sparsefield.train.pairs import Pairs, slope_loss  # noqa: E402
 from train_mamba_v2 import MAMBADiffusionV2  # noqa: E402
 

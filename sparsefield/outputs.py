@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sparsefield.checkpoint import write_atomically
+from sparsefield.model.checkpoint import write_atomically
 from sparsefield.errors import UserError
 
 WRITTEN = ".written_by_sparsefield.json"

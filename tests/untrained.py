@@ -12,7 +12,7 @@ import torch
 
 import train_mamba
 import train_mamba_v2
-from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.model.checkpoint import FORMAT, save_checkpoint
 from sparsefield.data import open_data
 
 ROOT = Path(__file__).parents[1]

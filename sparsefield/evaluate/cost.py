@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsefield.coords import grid_coords
-from sparsefield.mamba import Mamba
+from sparsefield.model.mamba import Mamba
 
 
 @torch.no_grad()

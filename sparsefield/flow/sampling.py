@@ -6,7 +6,7 @@ A model is anything with
     prepare(closed_form, query_coords, input_coords, input_values) -> what places alone determine
     model(z, theta, prepared) -> F
 
-(sparsefield.conditional.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
+(sparsefield.model.field.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
 C channels.
 """
 

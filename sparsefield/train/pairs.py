@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsefield.conditional import ClosedForm
+from sparsefield.model.field import ClosedForm
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.flow import path

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_training import data, settings, train  # noqa: F401 (a fixture)
 
-from sparsefield import training
-from sparsefield.checkpoint import load_checkpoint
+from sparsefield.train import loop as training
+from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.evaluate import calibration
 from sparsefield.evaluate.calibration import calibrate, describe, samples_of

@@ -17,7 +17,7 @@ from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
 from sparsefield.flow.sampling import noise_seed
-from sparsefield.validation import Validation
+from sparsefield.train.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2
 
 RANDOM_SHARE = "random:0.05-0.5"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsefield.conditional import GaussianModel
+from sparsefield.model.field import GaussianModel
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import cut_blocks, nearby

@@ -16,12 +16,12 @@ from PIL import Image
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint, save_checkpoint
-from sparsefield.config import TrainingConfig
+from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, save_checkpoint
+from sparsefield.train.config import TrainingConfig
 from sparsefield.data import open_data
 from sparsefield.errors import UserError
 from sparsefield.outputs import OutputFolder
-from sparsefield.runfolder import RunFolder
+from sparsefield.train.runfolder import RunFolder
 from sparsefield.use.grids import grid_shape, scales
 from train_mamba_v2 import MAMBADiffusionV2
 

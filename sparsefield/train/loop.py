@@ -25,20 +25,20 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sparsefield import cli
-from sparsefield.checkpoint import FORMAT, build_model, load_checkpoint
-from sparsefield.conditional import ClosedForm
-from sparsefield.config import TrainingConfig
+from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
+from sparsefield.model.field import ClosedForm
+from sparsefield.train.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
-from sparsefield.distributed import World, join_world
+from sparsefield.train.distributed import World, join_world
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
-from sparsefield.precision import has_fast_bfloat16
-from sparsefield.reporter import Reporter, announce
-from sparsefield.runfolder import RunFolder
+from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.train.reporter import Reporter, announce
+from sparsefield.train.runfolder import RunFolder
 from sparsefield.train.pairs import Pair, Pairs, slope_loss
 from sparsefield.flow.path import draw_angles
 from sparsefield.flow.sampling import noise_seed
-from sparsefield.validation import Validation
+from sparsefield.train.validation import Validation
 
 log = logging.getLogger("sparsefield")
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsefield.embeddings import FourierFeatures, TimeEmbedding
+from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
 from sparsefield.gaussian import condition
-from sparsefield.neighbours import gather_points, nearest
-from sparsefield.ordering import check_order, token_order
+from sparsefield.gaussian.neighbours import gather_points, nearest
+from sparsefield.model.ordering import check_order, token_order
 
 PRIORS = ("fitted", "none")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
@@ -108,7 +108,7 @@ class FieldModel(nn.Module):
             independent noise of the data's sd around 0.
         value_sd: sd of the data in [-1, 1], for prior "none".
         neighbours: how many nearest observations each query token holds; 0 for none.
-        order: reading order of the tokens, one of sparsefield.ordering.ORDERS.
+        order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
         num_frequencies, max_frequency: of the Fourier features, see FourierFeatures.
     Raises:
         UserError: a value that no model can be built from, with the reason.

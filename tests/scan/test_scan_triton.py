@@ -1,7 +1,7 @@
 """The Triton kernels under Triton's interpreter, on a CPU, against the reference in float64.
 
 The interpreter must be asked for before Triton is imported, so the cases run in a process of
-their own (`python tests/test_scan_triton.py`), which prints the error of each.
+their own (`python tests/scan/test_scan_triton.py`), which prints the error of each.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_bfloat16_computes_in_float32(errors):
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     check_operator()
     found = {name: errors_of(*case) for name, case in CASES.items()}
     print(json.dumps(found | {"bfloat16": bfloat16_error()}))

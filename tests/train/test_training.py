@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from sparsefield import training
-from sparsefield.checkpoint import (
+from sparsefield.train import loop as training
+from sparsefield.model.checkpoint import (
     load_checkpoint,
     load_model,
     save_checkpoint,
     save_safetensors,
 )
-from sparsefield.config import TrainingConfig
+from sparsefield.train.config import TrainingConfig
 from sparsefield.errors import UserError
-from sparsefield.runfolder import RunFolder
+from sparsefield.train.runfolder import RunFolder
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
 

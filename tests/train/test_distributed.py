@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsefield.checkpoint import load_checkpoint
+from sparsefield.model.checkpoint import load_checkpoint
 from test_training import data, records, settings, train  # noqa: F401 (a fixture)
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(config, processes: int) -> list[str]:

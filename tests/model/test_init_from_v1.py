@@ -4,7 +4,7 @@ import pytest
 import torch
 from untrained import run, write_checkpoint, write_pictures
 
-from sparsefield.checkpoint import load_checkpoint, take_shared_components
+from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
 from sparsefield.errors import UserError
 from train_mamba_v2 import MAMBADiffusionV2
 

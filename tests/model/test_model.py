@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefield.attention import Attention
+from sparsefield.model.attention import Attention
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
-from sparsefield.mamba import Mamba
-from sparsefield.ordering import ORDERS, hilbert_index, token_order
+from sparsefield.model.mamba import Mamba
+from sparsefield.model.ordering import ORDERS, hilbert_index, token_order
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
 DEFAULT_PARAMETERS = 6841635

@@ -88,7 +88,7 @@ def test_both_quick_runners_train_alike():
                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     settings = []
     for runner in ("./run_mamba_training.sh", "./run_mamba_v2_training.sh"):
-        shown = subprocess.run([runner], cwd=Path(__file__).parents[1], env=environment,
+        shown = subprocess.run([runner], cwd=Path(__file__).parents[2], env=environment,
                                capture_output=True, text=True, check=True).stdout
         line = next(line for line in shown.splitlines() if line.startswith("settings: "))
         settings.append(json.loads(line.removeprefix("settings: ")))

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefield import training
-from sparsefield.checkpoint import load_checkpoint, load_model
+from sparsefield.train import loop as training
+from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.errors import UserError
-from sparsefield.runfolder import RunFolder
+from sparsefield.train.runfolder import RunFolder
 from test_training import assert_same, data, records, settings, train  # noqa: F401 (a fixture)
 from train_mamba_v2 import MAMBADiffusionV2
 
@@ -220,7 +220,7 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):  #
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("sparsefield.training.slope_loss",
+    monkeypatch.setattr("sparsefield.train.loop.slope_loss",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match="out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))

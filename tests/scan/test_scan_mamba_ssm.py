@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sparsefield.scan as scan
-from sparsefield.mamba import Mamba
+from sparsefield.model.mamba import Mamba
 from sparsefield.scan import reference
 from test_scan import make_inputs, run
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefield import cli, training
-from sparsefield.checkpoint import load_checkpoint, load_model
+from sparsefield import cli
+from sparsefield.train import loop as training
+from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.errors import UserError
 from sparsefield.evaluate.opening import open_test_data
 from train_mamba_v2 import Config as Settings
 from train_mamba_v2 import MAMBADiffusionV2
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import ship  # noqa: E402
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = dict(
     D_MODEL="16", NUM_LAYERS="2", PERCEIVER_ITER="1", PERCEIVER_HEADS="2", NEIGHBOURS="4",
     BATCH_SIZE="8", QUERIES_MIN="8", QUERIES_MAX="16", EVAL_PICTURES="2", EVAL_EVERY="1",

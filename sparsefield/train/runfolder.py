@@ -17,7 +17,7 @@ from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsefield.checkpoint import (
+from sparsefield.model.checkpoint import (
     load_checkpoint, save_checkpoint, save_safetensors, write_atomically
 )
 from sparsefield.errors import UserError

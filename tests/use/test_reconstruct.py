@@ -12,7 +12,7 @@ from PIL import Image
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.checkpoint import FORMAT, save_checkpoint
+from sparsefield.model.checkpoint import FORMAT, save_checkpoint
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage

@@ -1,0 +1,1 @@
+"""What the models are made of: closed form, tokens, Mamba, attention, and the file of their weights."""
