@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from sparsefield import cli
 from sparsefield.model.attention import Attention
-from sparsefield.model.field import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.model.field import FieldModel, Prepared, require_positive
 from sparsefield.train.config import TrainingConfig
 from sparsefield.errors import UserError
 from sparsefield.model.mamba import MambaLayer
+from sparsefield.model.ordering import reread
 from sparsefield.train.loop import train
 
 
@@ -73,10 +74,11 @@ class MAMBADiffusion(FieldModel):
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
         tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
-        tokens = reorder(tokens, prepared.order)                          # (B, L, D) along a curve
-        for layer in self.mamba:
-            tokens = layer(tokens)                                        # (B, L, D)
-        tokens = restore(tokens, prepared.order)                          # (B, L, D) as they were
+        before = None
+        for k, layer in enumerate(self.mamba):
+            tokens = layer(reread(tokens, prepared.reading, before, k))   # (B, L, D) along curve k
+            before = k
+        tokens = reread(tokens, prepared.reading, before, None)           # (B, L, D) as they came
         context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
         seen = self.cross_attention(
             self.query_norm(queries),

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from sparsefield import cli
 from sparsefield.model.attention import Attention
 from sparsefield.model.checkpoint import take_shared_components
-from sparsefield.model.field import FieldModel, Prepared, reorder, require_positive, restore
+from sparsefield.model.field import FieldModel, Prepared, require_positive
 from sparsefield.errors import UserError
 from sparsefield.model.mamba import MambaLayer
+from sparsefield.model.ordering import Reading, reread
 from sparsefield.train.loop import TrainingConfig, train
 
 
@@ -66,14 +67,19 @@ class BidirectionalMAMBA(nn.Module):
         )
         self.merge = nn.Linear(2 * d_model, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to (B, L, D); every output depends on every input."""
+    def forward(self, x: Tensor, reading: Reading | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); every output depends on every input.
+
+        Layer k of both stacks reads along curve k of `reading`; None: as the tokens come.
+        """
         ahead = back = x                                                  # (B, L, D)
-        for layer in self.forward_layers:
-            ahead = layer(ahead)                                          # (B, L, D)
-        for layer in self.backward_layers:
-            back = layer(back, reverse=self.two_way)                      # (B, L, D)
-        return self.merge(torch.cat([ahead, back], dim=-1))               # (B, L, D)
+        before = None
+        for k, (forward, backward) in enumerate(zip(self.forward_layers, self.backward_layers)):
+            ahead = forward(reread(ahead, reading, before, k))            # (B, L, D) along curve k
+            back = backward(reread(back, reading, before, k), reverse=self.two_way)
+            before = k
+        merged = self.merge(torch.cat([ahead, back], dim=-1))             # (B, L, D)
+        return reread(merged, reading, before, None)                      # (B, L, D) as they came
 
 
 class PerceiverIteration(nn.Module):
@@ -184,9 +190,7 @@ class MAMBADiffusionV2(FieldModel):
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
         tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
-        tokens = reorder(tokens, prepared.order)                          # (B, L, D) along a curve
-        tokens = self.mamba(tokens)                                       # (B, L, D)
-        tokens = restore(tokens, prepared.order)                          # (B, L, D) as they were
+        tokens = self.mamba(tokens, prepared.reading)                     # (B, L, D)
         context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
         return self.perceiver(
             queries, context, prepared.query_coords, prepared.input_coords

@@ -13,7 +13,6 @@ import numpy as np
 from sparsefield.data.array_files import SPLITS, read_arrays
 from sparsefield.data.base import Data
 from sparsefield.data.missing import lone_extreme
-from sparsefield.data.pictures import flip
 from sparsefield.data.scale import Scale, given_range, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
@@ -58,10 +57,10 @@ class Part:
 class ArraySplit:
     """Fields of an array, decoded one at a time; see `base.Split`."""
 
-    def __init__(self, part: Part, scale: Scale, *, flips: bool, has_gaps: bool):
+    def __init__(self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool):
         self.part = part
         self.scale = scale
-        self.flips = flips
+        self.is_symmetric = is_symmetric
         self.has_gaps = has_gaps
 
     def __len__(self) -> int:
@@ -74,8 +73,7 @@ class ArraySplit:
         return inside
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        field = self.example(index)
-        return flip(field, rng) if self.flips else field
+        return self.example(index)
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         return None
@@ -126,14 +124,14 @@ def array_data(
     first_field = parts[0].fields(0, 1)[0]
     is_uint8 = first_field.dtype == np.uint8
     scale = Scale(_value_range(surveys, value_range, is_uint8), units)
-    flips = is_uint8 and scale.channels == 3
+    is_symmetric = is_uint8 and scale.channels == 3
     for part, survey in zip(parts, surveys):
         if value_range is not None:
             _check_inside(part, survey, scale)
         elif not is_uint8:
             _refuse_missing_values(part)
     train, val, test = (
-        ArraySplit(part, scale, flips=flips, has_gaps=survey.has_gaps)
+        ArraySplit(part, scale, is_symmetric=is_symmetric, has_gaps=survey.has_gaps)
         for part, survey in zip(parts, surveys)
     )
     fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())

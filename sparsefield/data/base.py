@@ -14,10 +14,12 @@ class Split(Protocol):
     """Fields (H, W, C), float32, the data set's range mapped to [-1, 1].
 
     A point that does not exist is NaN in all channels. `has_gaps` is False when every point of
-    every field exists.
+    every field exists. `is_symmetric` where flips, quarter turns and exchanged channels of a field
+    are as likely fields: pictures.
     """
 
     has_gaps: bool
+    is_symmetric: bool
 
     def __len__(self) -> int: ...
 

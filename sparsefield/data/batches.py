@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.coords import grid_coords
+from sparsefield.data import symmetries
 from sparsefield.data.base import Split
 from sparsefield.data.patterns import Pattern
 from sparsefield.data.streams import Purpose, generator
@@ -19,6 +20,8 @@ from sparsefield.errors import UserError
 
 LAYOUTS = 32
 RENEWED = 8
+REUSED = 4  # epochs
+MOST_PAINTED = 1024
 
 
 class Batch(NamedTuple):
@@ -30,8 +33,11 @@ class Batch(NamedTuple):
     query_index: Tensor   # (B, N) int64
     query_coords: Tensor  # (B, N, 2)
     x_1: Tensor           # (B, N, C) data
-    seed: Tensor          # (B,) int64, of the draw that the path starts from
+    draws: Tensor         # (B,) int64, seed of the draws that paths start from
+    turn: Tensor          # (B,) int64 in [0, REUSED), which of these draws
     layout: Tensor        # (B,) int64, which layout of observations, -1 for one of its own
+    field: Tensor         # (B,) int64, equal for turns of one field with one layout, -1: one turn
+    symmetry: Tensor      # (B,) int64, which of sparsefield.data.symmetries was applied
     theta: Tensor         # (B,) angles in [0, pi/2]
 
 
@@ -48,11 +54,15 @@ class TrainingBatches(Dataset):
       from the pattern, so that all slots have equally many.
     - Queries are unobserved points, uniformly without replacement: at an observed point the
       answer can be copied. Observed points fill up only where fewer than N are unobserved.
+    - In the first `painted` steps, for the canvas, all unobserved points are queries, up to
+      MOST_PAINTED.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
-    - Where the pattern draws equally many points on every field, fields share LAYOUTS layouts of
-      observations at a time, of which every RENEWED steps one makes way for a new one: what is
-      computed from places alone then serves many fields.
+    - Where the pattern draws equally many points on every field, work is shared. LAYOUTS layouts
+      of observations are in use at a time, of which every RENEWED steps one makes way for a new
+      one: what is computed from places alone then serves many fields. And for REUSED epochs a
+      field keeps its layout, so that its closed form serves as many turns; pictures show another
+      of their symmetries each time.
 
     Raises:
         UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.
@@ -61,7 +71,7 @@ class TrainingBatches(Dataset):
     def __init__(
         self, split: Split, pattern: Pattern, *, seed: int, batch_size: int,
         queries: tuple[int, int], draw_angles: Callable[[np.random.Generator, int], np.ndarray],
-        rank: int = 0, world_size: int = 1,
+        painted: int = 0, rank: int = 0, world_size: int = 1,
     ):
         if batch_size % world_size:
             raise UserError(
@@ -74,15 +84,12 @@ class TrainingBatches(Dataset):
         self.batch_size = batch_size
         self.queries = queries
         self.draw_angles = draw_angles
+        self.painted = painted
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)
         self.shares_layouts = not split.has_gaps and pattern.is_fixed
-        self.coords = grid_coords(*split.example(0).shape[:2]).numpy()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass through the split, at least 1."""
-        return max(1, len(self.split) // self.batch_size)
+        self.shape = split.example(0).shape[:2]
+        self.coords = grid_coords(*self.shape).numpy()
 
     def __getitem__(self, step: int) -> Batch:
         step_rng = generator(self.seed, Purpose.TRAINING_STEP, step)
@@ -94,6 +101,9 @@ class TrainingBatches(Dataset):
         looked_at = range(self.batch_size) if self.split.has_gaps else self.own_slots
         slots = {slot: _Slot(self, step, slot, level) for slot in looked_at}
         num_inputs = min(len(slot.observed) for slot in slots.values())
+        if step < self.painted:
+            unobserved = min(slot.num_valid - len(slot.observed) for slot in slots.values())
+            num_queries = max(1, min(MOST_PAINTED, unobserved))
         num_queries = min(num_queries, *(slot.num_valid for slot in slots.values()))
 
         points = [slots[slot].points(num_inputs, num_queries) for slot in self.own_slots]
@@ -104,13 +114,23 @@ class TrainingBatches(Dataset):
     def observed(self, layout: int) -> np.ndarray:
         """(M,) observed points of a shared layout, a function of (seed, layout)."""
         rng = generator(self.seed, Purpose.LAYOUT, layout)
-        everywhere = np.ones(self.split.example(0).shape[:2], dtype=bool)
-        return self.pattern.draw(everywhere, rng)
+        return self.pattern.draw(np.ones(self.shape, dtype=bool), rng)
 
     def field_of(self, step: int, slot: int) -> int:
         """Index in the split of the field that this slot of this step shows."""
         epoch, place = divmod(step * self.batch_size + slot, len(self.split))
         return int(_epoch_order(self.seed, epoch, len(self.split))[place])
+
+    def turn(self, step: int, slot: int) -> tuple[int, int, int]:
+        """Which turn of its field a slot shows: a name of field and layout, the turn, and the
+        step of turn 0."""
+        epoch, place = divmod(step * self.batch_size + slot, len(self.split))
+        turn = epoch % REUSED
+        field = int(_epoch_order(self.seed, epoch, len(self.split))[place])
+        first = epoch - turn
+        place = _epoch_places(self.seed, first, len(self.split))[field]
+        first_step = (first * len(self.split) + int(place)) // self.batch_size
+        return first * len(self.split) + field, turn, first_step
 
 
 class _Slot:
@@ -118,37 +138,58 @@ class _Slot:
 
     def __init__(self, batches: TrainingBatches, step: int, slot: int, level: float):
         self.rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
-        field = batches.split.training_example(batches.field_of(step, slot), self.rng)
-        valid = np.ones(field.shape[:2], dtype=bool)
+        self.layout, self.field, self.turn = -1, -1, 0
+        own = self.rng
+        if batches.shares_layouts:  # the same numbers at every turn
+            self.field, self.turn, first_step = batches.turn(step, slot)
+            own = generator(batches.seed, Purpose.TRAINING_FIELD, self.field)
+        values = batches.split.training_example(batches.field_of(step, slot), own)
+        together = batches.pattern.is_symmetric
+        number = 0
+        if batches.split.is_symmetric:
+            number = symmetries.draw(self.rng if together else own, *values.shape)
+        turned = symmetries.Symmetry(number, *values.shape)
+        if not together:  # the field alone is turned, before it is observed
+            values = turned.of_field(values.reshape(-1, values.shape[2])).reshape(values.shape)
+            number, turned = 0, symmetries.Symmetry(0, *values.shape)
+        valid = np.ones(values.shape[:2], dtype=bool)
         if batches.split.has_gaps:
-            valid = ~np.isnan(field[..., 0])
-        self.coords = batches.coords
-        self.values = field.reshape(-1, field.shape[2])
-        self.valid = valid.ravel()
-        self.num_valid = int(np.count_nonzero(valid))
-        self.layout = -1
+            valid = ~np.isnan(values[..., 0])
         if batches.shares_layouts:
-            self.layout = step // RENEWED + int(self.rng.integers(LAYOUTS))
-            self.observed = batches.observed(self.layout)
+            self.layout = first_step // RENEWED + int(own.integers(LAYOUTS))
+            observed = batches.observed(self.layout)
         else:
-            self.observed = batches.pattern.draw(valid, self.rng, level)
+            observed = batches.pattern.draw(valid, own, level)
+        self.draws, self.symmetry = int(own.integers(2**63)), number
+        self.coords = batches.coords
+        self.values = turned.of_field(values.reshape(-1, values.shape[2]))
+        self.observed = turned.of_index(observed)
+        self.valid = valid.ravel()[turned.source]
+        self.num_valid = int(np.count_nonzero(valid))
 
     def points(self, num_inputs: int, num_queries: int) -> tuple[np.ndarray, ...]:
         """What a `Batch` holds of this field, in its order, up to the angle."""
         observed = self.observed
         if num_inputs < len(observed):
-            kept = self.rng.choice(observed, num_inputs, replace=False, shuffle=False)
-            observed = np.sort(kept)
+            kept = self.rng.choice(len(observed), num_inputs, replace=False, shuffle=False)
+            observed = observed[np.sort(kept)]
         # The smallest random keys win; observed points come after all unobserved ones.
         keys = self.rng.random(len(self.valid))
-        keys[observed] += 1
+        keys[self.observed] += 1
         keys[~self.valid] = np.inf
         queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
         return (observed, self.coords[observed], self.values[observed], queried,
-                self.coords[queried], self.values[queried], np.int64(self.rng.integers(2**63)),
-                np.int64(self.layout))
+                self.coords[queried], self.values[queried], np.int64(self.draws),
+                np.int64(self.turn), np.int64(self.layout), np.int64(self.field),
+                np.int64(self.symmetry))
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return generator(seed, Purpose.EPOCH_ORDER, epoch).permutation(length)
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    return generator(seed, Purpose.EPOCH_ORDER, epoch).permutation(length)
+def _epoch_places(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The inverse of _epoch_order: where in the epoch each field comes."""
+    return np.argsort(_epoch_order(seed, epoch, length))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sparsefield.data.base import Data
 from sparsefield.data.images import Raster, read_picture
-from sparsefield.data.pictures import Box, Picture, flip, random_box
+from sparsefield.data.pictures import Box, Picture, random_box
 from sparsefield.data.scale import Scale, wide_enough
 from sparsefield.errors import UserError
 
@@ -49,7 +49,7 @@ class FolderSplit:
     Training example i is a random crop of picture i, frozen example i its centre square.
     """
 
-    has_gaps = False
+    has_gaps, is_symmetric = False, True
 
     def __init__(self, found: list[Found], image_size: int, scale: Scale):
         self.found = found
@@ -65,7 +65,7 @@ class FolderSplit:
             pixels = self._working(index)
         height, width = pixels.shape[:2]
         box = random_box(rng, height, width, self.image_size, min(height, width))
-        return self.scale.to_inside(flip(self._shrink(pixels, box, self.image_size), rng))
+        return self.scale.to_inside(self._shrink(pixels, box, self.image_size))
 
     def example(self, index: int) -> np.ndarray:
         return self.scale.to_inside(self._centre(index, self.image_size))

@@ -27,9 +27,11 @@ class Pattern(Protocol):
 
     Attributes:
         is_fixed: whether it draws equally many points on every whole field.
+        is_symmetric: whether its points turned with the field are as likely.
     """
 
     is_fixed: bool
+    is_symmetric: bool
 
     def draw(
         self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
@@ -56,6 +58,8 @@ class RandomPoints:
     low: float
     high: float
 
+    is_symmetric = True
+
     @property
     def is_fixed(self) -> bool:
         return self.low == self.high
@@ -81,7 +85,7 @@ class Grid:
 
     step: int
 
-    is_fixed = True
+    is_fixed, is_symmetric = True, False
 
     def __str__(self) -> str:
         return f"grid:{self.step}"
@@ -103,7 +107,7 @@ class Block:
 
     share: float
 
-    is_fixed = True
+    is_fixed, is_symmetric = True, False
 
     def __str__(self) -> str:
         return f"block:{self.share:g}"
@@ -125,7 +129,7 @@ class Lines:
 
     count: int
 
-    is_fixed = True
+    is_fixed, is_symmetric = True, False
 
     def __str__(self) -> str:
         return f"lines:{self.count}"
@@ -147,7 +151,7 @@ class Mask:
     path: str
     observed: np.ndarray
 
-    is_fixed = True
+    is_fixed, is_symmetric = True, False
 
     def __str__(self) -> str:
         return self.path

@@ -75,11 +75,6 @@ def _cell_sums(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
     return np.diff(whole + (after - whole) * part, axis=0)
 
 
-def flip(field: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Left and right exchanged half of the time. Photographs have an up, so never upside down."""
-    return field[:, ::-1] if rng.random() < 0.5 else field
-
-
 class CropSplit:
     """Crops of a few pictures held in memory; see `base.Split`.
 
@@ -88,7 +83,7 @@ class CropSplit:
     many octaves of detail as of overview. Frozen examples are given as (picture, box).
     """
 
-    has_gaps = False
+    has_gaps, is_symmetric = False, True
 
     def __init__(
         self, pictures: list[Picture], frozen: list[tuple[int, Box]], length: int,
@@ -106,7 +101,7 @@ class CropSplit:
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
         picture = self.pictures[index % len(self.pictures)]
         box = picture.random_box(rng, self.image_size)
-        return self.scale.to_inside(flip(picture.crop(box, self.image_size), rng))
+        return self.scale.to_inside(picture.crop(box, self.image_size))
 
     def example(self, index: int) -> np.ndarray:
         picture, box = self.frozen[index]

@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     FROZEN_CROP = 4
     FROZEN_CASE = 5
     LAYOUT = 6
+    TRAINING_FIELD = 7
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

@@ -29,7 +29,8 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observe
     input_coords = query_coords[:, :observed]
     inputs = torch.zeros(1, observed, channels, device=device)
     form, _ = model.closed_form(query_coords, input_coords, inputs)
-    prepared = model.prepare(form, query_coords, input_coords, inputs)
+    start = model.start(form, query_coords, input_coords)
+    prepared = model.prepare(start, query_coords, input_coords, inputs)
     mamba = []
 
     def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:

@@ -3,7 +3,8 @@
 A model is anything with
 
     closed_form(query_coords, input_coords, input_values, noise_sd) -> (ClosedForm, noise source)
-    prepare(closed_form, query_coords, input_coords, input_values) -> what places alone determine
+    start(closed_form, query_coords, input_coords) -> where the flow starts: mean, sd, .take
+    prepare(start, query_coords, input_coords, input_values) -> what places alone determine
     model(z, theta, prepared) -> F
 
 (sparsefield.model.field.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
@@ -105,18 +106,19 @@ def sample(
             raise UserError(f"{name} is {value}: a model call takes at least 1")
     _check_shapes(query_coords, input_coords, input_values, seeds)
     form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
+    start = model.start(form, query_coords, input_coords)
     draws = 1 if method == "mean" else len(seeds[0])
-    slope = _Slope(model, form, (query_coords, input_coords, input_values), draws, points,
+    slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
                    block_size, most_inputs, progress, declared_nfe(method, num_steps))
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
 
     def fresh() -> Tensor:
         return noise([generator for own in generators for generator in own[:draws]])
 
-    start = torch.zeros_like(form.mean) if method == "mean" else fresh()
-    z = SAMPLERS[method](slope, start, angles(num_steps), fresh, **options)
-    values = form.mean[:, None] + form.sd[:, None] * z.unflatten(0, (-1, draws))
-    mean = form.mean + form.sd * slope.at_start()
+    first = torch.zeros_like(start.mean) if method == "mean" else fresh()
+    z = SAMPLERS[method](slope, first, angles(num_steps), fresh, **options)
+    values = start.mean[:, None] + start.sd[:, None] * z.unflatten(0, (-1, draws))
+    mean = start.mean + start.sd * slope.at_start()
     if clip:
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, slope, options)
@@ -131,9 +133,9 @@ class _Slope:
     evaluation a field serves all draws.
     """
 
-    def __init__(self, model, form, places, draws, points, block_size, most_inputs, progress,
+    def __init__(self, model, start, places, draws, points, block_size, most_inputs, progress,
                  evaluations):
-        self.model, self.form, self.draws, self.points = model, form, draws, points
+        self.model, self.start, self.draws, self.points = model, start, draws, points
         self.query_coords, self.input_coords, self.input_values = places
         count = self.query_coords.shape[1]
         halo = 0 if count <= block_size else int(HALO * block_size)
@@ -150,9 +152,9 @@ class _Slope:
         coords, input_coords, which = nearby(
             take(self.query_coords, block.index), self.input_coords, most_inputs
         )
-        form = self.form.take(block.index, which)
+        start = self.start.take(block.index, which)
         values = self.input_values if which is None else take(self.input_values, which)
-        return self.model.prepare(form, coords, input_coords, values)
+        return self.model.prepare(start, coords, input_coords, values)
 
     def _parts(self, draws: int) -> list[range]:
         """The draws in groups that a model call holds."""
@@ -169,7 +171,7 @@ class _Slope:
     def at_start(self) -> Tensor:
         """F(0, 0) of every field (B, N, C), computed once."""
         if self.first is None:
-            self.first = self._evaluate(torch.zeros_like(self.form.mean), 0.0, 1)
+            self.first = self._evaluate(torch.zeros_like(self.start.mean), 0.0, 1)
         return self.first
 
     def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:

@@ -7,6 +7,7 @@ share is factored once, and each hypothesis is brought to the grid when a field 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from sparsefield.gaussian.answer import (
     krige,
     leave_one_out,
 )
-from sparsefield.gaussian.draws import grid_root
+from sparsefield.gaussian.draws import grid_root, standard_normal
 from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_precision
 from sparsefield.gaussian.fit import Fit, correlation_root, fit_factored
 from sparsefield.gaussian.kernels import BANK
@@ -29,24 +30,24 @@ KEPT = 36  # layouts: those in use and a few before
 
 
 class GridAnswer(NamedTuple):
-    """One field: mean, sd (P, C) and spread (P, 1) on all P grid points, leave-one-out sd and
-    surprise (M, C), and a draw z_0 (P, C)."""
+    """One field: mean, sd (P + L, C) and spread (P + L, 1) on all P grid points and L further ones,
+    leave-one-out sd and surprise (M, C), and draws z_0 (T, P, C) in half precision."""
 
     mean: Tensor
     sd: Tensor
     spread: Tensor
     loo_sd: Tensor
     surprise: Tensor
-    z_0: Tensor
+    draws: Tensor
 
 
 class _Layout:
-    """Observed points (M,) of a grid with P points, factored."""
+    """Observed points (M,) of a grid, the first of the places asked for, factored."""
 
-    def __init__(self, grid: Tensor, observed: Tensor):
-        self.grid, self.coords = grid, grid[observed][None]
-        self.factored = factor(Hypotheses.every(BANK, 1, grid.device), self.coords)
-        self.near = closeness(grid[None], self.coords, len(observed) ** -0.5)
+    def __init__(self, places: Tensor, observed: Tensor):
+        self.grid, self.coords = places, places[observed][None]
+        self.factored = factor(Hypotheses.every(BANK, 1, places.device), self.coords)
+        self.near = closeness(places[None], self.coords, len(observed) ** -0.5)
         self.on_grid: dict[int, tuple[Factored, Kriged]] = {}
 
     def bring(self, kernel: int) -> tuple[Factored, Kriged]:
@@ -74,42 +75,52 @@ class GridPosteriors:
         self.layouts: OrderedDict[int, _Layout] = OrderedDict()
 
     @torch.no_grad()
-    def __call__(self, layout: int, observed: Tensor, values: Tensor, seed: int) -> GridAnswer:
+    def __call__(
+        self, layout: int, observed: Tensor, values: Tensor, seeds: Sequence[int],
+        further: Tensor | None = None,
+    ) -> GridAnswer:
         """The closed form of one field.
 
         Args:
-            layout: equal numbers promise equal `observed`; -1: not shared. observed: (M,) int64.
-            values: (M, C) in [-1, 1]. seed: of the draw.
+            layout: equal numbers promise equal `observed` and `further`; -1: not shared.
+            observed: (M,) int64. values: (M, C) in [-1, 1]. seeds: T, of the draws.
+            further: (L, 2) places off the grid.
         """
         with torch.autocast(values.device.type, enabled=False), full_precision():
-            places = self._places(layout, observed)
+            places = self._places(layout, observed, further)
             fit, kriged = places.fit(values[None])
             answer, loo = combine(fit, kriged), leave_one_out(fit)
             amplitude = amplitude_around(places.near, loo.surprise)
-            z_0 = self._draw(fit, kriged, observed, seed)
+            draws = self._draws(fit, kriged, observed, seeds)
         return GridAnswer(answer.mean[0], (answer.sd * amplitude)[0],
-                          (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], z_0)
+                          (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], draws.half())
 
-    def _places(self, layout: int, observed: Tensor) -> _Layout:
+    def _places(self, layout: int, observed: Tensor, further: Tensor | None) -> _Layout:
+        everywhere = self.grid if further is None else torch.cat([self.grid, further])
         if layout < 0:
-            return _Layout(self.grid, observed)
+            return _Layout(everywhere, observed)
         if layout not in self.layouts:
-            self.layouts[layout] = _Layout(self.grid, observed)
+            self.layouts[layout] = _Layout(everywhere, observed)
             if len(self.layouts) > KEPT:
                 self.layouts.popitem(last=False)
         self.layouts.move_to_end(layout)
         return self.layouts[layout]
 
-    def _draw(self, fit: Fit, kriged: Kriged, observed: Tensor, seed: int) -> Tensor:
-        """A prior field minus its own kriging (Matheron), of unit variance: (P, C)."""
+    def _draws(
+        self, fit: Fit, kriged: Kriged, observed: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """Prior fields minus their own kriging (Matheron), of unit variance: (T, P, C)."""
+        count, channels = len(self.grid), fit.values.shape[2]
+        if not seeds:
+            return fit.values.new_empty(0, count, channels)
         kernel = BANK[int(fit.hypotheses.kernel[0])]
-        generator = torch.Generator().manual_seed(seed)
-        numbers = torch.randn(len(self.grid), fit.values.shape[2], generator=generator)
-        root = correlation_root(fit.channels[0])
-        field = (root @ numbers.to(self.grid).mT @ grid_root(kernel, self.height, self.width)
-                 .to(self.grid)).mT                                       # (P, C)
-        at_observed = field[observed]
-        shift = (at_observed[1:] - at_observed[:1]).to(fit.factored.lower)
-        white = torch.linalg.solve_triangular(fit.factored.lower[0], shift, upper=False)
-        known = at_observed[:1] + (white.mT @ kriged.whitened[0]).mT.float()
-        return (field - known) / kriged.variance[0, :, None].sqrt().float()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        numbers = standard_normal(generators, count, channels).to(self.grid).mT   # (T, C, P)
+        root = grid_root(kernel, self.height, self.width).to(self.grid)
+        fields = (correlation_root(fit.channels[0]) @ numbers).flatten(0, 1) @ root  # (T C, P)
+        at_observed = fields[:, observed]                                 # (T C, M)
+        shift = (at_observed[:, 1:] - at_observed[:, :1]).to(fit.factored.lower)
+        white = torch.linalg.solve_triangular(fit.factored.lower[0], shift.mT, upper=False)
+        known = at_observed[:, :1] + (white.mT @ kriged.whitened[0, :, :count]).float()
+        sd = kriged.variance[0, :count].sqrt().float()                    # (P,)
+        return ((fields - known) / sd).unflatten(0, (len(seeds), channels)).mT

@@ -213,6 +213,29 @@ def take_shared_components(model: nn.Module, path: str | Path, model_class: str)
     return lines
 
 
+def take_canvas(model: nn.Module, path: str | Path) -> str:
+    """Copy the canvas of a checkpoint into a model, and say so.
+
+    Raises:
+        UserError: as `load_checkpoint`, or one of the two has no canvas, or they differ in size.
+    """
+    weights = load_checkpoint(path)["weights"]
+    _check_weights(weights)
+    prefix = "canvas."
+    theirs = {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()
+              if name.startswith(prefix)}
+    if model.canvas is None or not theirs:
+        where = "this model" if model.canvas is None else str(path)
+        raise UserError(f"canvas_from={path}: {where} has no canvas")
+    try:
+        model.canvas.load_state_dict(theirs)
+    except RuntimeError as error:
+        raise UserError(
+            f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH to its own"
+        ) from error
+    return f"canvas taken from {path}; it stays as it is"
+
+
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
     """Model and checkpoint of a file. Raises UserError as `load_checkpoint`, `build_model`."""
     checkpoint = load_checkpoint(path)

@@ -1,8 +1,10 @@
-"""What V1 and V2 share: the closed form that they start from, tokens, order and decoder.
+"""What V1 and V2 share: the closed form, the canvas that improves it, tokens, order and decoder.
+
+    closed form  ->  canvas: mean and sd where the flow starts  ->  tokens  ->  mix  ->  F
 
 A subclass adds only what it does between tokens and decoder (`mix`). Everything that depends on
-the points alone, not on the draw, is computed once by `prepare` and reused by every evaluation
-of a sampler.
+the points alone, not on the draw, is computed once (`closed_form`, `start`, `prepare`) and reused by
+every evaluation of a sampler.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.neighbours import gather_points, nearest
-from sparsefield.model.ordering import check_order, token_order
+from sparsefield.model.canvas import Canvas, Look, lattice, lattice_side, sketch
+from sparsefield.model.ordering import Reading, check_order, read_along
 
 PRIORS = ("fitted", "none")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
@@ -28,11 +31,12 @@ Noise = Callable[[Sequence[torch.Generator]], Tensor]
 
 
 class ClosedForm(NamedTuple):
-    """What the observations say before anything is learnt: the path is z = (x - mean) / sd.
+    """What the observations say before anything is learnt.
 
     Attributes:
         mean, sd: (B, N, C) at the queries. spread: (B, N, 1), see sparsefield.gaussian.Answer.
         loo_sd, surprise: (B, M, C) at the observations, see sparsefield.gaussian.LeaveOneOut.
+        sketch: (B, F, n, n) the same on a lattice (sparsefield.model.canvas), or None.
     """
 
     mean: Tensor
@@ -40,13 +44,30 @@ class ClosedForm(NamedTuple):
     spread: Tensor
     loo_sd: Tensor
     surprise: Tensor
+    sketch: Tensor | None = None
 
-    def take(self, queries: Tensor, observations: Tensor | None) -> ClosedForm:
+
+class Start(NamedTuple):
+    """Where the flow starts: the closed form, improved by the canvas. z = (x - mean) / sd.
+
+    Attributes:
+        mean, sd: (B, N, C) at the queries. loo_sd, surprise: (B, M, C), of the closed form.
+        at_queries, at_inputs: (B, N, W), (B, M, W) features of the canvas; W = 0 without one.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    at_queries: Tensor
+    loo_sd: Tensor
+    surprise: Tensor
+    at_inputs: Tensor
+
+    def take(self, queries: Tensor, observations: Tensor | None) -> Start:
         """At some of the queries (B, n) and of the observations (B, m), None for all."""
-        at_inputs = (self.loo_sd, self.surprise)
+        at_inputs = self[3:]
         if observations is not None:
             at_inputs = (take(part, observations) for part in at_inputs)
-        return ClosedForm(*(take(part, queries) for part in self[:3]), *at_inputs)
+        return Start(*(take(part, queries) for part in self[:3]), *at_inputs)
 
 
 class Prepared(NamedTuple):
@@ -54,13 +75,13 @@ class Prepared(NamedTuple):
 
     Attributes:
         input_features: (B, M, F_in). query_features: (B, N, F_q): everything but z and the angle.
-        order: (B, L) reading order of the tokens [context, queries], or None for as they are.
+        reading: of the tokens [context, queries], or None for as they are.
         input_coords, query_coords: (B, M, 2), (B, N, 2).
     """
 
     input_features: Tensor
     query_features: Tensor
-    order: Tensor | None
+    reading: Reading | None
     input_coords: Tensor
     query_coords: Tensor
 
@@ -68,18 +89,30 @@ class Prepared(NamedTuple):
         """Every field `times` times, side by side: for as many draws."""
         if times == 1:
             return self
-        return Prepared(*(part if part is None else part.repeat_interleave(times, dim=0)
-                          for part in self))
+        features = (part.repeat_interleave(times, dim=0) for part in self[:2])
+        coords = (part.repeat_interleave(times, dim=0) for part in self[3:])
+        return Prepared(*features, self.reading and self.reading.repeat(times), *coords)
 
 
 @torch.no_grad()
 def fitted_form(
-    query_coords: Tensor, input_coords: Tensor, input_values: Tensor, noise_sd: Tensor | None = None
+    query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
+    noise_sd: Tensor | None = None, side: int | None = None,
 ) -> tuple[ClosedForm, Noise]:
-    """The Gaussian posterior fitted to every field, and draws; see FieldModel.closed_form."""
+    """The Gaussian posterior fitted to every field, and draws; see FieldModel.closed_form.
+
+    Args:
+        side: of the lattice to sketch; None: no sketch.
+    """
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
+    if side is not None:
+        cells = lattice(side, input_coords.device).expand(len(input_coords), -1, -1)
+        there = posterior.at(cells)
+        form = form._replace(sketch=sketch(
+            (there.mean, there.sd, there.spread), input_coords, input_values, loo.surprise
+        ))
     return form, posterior.noise(query_coords)
 
 
@@ -88,7 +121,10 @@ class GaussianModel(nn.Module):
 
     closed_form = staticmethod(fitted_form)
 
-    def prepare(self, form: ClosedForm, *places: Tensor) -> GaussianModel:
+    def start(self, form: ClosedForm, *places: Tensor) -> Start:
+        return started(form)
+
+    def prepare(self, start: Start, *places: Tensor) -> GaussianModel:
         return self
 
     def repeat(self, times: int) -> GaussianModel:
@@ -96,6 +132,12 @@ class GaussianModel(nn.Module):
 
     def forward(self, z: Tensor, theta: Tensor, prepared: object) -> Tensor:
         return torch.zeros_like(z)
+
+
+def started(form: ClosedForm) -> Start:
+    """The closed form as it is."""
+    return Start(form.mean, form.sd, form.mean[..., :0], form.loo_sd, form.surprise,
+                 form.loo_sd[..., :0])
 
 
 class FieldModel(nn.Module):
@@ -107,9 +149,12 @@ class FieldModel(nn.Module):
             (sparsefield.gaussian), so that a network that says 0 is kriging; with "none"
             independent noise of the data's sd around 0.
         value_sd: sd of the data in [-1, 1], for prior "none".
+        canvas_width: of the canvas (sparsefield.model.canvas), which improves the mean and sd that
+            the flow starts from; 0: none.
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
-        num_frequencies, max_frequency: of the Fourier features, see FourierFeatures.
+        num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
+            FourierFeatures.
     Raises:
         UserError: a value that no model can be built from, with the reason.
     """
@@ -121,27 +166,32 @@ class FieldModel(nn.Module):
         d_model: int,
         prior: str = "fitted",
         value_sd: float = 0.5,
+        canvas_width: int = 0,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
         max_frequency: float = 16.0,
     ):
         super().__init__()
-        require_positive(channels=channels, d_model=d_model, num_frequencies=num_frequencies)
+        require_positive(channels=channels, d_model=d_model)
         if prior not in PRIORS:
             raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(PRIORS)}")
-        if neighbours < 0:
-            raise UserError(f"neighbours={neighbours}: give 0 (none) or more")
+        for name, size in (("neighbours", neighbours), ("canvas_width", canvas_width),
+                           ("num_frequencies", num_frequencies)):
+            if size < 0:
+                raise UserError(f"{name}={size}: give 0 (none) or more")
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
         self.value_sd, self.channels = value_sd, channels
-        self.fourier = FourierFeatures(num_frequencies, max_frequency)
+        self.canvas = Canvas(channels, canvas_width) if canvas_width else None
+        self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
-        known = 2 * channels * (prior != "none")  # a mean and a log sd of every channel
-        input_width = self.fourier.width + channels + known
-        query_width = self.fourier.width + channels + known + neighbours * (2 + channels)
-        self.input_proj = projection(input_width, d_model)
-        self.query_proj = projection(query_width, d_model)
+        known = canvas_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels
+        places = self.fourier.width if self.fourier else 0
+        self.input_proj = projection(places + channels + known, d_model)
+        self.query_proj = projection(
+            places + channels + known + neighbours * (2 + channels), d_model
+        )
         self.decoder = nn.Sequential(
             nn.LayerNorm(d_model),
             nn.Linear(d_model, d_model),
@@ -175,60 +225,86 @@ class FieldModel(nn.Module):
         self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
         noise_sd: Tensor | None = None,
     ) -> tuple[ClosedForm, Noise]:
-        """What the flow starts from, and a source of draws z_0: (S, N, C), one a generator, the
-        draws of a field side by side.
+        """What the observations say by themselves, and a source of draws z_0: (S, N, C), one a
+        generator, the draws of a field side by side.
 
         Args:
             query_coords: (B, N, 2). input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
             noise_sd: (B, M, C) of the values; None: they are exact.
         """
+        side = self.lattice_side(input_coords.shape[1])
         if self.prior == "none":
-            return self._without_prior(query_coords, input_values)
-        return fitted_form(query_coords, input_coords, input_values, noise_sd)
+            return self._without_prior(query_coords, input_coords, input_values, side)
+        return fitted_form(query_coords, input_coords, input_values, noise_sd, side)
 
-    def _without_prior(self, query_coords: Tensor, values: Tensor) -> tuple[ClosedForm, Noise]:
-        mean = values.new_zeros(*query_coords.shape[:2], self.channels)
+    def lattice_side(self, observations: int) -> int | None:
+        """Cells a side of the canvas, None without one."""
+        return None if self.canvas is None else lattice_side(observations)
+
+    def _without_prior(
+        self, query_coords: Tensor, coords: Tensor, values: Tensor, side: int | None
+    ) -> tuple[ClosedForm, Noise]:
+        def everywhere(count: int) -> tuple[Tensor, Tensor, Tensor]:
+            mean = values.new_zeros(len(values), count, self.channels)
+            return mean, torch.full_like(mean, self.value_sd), mean[..., :1]
+
         sd = torch.full_like(values, self.value_sd)
-        at_queries = mean, torch.full_like(mean, self.value_sd), mean[..., :1]
-        form = ClosedForm(*at_queries, sd, values / sd)
+        form = ClosedForm(*everywhere(query_coords.shape[1]), sd, values / sd)
+        if side is not None:
+            form = form._replace(sketch=sketch(everywhere(side**2), coords, values, values / sd))
 
         def noise(generators: Sequence[torch.Generator]) -> Tensor:
-            draws = [torch.randn(mean.shape[1:], generator=g) for g in generators]
-            return torch.stack(draws).to(mean)
+            draws = [torch.randn(form.mean.shape[1:], generator=g) for g in generators]
+            return torch.stack(draws).to(form.mean)
 
         return form, noise
 
-    @torch.no_grad()
+    def start(self, form: ClosedForm, query_coords: Tensor, input_coords: Tensor) -> Start:
+        """Where the flow starts: the closed form, improved by what the canvas says."""
+        if self.canvas is None:
+            return started(form)
+        at_queries, at_inputs = self.look(form, query_coords, input_coords)
+        return Start(form.mean + form.sd * at_queries.shift, form.sd * at_queries.log_scale.exp(),
+                     at_queries.features, form.loo_sd, form.surprise, at_inputs.features)
+
+    def look(self, form: ClosedForm, *places: Tensor) -> list[Look]:
+        """What the canvas says at sets of places (B, N, 2)."""
+        return self.canvas(form.sketch, *places)
+
     def prepare(
-        self, form: ClosedForm, query_coords: Tensor, input_coords: Tensor, input_values: Tensor
+        self, start: Start, query_coords: Tensor, input_coords: Tensor, input_values: Tensor
     ) -> Prepared:
         """Everything that depends on the points alone; shapes as in `closed_form`."""
-        inputs = [self.fourier(input_coords), input_values]
-        queries = [self.fourier(query_coords)]
+        inputs, queries = [], []
+        if self.fourier is not None:
+            inputs.append(self.fourier(input_coords))
+            queries.append(self.fourier(query_coords))
+        inputs += [input_values, start.at_inputs]
+        queries.append(start.at_queries)
         if self.prior != "none":
-            surprise = form.surprise.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
-            inputs += [surprise, form.loo_sd.log()]
-            queries += [form.mean, form.sd.log()]
+            surprise = start.surprise.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
+            inputs += [surprise, start.loo_sd.log()]
+            queries += [start.mean, start.sd.log()]
         if self.neighbours:
             queries.append(self._nearest_observations(
-                query_coords, input_coords, input_values, form
+                query_coords, input_coords, input_values, start
             ))
         return Prepared(
             torch.cat(inputs, dim=-1),
             torch.cat(queries, dim=-1),
-            token_order(input_coords, query_coords, self.order),
+            read_along(input_coords, query_coords, self.order),
             input_coords,
             query_coords,
         )
 
     def _nearest_observations(
-        self, query_coords: Tensor, coords: Tensor, values: Tensor, form: ClosedForm
+        self, query_coords: Tensor, coords: Tensor, values: Tensor, start: Start
     ) -> Tensor:
         """Offsets (in mean spacings) and values (in sd from the mean): (B, N, K (2 + C))."""
         index, _ = nearest(query_coords, coords, self.neighbours)         # (B, N, K)
         spacing = coords.shape[1] ** -0.5
         offset = (gather_points(coords, index) - query_coords[:, :, None]) / spacing
-        value = (gather_points(values, index) - form.mean[:, :, None]) / form.sd[:, :, None]
+        value = (gather_points(values, index) - start.mean[:, :, None]) / start.sd[:, :, None]
         value = value.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
         return torch.cat([offset, value], dim=-1).flatten(2)
 
@@ -245,13 +321,3 @@ def require_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"{name}={value}: must be at least 1")
-
-
-def reorder(tokens: Tensor, order: Tensor | None) -> Tensor:
-    """Tokens (B, L, D) in reading order."""
-    return tokens if order is None else tokens.gather(1, order[..., None].expand_as(tokens))
-
-
-def restore(tokens: Tensor, order: Tensor | None) -> Tensor:
-    """Undo `reorder`."""
-    return tokens if order is None else reorder(tokens, order.argsort(dim=1))

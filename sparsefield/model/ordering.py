@@ -6,6 +6,8 @@ sequence: context and queries are sorted together along a space-filling curve.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -48,10 +50,23 @@ def transposed_hilbert_index(coords: Tensor) -> Tensor:
     return hilbert_index(coords.flip(-1))
 
 
+def snake_index(coords: Tensor) -> Tensor:
+    """RASTER_ROWS rows, every other one from right to left: (..., 2) to (...) float."""
+    row = (coords[..., 1] * RASTER_ROWS).floor()
+    x = coords[..., 0].clamp(0, 0.9999)
+    return row + torch.where(row % 2 == 0, x, 0.9999 - x)
+
+
+def snake_columns_index(coords: Tensor) -> Tensor:
+    """The same with x and y exchanged."""
+    return snake_index(coords.flip(-1))
+
+
 CURVES = {
-    "hilbert": hilbert_index,
-    "hilbert_transposed": transposed_hilbert_index,
-    "raster": raster_index,
+    "hilbert": (hilbert_index,),
+    "hilbert_transposed": (transposed_hilbert_index,),
+    "raster": (raster_index,),
+    "several": (hilbert_index, snake_index, transposed_hilbert_index, snake_columns_index),
 }
 ORDERS = (*CURVES, "concat")
 
@@ -62,15 +77,54 @@ def check_order(order: str) -> None:
         raise UserError(f"order={order!r} is unknown: choose one of {', '.join(ORDERS)}")
 
 
-def token_order(input_coords: Tensor, query_coords: Tensor, order: str) -> Tensor | None:
-    """Positions of the tokens [context, queries] in reading order.
+class Reading(NamedTuple):
+    """In which order layer after layer reads L tokens: K curves in turn.
+
+    Attributes:
+        order: (B, K, L) int64, which token comes where. rank: (B, K, L), where each token comes.
+    """
+
+    order: Tensor
+    rank: Tensor
+
+    def repeat(self, times: int) -> Reading:
+        return Reading(*(part.repeat_interleave(times, dim=0) for part in self))
+
+    @property
+    def curves(self) -> int:
+        return self.order.shape[1]
+
+
+def read_along(input_coords: Tensor, query_coords: Tensor, order: str) -> Reading | None:
+    """The reading of the tokens [context, queries].
 
     Args:
-        input_coords: (B, M, 2). query_coords: (B, N, 2). order: one of ORDERS.
+        input_coords: (B, M, 2). query_coords: (B, N, 2). order: one of ORDERS; "several" gives
+            every layer another curve (Hu et al. 2024, ZigMa).
     Returns:
-        (B, L) int64 permutation, or None for "concat", which reads context, then queries.
+        None for "concat", which reads context, then queries.
     """
     if order == "concat":
         return None
     coords = torch.cat([input_coords, query_coords], dim=1)               # (B, L, 2)
-    return CURVES[order](coords).argsort(dim=1, stable=True)
+    orders = [curve(coords).argsort(dim=1, stable=True) for curve in CURVES[order]]
+    stacked = torch.stack(orders, dim=1)                                  # (B, K, L)
+    return Reading(stacked, stacked.argsort(dim=2))
+
+
+def reread(
+    tokens: Tensor, reading: Reading | None, before: int | None, after: int | None
+) -> Tensor:
+    """Tokens (B, L, D) from the order of layer `before` to that of layer `after`; None: as they
+    came."""
+    if reading is None or before == after:
+        return tokens
+    if None in (before, after):
+        index = reading.rank[:, before % reading.curves] if after is None else (
+            reading.order[:, after % reading.curves])
+    elif reading.curves == 1:
+        return tokens
+    else:
+        rank = reading.rank[:, before % reading.curves]
+        index = rank.gather(1, reading.order[:, after % reading.curves])  # (B, L)
+    return tokens.gather(1, index[..., None].expand_as(tokens))

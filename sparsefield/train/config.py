@@ -57,6 +57,13 @@ class TrainingConfig:
     prior: Literal["fitted", "none"] = "fitted"
     """What the flow starts from: the Gaussian posterior fitted to the field, or independent
     noise."""
+    canvas_width: int = 48
+    """Width of the canvas, a U-Net that improves the mean and sd that the flow starts from; 0:
+    none."""
+    canvas_first: float = 0.7
+    """Share of the steps in which the canvas learns; then it stays as it is, and the rest learns."""
+    canvas_from: str | None = None
+    """Checkpoint whose canvas a new training takes as it is; all steps are then for the rest."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "hilbert"
@@ -111,6 +118,8 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
+        if not 0 <= self.canvas_first <= 1:
+            raise UserError(f"canvas_first={self.canvas_first}: give a share in [0, 1]")
         if not 0 <= self.zero_share <= 1:
             raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")
         for name in ("data", "data_val", "data_test", "observe"):

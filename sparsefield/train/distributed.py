@@ -1,4 +1,4 @@
-"""One process or many: who am I, on what device, and what do we agree on (PyTorch DDP)."""
+"""One process or many: who am I, on what device, and what do we agree on."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ class World:
         """Whether this is the one process that writes files and speaks."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over all processes."""
+    def average_gradients(self, model: nn.Module) -> None:
+        """The mean of the processes' gradients, in all of them, of parameters that have one."""
         if self.size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients]) / self.size
+        dist.all_reduce(together)
+        parts = together.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts):
+            gradient.copy_(part.view_as(gradient))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes, in place."""

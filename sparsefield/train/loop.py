@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from sparsefield import cli
-from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
+from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, take_canvas
 from sparsefield.model.field import ClosedForm
 from sparsefield.train.config import TrainingConfig
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
@@ -35,7 +35,7 @@ from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.train.reporter import Reporter, announce
 from sparsefield.train.runfolder import RunFolder
-from sparsefield.train.pairs import Pair, Pairs, slope_loss
+from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
 from sparsefield.flow.path import draw_angles
 from sparsefield.flow.sampling import noise_seed
 from sparsefield.train.validation import Validation
@@ -167,6 +167,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         (decayed if is_matrix else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay},
             {"params": free, "weight_decay": 0.0}]
+
+
+def painted_steps(config: TrainingConfig, total: int) -> int:
+    """How many steps, from the first, are for the canvas; the others are for the rest."""
+    if not config.canvas_width or config.canvas_from is not None:
+        return 0
+    return round(config.canvas_first * total)
 
 
 def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:
@@ -383,9 +390,13 @@ def run(
 ) -> None:
     """Set up what training needs, go on where the folder's newest checkpoint stands, and loop."""
     pattern = parse_pattern(config.observe)
+    per_epoch = max(1, len(data.train) // config.batch_size)
+    total = config.epochs * per_epoch
+    painted = painted_steps(config, total)
     batches = TrainingBatches(
         data.train,
         pattern,
+        painted=painted,
         seed=config.seed,
         batch_size=config.batch_size,
         queries=(config.queries_min, config.queries_max),
@@ -399,8 +410,6 @@ def run(
             f"accumulate={config.accumulate} does not divide the {share} pictures of a process: "
             "change ACCUMULATE or BATCH_SIZE"
         )
-    per_epoch = batches.steps_per_epoch
-    total = config.epochs * per_epoch
     progress = Progress(world.device)
     averaged = AveragedModel(model, multi_avg_fn=lambda old, new, _: torch._foreach_lerp_(
         old, new, 1 - averaging_decay(progress.step, config.ema_decay)
@@ -420,14 +429,17 @@ def run(
         log.info("nothing left to do: all %d epochs are done; raise EPOCHS to go on", config.epochs)
         add_calibration(folder, validation, world)
         return
-    if initialise is not None and progress.step == 0:
-        for line in initialise(model):
+    if progress.step == 0:
+        lines = initialise(model) if initialise is not None else []
+        if config.canvas_from is not None:
+            lines.append(take_canvas(model, config.canvas_from))
+        for line in lines:
             log.info(line)
         averaged.module.load_state_dict(model.state_dict())
     reporter = Reporter(config, validation, folder, world, progress, total, per_epoch)
-    forward = world.wrap(model)
     if config.compile:
-        forward = torch.compile(forward)
+        for part in filter(None, (model, model.canvas)):
+            part.compile()
     amp = torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bfloat16(config, world))
 
     def checkpoint() -> dict:
@@ -467,20 +479,22 @@ def run(
         reporter.waiting()
         batch = next(loader)
         reporter.working()
-        rate = learning_rate(progress.step, total, config.warmup, config.lr)
+        paints = progress.step < painted
+        done, steps = (progress.step, painted) if paints else (
+            progress.step - painted, total - painted)
+        rate = learning_rate(done, steps, config.warmup, config.lr)
         for group in optimiser.param_groups:
             group["lr"] = rate
         torch.manual_seed(noise_seed(config.seed, progress.step, world.rank))  # for dropout
 
         shared = torch.tensor([0.0, float(stop.asked)]).to(world.device)
-        pair = pairs(batch)
-        parts = zip(*(whole.chunk(config.accumulate) for whole in (*batch, *pair.form, *pair[1:])))
-        for k, part in enumerate(parts):
-            is_last = k == config.accumulate - 1
-            with nullcontext() if is_last or world.size == 1 else forward.no_sync(), amp:
-                loss = loss_of(model, part, forward) / config.accumulate
+        pair, loss_of = pairs(batch, with_draws=not paints), canvas_loss if paints else slope_loss
+        for part in parts_of(batch, pair, config.accumulate):
+            with amp:
+                loss = loss_of(model, *part).mean() / config.accumulate
             loss.backward()
             shared[0] += loss.detach() / world.size
+        world.average_gradients(model)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimiser.found_inf = (~norm.isfinite()).float()  # the fused step leaves all as it is then
         optimiser.step()
@@ -514,11 +528,13 @@ def run(
     reporter.finish()
 
 
-def loss_of(model: nn.Module, part: tuple[Tensor, ...], forward: Callable) -> Tensor:
-    """Mean loss of a part of a batch: the tensors of its `Batch`, then of its `Pair`."""
-    size, form = len(Batch._fields), len(ClosedForm._fields)
-    pair = Pair(ClosedForm(*part[size : size + form]), *part[size + form :])
-    return slope_loss(model, Batch(*part[:size]), pair, forward).mean()
+def parts_of(batch: Batch, pair: Pair, count: int) -> Iterator[tuple[Batch, Pair]]:
+    """A batch and its pair in parts of equally many fields."""
+    def parts(tensors: tuple) -> Iterator[tuple]:
+        return zip(*([None] * count if whole is None else whole.chunk(count) for whole in tensors))
+
+    for own, form, z_0 in zip(parts(batch), parts(pair.form), pair.z_0.chunk(count)):
+        yield Batch(*own), Pair(ClosedForm(*form), z_0)
 
 
 def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:

@@ -1,72 +1,176 @@
-"""What a training step learns from: the closed form of every field of a batch, and both ends of its
-path."""
+"""What a training step learns from: the closed form of every field of a batch, and draws from it."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsefield.model.field import ClosedForm
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
+from sparsefield.data.batches import REUSED
+from sparsefield.data.symmetries import Symmetry
 from sparsefield.flow import path
+from sparsefield.flow.sampling import noise_seed
 from sparsefield.gaussian.layouts import GridPosteriors
+from sparsefield.model.canvas import lattice, sketch
+from sparsefield.model.field import ClosedForm
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
+KEPT_BYTES = 1 << 29  # of closed forms whose fields come again in the next epochs
 
 
 class Pair(NamedTuple):
-    """The closed form of a batch, and the ends z_0 and z_1 (B, N, C) of its paths."""
+    """The closed form of a batch, and the draws z_0 (B, N, C) that its paths start from."""
 
     form: ClosedForm
     z_0: Tensor
-    z_1: Tensor
+
+
+class Turns(NamedTuple):
+    """The closed form of one field on all P points of its grid and the L cells of its lattice.
+
+    Attributes:
+        mean, sd: (P + L, C). spread: (P + L, 1). loo_sd, surprise: (M, C). draws: (T, P, C)
+        float16, one for every turn of the field.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    spread: Tensor
+    loo_sd: Tensor
+    surprise: Tensor
+    draws: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in self)
 
 
 class Pairs:
     """`pairs(batch)` for a model; a pure function of the batch, whatever was asked before."""
 
     def __init__(self, model: nn.Module, height: int, width: int, device: torch.device):
-        self.model = model
+        self.model, self.shape = model, (height, width)
         self.on_grid = None
+        self.kept: OrderedDict[int, Turns] = OrderedDict()
+        self.bytes = 0
         if model.prior != "none" and height * width <= LARGEST_GRID:
-            grid = grid_coords(height, width, device)
-            self.on_grid = GridPosteriors(height, width, grid)
+            self.on_grid = GridPosteriors(height, width, grid_coords(height, width, device))
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Pair:
+    def __call__(self, batch: Batch, with_draws: bool = True) -> Pair:
+        """Without draws z_0 is empty."""
         if self.on_grid is None:
             form, noise = self.model.closed_form(
                 batch.query_coords, batch.input_coords, batch.input_values
             )
-            z_0 = noise([torch.Generator().manual_seed(s) for s in batch.seed.tolist()])
-        else:
-            form, z_0 = self._on_grid(batch)
-        return Pair(form, z_0, (batch.x_1 - form.mean) / form.sd)
+            seeds = [noise_seed(*own) for own in zip(batch.draws.tolist(), batch.turn.tolist())]
+            z_0 = noise([torch.Generator().manual_seed(seed) for seed in seeds]) if with_draws else (
+                form.mean[:, :0])
+            return Pair(form, z_0)
+        return self._on_grid(batch, with_draws)
 
-    def _on_grid(self, batch: Batch) -> tuple[ClosedForm, Tensor]:
-        fields = []
-        jobs = zip(batch.layout.tolist(), batch.input_index, batch.input_values,
-                   batch.seed.tolist(), batch.query_index)
-        for layout, observed, values, seed, queried in jobs:
-            mean, sd, spread, loo_sd, surprise, z_0 = self.on_grid(layout, observed, values, seed)
-            fields.append((mean[queried], sd[queried], spread[queried], loo_sd, surprise,
-                           z_0[queried]))
+    def _on_grid(self, batch: Batch, with_draws: bool) -> Pair:
+        side = self.model.lattice_side(batch.input_index.shape[1])
+        names = zip(*(part.tolist() for part in (batch.field, batch.layout, batch.draws,
+                                                 batch.symmetry, batch.turn)))
+        places = zip(batch.input_index, batch.input_values, batch.query_index)
+        fields, cells = [], []
+        for (field, layout, seed, symmetry, turn), (observed, values, queried) in zip(names, places):
+            guise = Guise(symmetry, self.shape, side, values)
+            turns = self._kept(field, with_draws, lambda: self._turns(
+                layout, guise.points[observed], guise.undone(values), side, seed, field, with_draws
+            ))
+            on_grid, on_lattice, at_inputs = guise.seen(turns, side)
+            asked = guise.points[queried] if with_draws else observed[:0]
+            draw = turns.draws[turn] if with_draws else turns.mean
+            z_0 = draw[asked][:, guise.channels].float()
+            fields.append((*(part[queried] for part in on_grid), *at_inputs, z_0))
+            cells.append(on_lattice)
         *form, z_0 = (torch.stack(column) for column in zip(*fields))
-        return ClosedForm(*form), z_0
+        form = ClosedForm(*form)
+        if side is not None:
+            answer = tuple(torch.stack(column) for column in zip(*cells))
+            form = form._replace(sketch=sketch(
+                answer, batch.input_coords, batch.input_values, form.surprise
+            ))
+        return Pair(form, z_0)
+
+    def _turns(self, layout, observed, values, side, seed, field, with_draws) -> Turns:
+        count = 0 if not with_draws else REUSED if field >= 0 else 1
+        seeds = [noise_seed(seed, turn) for turn in range(count)]
+        cells = None
+        if side is not None and self.shape != (side, side):
+            cells = lattice(side, values.device)
+        return Turns(*self.on_grid(layout, observed, values, seeds, cells))
+
+    def _kept(self, field: int, with_draws: bool, make) -> Turns:
+        """The closed form of a field, made unless it is at hand. Which ones are changes nothing."""
+        if field < 0:
+            return make()
+        if field not in self.kept or with_draws and not len(self.kept[field].draws):
+            former = self.kept.pop(field, None)
+            self.kept[field] = made = make()
+            self.bytes += made.bytes - (former.bytes if former else 0)
+            while self.bytes > KEPT_BYTES and len(self.kept) > 1:
+                _, oldest = self.kept.popitem(last=False)
+                self.bytes -= oldest.bytes
+        return self.kept[field]
 
 
-def slope_loss(model, batch: Batch, pair: Pair, forward=None) -> Tensor:
-    """Squared error of F (B, N, C): its mean is the training loss; about 1 for the closed form.
+class Guise:
+    """A field as one of its symmetries shows it; see sparsefield.data.symmetries.
 
-    Args:
-        model: see FieldModel. forward: the model as wrapped for training, if it is.
+    Attributes:
+        points: (P,) which point of the field each point shows. cells: the same of the lattice.
+        channels: (C,) which channel of the field each channel shows.
     """
-    prepared = model.prepare(
-        pair.form, batch.query_coords, batch.input_coords, batch.input_values
-    )
-    z = path.seen(path.interpolate(pair.z_0, pair.z_1, batch.theta), batch.theta)
-    slope = (forward or model)(z, batch.theta, prepared)
-    return (slope - path.target(pair.z_0, pair.z_1, batch.theta)) ** 2
+
+    def __init__(self, number: int, shape: tuple[int, int], side: int | None, values: Tensor):
+        whole = Symmetry(number, *shape, values.shape[1])
+        self.points, self.channels = (
+            torch.from_numpy(part).to(values.device) for part in (whole.source, whole.channels)
+        )
+        self.cells = None
+        if side is not None and shape != (side, side):
+            cells = Symmetry(number, side, side, values.shape[1]).source
+            self.cells = len(self.points) + torch.from_numpy(cells).to(values.device)
+
+    def undone(self, values: Tensor) -> Tensor:
+        """(M, C) as they are in the field."""
+        return values[:, self.channels.argsort()]
+
+    def seen(self, turns: Turns, side: int | None) -> tuple[tuple, tuple, tuple]:
+        """(mean, sd, spread) on the grid, and on the lattice, and (loo_sd, surprise)."""
+        of_channels = turns.mean[:, self.channels], turns.sd[:, self.channels], turns.spread
+        on_grid = tuple(part[self.points] for part in of_channels)
+        on_lattice = ()
+        if side is not None:
+            on_lattice = on_grid if self.cells is None else tuple(
+                part[self.cells] for part in of_channels
+            )
+        at_inputs = turns.loo_sd[:, self.channels], turns.surprise[:, self.channels]
+        return on_grid, on_lattice, at_inputs
+
+
+def canvas_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
+    """What the canvas learns from, (B, N, C): the squared error of its mean, in sd of the closed
+    form, and the negative log-likelihood of its sd around that mean."""
+    look, _ = model.look(pair.form, batch.query_coords, batch.input_coords)
+    error = (batch.x_1 - pair.form.mean) / pair.form.sd - look.shift
+    narrowed = error.detach() * (-look.log_scale).exp()
+    return error**2 + look.log_scale + 0.5 * narrowed**2
+
+
+def slope_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
+    """Squared error of F (B, N, C), about 1 where F = 0. The canvas learns nothing from it."""
+    with torch.no_grad():
+        start = model.start(pair.form, batch.query_coords, batch.input_coords)
+    z_1 = (batch.x_1 - start.mean) / start.sd
+    prepared = model.prepare(start, batch.query_coords, batch.input_coords, batch.input_values)
+    z = path.seen(path.interpolate(pair.z_0, z_1, batch.theta), batch.theta)
+    slope = model(z, batch.theta, prepared)
+    return (slope - path.target(pair.z_0, z_1, batch.theta)) ** 2

@@ -87,8 +87,11 @@ class Validation:
             "input_index": np.stack([case.observed for case in cases]),
             "query_index": np.stack(index),
             "x_1": np.stack(values),
-            "seed": np.array([rng.integers(2**63) for rng in rngs]),
+            "draws": np.array([rng.integers(2**63) for rng in rngs]),
+            "turn": np.zeros(len(cases), dtype=np.int64),
             "layout": np.full(len(cases), -1),
+            "field": np.full(len(cases), -1),
+            "symmetry": np.zeros(len(cases), dtype=np.int64),
             "theta": np.array([END * rng.random() for rng in rngs], dtype=np.float32),
         }
         tensors = {name: torch.from_numpy(part).to(self.cases.device)

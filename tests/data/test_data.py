@@ -13,6 +13,7 @@ from sparsefield.coords import grid_coords
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import LAYOUTS, RENEWED
 from sparsefield.data.pictures import Box, Picture
+from sparsefield.data.symmetries import Symmetry
 from sparsefield.errors import UserError
 
 QUERIES = (5, 40)
@@ -148,8 +149,30 @@ def test_fields_share_layouts_that_are_renewed(numbered):
         batch = used[step]
         for layout, observed in zip(batch.layout.tolist(), batch.input_index.tolist()):
             assert by_layout.setdefault(layout, observed) == observed
-            assert step // RENEWED <= layout < step // RENEWED + LAYOUTS
+            assert layout < step // RENEWED + LAYOUTS
     assert len(set(map(tuple, by_layout.values()))) > 30
+
+
+def test_a_field_keeps_its_layout_and_shows_other_symmetries(photos):
+    """For REUSED epochs; then it gets another."""
+    used, length = batches(photos.train), len(photos.train)
+    shown, per_field = {}, {}
+    for epoch in range(5):
+        order = {used.field_of(step, slot): (step, slot)
+                 for step in range(epoch * length // 8, (epoch + 1) * length // 8)
+                 for slot in range(8)}
+        step, slot = order[5]
+        batch = used[step]
+        per_field[epoch] = {name: getattr(batch, name)[slot].tolist()
+                            for name in ("field", "turn", "layout", "draws", "symmetry")}
+        back = Symmetry(per_field[epoch]["symmetry"], 16, 16, 3).source
+        shown[epoch] = sorted(back[batch.input_index[slot]].tolist())
+    assert [own["turn"] for own in per_field.values()] == [0, 1, 2, 3, 0]
+    for name in ("field", "layout", "draws"):
+        names = [own[name] for own in per_field.values()]
+        assert len(set(names[:4])) == 1 and names[4] != names[0]
+    assert shown[0] == shown[1] == shown[2] == shown[3] != shown[4]
+    assert len({own["symmetry"] for own in per_field.values()}) > 1
 
 
 @pytest.mark.parametrize("pattern", ["random:0.1-0.4"])

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from sparsefield.data import Scale, TrainingBatches, arrays, array_files, frozen_case, open_data
 from sparsefield.data import parse_pattern
@@ -153,13 +154,17 @@ def test_fingerprint_tells_contents_apart(tmp_path):
     assert open_data(saved(tmp_path / "a.npz", images=fields)).fingerprint != before
 
 
-def test_pictures_are_mirrored_in_training_and_fields_are_not(tmp_path):
+def test_pictures_are_turned_in_training_and_fields_are_not(tmp_path):
     ramp = np.broadcast_to(np.arange(0, 240, 30), (30, 8, 8))
-    picture = open_data(saved(tmp_path / "p.npz", images=np.stack([ramp] * 3, -1).astype(np.uint8)))
-    field = open_data(saved(tmp_path / "f.npz", images=ramp.astype(np.float32)))
-    rising = [
-        {bool(data.train.training_example(0, np.random.default_rng(k))[0, -1, 0] > 0)
-         for k in range(20)}
-        for data in (picture, field)
-    ]
-    assert rising == [{True, False}, {True}]
+    pictures = saved(tmp_path / "p.npz", images=np.stack([ramp] * 3, -1).astype(np.uint8))
+    fields = saved(tmp_path / "f.npz", images=ramp.astype(np.float32))
+    shown = []
+    for path in (pictures, fields):
+        used = TrainingBatches(
+            open_data(str(path)).train, parse_pattern("grid:2"), seed=0, batch_size=8,
+            queries=(64, 64), draw_angles=lambda rng, size: rng.random(size),
+        )
+        values = torch.cat([used[step].x_1[..., 0] for step in range(3)]).unflatten(1, (8, 8))
+        shown.append({(bool(v[0, -1] > v[0, 0]), bool(v[-1, 0] > v[0, 0])) for v in values})
+    assert shown[0] == {(True, False), (False, False), (False, True)}
+    assert shown[1] == {(True, False)}

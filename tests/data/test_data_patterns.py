@@ -51,7 +51,7 @@ def test_varied_share_covers_its_range():
 
 def test_varied_share_is_one_number_per_batch():
     class Flat:
-        has_gaps = False
+        has_gaps = is_symmetric = False
 
         def __len__(self):
             return 10

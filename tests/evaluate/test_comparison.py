@@ -214,7 +214,10 @@ class OneBlock(torch.nn.Module):
     def closed_form(self, query_coords, input_coords, input_values):
         return SimpleNamespace(mean=torch.zeros(*query_coords.shape[:2], 3)), None
 
-    def prepare(self, form, *places):
+    def start(self, form, *places):
+        return form
+
+    def prepare(self, start, *places):
         return places
 
     def forward(self, z, theta, places):

@@ -12,7 +12,8 @@ from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
 from sparsefield.model.mamba import Mamba
-from sparsefield.model.ordering import ORDERS, hilbert_index, token_order
+from sparsefield.model.field import Start
+from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
 DEFAULT_PARAMETERS = 6841635
@@ -48,15 +49,20 @@ def make_scene(channels: int = 3, inputs: int = 12, queries: int = 20, size: int
                  torch.linspace(0, 1.4, size))
 
 
-def slope(model: nn.Module, scene: Scene) -> Tensor:
+def start_of(model: nn.Module, scene: Scene) -> Start:
     form, _ = model.closed_form(*scene.places)
-    z = path.interpolate(scene.z_0, (scene.x_1 - form.mean) / form.sd, scene.theta)
-    return model(path.seen(z, scene.theta), scene.theta, model.prepare(form, *scene.places))
+    return model.start(form, scene.query_coords, scene.input_coords)
+
+
+def slope(model: nn.Module, scene: Scene) -> Tensor:
+    start = start_of(model, scene)
+    z = path.interpolate(scene.z_0, (scene.x_1 - start.mean) / start.sd, scene.theta)
+    return model(path.seen(z, scene.theta), scene.theta, model.prepare(start, *scene.places))
 
 
 def loss_of(model: nn.Module, scene: Scene) -> Tensor:
-    form, _ = model.closed_form(*scene.places)
-    z_1 = (scene.x_1 - form.mean) / form.sd
+    start = start_of(model, scene)
+    z_1 = ((scene.x_1 - start.mean) / start.sd).detach()
     return (slope(model, scene) - path.target(scene.z_0, z_1, scene.theta)).square().mean()
 
 
@@ -191,8 +197,7 @@ def test_order_of_the_given_points_does_not_matter(order):
 
 def test_draws_of_a_field_share_what_its_points_determine():
     model, scene = wake(MAMBADiffusionV2(**SMALL)).eval(), make_scene(size=1)
-    form, _ = model.closed_form(*scene.places)
-    prepared = model.prepare(form, *scene.places)
+    prepared = model.prepare(start_of(model, scene), *scene.places)
     z, theta = torch.randn(3, 20, 3), torch.ones(3)
     together = model(z, theta, prepared.repeat(3))
     for k in range(3):
@@ -211,7 +216,7 @@ def test_hilbert_curve_visits_every_cell_by_single_steps():
 def test_hilbert_order_is_the_same_at_every_resolution():
     """A query between two others in the order of a coarse grid stays so on a finer one."""
     coarse, fine = grid_coords(8, 8)[None], grid_coords(24, 24)[None]
-    order = token_order(coarse, fine, "hilbert")[0]
+    order = read_along(coarse, fine, "hilbert").order[0, 0]
     coarse_only = order[order < 64]
     assert coarse_only.tolist() == hilbert_index(coarse[0]).argsort().tolist()
 

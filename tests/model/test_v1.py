@@ -24,7 +24,8 @@ def answer(model: MAMBADiffusion, change_query: int | None = None) -> torch.Tens
     if change_query is not None:
         z[:, change_query] += 1
     form, _ = model.closed_form(*places)
-    return model(z, torch.tensor([0.5, 1.2]), model.prepare(form, *places))
+    start = model.start(form, *places[:2])
+    return model(z, torch.tensor([0.5, 1.2]), model.prepare(start, *places))
 
 
 def small(**changes) -> MAMBADiffusion:

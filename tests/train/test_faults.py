@@ -58,10 +58,10 @@ def whole(data, tmp_path_factory) -> Path:  # noqa: F811
 
 @pytest.fixture
 def tiny_disk(tmp_path):
-    """A file system of 6 MB. Needs root."""
+    """A file system of 12 MB. Needs root."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk],
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk],
                              capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a tmpfs needs root")
@@ -220,7 +220,7 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):  #
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("sparsefield.train.loop.slope_loss",
+    monkeypatch.setattr("sparsefield.train.loop.canvas_loss",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match="out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
@@ -288,8 +288,8 @@ def test_setting_aside_leaves_other_files_alone(data, tmp_path):  # noqa: F811
 
 
 def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):  # noqa: F811
-    train(settings(data, tmp_path, epochs=1))
-    train(settings(data, tmp_path, epochs=3))
+    train(settings(data, tmp_path, epochs=1, canvas_first=0.0))
+    train(settings(data, tmp_path, epochs=3, canvas_first=0.0))
     assert "EPOCHS was 1 and is 3" in capsys.readouterr().out
     rates = [record["lr"] for record in records(tmp_path) if "lr" in record]
     assert rates[1:] == [training.learning_rate(step - 1, 18, 2, 1e-3) for step in (12, 18)]

@@ -33,8 +33,8 @@ def data(tmp_path_factory) -> Path:
 def settings(data: Path, folder: Path, **changes) -> Config:
     small = dict(
         data=str(data), save_dir=str(folder), d_model=16, num_layers=2, perceiver_iterations=1,
-        perceiver_heads=2, neighbours=4, batch_size=8, epochs=2, queries_min=8, queries_max=16,
-        eval_pictures=2, eval_every=1, save_every=1, warmup=2, lr=1e-3, device="cpu",
+        perceiver_heads=2, neighbours=4, canvas_width=8, batch_size=8, epochs=2, queries_min=8,
+        queries_max=16, eval_pictures=2, eval_every=1, save_every=1, warmup=2, lr=1e-3, device="cpu",
     )
     return Config(**{**small, **changes})
 
@@ -136,8 +136,10 @@ def test_second_training_in_one_folder_is_refused(data, tmp_path):
 
 
 def test_lasting_nonfinite_losses_are_fatal_and_leave_weights_alone(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "slope_loss",
-                        lambda model, *_: sum(p.sum() for p in model.parameters()) * float("nan"))
+    for loss in ("canvas_loss", "slope_loss"):
+        monkeypatch.setattr(
+            training, loss, lambda model, *_: sum(p.sum() for p in model.parameters()) * float("nan")
+        )
     config = settings(data, tmp_path, epochs=10, eval_every=100)
     monkeypatch.setattr(training.Reporter, "validate", lambda *_: False)
     before = MAMBADiffusionV2.__init__
