@@ -93,6 +93,10 @@ class Factored:
         eye = torch.eye(self.lower.shape[1], dtype=self.lower.dtype, device=self.lower.device)
         return torch.linalg.solve_triangular(self.lower, eye.expand_as(self.lower), upper=False)
 
+    def log_det(self) -> Tensor:
+        """(R,) of the covariance of increments, float64."""
+        return 2 * self.lower.diagonal(dim1=1, dim2=2).double().log().sum(dim=1)
+
     def whiten(self, values: Tensor) -> Tensor:
         """L^-1 (y_i - y_1): (B, M, C) to (R, M - 1, C)."""
         increments = (values[:, 1:] - values[:, :1]).to(self.lower)

@@ -47,15 +47,11 @@ class Pairs:
         return Pair(form, z_0, (batch.x_1 - form.mean) / form.sd)
 
     def _on_grid(self, batch: Batch) -> tuple[ClosedForm, Tensor]:
-        fields = []
-        jobs = zip(batch.layout.tolist(), batch.input_index, batch.input_values,
-                   batch.seed.tolist(), batch.query_index)
-        for layout, observed, values, seed, queried in jobs:
-            mean, sd, spread, loo_sd, surprise, z_0 = self.on_grid(layout, observed, values, seed)
-            fields.append((mean[queried], sd[queried], spread[queried], loo_sd, surprise,
-                           z_0[queried]))
-        *form, z_0 = (torch.stack(column) for column in zip(*fields))
-        return ClosedForm(*form), z_0
+        answer, loo, z_0 = self.on_grid(
+            batch.layout.tolist(), batch.input_index, batch.input_values, batch.seed.tolist(),
+            batch.query_index,
+        )
+        return ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise), z_0
 
 
 def slope_loss(model, batch: Batch, pair: Pair, forward=None) -> Tensor:
