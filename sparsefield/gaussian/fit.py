@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.factor import Factored, Hypotheses, factor
-from sparsefield.gaussian.kernels import Kernel
+from sparsefield.gaussian.kernels import Kernel, without_directions
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
@@ -102,6 +102,8 @@ class Fit(Mixture):
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram in words: the kernels with weight, the heaviest first."""
+        if self.values.shape[1] == 1:
+            return "one point: nothing to fit, isotropic variograms of several powers alike"
         mine = self.hypotheses.field == field
         kernels, weights = self.hypotheses.kernel[mine].tolist(), self.weight[mine].tolist()
         return "; ".join(f"{self.hypotheses.kernels[kernel].describe()} ({weight:.0%})"
@@ -117,6 +119,7 @@ def fit(coords: Tensor, values: Tensor, noise_variance: Tensor | None,
         values: (B, M, C), of about unit size.
         noise_variance: (B, M) of the noise in the values, with C = 1; None: there is none.
     """
+    kernels = without_directions(kernels, coords.shape[1])
     every = Hypotheses.every(kernels, len(coords), coords.device)
     if noise_variance is not None:
         score, amplitude2 = climb(every, coords, values, noise_variance)

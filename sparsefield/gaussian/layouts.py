@@ -36,7 +36,7 @@ from sparsefield.gaussian.fit import (
     covariance_of_channels,
     restricted_likelihood,
 )
-from sparsefield.gaussian.kernels import BANK
+from sparsefield.gaussian.kernels import BANK, without_directions
 
 KEPT = 36  # layouts: those in use and a few before
 
@@ -65,11 +65,12 @@ class _Brought(NamedTuple):
 
 
 class _Layout:
-    """Observed points (M,) of a grid with P points, factored under every kernel of the bank."""
+    """Observed points (M,) of a grid with P points, factored under every kernel."""
 
     def __init__(self, grid: Tensor, observed: Tensor):
         self.grid, self.coords = grid, grid[observed][None]
-        self.factored = factor(Hypotheses.every(BANK, 1, grid.device), self.coords)
+        self.kernels = without_directions(BANK, len(observed))
+        self.factored = factor(Hypotheses.every(self.kernels, 1, grid.device), self.coords)
         self.log_det = self.factored.log_det()                            # (K,)
         self.near = closeness(grid[None], self.coords, len(observed) ** -0.5)[0]  # (P, M)
         self.on_grid: dict[int, _Brought] = {}
@@ -152,7 +153,7 @@ class GridPosteriors:
         kernels = mixture.hypotheses.kernel[heaviest]
         for kernel in kernels.unique().tolist():
             alike = (kernels == kernel).nonzero()[:, 0]
-            root = grid_root(BANK[kernel], self.height, self.width).to(self.grid)
+            root = grid_root(mixture.hypotheses.kernels[kernel], self.height, self.width).to(self.grid)
             prior[alike] = numbers[alike] @ root.mT
         return prior.mT
 
@@ -164,7 +165,7 @@ def fit(places: Sequence[_Layout], values: Tensor) -> tuple[Mixture, Tensor]:
     score = restricted_likelihood(white, torch.stack([place.log_det for place in places]))
     rows, weight = choose(score)
     white = white.flatten(0, 1)[rows]
-    hypotheses = Hypotheses.every(BANK, len(places), values.device).take(rows)
+    hypotheses = Hypotheses.every(places[0].kernels, len(places), values.device).take(rows)
     return Mixture(hypotheses, weight.to(white), covariance_of_channels(white), values), white
 
 
