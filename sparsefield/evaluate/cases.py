@@ -28,6 +28,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, noise_seed, sample
+from sparsefield.model.precision import has_fast_bfloat16
 
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
 
@@ -266,6 +267,7 @@ class Cases:
                 *self.stack(which, rows),
                 seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
                 points=self.points,
+                bfloat16=self.device.type == "cpu" and has_fast_bfloat16(),
                 **sampler,
             )
 

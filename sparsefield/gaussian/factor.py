@@ -28,12 +28,16 @@ LEAST_PIVOT = 0.02
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Within it, float32 products are float32, not TF32: the weights of near points cancel."""
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Within it, float32 products are float32, whatever is set around: no TF32, no autocast.
+
+    The weights of near points cancel.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

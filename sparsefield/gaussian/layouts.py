@@ -104,7 +104,7 @@ class GridPosteriors:
             observed: (B, M) int64. values: (B, M, C) in [-1, 1]. seeds: B, of the draws.
             queried: (B, N) int64.
         """
-        with torch.autocast(values.device.type, enabled=False), full_precision():
+        with full_precision(values.device):
             places = [self._places(*each) for each in zip(layouts, observed)]
             mixture, white = fit(places, values)
             pairs = zip(mixture.hypotheses.field.tolist(), mixture.hypotheses.kernel.tolist())
