@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import skimage
 import torch
-from skimage.transform import resize
 from torch import Tensor, nn
 
 from sparsefield.coords import grid_coords
@@ -282,7 +282,7 @@ class Cases:
         coords, values = case.coords.numpy(), to_unit(case.values.numpy())
         if name == ENLARGED:
             coarse = BASELINES["biharmonic"](coords, values, self.shape(self.rows))
-            fine = resize(coarse, self.shape(rows), order=3, mode="edge")
+            fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
             result = keep_observations(fine, coords, values)
         else:
             result = BASELINES[name](coords, values, self.shape(rows))
