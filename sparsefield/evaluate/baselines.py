@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import wraps
 
 import numpy as np
+import scipy
+import skimage
 import torch
-from scipy.interpolate import RBFInterpolator, griddata
 from scipy.spatial import KDTree
-from skimage.restoration import inpaint_biharmonic
 
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
@@ -82,7 +82,7 @@ def linear(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np
     outside = nearest(coords, values, shape).reshape(-1, values.shape[1])
     if not _span_the_plane(coords):
         return outside
-    inside = griddata(coords, values, _queries(shape), method="linear")
+    inside = scipy.interpolate.griddata(coords, values, _queries(shape), method="linear")
     return np.where(np.isnan(inside), outside, inside)
 
 
@@ -104,7 +104,7 @@ def biharmonic(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -
     missing = np.ones(shape, dtype=bool)
     picture[rows, columns] = values
     missing[rows, columns] = False
-    return inpaint_biharmonic(picture, missing, channel_axis=-1)
+    return skimage.restoration.inpaint_biharmonic(picture, missing, channel_axis=-1)
 
 
 @baseline("thin-plate RBF")
@@ -118,7 +118,9 @@ def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
     if not _span_the_plane(coords):
         return nearest(coords, values, shape)
     neighbours = RBF_NEIGHBOURS if len(coords) > RBF_DENSE_POINTS else None
-    spline = RBFInterpolator(coords, values, neighbors=neighbours, kernel="thin_plate_spline")
+    spline = scipy.interpolate.RBFInterpolator(
+        coords, values, neighbors=neighbours, kernel="thin_plate_spline"
+    )
     try:
         return spline(_queries(shape))
     except np.linalg.LinAlgError as error:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import skimage
 import torch
-from skimage.transform import resize
 from torch import Tensor, nn
 
 from sparsefield.coords import grid_coords
@@ -28,6 +28,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, noise_seed, sample
+from sparsefield.model.precision import has_fast_bfloat16
 
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
 
@@ -266,6 +267,7 @@ class Cases:
                 *self.stack(which, rows),
                 seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
                 points=self.points,
+                bfloat16=self.device.type == "cpu" and has_fast_bfloat16(),
                 **sampler,
             )
 
@@ -280,7 +282,7 @@ class Cases:
         coords, values = case.coords.numpy(), to_unit(case.values.numpy())
         if name == ENLARGED:
             coarse = BASELINES["biharmonic"](coords, values, self.shape(self.rows))
-            fine = resize(coarse, self.shape(rows), order=3, mode="edge")
+            fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
             result = keep_observations(fine, coords, values)
         else:
             result = BASELINES[name](coords, values, self.shape(rows))

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage, stats
-from skimage.metrics import structural_similarity
+import scipy
+import skimage
 
 from sparsefield.errors import UserError
 
@@ -85,7 +85,7 @@ def _ssim(reconstruction: np.ndarray, truth: np.ndarray, window: int, **settings
     if side < 3:
         raise UserError(f"SSIM needs images of at least 3 x 3 points, this one has {exists.shape}")
     window = min(window, side - 1 + side % 2)
-    _, similarity = structural_similarity(
+    _, similarity = skimage.metrics.structural_similarity(
         x, g, win_size=window, data_range=1, channel_axis=-1, full=True, **settings
     )
     border = window // 2
@@ -108,7 +108,7 @@ def speckle(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.
 
 
 def _stands_out(image: np.ndarray, threshold: float) -> np.ndarray:
-    median = ndimage.median_filter(image, size=(3, 3, 1), mode="reflect")
+    median = scipy.ndimage.median_filter(image, size=(3, 3, 1), mode="reflect")
     return np.abs(image - median) > threshold
 
 
@@ -119,11 +119,11 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
     defined there, and averages leave that image out.
     """
     x, g, exists = _pair(reconstruction, truth)
-    mean = ndimage.uniform_filter(g, size=(5, 5, 1), mode="reflect")
-    mean_square = ndimage.uniform_filter(g**2, size=(5, 5, 1), mode="reflect")
+    mean = scipy.ndimage.uniform_filter(g, size=(5, 5, 1), mode="reflect")
+    mean_square = scipy.ndimage.uniform_filter(g**2, size=(5, 5, 1), mode="reflect")
     flat = (mean_square - mean**2 < flat_below**2) & exists[..., None]
     error = x - g
-    grain = error - ndimage.uniform_filter(error, size=(3, 3, 1), mode="reflect")
+    grain = error - scipy.ndimage.uniform_filter(error, size=(3, 3, 1), mode="reflect")
     return float(np.sqrt(_mean(grain[flat] ** 2)))
 
 
@@ -189,8 +189,8 @@ def paired_bootstrap(
         return _mean(differences), np.nan, np.nan
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
     means = differences[draws].mean(axis=1)
-    quantile = stats.t.ppf((1 - confidence) / 2, df=count - 1)
-    tail = stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
+    quantile = scipy.stats.t.ppf((1 - confidence) / 2, df=count - 1)
+    tail = scipy.stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(differences.mean()), float(low), float(high)
 
@@ -205,7 +205,7 @@ def _pair(
         raise ValueError(f"expected two images (H, W, C), not {x.shape} and {g.shape}")
     exists = _existing(g)
     if not exists.all():
-        nearest = ndimage.distance_transform_edt(
+        nearest = scipy.ndimage.distance_transform_edt(
             ~exists, return_distances=False, return_indices=True
         )
         x, g = x[tuple(nearest)], g[tuple(nearest)]

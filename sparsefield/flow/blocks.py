@@ -63,6 +63,33 @@ def _with_halo(points: np.ndarray, core: np.ndarray, halo: int) -> np.ndarray:
     return np.concatenate([core, np.argpartition(outside, max(halo - 1, 0))[:halo]])
 
 
+def jump_across_borders(values: Tensor, block: Tensor) -> float:
+    """Mean step between neighbours of two blocks, over that between neighbours of one: 1 if no
+    seam is to be seen.
+
+    Args:
+        values: (..., H, W, C). block: (H, W), which block answered each point; negative: none did.
+    """
+    across, within = [], []
+    for dim in (0, 1):
+        step = values.diff(dim=values.ndim - 3 + dim).abs().mean(dim=-1)  # (..., H', W')
+        one, other = block.narrow(dim, 0, block.shape[dim] - 1), block.narrow(
+            dim, 1, block.shape[dim] - 1)
+        asked = (one >= 0) & (other >= 0)
+        across.append(step[..., asked & (one != other)])
+        within.append(step[..., asked & (one == other)])
+    return float(torch.cat(across, dim=-1).mean() / torch.cat(within, dim=-1).mean())
+
+
+def block_of(blocks: list[Block], field: int = 0) -> Tensor:
+    """(N,), which of the blocks answers each query of a field."""
+    cores = [block.index[field, : block.core] for block in blocks]
+    found = torch.empty(sum(map(len, cores)), dtype=torch.long)
+    for number, core in enumerate(cores):
+        found[core.cpu()] = number
+    return found
+
+
 def take(values: Tensor, index: Tensor) -> Tensor:
     """values (B, N, F) at index (B, n): (B, n, F)."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

@@ -75,6 +75,7 @@ def sample(
     points: int = POINTS,
     block_size: int | None = None,
     most_inputs: int | None = None,
+    bfloat16: bool = False,
     progress: Progress | None = None,
     **options: float,
 ) -> Result:
@@ -94,6 +95,8 @@ def sample(
             answers; bounds memory, of B fields and half as many queries around each block.
         block_size: queries answered together, at most and by default `points`.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
+        bfloat16: products of the network in bfloat16 (autocast), as in training where the machine
+            is fast at them; the closed form and its draws stay in float32.
         progress: called as progress(model calls so far, calls in all or None if unknown).
     Raises:
         UserError: an unknown sampler or option, or one out of range.
@@ -109,7 +112,7 @@ def sample(
     start = model.start(form, query_coords, input_coords)
     draws = 1 if method == "mean" else len(seeds[0])
     slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
-                   block_size, most_inputs, progress, declared_nfe(method, num_steps))
+                   block_size, most_inputs, bfloat16, progress, declared_nfe(method, num_steps))
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
 
     def fresh() -> Tensor:
@@ -133,14 +136,16 @@ class _Slope:
     evaluation a field serves all draws.
     """
 
-    def __init__(self, model, start, places, draws, points, block_size, most_inputs, progress,
-                 evaluations):
+    def __init__(self, model, start, places, draws, points, block_size, most_inputs, bfloat16,
+                 progress, evaluations):
         self.model, self.start, self.draws, self.points = model, start, draws, points
         self.query_coords, self.input_coords, self.input_values = places
         count = self.query_coords.shape[1]
         halo = 0 if count <= block_size else int(HALO * block_size)
         self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
+        self.bfloat16 = bfloat16
+        self._repeated: dict[int, object] = {}
         self.progress = progress
         self.evaluations = self.calls = 0
         self.first: Tensor | None = None
@@ -177,20 +182,34 @@ class _Slope:
     def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
         by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)
         slope = torch.zeros(by_field.shape, dtype=z.dtype, device=z.device)
-        for block, prepared in zip(self.blocks, self.prepared):
+        for b, block in enumerate(self.blocks):
             for part in self._parts(draws):
                 some = by_field[:, part.start:part.stop].flatten(0, 1)
                 size = len(part)
                 index = block.index.repeat_interleave(size, dim=0)
-                angle = z.new_full((len(some),), theta, dtype=torch.float32)
-                found = self.model(take(some, index), angle, prepared.repeat(size))
+                found = self._call(b, size, take(some, index), theta)
                 found = found[:, :block.core].to(z).unflatten(0, (-1, size))  # (B, size, core, C)
                 core = block.index[:, None, :block.core, None].expand_as(found)
                 slope[:, part.start:part.stop].scatter_(2, core, found)
-                self.calls += 1
-                if self.progress is not None:
-                    self.progress(self.calls, self.total)
         return slope.flatten(0, 1)
+
+    def _call(self, b: int, size: int, z: Tensor, theta: float) -> Tensor:
+        """F of block b, for `size` draws of every field (B size, n, C)."""
+        angle = z.new_full((len(z),), theta, dtype=torch.float32)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
+            found = self.model(z, angle, self._prepared_for(b, size))
+        self.calls += 1
+        if self.progress is not None:
+            self.progress(self.calls, self.total)
+        return found
+
+    def _prepared_for(self, b: int, size: int) -> object:
+        """What block b determines, `size` times; kept for all evaluations of a small field."""
+        if len(self.blocks) > 1:
+            return self.prepared[b].repeat(size)
+        if size not in self._repeated:
+            self._repeated[size] = self.prepared[b].repeat(size)
+        return self._repeated[size]
 
 
 def _check_shapes(query_coords, input_coords, input_values, seeds) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.factor import Factored
-from sparsefield.gaussian.fit import Fit
+from sparsefield.gaussian.fit import Fit, Mixture
 from sparsefield.gaussian.kernels import NUGGET
 
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
@@ -96,12 +96,21 @@ def answer(fit: Fit, queries: Tensor, surprise: Tensor, spacing: float) -> Answe
 
 def combine(fit: Fit, kriged: Kriged) -> Answer:
     """The mixture of what the hypotheses answer, by their weights."""
-    change = (fit.white.mT @ kriged.whitened).mT                          # (R, N, C)
-    mean = fit.mix(change)                                                # (B, N, C)
-    between = fit.mix((change - mean[fit.hypotheses.field]) ** 2)
-    within = fit.mix(kriged.variance[..., None] * fit.amplitude2[:, None])
+    return answer_of(fit, (fit.white.mT @ kriged.whitened).mT, kriged.variance)
+
+
+def answer_of(mixture: Mixture, change: Tensor, variance: Tensor) -> Answer:
+    """The same from what each hypothesis says.
+
+    Args:
+        change: (R, N, C), of the mean from the first observation.
+        variance: (R, N), relative to the amplitude.
+    """
+    mean = mixture.mix(change)                                            # (B, N, C)
+    between = mixture.mix((change - mean[mixture.hypotheses.field]) ** 2)
+    within = mixture.mix(variance[..., None] * mixture.amplitude2[:, None])
     spread = between.mean(dim=2, keepdim=True).sqrt()
-    mean = fit.values[:, :1].to(mean) + mean
+    mean = mixture.values[:, :1].to(mean) + mean
     return Answer(mean.float(), (within + between).sqrt().float(), spread.float())
 
 
@@ -113,16 +122,29 @@ def leave_one_out(fit: Fit) -> LeaveOneOut:
     L^-1, and for the first observation minus their sum.
     """
     inverse = fit.factored.inverse                                        # (R, M - 1, M - 1)
-    weighted = inverse.mT @ fit.white                                     # (R, M - 1, C)
-    weighted = torch.cat([-weighted.sum(dim=1, keepdim=True), weighted], dim=1)
+    return left_out(fit, inverse.mT @ fit.white, precisions(inverse))
+
+
+def precisions(inverse: Tensor) -> Tensor:
+    """P_ii (R, M) of L^-1 (R, M - 1, M - 1)."""
     precision = torch.cat([inverse.sum(dim=2).square().sum(dim=1, keepdim=True),
-                           inverse.square().sum(dim=1)], dim=1)           # (R, M)
-    precision = precision[..., None].clamp_min(0.5 / precision.shape[1])
-    error = weighted / precision                                          # (R, M, C)
-    off = fit.mix(error)                                                  # (B, M, C)
-    between = (error - off[fit.hypotheses.field]) ** 2
-    sd = fit.mix(fit.amplitude2[:, None] / precision + between).sqrt()
-    return LeaveOneOut((fit.values.to(off) - off).float(), sd.float(), (off / sd).float())
+                           inverse.square().sum(dim=1)], dim=1)
+    return precision.clamp_min(0.5 / precision.shape[1])
+
+
+def left_out(mixture: Mixture, weighted: Tensor, precision: Tensor) -> LeaveOneOut:
+    """`leave_one_out` of what each hypothesis says.
+
+    Args:
+        weighted: (R, M - 1, C), P y without its first row, which is minus the sum of the others.
+        precision: (R, M), P_ii.
+    """
+    weighted = torch.cat([-weighted.sum(dim=1, keepdim=True), weighted], dim=1)
+    error = weighted / precision[..., None]                               # (R, M, C)
+    off = mixture.mix(error)                                              # (B, M, C)
+    between = (error - off[mixture.hypotheses.field]) ** 2
+    sd = mixture.mix(mixture.amplitude2[:, None] / precision[..., None] + between).sqrt()
+    return LeaveOneOut((mixture.values.to(off) - off).float(), sd.float(), (off / sd).float())
 
 
 def local_amplitude(

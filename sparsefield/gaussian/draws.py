@@ -124,9 +124,10 @@ def standard_normal(
 
 @lru_cache(maxsize=64)
 def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
-    """(H W, H W) float32: rows of N(0, 1) times it are fields on pixel centres, but for a level.
+    """(H W, H W) float32: times columns of N(0, 1) it is fields on pixel centres, but for a level.
 
-    Cheaper than waves where many fields are drawn on one small grid.
+    Row i makes the value at pixel i. Cheaper than waves where many fields are drawn on one small
+    grid.
     """
     y, x = torch.meshgrid((torch.arange(height, dtype=torch.float64) + 0.5) / height,
                           (torch.arange(width, dtype=torch.float64) + 0.5) / width, indexing="ij")
@@ -135,4 +136,4 @@ def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
     gamma = variogram((kernel,), only, only, coords, coords)[0]
     covariance = LEVEL - gamma
     covariance.diagonal().add_(1e-9)
-    return torch.linalg.cholesky(covariance).mT.contiguous().float()
+    return torch.linalg.cholesky(covariance).float()

@@ -28,12 +28,16 @@ LEAST_PIVOT = 0.02
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Within it, float32 products are float32, not TF32: the weights of near points cancel."""
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Within it, float32 products are float32, whatever is set around: no TF32, no autocast.
+
+    The weights of near points cancel.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -92,6 +96,10 @@ class Factored:
         """(R, M - 1, M - 1), of `lower`."""
         eye = torch.eye(self.lower.shape[1], dtype=self.lower.dtype, device=self.lower.device)
         return torch.linalg.solve_triangular(self.lower, eye.expand_as(self.lower), upper=False)
+
+    def log_det(self) -> Tensor:
+        """(R,) of the covariance of increments, float64."""
+        return 2 * self.lower.diagonal(dim1=1, dim2=2).double().log().sum(dim=1)
 
     def whiten(self, values: Tensor) -> Tensor:
         """L^-1 (y_i - y_1): (B, M, C) to (R, M - 1, C)."""

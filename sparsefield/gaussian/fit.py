@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.factor import Factored, Hypotheses, factor
-from sparsefield.gaussian.kernels import Kernel
+from sparsefield.gaussian.kernels import Kernel, without_directions
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
@@ -26,43 +26,55 @@ AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The Gaussian field of each batch element, as its observations have chosen it.
+class Mixture:
+    """Which hypotheses answer for each field, and how large the field is under them.
 
     Attributes:
-        factored: R hypotheses, one to KEPT for a field, heaviest first.
+        hypotheses: R of them, one to KEPT for a field, heaviest first.
         weight: (R,), of sum 1 over those of a field.
         channels: (R, C, C) covariance between channels: the field's is that times gamma.
-        white: (R, M - 1, C) increments of the values, whitened.
         values: (B, M, C), as given.
     """
 
-    factored: Factored
+    hypotheses: Hypotheses
     weight: Tensor
     channels: Tensor
-    white: Tensor
     values: Tensor
-
-    @property
-    def hypotheses(self) -> Hypotheses:
-        return self.factored.hypotheses
 
     @property
     def amplitude2(self) -> Tensor:
         """(R, C), of every channel."""
         return self.channels.diagonal(dim1=1, dim2=2)
 
-    def heaviest(self) -> Fit:
-        """The same with one hypothesis for each field."""
+    def heaviest_rows(self) -> Tensor:
+        """(B,), which hypothesis of each field is the heaviest."""
         every = torch.arange(len(self.values), device=self.weight.device)
-        rows = torch.searchsorted(self.hypotheses.field, every)
-        return Fit(self.factored.take(rows), torch.ones_like(self.weight[rows]),
-                   self.channels[rows], self.white[rows], self.values)
+        return torch.searchsorted(self.hypotheses.field, every)
 
     def mix(self, x: Tensor) -> Tensor:
         """Weighted mean over the hypotheses of each field: (R, n, C) to (B, n, C)."""
         mean = x.new_zeros(len(self.values), *x.shape[1:])
         return mean.index_add_(0, self.hypotheses.field, self.weight[:, None, None] * x)
+
+
+@dataclass(frozen=True)
+class Fit(Mixture):
+    """The Gaussian field of each batch element, as its observations have chosen it.
+
+    Attributes:
+        factored: the observed places under the R hypotheses.
+        white: (R, M - 1, C) increments of the values, whitened.
+    """
+
+    factored: Factored
+    white: Tensor
+
+    def heaviest(self) -> Fit:
+        """The same with one hypothesis for each field."""
+        rows = self.heaviest_rows()
+        factored = self.factored.take(rows)
+        return Fit(factored.hypotheses, torch.ones_like(self.weight[rows]), self.channels[rows],
+                   self.values, factored, self.white[rows])
 
     def at_all(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> Fit:
         """The same hypotheses for the same fields, on other observations of theirs."""
@@ -85,11 +97,13 @@ class Fit:
             noise_variance: Tensor | None) -> Fit:
         factored = factor(replace(self.hypotheses.take(rows), field=field), coords, noise_variance)
         white = factored.whiten(values)
-        return Fit(factored, self.weight[rows].to(white), self.channels[rows].to(white), white,
-                   values)
+        return Fit(factored.hypotheses, self.weight[rows].to(white),
+                   self.channels[rows].to(white), values, factored, white)
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram in words: the kernels with weight, the heaviest first."""
+        if self.values.shape[1] == 1:
+            return "one point: nothing to fit, isotropic variograms of several powers alike"
         mine = self.hypotheses.field == field
         kernels, weights = self.hypotheses.kernel[mine].tolist(), self.weight[mine].tolist()
         return "; ".join(f"{self.hypotheses.kernels[kernel].describe()} ({weight:.0%})"
@@ -105,6 +119,7 @@ def fit(coords: Tensor, values: Tensor, noise_variance: Tensor | None,
         values: (B, M, C), of about unit size.
         noise_variance: (B, M) of the noise in the values, with C = 1; None: there is none.
     """
+    kernels = without_directions(kernels, coords.shape[1])
     every = Hypotheses.every(kernels, len(coords), coords.device)
     if noise_variance is not None:
         score, amplitude2 = climb(every, coords, values, noise_variance)
@@ -112,40 +127,50 @@ def fit(coords: Tensor, values: Tensor, noise_variance: Tensor | None,
         chosen = replace(every.take(rows), amplitude2=amplitude2.flatten()[rows])
         return _fit(factor(chosen, coords, noise_variance), weight, values)
     if coords.shape[1] ** 2 * len(every.kernel) <= AT_ONCE:
-        return fit_factored(factor(every, coords), values)
+        factored = factor(every, coords)
+        white = factored.whiten(values)
+        rows, weight = choose(scores(factored, white).unflatten(0, (len(values), -1)))
+        return _fit(factored.take(rows), weight, values, white[rows])
     rows, weight = choose(score_all(every, coords, values))
     return _fit(factor(every.take(rows), coords), weight, values)
-
-
-def fit_factored(factored: Factored, values: Tensor) -> Fit:
-    """The same without noise, where the places are factored already under every hypothesis."""
-    white = factored.whiten(values)
-    rows, weight = choose(scores(factored, white).unflatten(0, (len(values), -1)))
-    return _fit(factored.take(rows), weight, values, white[rows])
 
 
 def _fit(
     chosen: Factored, weight: Tensor, values: Tensor, white: Tensor | None = None
 ) -> Fit:
     white = chosen.whiten(values) if white is None else white
-    eye = torch.eye(values.shape[2]).to(white)
     if chosen.hypotheses.amplitude2 is None:
-        channels = (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / values.shape[1]
+        channels = covariance_of_channels(white)
     else:
+        eye = torch.eye(values.shape[2]).to(white)
         channels = chosen.hypotheses.amplitude2[:, None, None].to(white) * eye
-    return Fit(chosen, weight.to(white), channels, white, values)
+    return Fit(chosen.hypotheses, weight.to(white), channels, values, chosen, white)
+
+
+def covariance_of_channels(white: Tensor) -> Tensor:
+    """(R, C, C) of whitened increments (R, M - 1, C), at the best amplitude of every channel."""
+    eye = torch.eye(white.shape[2]).to(white)
+    return (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / (white.shape[1] + 1)
 
 
 def scores(factored: Factored, white: Tensor) -> Tensor:
-    """Restricted log likelihood of each hypothesis, up to a constant: (R,) float64.
+    """Restricted log likelihood of each hypothesis: (R,) float64."""
+    return restricted_likelihood(white, factored.log_det(), factored.hypotheses.amplitude2)
 
-    The amplitude is at its best value, or that of the hypothesis. PRIOR_AMPLITUDE2 counts as the
-    square of one observation more.
+
+def restricted_likelihood(
+    white: Tensor, log_det: Tensor, amplitude2: Tensor | None = None
+) -> Tensor:
+    """Restricted log likelihood of hypotheses, up to a constant: (...,) float64.
+
+    PRIOR_AMPLITUDE2 counts as the square of one observation more.
+
+    Args:
+        white: (..., M - 1, C) whitened increments. log_det: (...,) of their covariance, float64.
+        amplitude2: (...,), or None for the best value of each.
     """
-    count = white.shape[1] + 1
-    log_det = 2 * factored.lower.diagonal(dim1=1, dim2=2).double().log().sum(dim=1)
-    square = white.double().square().sum(dim=1).mean(dim=1) + PRIOR_AMPLITUDE2
-    amplitude2 = factored.hypotheses.amplitude2
+    count = white.shape[-2] + 1
+    square = white.double().square().sum(dim=-2).mean(dim=-1) + PRIOR_AMPLITUDE2
     if amplitude2 is None:  # that of one observation more is left out, as in any case alike
         return -((count - 1) * (square / count).log() + log_det) / 2
     return -(square / amplitude2 + count * amplitude2.log() + log_det) / 2

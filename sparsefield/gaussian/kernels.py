@@ -42,6 +42,13 @@ BANK = tuple(
 )
 ONE_KERNEL = (Kernel(1.0),)  # kriging that is not fitted to the field
 NOISY_BANK = (*BANK, Kernel(1.9))  # noise hides roughness: smooth fields can be told only by it
+FEW_POINTS = 2  # up to so many tell nothing of a direction
+
+
+def without_directions(kernels: tuple[Kernel, ...], points: int) -> tuple[Kernel, ...]:
+    """The kernels that so many observations can choose from: isotropic ones for FEW_POINTS."""
+    isotropic = tuple(kernel for kernel in kernels if kernel.ratio == 1)
+    return isotropic if isotropic and points <= FEW_POINTS else kernels
 
 
 def stretch(kernels: tuple[Kernel, ...]) -> Tensor:

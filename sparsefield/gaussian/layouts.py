@@ -1,7 +1,11 @@
 """Closed-form answers of many fields on one grid, whose observed points return.
 
 Nearly all of the work of kriging depends on places alone. A layout of observations that many fields
-share is factored once, and each hypothesis is brought to the grid when a field first needs it.
+share is factored once, and each hypothesis is brought to the grid when a field first needs it. What
+depends on values is computed field by field, so that nothing depends on which fields come together.
+
+Symbols: M observations, C channels, P points of the grid, L further places, T draws, K kernels of the
+bank, R hypotheses with weight.
 """
 
 from __future__ import annotations
@@ -14,17 +18,23 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.answer import (
-    Kriged,
     amplitude_around,
+    answer_of,
     closeness,
-    combine,
     krige,
-    leave_one_out,
+    left_out,
+    precisions,
 )
 from sparsefield.gaussian.draws import grid_root, standard_normal
-from sparsefield.gaussian.factor import Factored, Hypotheses, factor, full_precision
-from sparsefield.gaussian.fit import Fit, correlation_root, fit_factored
-from sparsefield.gaussian.kernels import BANK
+from sparsefield.gaussian.factor import Hypotheses, factor, full_precision
+from sparsefield.gaussian.fit import (
+    Mixture,
+    choose,
+    correlation_root,
+    covariance_of_channels,
+    restricted_likelihood,
+)
+from sparsefield.gaussian.kernels import BANK, without_directions
 
 KEPT = 36  # layouts: those in use and a few before
 
@@ -41,34 +51,47 @@ class GridAnswer(NamedTuple):
     draws: Tensor
 
 
+class _Brought(NamedTuple):
+    """One hypothesis about a layout, on the whole grid.
+
+    Attributes:
+        inverse: (M - 1, M - 1), L^-1. precision: (M,), see `answer.precisions`.
+        whitened: (P, M - 1), rows L^-1 c. variance: (P,), relative to the amplitude.
+    """
+
+    inverse: Tensor
+    precision: Tensor
+    whitened: Tensor
+    variance: Tensor
+
+
 class _Layout:
-    """Observed points (M,) of a grid, the first of the places asked for, factored."""
+    """Observed points (M,) of a grid, the first of the places asked for, factored under every
+    kernel."""
 
-    def __init__(self, places: Tensor, observed: Tensor):
-        self.grid, self.coords = places, places[observed][None]
-        self.factored = factor(Hypotheses.every(BANK, 1, places.device), self.coords)
-        self.near = closeness(places[None], self.coords, len(observed) ** -0.5)
-        self.on_grid: dict[int, tuple[Factored, Kriged]] = {}
+    def __init__(self, grid: Tensor, observed: Tensor):
+        self.grid, self.coords = grid, grid[observed][None]
+        self.kernels = without_directions(BANK, len(observed))
+        self.factored = factor(Hypotheses.every(self.kernels, 1, grid.device), self.coords)
+        self.log_det = self.factored.log_det()                            # (K,)
+        self.near = closeness(grid[None], self.coords, len(observed) ** -0.5)[0]  # (P, M)
+        self.on_grid: dict[int, _Brought] = {}
 
-    def bring(self, kernel: int) -> tuple[Factored, Kriged]:
-        """One hypothesis, and what it makes of the grid, computed when first asked for."""
+    def bring(self, kernel: int) -> _Brought:
+        """A hypothesis on the grid, computed when first asked for."""
         if kernel not in self.on_grid:
             one = self.factored.take(torch.tensor([kernel], device=self.grid.device))
-            self.on_grid[kernel] = one, krige(one, self.grid[None])
+            kriged = krige(one, self.grid[None])
+            self.on_grid[kernel] = _Brought(
+                one.inverse[0], precisions(one.inverse)[0],
+                kriged.whitened[0].mT.contiguous(), kriged.variance[0],
+            )
         return self.on_grid[kernel]
-
-    def fit(self, values: Tensor) -> tuple[Fit, Kriged]:
-        """The fit to values (1, M, C), and what its hypotheses make of the grid."""
-        fit = fit_factored(self.factored, values)
-        brought = [self.bring(kernel) for kernel in fit.hypotheses.kernel.tolist()]
-        # Where cached_property keeps it: krige has computed these, leave_one_out need not again.
-        fit.factored.__dict__["inverse"] = torch.cat([one.inverse for one, _ in brought])
-        return fit, Kriged(torch.cat([kriged.whitened for _, kriged in brought]),
-                           torch.cat([kriged.variance for _, kriged in brought]))
 
 
 class GridPosteriors:
-    """The fitted posterior of fields on a grid of height x width pixels, a layout at a time."""
+    """The fitted posterior of fields on a grid of height x width pixels, a field at a time: what is
+    computed for one does not depend on the others."""
 
     def __init__(self, height: int, width: int, grid: Tensor):
         self.height, self.width, self.grid = height, width, grid
@@ -86,12 +109,23 @@ class GridPosteriors:
             observed: (M,) int64. values: (M, C) in [-1, 1]. seeds: T, of the draws.
             further: (L, 2) places off the grid.
         """
-        with torch.autocast(values.device.type, enabled=False), full_precision():
+        with full_precision(values.device):
             places = self._places(layout, observed, further)
-            fit, kriged = places.fit(values[None])
-            answer, loo = combine(fit, kriged), leave_one_out(fit)
-            amplitude = amplitude_around(places.near, loo.surprise)
-            draws = self._draws(fit, kriged, observed, seeds)
+            mixture, white = fit(places, values[None])
+            brought = [places.bring(kernel) for kernel in mixture.hypotheses.kernel.tolist()]
+            answer = answer_of(
+                mixture,
+                torch.stack([one.whitened @ w.to(one.whitened) for one, w in zip(brought, white)]),
+                torch.stack([one.variance for one in brought]),
+            )
+            loo = left_out(
+                mixture,
+                torch.stack([one.inverse.mT @ w.to(one.inverse) for one, w in zip(brought, white)]),
+                torch.stack([one.precision for one in brought]),
+            )
+            amplitude = amplitude_around(places.near[None], loo.surprise)
+            heaviest = int(mixture.heaviest_rows()[0])
+            draws = self._draws(mixture, heaviest, brought[heaviest], observed, seeds)
         return GridAnswer(answer.mean[0], (answer.sd * amplitude)[0],
                           (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], draws.half())
 
@@ -107,20 +141,29 @@ class GridPosteriors:
         return self.layouts[layout]
 
     def _draws(
-        self, fit: Fit, kriged: Kriged, observed: Tensor, seeds: Sequence[int]
+        self, mixture: Mixture, row: int, one: _Brought, observed: Tensor, seeds: Sequence[int]
     ) -> Tensor:
         """Prior fields minus their own kriging (Matheron), of unit variance: (T, P, C)."""
-        count, channels = len(self.grid), fit.values.shape[2]
+        root = correlation_root(mixture.channels[row])                    # (C, C)
+        count, channels = len(self.grid), len(root)
         if not seeds:
-            return fit.values.new_empty(0, count, channels)
-        kernel = BANK[int(fit.hypotheses.kernel[0])]
+            return root.new_empty(0, count, channels)
+        kernel = mixture.hypotheses.kernels[int(mixture.hypotheses.kernel[row])]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         numbers = standard_normal(generators, count, channels).to(self.grid).mT   # (T, C, P)
-        root = grid_root(kernel, self.height, self.width).to(self.grid)
-        fields = (correlation_root(fit.channels[0]) @ numbers).flatten(0, 1) @ root  # (T C, P)
-        at_observed = fields[:, observed]                                 # (T C, M)
-        shift = (at_observed[:, 1:] - at_observed[:, :1]).to(fit.factored.lower)
-        white = torch.linalg.solve_triangular(fit.factored.lower[0], shift.mT, upper=False)
-        known = at_observed[:, :1] + (white.mT @ kriged.whitened[0, :, :count]).float()
-        sd = kriged.variance[0, :count].sqrt().float()                    # (P,)
-        return ((fields - known) / sd).unflatten(0, (len(seeds), channels)).mT
+        of_grid = grid_root(kernel, self.height, self.width).to(self.grid)
+        fields = (root @ numbers).flatten(0, 1) @ of_grid.mT              # (T C, P)
+        known = fields[:, observed].mT                                    # (M, T C)
+        white = one.inverse @ (known[1:] - known[:1]).to(one.inverse)     # (M - 1, T C)
+        kriged = known[:1] + (one.whitened[:count] @ white).float()       # (P, T C)
+        error = (fields.mT - kriged) / one.variance[:count, None].sqrt().float()
+        return error.mT.unflatten(0, (len(seeds), channels)).mT
+
+
+def fit(place: _Layout, values: Tensor) -> tuple[Mixture, Tensor]:
+    """Hypotheses with weight about a field (1, M, C), and the field whitened by them (R, M - 1, C)."""
+    white = place.factored.whiten(values)                                 # (K, M - 1, C)
+    rows, weight = choose(restricted_likelihood(white[None], place.log_det[None]))
+    white = white[rows]
+    hypotheses = Hypotheses.every(place.kernels, 1, values.device).take(rows)
+    return Mixture(hypotheses, weight.to(white), covariance_of_channels(white), values), white

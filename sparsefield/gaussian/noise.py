@@ -86,8 +86,8 @@ class PosteriorNoise:
         device = measured.coords.device
         numbers = draws.standard_normal(generators, draws.FEATURES, channels).to(device)
         numbers = numbers.unflatten(0, (fields, -1))                      # (fields, d, F, C)
-        numbers = numbers @ measured.channel_root[:, None].mT             # channels go together
-        with full_precision():
+        with full_precision(device):
+            numbers = numbers @ measured.channel_root[:, None].mT         # channels go together
             numbers = self._by_field(numbers)                             # (B, s, F)
             observed = summed(self._observed_waves, numbers)              # (B, s, M)
             if measured.noise_sd is not None:

@@ -65,7 +65,7 @@ class Posterior:
         count = coords.shape[1]
         some = evenly(count, DENSE_POINTS if noise_variance is None else NOISY_FIT_POINTS)
         of_some = None if noise_variance is None else noise_variance[:, some]
-        with torch.autocast(coords.device.type, enabled=False), full_precision():
+        with full_precision(coords.device):
             self.fit = fit(coords[:, some], values[:, some], of_some, kernels)
             if len(some) < count <= DENSE_POINTS:
                 self.fit = self.fit.at_all(coords, values, noise_variance)
@@ -80,14 +80,14 @@ class Posterior:
     @property
     def leave_one_out(self) -> LeaveOneOut:
         """What the others say of every observation: each (B, M, C)."""
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), full_precision(self.coords.device):
             loo = self.solver.leave_one_out
         return LeaveOneOut(*(self._unfold(x) for x in (loo.mean, loo.sd, loo.surprise)))
 
     @torch.no_grad()
     def at(self, queries: Tensor) -> Answer:
         """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, 2)."""
-        with torch.autocast(queries.device.type, enabled=False), full_precision():
+        with full_precision(queries.device):
             parts = [self.solver.answer(piece) for piece in self._pieces(queries)]
         mean, sd, spread = (self._unfold(torch.cat([getattr(part, name) for part in parts], dim=1))
                             for name in ("mean", "sd", "spread"))

@@ -132,7 +132,7 @@ class FromNearest:
     def leave_one_out(self) -> LeaveOneOut:
         fields = []
         for b, coords in enumerate(self.coords):
-            with full_precision():
+            with full_precision(coords.device):
                 parts = [self._without_itself(b, rows) for rows in
                          torch.arange(len(coords), device=coords.device).split(BLOCK)]
             fields.append([torch.cat(column) for column in zip(*parts)])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
 from sparsefield.scan.numba_runtime import (
-    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, run, tasks, tiles
+    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, needs_operator, run,
+    tasks, tiles,
 )
 
 _STARTS = types.Array(types.float32, 4, "C")
@@ -34,11 +35,11 @@ def selective_scan(
     """See `sparsefield.scan.selective_scan`."""
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return _forward(*inputs, delta_softplus, reverse, keep)[0]
+    forward = _forward if needs_operator() else _scan
+    return forward(*inputs, delta_softplus, reverse, keep)[0]
 
 
-@torch.library.custom_op("sparsefield::selective_scan", mutates_args=(), device_types="cpu")
-def _forward(
+def _scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,11 @@ def _forward(
     flags = (z is not None, delta_softplus, reverse)
     run(kernel, tasks(u), *arrays, *flags, as_array(out, dtype), starts.numpy())
     return out.to(u.dtype), starts
+
+
+_forward = torch.library.custom_op(
+    "sparsefield::selective_scan", _scan, mutates_args=(), device_types="cpu"
+)
 
 
 @_forward.register_fake

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
 from sparsefield.scan.numba_runtime import (
-    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, run, tasks
+    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, needs_operator, run, tasks
 )
 
 MAX_TAPS = kernels.CHUNK + 1
 
 
-@torch.library.custom_op("sparsefield::causal_conv_silu", mutates_args=(), device_types="cpu")
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
+    return (_forward if needs_operator() else _convolve)(x, weight, bias, reverse)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     dtype = memory_dtype(x)
     out = empty_like(x, dtype)
     kernel = compiled(kernels.conv_forward, *_input_types(dtype), VALUES[dtype], *RANGE)
@@ -25,7 +28,12 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> 
     return out.to(x.dtype)
 
 
-@causal_conv_silu.register_fake
+_forward = torch.library.custom_op(
+    "sparsefield::causal_conv_silu", _convolve, mutates_args=(), device_types="cpu"
+)
+
+
+@_forward.register_fake
 def _(x, weight, bias, reverse):
     return empty_like(x, memory_dtype(x)).to(x.dtype)
 

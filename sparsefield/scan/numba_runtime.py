@@ -25,6 +25,14 @@ from torch import Tensor
 from sparsefield.scan import numba_kernels as kernels
 
 
+def needs_operator() -> bool:
+    """Whether a kernel must be called as an operator of torch, which gradients and compilers see.
+
+    Otherwise it is called directly: the first call of an operator loads torch's compiler (seconds).
+    """
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 def floats(ndim: int) -> types.Array:
     """float32 in any strides, so that one compiled version serves every memory order."""
     return types.Array(types.float32, ndim, "A")

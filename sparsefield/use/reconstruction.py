@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
+from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.train.distributed import pick_device
 from sparsefield.errors import UserError, require_seed
@@ -232,6 +233,7 @@ class Reconstructor:
             self.network, *parts, seeds=[[noise_seed(seed, 0, k) for k in range(1, count + 1)]],
             num_steps=num_steps, noise_sd=noise_sd, block_size=block_size(len(asked), len(places)),
             most_inputs=INPUTS, clip=False, progress=progress,
+            bfloat16=self.device.type == "cpu" and has_fast_bfloat16(),
         )
         drawn = widen(result.values[0].cpu().numpy(), self.spread)
         mean[asked] = result.mean[0].cpu().numpy()

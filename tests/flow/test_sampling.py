@@ -99,6 +99,17 @@ def test_the_mean_has_no_noise(model):
     assert torch.equal(one[:, 0], sample(model, *places, seeds=[[3], [4]], num_steps=2).mean)
 
 
+def test_in_bfloat16_the_draw_is_the_same_within_its_rounding(model):
+    places, settings = scene(), dict(seeds=[[0, 1], [2, 3]], clip=False)
+    exact = sample(model, *places, **settings)
+    rounded = sample(model, *places, bfloat16=True, **settings)
+    spread = (exact.values - exact.values.mean(dim=1, keepdim=True)).std()
+    assert 0 < (rounded.values - exact.values).abs().mean() < 0.05 * spread
+    untrained = MAMBADiffusionV2(**SMALL).eval()
+    one, other = (sample(untrained, *places, bfloat16=b, **settings).values for b in (False, True))
+    assert torch.equal(one, other)
+
+
 def test_blocks_agree_at_their_seams():
     """The closed form and its noise belong to places: cutting the queries changes nothing."""
     places = scene(fields=1, side=16)

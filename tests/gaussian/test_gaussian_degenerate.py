@@ -148,3 +148,18 @@ def test_a_hundred_thousand_observations(noise):
     error = (answer.mean - truth[:, 100_000:]) / answer.sd
     assert error.square().mean().sqrt() == pytest.approx(1, abs=0.1)
     assert z.std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_few_points_tell_no_direction(noise):
+    """The answer around one point is as uncertain in every direction, and words say so."""
+    coords = torch.full((1, 1, 2), 0.5)
+    values = wave(coords)
+    noise_sd = None if noise is None else torch.full_like(values, noise)
+    one = condition(coords, values, noise_sd)
+    assert one.describe().startswith("one point: nothing to fit")
+    angle = torch.linspace(0, 2 * math.pi, 9)
+    around = 0.5 + 0.3 * torch.stack([angle.cos(), angle.sin()], dim=1)[None]
+    sd = one.at(around).sd
+    torch.testing.assert_close(sd, sd[:, :1].expand_as(sd), rtol=1e-4, atol=0)
+    assert "farther" not in condition(uniform(2), wave(uniform(2))).describe()

@@ -64,7 +64,7 @@ def test_fields_are_summed_alike_on_a_grid_and_off_it_and_in_parts(kernel, monke
 @pytest.mark.parametrize("kernel", [BANK[0], BANK[4], BANK[7]])
 def test_the_root_of_a_grid_has_the_variogram(kernel):
     coords = grid_coords(6, 9).double().numpy()
-    found = semivariance(prior.grid_root(kernel, 6, 9).mT.double())
+    found = semivariance(prior.grid_root(kernel, 6, 9).double())
     np.testing.assert_allclose(found, gamma(kernel, coords, coords), atol=2e-5)
 
 
@@ -161,3 +161,19 @@ def test_draws_from_the_nearest_observations_agree_with_those_from_all(monkeypat
     answer = local.at(coords)
     draw = answer.mean + answer.sd * local.noise(coords)(generators(1))
     assert (draw - values).abs().max() < 1e-3 * values.std()
+
+
+def test_autocast_around_it_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    coords, values = (torch.rand(1, 30, n, generator=generator) for n in (2, 3))
+
+    def found() -> tuple:
+        posterior = condition(coords, values)
+        answer, loo = posterior.at(coords + 0.01), posterior.leave_one_out
+        z = posterior.noise(coords + 0.01)([torch.Generator().manual_seed(1)])
+        return answer.mean, answer.sd, loo.surprise, z
+
+    expected = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        for one, other in zip(found(), expected):
+            assert torch.equal(one, other)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,7 +108,22 @@ def test_operators_are_what_they_tell_autograd_and_compile(dtype):
     leaves = [x.to(dtype if x.ndim == 3 else x.dtype).requires_grad_() for x in inputs]
     torch.library.opcheck(numba_backend._forward, (*leaves, True, True, True))
     weight, bias = torch.randn(64, 4, requires_grad=True), torch.randn(64, requires_grad=True)
-    torch.library.opcheck(numba_convolution.causal_conv_silu, (leaves[0], weight, bias, True))
+    torch.library.opcheck(numba_convolution._forward, (leaves[0], weight, bias, True))
+
+
+def test_without_gradients_the_kernels_run_and_no_compiler_is_loaded():
+    """The first call of an operator would load torch's compiler, which takes seconds."""
+    code = """
+import sys, torch
+from sparsefield.model.mamba import Mamba
+torch.manual_seed(0)
+block, x = Mamba(16), torch.randn(2, 9, 16)
+with torch.no_grad():
+    found = block(x)
+assert "torch._dynamo" not in sys.modules
+assert torch.equal(block(x), found)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize("name", CPU_BACKENDS)
