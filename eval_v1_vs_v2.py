@@ -14,7 +14,9 @@ improvement_chart.png.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+    from sparsefield.commands import end_in_one_line_on_interrupt
+
+    end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import json
 import sys
@@ -36,6 +38,7 @@ from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.model.shipped import find_shipped
 from sparsefield.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
@@ -96,7 +99,7 @@ class Config:
 
 def load(name: str, path: str) -> dict:
     """The checkpoint of V1 or V2. Raises UserError if it is missing, damaged or the other one."""
-    if not Path(path).exists():
+    if not find_shipped(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
         raise UserError(

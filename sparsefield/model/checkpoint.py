@@ -26,6 +26,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from sparsefield.errors import UserError
+from sparsefield.model.shipped import find_shipped
 
 FORMAT = 2  # 1: flow in t around one kernel, with noise on every point of its own
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
@@ -74,10 +75,12 @@ def save_safetensors(path: Path, checkpoint: dict) -> None:
 def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint (.pth or .safetensors) onto the CPU, executing nothing that is in it.
 
+    Shipped weights are found from every folder: see sparsefield.model.shipped.
+
     Raises:
         UserError: the file is missing, truncated, not a checkpoint, or of a newer format.
     """
-    path = Path(path)
+    path = find_shipped(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}: give the path of a .pth or .safetensors file")

@@ -425,14 +425,14 @@ def test_closed_pipes_and_ascii_terminals(tmp_path, encoding, closed):
 
 
 def test_interrupted_while_it_is_imported():
-    code = ("import sys; sys.argv = ['x']; import sparsefield.interrupt; "
-            "import signal, os; os.kill(os.getpid(), signal.SIGINT)")
+    code = ("import sys; sys.argv = ['x']; from sparsefield import commands; "
+            "commands.end_in_one_line_on_interrupt(); import signal, os; os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     for name in ("reconstruct", "train_mamba", "train_mamba_v2", "eval_v1_vs_v2",
                  "eval_sde_multiscale"):
         text = (ROOT / f"{name}.py").read_text()
-        assert 0 < text.index("import sparsefield.interrupt") < text.index("import sys")
+        assert 0 < text.index("\n    end_in_one_line_on_interrupt()") < text.index("import sys")
 
 
 def test_out_of_memory_is_one_line(capsys):
