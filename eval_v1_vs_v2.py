@@ -29,7 +29,7 @@ import tyro
 from sparsefield import cli
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
-from sparsefield.train.distributed import pick_device
+from sparsefield.model.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_comparison
 from sparsefield.evaluate.calibration import SETTINGS
@@ -39,7 +39,7 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.shipped import find_shipped
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}

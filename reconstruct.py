@@ -38,10 +38,10 @@ from tqdm import tqdm
 
 from sparsefield import cli, load
 from sparsefield.errors import UserError
-from sparsefield.evaluate import plots
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.use import plots
 from sparsefield.use.columns import are_colours
 from sparsefield.use.grids import grid_shape, scales
 from sparsefield.use.measurements import read_measurements

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.data.scale import Scale, given_range
-from sparsefield.train.distributed import pick_device
+from sparsefield.model.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import POINTS, Progress, noise_seed, sample

@@ -20,7 +20,7 @@ from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, s
 from sparsefield.train.config import TrainingConfig
 from sparsefield.data import open_data
 from sparsefield.errors import UserError
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.train.runfolder import RunFolder
 from sparsefield.use.grids import grid_shape, scales
 from train_mamba_v2 import MAMBADiffusionV2
