@@ -39,13 +39,11 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.shipped import find_shipped
+from sparsefield.train.config import TrainingConfig, beside_learning
 from sparsefield.evaluate.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
-# Settings of a training that change where or how fast it ran, not what was learnt.
-IRRELEVANT = {"save_dir", "device", "num_workers", "log_file", "dry_run", "compile", "accumulate",
-              "resume", "eval_every", "eval_pictures", "visualize_every", "save_every", "keep_last"}
 FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
          "improvement_chart.png")
 
@@ -133,7 +131,8 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
     """{setting: [V1's, V2's]} that both have, differ and matter; steps among them."""
     v1, v2 = ({**checkpoints[name]["config"], "steps": checkpoints[name]["step"]}
               for name in ("V1", "V2"))
-    shared = (set(v1) & set(v2)) - IRRELEVANT - {"d_model", "num_layers"}
+    sizes = {"d_model", "num_layers"}  # another model's
+    shared = (set(v1) & set(v2)) - beside_learning(TrainingConfig) - sizes
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
 
 

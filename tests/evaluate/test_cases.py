@@ -16,7 +16,7 @@ import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
-from sparsefield.flow.sampling import noise_seed
+from sparsefield.data.streams import noise_seed
 from sparsefield.train.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2
 

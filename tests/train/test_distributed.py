@@ -41,7 +41,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_path):  # noqa: F811
     """1 and 2 processes give equal losses; the job ends with a dead rank; 1 process takes over."""
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3)
+    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     two, one = tmp_path / "two", tmp_path / "one"
     job = subprocess.Popen(command(settings(data, two, **shared), 2), cwd=ROOT, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,7 +68,7 @@ def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_p
 
 @pytest.mark.long
 def test_torchrun_passes_a_signal_on_and_two_go_on_where_one_stopped(data, tmp_path):  # noqa: F811
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3)
+    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     one, parts = tmp_path / "one", tmp_path / "parts"
     train(settings(data, one, **shared))
     train(settings(data, parts, **{**shared, "epochs": 1}))

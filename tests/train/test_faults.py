@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from sparsefield.train import loop as training
+from sparsefield.train import runfolder
 from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
 from sparsefield.train.runfolder import RunFolder
 from test_training import assert_same, data, records, settings, train  # noqa: F401 (a fixture)
@@ -150,7 +152,7 @@ def test_dead_data_process_is_replaced(data, tmp_path, whole, monkeypatch, capsy
 
 @pytest.mark.long  # PyTorch looks every five seconds whether they live
 def test_data_processes_that_keep_dying(data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training.TrainingBatches, "__getitem__", lambda *_: os._exit(1))
+    monkeypatch.setattr(TrainingBatches, "__getitem__", lambda *_: os._exit(1))
     with pytest.raises(UserError, match="keep dying"):
         train(settings(data, tmp_path, num_workers=1))
 
@@ -328,3 +330,26 @@ def test_damaged_files_get_one_line(whole, tmp_path, file):
             load_model(path)
         except UserError as error:
             assert len(str(error).splitlines()) == 1
+
+
+def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrated(
+    data, tmp_path, monkeypatch
+):
+    """The .pth says whether calibration is still to be done, so it is written last."""
+    train(settings(data, tmp_path, epochs=1))
+    best = tmp_path / "mamba_v2_best.pth"
+    calibrated = load_checkpoint(best)
+    folder = RunFolder(tmp_path, "mamba_v2")
+    raw = {key: value for key, value in calibrated.items() if key != "calibration"}
+    assert folder.save_best(raw)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for name in ("save_checkpoint", "save_safetensors"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runfolder, name, killed)
+            folder.save_best(calibrated)
+        states = ["calibration" in load_checkpoint(best.with_suffix(ending))
+                  for ending in (".pth", ".safetensors")]
+        assert states != [True, False], f"killed in {name}"

@@ -1,6 +1,7 @@
 """The training loop: what it refuses, writes, survives, and that it resumes exactly."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
         def record(self, *step, stop_after=stop_after, original=original):
             original(self, *step)
             if self.step == stop_after:
-                training.signal.raise_signal(training.signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(training.Progress, "record", record)
         # The stop is noticed one step later, in a run of its own each time.
