@@ -29,7 +29,7 @@ from pathlib import Path
 from sparsefield import cli
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
-from sparsefield.model.device import pick_device
+from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth

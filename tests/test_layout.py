@@ -15,7 +15,7 @@ PACKAGE = ROOT / "sparsefield"
 # Each wing may import those of lower floors, and none beside it.
 FLOORS = {"gaussian": 0, "data": 0, "scan": 0, "flow": 1, "model": 2, "evaluate": 3, "train": 4,
           "use": 4}
-GROUND = {"errors", "coords"}  # every wing stands on these
+GROUND = {"errors", "coords", "device"}  # every wing stands on these
 COMMAND_LINE = {"cli", "commands"}  # ... and these are for what is a command
 COMMANDS = ("train_mamba", "train_mamba_v2", "eval_v1_vs_v2", "eval_sde_multiscale", "reconstruct")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -61,7 +61,7 @@ def test_every_folder_is_a_wing_and_the_ground_stands_alone():
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert files == GROUND | COMMAND_LINE
     for name in GROUND:
-        assert not parts_of_ours(PACKAGE / f"{name}.py")
+        assert parts_of_ours(PACKAGE / f"{name}.py") <= {"errors"}
 
 
 def test_the_package_holds_every_wing_and_command():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
+from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
@@ -77,10 +78,26 @@ def fitted_form(
     query_coords: Tensor, input_coords: Tensor, input_values: Tensor, noise_sd: Tensor | None = None
 ) -> tuple[ClosedForm, Noise]:
     """The Gaussian posterior fitted to every field, and draws; see FieldModel.closed_form."""
+    device = query_coords.device
+    if not has_float64(device):  # which the fit needs: all of it is done on the CPU
+        places = (query_coords, input_coords, input_values, noise_sd)
+        form, noise = fitted_form(*(part if part is None else part.cpu() for part in places))
+        return ClosedForm(*(part.to(device) for part in form)), _Brought(noise, device)
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
     return form, posterior.noise(query_coords)
+
+
+class _Brought:
+    """A source of noise whose draws are brought to a device."""
+
+    def __init__(self, noise: Noise, device: torch.device):
+        self.noise, self.device = noise, device
+        self.variogram = getattr(noise, "variogram", "")
+
+    def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.noise(generators).to(self.device)
 
 
 class GaussianModel(nn.Module):

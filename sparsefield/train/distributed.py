@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparsefield.errors import UserError
-from sparsefield.model.device import pick_device
+from sparsefield.device import pick_device
 
 Produced = TypeVar("Produced")
 

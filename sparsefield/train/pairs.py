@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsefield.model.field import ClosedForm
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
+from sparsefield.device import has_float64
 from sparsefield.flow import path
 from sparsefield.gaussian.layouts import GridPosteriors
 
@@ -31,7 +32,8 @@ class Pairs:
     def __init__(self, model: nn.Module, height: int, width: int, device: torch.device):
         self.model = model
         self.on_grid = None
-        if model.prior != "none" and height * width <= LARGEST_GRID:
+        is_small = height * width <= LARGEST_GRID
+        if model.prior != "none" and is_small and has_float64(device):
             grid = grid_coords(height, width, device)
             self.on_grid = GridPosteriors(height, width, grid)
 

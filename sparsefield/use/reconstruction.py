@@ -15,7 +15,7 @@ from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.data.streams import noise_seed
-from sparsefield.model.device import pick_device
+from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import POINTS, Progress, sample

@@ -1,4 +1,4 @@
-"""Which device computes."""
+"""Which device computes, and what it lacks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from sparsefield.errors import UserError
 
 
 def pick_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" is the best present. Raises UserError if it is not there."""
+    """The device of a name. Raises UserError if it is not there.
+
+    "auto" is CUDA or the CPU. MPS is taken by name alone: nothing has been measured there, and the
+    closed form, which needs float64, has to be computed on the CPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu" and torch.backends.mps.is_available():
-            device = "mps"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
@@ -32,3 +34,8 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
     elif chosen.type not in ("cpu", "mps"):
         raise UserError(f"device={device!r} is not supported: use auto, cpu, cuda or mps")
     return chosen
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device knows float64."""
+    return device.type != "mps"
