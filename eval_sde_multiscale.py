@@ -17,7 +17,9 @@ multiscale_comparison.png, performance_chart.png, diversity.png and uncertainty.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+    from sparsefield.commands import end_in_one_line_on_interrupt
+
+    end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import json
 import sys
@@ -27,7 +29,7 @@ from pathlib import Path
 from sparsefield import cli
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
-from sparsefield.train.distributed import pick_device
+from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
@@ -35,7 +37,7 @@ from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")

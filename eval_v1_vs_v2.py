@@ -14,7 +14,9 @@ improvement_chart.png.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+    from sparsefield.commands import end_in_one_line_on_interrupt
+
+    end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import json
 import sys
@@ -27,7 +29,7 @@ import tyro
 from sparsefield import cli
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
-from sparsefield.train.distributed import pick_device
+from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import plots_comparison
 from sparsefield.evaluate.calibration import SETTINGS
@@ -36,13 +38,12 @@ from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.outputs import OutputFolder
+from sparsefield.model.shipped import find_shipped
+from sparsefield.train.config import TrainingConfig, beside_learning
+from sparsefield.evaluate.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
-# Settings of a training that change where or how fast it ran, not what was learnt.
-IRRELEVANT = {"save_dir", "device", "num_workers", "log_file", "dry_run", "compile", "accumulate",
-              "resume", "eval_every", "eval_pictures", "visualize_every", "save_every", "keep_last"}
 FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
          "improvement_chart.png")
 
@@ -96,7 +97,7 @@ class Config:
 
 def load(name: str, path: str) -> dict:
     """The checkpoint of V1 or V2. Raises UserError if it is missing, damaged or the other one."""
-    if not Path(path).exists():
+    if not find_shipped(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
         raise UserError(
@@ -130,7 +131,8 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
     """{setting: [V1's, V2's]} that both have, differ and matter; steps among them."""
     v1, v2 = ({**checkpoints[name]["config"], "steps": checkpoints[name]["step"]}
               for name in ("V1", "V2"))
-    shared = (set(v1) & set(v2)) - IRRELEVANT - {"d_model", "num_layers"}
+    sizes = {"d_model", "num_layers"}  # another model's
+    shared = (set(v1) & set(v2)) - beside_learning(TrainingConfig) - sizes
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
 
 

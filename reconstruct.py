@@ -19,7 +19,9 @@ is installed. Files there that this command did not write are never replaced.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+    from sparsefield.commands import end_in_one_line_on_interrupt
+
+    end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import io
 import re
@@ -36,10 +38,10 @@ from tqdm import tqdm
 
 from sparsefield import cli, load
 from sparsefield.errors import UserError
-from sparsefield.evaluate import plots
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.use import plots
 from sparsefield.use.columns import are_colours
 from sparsefield.use.grids import grid_shape, scales
 from sparsefield.use.measurements import read_measurements

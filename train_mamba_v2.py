@@ -14,7 +14,9 @@ D d_model. Flow time t runs from 0 (noise) to 1 (data).
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import sparsefield.interrupt  # noqa: F401 (first: Ctrl-C during the imports below)
+    from sparsefield.commands import end_in_one_line_on_interrupt
+
+    end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import sys
 from dataclasses import dataclass

@@ -81,8 +81,8 @@ def others() -> dict[str, Callable[..., Tensor]]:
 
 
 def methods() -> dict[str, Callable[..., Tensor]]:
-    ours = {label: scan._load(name).selective_scan for label, name in BACKENDS.items()
-            if not isinstance(scan._load(name), str)}
+    ours = {label: scan.load_backend(name).selective_scan for label, name in BACKENDS.items()
+            if not isinstance(scan.load_backend(name), str)}
     return ours | others()
 
 
@@ -122,7 +122,7 @@ def compare_backends(rounds: int) -> None:
 
 def compare_sizes(name: str, sizes: list[tuple[int, int]], unit: tuple[int, int], rounds: int):
     """Cost of an element as the size grows, relative to that at the size `unit`."""
-    method = scan._load("numba").selective_scan
+    method = scan.load_backend("numba").selective_scan
     inputs = [make_inputs(*size) for size in sizes]
     runs = {(work, size): partial(work, method, values)
             for work in (forward, both) for size, values in zip(sizes, inputs)}
@@ -148,7 +148,7 @@ def compare_memory() -> None:
 
 
 def print_memory(name: str, length: int) -> None:
-    method, inputs = scan._load(name).selective_scan, make_inputs(4, length)
+    method, inputs = scan.load_backend(name).selective_scan, make_inputs(4, length)
     both(method, make_inputs(1, 64))    # code is loaded
     print_added_memory(partial(both, method, inputs))
 

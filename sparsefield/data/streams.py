@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from numpy.random import Generator, Philox
+from numpy.random import Generator, Philox, SeedSequence
 
 
 class Purpose(IntEnum):
@@ -30,3 +30,11 @@ def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Gener
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, first, second], dtype=np.uint64)
     return Generator(Philox(key=key, counter=counter))
+
+
+def noise_seed(*path: int) -> int:
+    """A 32-bit seed for a torch.Generator, from a path of non-negative integers.
+
+    For what is drawn by torch: (seed, field, draw) of a sample, (seed, step, slot) of dropout.
+    """
+    return int(SeedSequence(path).generate_state(1)[0])

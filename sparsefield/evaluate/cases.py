@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from sparsefield.coords import grid_coords
 from sparsefield.data import Pattern, Split, frozen_case
 from sparsefield.data.scale import to_unit
+from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
-from sparsefield.flow.sampling import POINTS, Result, noise_seed, sample
+from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.model.precision import has_fast_bfloat16
 
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END, data_estimate, noise_estimate
 
@@ -121,7 +122,8 @@ def adaptive(
         from torchdiffeq import odeint
     except ImportError as error:
         raise UserError("sampler 'adaptive' needs torchdiffeq: pip install torchdiffeq") from error
-    ends = torch.tensor([grid[0], grid[-1]], dtype=torch.float64)
+    dtype = torch.float64 if has_float64(z.device) else torch.float32
+    ends = torch.tensor([grid[0], grid[-1]], dtype=dtype)
     path = odeint(lambda theta, state: slope(state, float(theta)), z, ends,
                   rtol=tolerance, atol=tolerance, method="dopri5")
     return path[-1]

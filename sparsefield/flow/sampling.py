@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,11 +33,6 @@ Progress = Callable[[int, int | None], None]
 
 POINTS = 4096  # most queries of a field that one model call answers
 HALO = 0.5  # queries seen around a block, of those answered
-
-
-def noise_seed(*path: int) -> int:
-    """One 32-bit seed from a path of non-negative integers, such as (seed, image, draw)."""
-    return int(np.random.SeedSequence(path).generate_state(1)[0])
 
 
 @dataclass(frozen=True)

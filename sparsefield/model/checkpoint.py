@@ -9,10 +9,13 @@ A checkpoint is a dictionary of plain types and tensors:
     calibration   of the best weights of a finished training: see sparsefield.evaluate.calibration
     shipped       True: made by scripts/ship.py, and the training data are not at hand
     resume        {name: state dict} of everything that training needs to go on (not in "best")
+
+In the file there is also `digest`, of all of these: numbers that a disk has changed are noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -26,6 +29,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from sparsefield.errors import UserError
+from sparsefield.model.shipped import find_shipped
 
 FORMAT = 2  # 1: flow in t around one kernel, with noise on every point of its own
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
@@ -59,7 +63,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
     """Write a checkpoint atomically. Raises OSError, leaving the old file as it was."""
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save({**checkpoint, "digest": digest(checkpoint)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -67,23 +71,46 @@ def save_safetensors(path: Path, checkpoint: dict) -> None:
     """The weights alone, for sharing; everything that rebuilds the model is in the metadata."""
     keys = [*_REQUIRED, "calibration", "shipped"]
     described = {key: checkpoint[key] for key in keys if key in checkpoint and key != "weights"}
+    described = json.loads(json.dumps(described))  # as it will be read: tuples are lists
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["weights"].items()}
+    described["digest"] = digest({**described, "weights": tensors})
     write_atomically(path, safetensors_bytes(tensors, {"sparsefield": json.dumps(described)}))
+
+
+def digest(item: object) -> str:
+    """SHA-256 of nested dictionaries and lists of tensors and plain values."""
+    if isinstance(item, dict):
+        content = "".join(f"{key}={digest(item[key])};" for key in sorted(item, key=str)).encode()
+    elif isinstance(item, (list, tuple)):
+        content = "".join(map(digest, item)).encode()
+    elif isinstance(item, torch.Tensor):
+        numbers = item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        about = f"{item.dtype} {tuple(item.shape)}".encode()
+        content = about + hashlib.sha256(numbers).digest()
+    else:
+        content = repr(item).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint (.pth or .safetensors) onto the CPU, executing nothing that is in it.
 
+    Shipped weights are found from every folder: see sparsefield.model.shipped.
+
     Raises:
-        UserError: the file is missing, truncated, not a checkpoint, or of a newer format.
+        UserError: the file is missing, truncated, damaged, not a checkpoint, or of another format.
     """
-    path = Path(path)
+    path = find_shipped(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}: give the path of a .pth or .safetensors file")
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint of this project")
+    written = checkpoint.pop("digest", None)  # files of earlier versions have none
+    if written is not None and written != digest(checkpoint):
+        raise UserError(f"checkpoint {path} cannot be read: its content is damaged (other numbers "
+                        "than were saved); restore it from a copy")
     missing = [key for key, kind in _REQUIRED.items() if not isinstance(checkpoint.get(key), kind)]
     if missing:
         raise UserError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
+from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
@@ -104,6 +105,12 @@ def fitted_form(
     Args:
         side: of the lattice to sketch; None: no sketch.
     """
+    device = query_coords.device
+    if not has_float64(device):  # which the fit needs: all of it is done on the CPU
+        places = (query_coords, input_coords, input_values, noise_sd)
+        form, noise = fitted_form(*(part if part is None else part.cpu() for part in places), side)
+        return (ClosedForm(*(part if part is None else part.to(device) for part in form)),
+                _Brought(noise, device))
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
@@ -114,6 +121,17 @@ def fitted_form(
             (there.mean, there.sd, there.spread), input_coords, input_values, loo.surprise
         ))
     return form, posterior.noise(query_coords)
+
+
+class _Brought:
+    """A source of noise whose draws are brought to a device."""
+
+    def __init__(self, noise: Noise, device: torch.device):
+        self.noise, self.device = noise, device
+        self.variogram = getattr(noise, "variogram", "")
+
+    def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
+        return self.noise(generators).to(self.device)
 
 
 class GaussianModel(nn.Module):

@@ -94,7 +94,7 @@ def describe_backend(device: torch.device | str) -> str:
     if _wanted() != "auto":
         return f"selective scan: {name} (forced by SCAN)"
     better = list(BACKENDS)[: list(BACKENDS).index(name)]
-    missing = [f"{other}: {_load(other)}" for other in better if BACKENDS[other].fits(kind, False)]
+    missing = [f"{other}: {load_backend(other)}" for other in better if BACKENDS[other].fits(kind, False)]
     return f"selective scan: {name}" + (f" ({'; '.join(missing)})" if missing else "")
 
 
@@ -120,7 +120,7 @@ def _choose(device_type: str, float64: bool = False) -> tuple[str, ModuleType]:
     if not BACKENDS[name].fits(device_type, float64):
         what = "float64 on " if float64 else ""
         raise UserError(f"SCAN={name} cannot compute {what}{device_type}; use SCAN=auto")
-    module = _load(name)
+    module = load_backend(name)
     if isinstance(module, str):
         raise UserError(f"SCAN={name}: {module}; {BACKENDS[name].install}, or use SCAN=auto")
     return name, module
@@ -129,13 +129,13 @@ def _choose(device_type: str, float64: bool = False) -> tuple[str, ModuleType]:
 @functools.cache
 def _best(device_type: str, float64: bool) -> tuple[str, ModuleType]:
     for name, backend in BACKENDS.items():
-        if backend.fits(device_type, float64) and isinstance(_load(name), ModuleType):
-            return name, _load(name)
+        if backend.fits(device_type, float64) and isinstance(load_backend(name), ModuleType):
+            return name, load_backend(name)
     raise AssertionError("the torch backend is always there")
 
 
 @functools.cache
-def _load(name: str) -> ModuleType | str:
+def load_backend(name: str) -> ModuleType | str:
     """The backend's module, or why it cannot be imported."""
     try:
         return importlib.import_module(f"{__name__}.{BACKENDS[name].module}")

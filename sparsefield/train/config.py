@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from sparsefield.errors import UserError, require_seed
+
+Default = TypeVar("Default")
+
+
+def outside(default: Default) -> Default:
+    """A setting of where, how fast and how loudly a training runs; what is learnt is the same.
+
+    It may differ when a training goes on, and tells nothing when two are compared.
+    """
+    return field(default=default, metadata={"may_change": True, "is_learnt_from": False})
+
+
+def extensible(default: Default) -> Default:
+    """A setting that matters to what is learnt, and yet may differ when a training goes on."""
+    return field(default=default, metadata={"may_change": True})
 
 
 @dataclass
 class TrainingConfig:
-    """Settings that V1 and V2 share."""
+    """Settings that V1 and V2 share.
+
+    A setting is part of what is learnt, and a training goes on with the same value alone, unless
+    it is marked as `outside` or `extensible`.
+    """
 
     data: str = "photos"
     """What to learn from: photos (embedded), cifar10, a folder of pictures, an .npz or .npy."""
@@ -20,7 +39,7 @@ class TrainingConfig:
     """Validation data of its own, when `data` holds training fields only."""
     data_test: str | None = None
     """Test data of its own, likewise."""
-    data_dir: str | None = None
+    data_dir: str | None = outside(None)
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
     """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
@@ -32,11 +51,11 @@ class TrainingConfig:
     """Side in pixels of the pictures, where the data does not fix it."""
     observe: str = "random:0.2"
     """Which points are observed."""
-    epochs: int = 1000
+    epochs: int = extensible(1000)
     """Passes over the data; learning rate and averaging are laid out over all of them."""
     batch_size: int = 64
     """Pictures per optimiser step, over all processes."""
-    accumulate: int = 1
+    accumulate: int = outside(1)
     """Parts in which each batch is computed, one after the other, to save memory."""
     queries_min: int = 128
     """Fewest points asked for in a step."""
@@ -68,34 +87,34 @@ class TrainingConfig:
     """Nearest observations that each query token holds."""
     order: str = "hilbert"
     """Order in which tokens are read: hilbert, hilbert_transposed, raster or concat."""
-    eval_every: int = 10
+    eval_every: int = outside(10)
     """Epochs between validations."""
-    eval_pictures: int = 64
+    eval_pictures: int = outside(64)
     """Validation pictures."""
-    visualize_every: int = 50
+    visualize_every: int = outside(50)
     """Epochs between pictures."""
-    save_every: int = 10
+    save_every: int = outside(10)
     """Epochs between checkpoints."""
-    keep_last: int = 5
+    keep_last: int = outside(5)
     """Numbered checkpoints kept; older ones are deleted."""
-    resume: Literal["auto", "never", "must"] = "auto"
+    resume: Literal["auto", "never", "must"] = outside("auto")
     """Continue from the newest checkpoint: if there is one, never, or fail without one."""
-    save_dir: str = "checkpoints"
+    save_dir: str = outside("checkpoints")
     """Folder for checkpoints, pictures and metrics."""
     seed: int = 0
     """Of weights, data order, observations and noise."""
-    device: str = "auto"
+    device: str = outside("auto")
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 on CUDA and on CPUs that have instructions for it.
     Scans, norms and kriging stay float32."""
-    compile: bool = False
+    compile: bool = outside(False)
     """Compile the model with torch.compile."""
-    num_workers: int = 0
+    num_workers: int = outside(0)
     """Processes that prepare batches; 0 prepares them in between steps."""
-    log_file: str | None = None
+    log_file: str | None = outside(None)
     """Also append the log to this file."""
-    dry_run: bool = False
+    dry_run: bool = outside(False)
     """Print the resolved settings and stop."""
 
     def check(self) -> None:
@@ -128,3 +147,23 @@ class TrainingConfig:
                 os.path.exists(given) and os.path.samefile(given, self.log_file)
             ):
                 raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")
+
+
+def may_change(config: type[TrainingConfig]) -> set[str]:
+    """Names of the settings that may differ when a training goes on."""
+    return {name for name, marks in _marks(config).items() if marks.get("may_change")}
+
+
+def beside_learning(config: type[TrainingConfig]) -> set[str]:
+    """Names of the settings that what is learnt does not depend on."""
+    return {name for name, marks in _marks(config).items() if not marks.get("is_learnt_from", True)}
+
+
+def _marks(config: type[TrainingConfig]) -> dict[str, dict[str, Any]]:
+    """{setting: its marks}; a class that gives a setting another default leaves its marks."""
+    marks: dict[str, dict[str, Any]] = {}
+    for owner in reversed(config.__mro__):
+        for name in vars(owner).get("__annotations__", {}):
+            found = vars(owner)["__dataclass_fields__"][name].metadata
+            marks[name] = {**marks.get(name, {}), **found}
+    return marks

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparsefield.errors import UserError
+from sparsefield.device import pick_device
 
 Produced = TypeVar("Produced")
 
@@ -91,30 +92,3 @@ def join_world(device: str) -> World:
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)
-
-
-def pick_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" is the best present. Raises UserError if it is not there."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu" and torch.backends.mps.is_available():
-            device = "mps"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device={device!r} is unknown: use auto, cpu, cuda or mps") from error
-    if chosen.type == "cuda":
-        index = local_rank if chosen.index is None else chosen.index
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"device={device!r} is not there (process {local_rank} of this machine, "
-                f"{torch.cuda.device_count()} CUDA devices found): use auto or cpu, and at most "
-                "one process a GPU (NPROC)"
-            )
-        chosen = torch.device("cuda", index)
-        torch.cuda.set_device(chosen)
-    elif chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device='mps' is not there: use auto or cpu")
-    elif chosen.type not in ("cpu", "mps"):
-        raise UserError(f"device={device!r} is not supported: use auto, cpu, cuda or mps")
-    return chosen

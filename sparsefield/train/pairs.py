@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.data.batches import REUSED
+from sparsefield.data.streams import noise_seed
 from sparsefield.data.symmetries import Symmetry
+from sparsefield.device import has_float64
 from sparsefield.flow import path
-from sparsefield.flow.sampling import noise_seed
 from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.model.canvas import lattice, sketch
 from sparsefield.model.field import ClosedForm
@@ -57,7 +58,8 @@ class Pairs:
         self.on_grid = None
         self.kept: OrderedDict[int, Turns] = OrderedDict()
         self.bytes = 0
-        if model.prior != "none" and height * width <= LARGEST_GRID:
+        is_small = height * width <= LARGEST_GRID
+        if model.prior != "none" and is_small and has_float64(device):
             self.on_grid = GridPosteriors(height, width, grid_coords(height, width, device))
 
     @torch.no_grad()

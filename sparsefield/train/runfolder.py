@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -13,14 +12,17 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsefield.model.checkpoint import (
-    load_checkpoint, save_checkpoint, save_safetensors, write_atomically
-)
 from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    save_safetensors,
+    write_atomically,
+)
 
 log = logging.getLogger("sparsefield")
 
@@ -51,35 +53,31 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder: a second training in it is refused with a UserError."""
+        lock = FileLock(self.path / ".lock", blocking=False, thread_local=False)
+        holder = self.path / ".lock_holder"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+")
+            lock.acquire()
+        except Timeout:
+            who = holder.read_text().strip() if holder.exists() else "it has just begun"
+            raise UserError(
+                f"another training writes to {self.path} ({who}): stop it, or set another SAVE_DIR"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"save_dir={self.path} cannot be written ({error.strerror}): choose another folder"
             ) from error
-        os.register_at_fork(after_in_child=lock.close)  # data processes must not hold it after us
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise UserError(
-                    f"another training writes to {self.path} ({lock.read().strip()}): stop it, or "
-                    "set another SAVE_DIR"
-                ) from error
-            try:
-                self._prepare(lock)
-                yield
-            finally:
-                self._close_writer()
+        try:
+            self._prepare(holder)
+            yield
+        finally:
+            self._close_writer()
+            lock.release()
 
-    def _prepare(self, lock: TextIO) -> None:
+    def _prepare(self, holder: Path) -> None:
         """Say who holds the folder; remove what a killed training left half written."""
         with self.tolerating("lock file"):
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)"
                               r"\.(pth|safetensors)|metrics\.jsonl)\.\d+\.tmp")
             for left in self.path.glob(".*.tmp"):
@@ -147,15 +145,17 @@ class RunFolder:
         return False
 
     def save_best(self, checkpoint: dict) -> bool:
-        """Write the best weights, as .pth and .safetensors, without what only resuming needs.
+        """Write the best weights, as .safetensors and .pth, without what only resuming needs.
+
+        The .pth comes last: where it says that it is calibrated, so does the other.
 
         Returns:
             whether the disk took them.
         """
         slim = {key: value for key, value in checkpoint.items() if key != "resume"}
         with self.tolerating("best checkpoint"):
-            save_checkpoint(self.best, slim)
             save_safetensors(self.best.with_suffix(".safetensors"), slim)
+            save_checkpoint(self.best, slim)
             return True
         return False
 

@@ -15,10 +15,11 @@ from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.data.scale import Scale, given_range
-from sparsefield.train.distributed import pick_device
+from sparsefield.data.streams import noise_seed
+from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
-from sparsefield.flow.sampling import POINTS, Progress, noise_seed, sample
+from sparsefield.flow.sampling import POINTS, Progress, sample
 from sparsefield.use.grids import cells, grid_shape, scales, to_square
 from sparsefield.use.points import MOST_POINTS, Measurements, as_given, average_duplicates
 from sparsefield.use.scales import choose_scale, excess, is_of_pictures, own_range

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from archives import members, write_archive
 from PIL import Image
-from test_data_cifar10 import members, write_archive
 
 import eval_sde_multiscale
 import eval_v1_vs_v2

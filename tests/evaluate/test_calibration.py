@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training import data, settings, train  # noqa: F401 (a fixture)
+from small import settings, train
 
-from sparsefield.train import loop as training
-from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.evaluate import calibration
 from sparsefield.evaluate.calibration import calibrate, describe, samples_of
 from sparsefield.evaluate.cases import Cases
+from sparsefield.model.checkpoint import load_checkpoint
+from sparsefield.train import loop as training
 from train_mamba_v2 import MAMBADiffusionV2
 
 
@@ -99,7 +99,7 @@ def best(folder: Path) -> dict:
 
 
 def test_a_training_killed_before_its_calibration_is_calibrated_on_resume(
-    data, tmp_path, monkeypatch, capsys  # noqa: F811
+    data, tmp_path, monkeypatch, capsys
 ):
     """As SIGKILL would: what is on the disk then is all that is left."""
     def killed(*_):
@@ -123,7 +123,7 @@ def test_a_training_killed_before_its_calibration_is_calibrated_on_resume(
         train(config)  # calibrated once, and not again
 
 
-def test_samples_that_are_calibrated_are_those_of_the_settings(data):  # noqa: F811
+def test_samples_that_are_calibrated_are_those_of_the_settings(data):
     model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, neighbours=4)
     cases = Cases(open_data(str(data)).val, parse_pattern("random:0.2"), range(2))
     draws = samples_of(model)(cases)

@@ -3,24 +3,23 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from untrained import NAMES, SIZE, run, write_checkpoint, write_pictures
+from small import NAMES, SIZE, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
 import train_mamba_v2
-from sparsefield.model.attention import Attention
-from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots_comparison
 from sparsefield.evaluate.cases import Cases
 from sparsefield.evaluate.cost import count_flops
 from sparsefield.evaluate.report import paired, percent
+from sparsefield.model.attention import Attention
+from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.model.mamba import Mamba
 
 

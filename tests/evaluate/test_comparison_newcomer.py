@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from untrained import run, write_pictures
+from small import run, write_pictures
 
 
 def test_from_two_short_trainings_to_the_report(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scoringrules
 from scipy import ndimage, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -41,7 +42,8 @@ def test_the_truth_is_perfect():
     assert numbers.pop("psnr") == metrics.PSNR_CEILING
     assert numbers.pop("ssim") == pytest.approx(1)
     assert numbers.pop("ssim_default") == pytest.approx(1)
-    assert metrics._stands_out(truth, 0.2).any()
+    flat = np.full_like(truth, truth.mean())
+    assert metrics.evaluate(truth, flat)["speckle_0.20"] > 0  # in another picture it is one
     assert set(numbers.values()) == {0.0}
 
 
@@ -169,6 +171,14 @@ def test_crps_agrees_with_its_definition_and_skips_missing_points():
     x, g = samples.reshape(6, 20, 2)[:, 1:], truth.reshape(20, 2)[1:]
     pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / (2 * 6 * 5)
     assert metrics.crps(samples, truth) == pytest.approx(np.mean(np.abs(x - g).mean(0) - pairs))
+
+
+@pytest.mark.parametrize("members", [2, 5, 20])
+def test_crps_is_the_fair_estimator_of_scoringrules(members):
+    rng = np.random.default_rng(members)
+    samples, truth = rng.random((members, 4, 5, 3)), rng.random((4, 5, 3))
+    theirs = scoringrules.crps_ensemble(truth, samples, m_axis=0, estimator="fair")
+    assert metrics.crps(samples, truth) == pytest.approx(theirs.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("draw", ["normal", "uniform"])

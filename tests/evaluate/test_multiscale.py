@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from untrained import run, write_checkpoint
+from small import run, write_checkpoint
 
 import eval_sde_multiscale as script
 from sparsefield import cli

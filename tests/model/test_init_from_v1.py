@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from untrained import run, write_checkpoint, write_pictures
+from small import run, write_checkpoint, write_pictures
 
-from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
 from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
 from train_mamba_v2 import MAMBADiffusionV2
 
 SHARED = {"fourier", "time_embedding", "input_proj", "query_proj", "decoder"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inputs import make_inputs, run
 from torch import Tensor
 
 import sparsefield.scan as scan
@@ -17,37 +18,7 @@ from sparsefield.errors import UserError
 from sparsefield.scan import reference, torch_backend
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-CPU_BACKENDS = [name for name in ("torch", "numba") if not isinstance(scan._load(name), str)]
-
-
-def make_inputs(length: int, states: int = 16, channels: int = 5, batch: int = 2, seed: int = 0):
-    """Inputs of a trained block's size, float64: step sizes 1e-3 to 1 after the softplus."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=rng, dtype=torch.float64)
-
-    return {
-        "u": normal(batch, channels, length),
-        "delta": normal(batch, channels, length),
-        "A": -torch.exp(normal(channels, states)),
-        "B": normal(batch, states, length),
-        "C": normal(batch, states, length),
-        "D": normal(channels),
-        "z": normal(batch, channels, length),
-        "delta_bias": normal(channels) - 2,
-    }
-
-
-def run(name: str, inputs: dict[str, Tensor], dtype=torch.float64, **flags) -> dict[str, Tensor]:
-    """The output and the gradients of a fixed random weighting of it, as float64."""
-    leaves = {key: x.to(dtype).requires_grad_() for key, x in inputs.items()}
-    out = scan._load(name).selective_scan(**leaves, **flags)
-    rng = torch.Generator().manual_seed(1)
-    weight = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out)
-    grads = torch.autograd.grad(out, list(leaves.values()), weight)
-    found = {"out": out.detach()} | dict(zip(leaves, grads))
-    return {key: x.double().cpu() for key, x in found.items()}
+CPU_BACKENDS = [name for name in ("torch", "numba") if not isinstance(scan.load_backend(name), str)]
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], out: float, grad: float):
@@ -89,8 +60,8 @@ def test_number_of_states_and_channels(name, states):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["torch", "triton", "mamba_ssm"])
 def test_values_and_gradients_on_a_gpu(name, reverse):
-    if isinstance(scan._load(name), str):
-        pytest.skip(scan._load(name))
+    if isinstance(scan.load_backend(name), str):
+        pytest.skip(scan.load_backend(name))
     for length, states, channels in ((1, 1, 1), (409, 16, 70), (64, 5, 16), (70, 64, 33)):
         inputs = make_inputs(length, states, channels)
         flags = {"delta_softplus": True, "reverse": reverse}
@@ -104,9 +75,11 @@ def test_values_and_gradients_on_a_gpu(name, reverse):
 def test_operators_are_what_they_tell_autograd_and_compile(dtype):
     from sparsefield.scan import numba_backend, numba_convolution
 
+    assert numba_backend.selective_scan  # importing it registers the operator
+
     inputs = [x.float() for x in make_inputs(40, channels=64).values()]
     leaves = [x.to(dtype if x.ndim == 3 else x.dtype).requires_grad_() for x in inputs]
-    torch.library.opcheck(numba_backend._forward, (*leaves, True, True, True))
+    torch.library.opcheck(torch.ops.sparsefield.selective_scan.default, (*leaves, True, True, True))
     weight, bias = torch.randn(64, 4, requires_grad=True), torch.randn(64, requires_grad=True)
     torch.library.opcheck(numba_convolution._forward, (leaves[0], weight, bias, True))
 
@@ -148,9 +121,9 @@ def test_memory_order_does_not_matter(name):
     tokens = {key: x.transpose(1, 2).contiguous().transpose(1, 2) if x.ndim == 3 else x
               for key, x in inputs.items()}
     for views in (tokens, inputs | {"u": wide[..., 0], "z": wide[..., 1]}):
-        out = scan._load(name).selective_scan(**views, delta_softplus=True)
+        out = scan.load_backend(name).selective_scan(**views, delta_softplus=True)
         assert_close({"out": out.double()}, {"out": want["out"]}, out=1e-6, grad=0)
-    out = scan._load(name).selective_scan(**tokens, delta_softplus=True)
+    out = scan.load_backend(name).selective_scan(**tokens, delta_softplus=True)
     assert out.transpose(1, 2).is_contiguous()
 
 
@@ -158,7 +131,7 @@ def test_memory_order_does_not_matter(name):
 def test_bfloat16_computes_in_float32(name):
     inputs = {key: x.bfloat16() for key, x in make_inputs(64).items()}
     want = reference.selective_scan(**inputs, delta_softplus=True)
-    got = scan._load(name).selective_scan(**inputs, delta_softplus=True)
+    got = scan.load_backend(name).selective_scan(**inputs, delta_softplus=True)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), want.float(), rtol=2**-7, atol=1e-5)
 
@@ -179,16 +152,16 @@ def test_bfloat16_in_memory_is_float32_inside(reverse):
 def test_bfloat16_keeps_what_is_not_finite(value):
     inputs = {key: x.bfloat16() for key, x in make_inputs(20, channels=64).items()}
     inputs["z"][0, 0, 3] = value
-    out = scan._load("numba").selective_scan(**inputs, delta_softplus=True)
+    out = scan.load_backend("numba").selective_scan(**inputs, delta_softplus=True)
     assert out.isfinite().logical_not().nonzero().tolist() == [[0, 0, 3]]
 
 
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_autocast_does_not_change_the_result(name):
     inputs = {key: x.float() for key, x in make_inputs(40).items()}
-    want = scan._load(name).selective_scan(**inputs, delta_softplus=True)
+    want = scan.load_backend(name).selective_scan(**inputs, delta_softplus=True)
     with torch.autocast("cpu", torch.bfloat16):
-        got = scan._load(name).selective_scan(**inputs, delta_softplus=True)
+        got = scan.load_backend(name).selective_scan(**inputs, delta_softplus=True)
     assert torch.equal(got, want)
 
 
@@ -199,7 +172,7 @@ def test_non_finite_inputs_stay_visible(name, where, value):
     inputs = {key: x.float() for key, x in make_inputs(20).items()}
     inputs[where][0, 0, 3] = value
     kept = where == "delta" and value < 0    # softplus(-inf) = 0: a legal step of size 0
-    out = scan._load(name).selective_scan(**inputs, delta_softplus=True)
+    out = scan.load_backend(name).selective_scan(**inputs, delta_softplus=True)
     assert bool(out.isfinite().all()) is kept
 
 
@@ -227,7 +200,7 @@ def test_gradcheck_of_the_torch_backend():
 
 def test_a_forced_backend_that_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setenv("SCAN", "numba")
-    monkeypatch.setattr(scan, "_load", lambda name: "No module named 'numba'")
+    monkeypatch.setattr(scan, "load_backend", lambda name: "No module named 'numba'")
     with pytest.raises(UserError, match="pip install numba"):
         scan.selective_scan(**make_inputs(3) | {"u": torch.zeros(2, 5, 3)})
 

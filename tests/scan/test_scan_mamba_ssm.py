@@ -8,12 +8,12 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from inputs import make_inputs, run
 from torch import Tensor
 
 import sparsefield.scan as scan
 from sparsefield.model.mamba import Mamba
 from sparsefield.scan import reference
-from test_scan import make_inputs, run
 
 D_MODEL, D_STATE, D_CONV, EXPAND, RANK = 64, 16, 4, 2, 4
 INNER = EXPAND * D_MODEL
@@ -76,9 +76,9 @@ def kernels(monkeypatch):
     for name in ("selective_scan_cuda", package, "mamba_ssm.ops", interface):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules[interface].selective_scan_fn = selective_scan_fn
-    scan._load.cache_clear()
+    scan.load_backend.cache_clear()
     yield
-    scan._load.cache_clear()
+    scan.load_backend.cache_clear()
     sys.modules.pop("sparsefield.scan.mamba_ssm_backend")
 
 
@@ -90,12 +90,12 @@ def test_kernels_are_called_as_they_want_to_be(kernels, reverse):
     got = run("mamba_ssm", inputs, torch.float32, **flags)
     assert max(float((got[k] - want[k]).norm() / want[k].norm()) for k in want) < 1e-4
     mixed = {k: x.bfloat16() if k in "uz" else x.float() for k, x in inputs.items()}
-    assert scan._load("mamba_ssm").selective_scan(**mixed, **flags).dtype == torch.bfloat16
+    assert scan.load_backend("mamba_ssm").selective_scan(**mixed, **flags).dtype == torch.bfloat16
 
 
 def test_without_kernels_the_backend_says_how_to_get_them(monkeypatch):
     monkeypatch.setenv("SCAN", "mamba_ssm")
-    missing = scan._load("mamba_ssm")
+    missing = scan.load_backend("mamba_ssm")
     if not isinstance(missing, str):
         pytest.skip("the kernels are installed")
     with pytest.raises(scan.UserError, match="requirements-gpu.txt"):

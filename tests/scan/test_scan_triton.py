@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -34,38 +35,41 @@ CASES = {
 
 def errors_of(length, states, channels, batch, missing, softplus, reverse) -> dict[str, float]:
     """Relative errors of the output and of each gradient."""
-    import test_scan
+    from inputs import make_inputs, run
 
-    inputs = test_scan.make_inputs(length, states, channels, batch)
+    inputs = make_inputs(length, states, channels, batch)
     inputs = {key: x for key, x in inputs.items() if key not in missing}
     if not softplus:
         inputs |= {key: inputs[key].abs() for key in ("delta", "delta_bias") if key in inputs}
     flags = {"delta_softplus": softplus, "reverse": reverse}
-    want = test_scan.run("reference", inputs, **flags)
-    got = test_scan.run("triton", inputs, test_scan.torch.float32, **flags)
+    want = run("reference", inputs, **flags)
+    got = run("triton", inputs, torch.float32, **flags)
     return {key: float((got[key] - x).norm() / (x.norm() or 1)) for key, x in want.items()}
 
 
 def bfloat16_error() -> float:
-    import test_scan
+    from inputs import make_inputs
+
     from sparsefield.scan import reference, triton_backend
 
-    inputs = {key: x.bfloat16() for key, x in test_scan.make_inputs(6).items()}
+    inputs = {key: x.bfloat16() for key, x in make_inputs(6).items()}
     got = triton_backend.selective_scan(**inputs, delta_softplus=True)
-    assert got.dtype == test_scan.torch.bfloat16
+    assert got.dtype == torch.bfloat16
     want = reference.selective_scan(**inputs, delta_softplus=True)
     return ((got - want).float().norm() / want.float().norm()).item()
 
 
 def check_operator() -> None:
     """Raises if what the operator tells autograd and torch.compile is not what it does."""
-    import test_scan
+    from inputs import make_inputs
+
     from sparsefield.scan import triton_backend
 
-    inputs = [x.float().requires_grad_() for x in test_scan.make_inputs(3).values()]
+    inputs = [x.float().requires_grad_() for x in make_inputs(3).values()]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    operator = triton_backend._forward
-    test_scan.torch.library.opcheck(operator, (*inputs, True, True, True), test_utils=checks)
+    assert triton_backend.selective_scan  # importing it registers the operator
+    operator = torch.ops.sparsefield.selective_scan_triton.default
+    torch.library.opcheck(operator, (*inputs, True, True, True), test_utils=checks)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import records, settings, train
 
 from sparsefield.model.checkpoint import load_checkpoint
-from test_training import data, records, settings, train  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +39,9 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in records(folder) if "loss" in record]
 
 
-def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_path):  # noqa: F811
+def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_path):
     """1 and 2 processes give equal losses; the job ends with a dead rank; 1 process takes over."""
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3)
+    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     two, one = tmp_path / "two", tmp_path / "one"
     job = subprocess.Popen(command(settings(data, two, **shared), 2), cwd=ROOT, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -67,8 +67,8 @@ def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_p
 
 
 @pytest.mark.long
-def test_torchrun_passes_a_signal_on_and_two_go_on_where_one_stopped(data, tmp_path):  # noqa: F811
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3)
+def test_torchrun_passes_a_signal_on_and_two_go_on_where_one_stopped(data, tmp_path):
+    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     one, parts = tmp_path / "one", tmp_path / "parts"
     train(settings(data, one, **shared))
     train(settings(data, parts, **{**shared, "epochs": 1}))
@@ -86,7 +86,7 @@ def test_torchrun_passes_a_signal_on_and_two_go_on_where_one_stopped(data, tmp_p
 
 
 @pytest.mark.long
-def test_ranks_whose_launcher_dies_save_and_end(data, tmp_path):  # noqa: F811
+def test_ranks_whose_launcher_dies_save_and_end(data, tmp_path):
     job = subprocess.Popen(command(settings(data, tmp_path, epochs=10_000), 2), cwd=ROOT, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     until(lambda: (tmp_path / "mamba_v2_epoch_0001.pth").exists())
@@ -98,7 +98,7 @@ def test_ranks_whose_launcher_dies_save_and_end(data, tmp_path):  # noqa: F811
 
 
 @pytest.mark.long
-def test_a_batch_that_does_not_divide_is_refused_once_per_process(data, tmp_path):  # noqa: F811
+def test_a_batch_that_does_not_divide_is_refused_once_per_process(data, tmp_path):
     config = settings(data, tmp_path, batch_size=9)
     done = subprocess.run(command(config, 2), cwd=ROOT, text=True, capture_output=True)
     assert done.returncode != 0

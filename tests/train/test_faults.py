@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import assert_same, records, settings, train
 
-from sparsefield.train import loop as training
-from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.train import loop as training
+from sparsefield.train import runfolder
 from sparsefield.train.runfolder import RunFolder
-from test_training import assert_same, data, records, settings, train  # noqa: F401 (a fixture)
-from train_mamba_v2 import MAMBADiffusionV2
 
 
 def at_step(monkeypatch, step: int, act) -> None:
@@ -46,7 +47,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Path:  # noqa: F811
+def whole(data, tmp_path_factory) -> Path:
     """An undisturbed training of three epochs (18 steps)."""
     folder = tmp_path_factory.mktemp("whole")
     train(settings(data, folder, epochs=3, eval_every=1))
@@ -69,7 +70,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_full_disk(data, tiny_disk, whole, capsys):  # noqa: F811
+def test_full_disk(data, tiny_disk, whole, capsys):
     """Without space training goes on, ends with an error, keeps the old state, and resumes."""
     config = settings(data, tiny_disk / "run", epochs=3, eval_every=1, visualize_every=100)
     filler = tiny_disk / "filler"
@@ -93,7 +94,7 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def test_disk_that_takes_small_files_only(data, tmp_path, whole, capsys):  # noqa: F811
+def test_disk_that_takes_small_files_only(data, tmp_path, whole, capsys):
     """The same without root: the kernel refuses every file beyond 100 kB."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     config = settings(data, tmp_path, epochs=3, eval_every=1, visualize_every=100)
@@ -110,34 +111,34 @@ def test_disk_that_takes_small_files_only(data, tmp_path, whole, capsys):  # noq
     assert_same_training(whole, tmp_path)
 
 
-def test_read_only_disk(data, tiny_disk):  # noqa: F811
+def test_read_only_disk(data, tiny_disk):
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     with pytest.raises(UserError, match="cannot be written .Read-only file system"):
         train(settings(data, tiny_disk / "run"))
 
 
 @pytest.mark.parametrize("folder", ["/proc/nothing", "/dev/null/run"])
-def test_folder_that_cannot_be(data, folder):  # noqa: F811
+def test_folder_that_cannot_be(data, folder):
     with pytest.raises(UserError, match="cannot be written"):
         train(settings(data, Path(folder)))
 
 
 def test_metrics_lines_are_whole_or_absent(tmp_path):
     folder = RunFolder(tmp_path, "mamba_v2")
-    folder.record(1, loss=0.5)
-    with open(folder.records, "a") as file:
-        file.write('{"step": 2, "lo')  # killed while it wrote
-    folder.rewind(2)
-    folder.record(3, loss=0.25)
+    with folder.locked():
+        folder.record(1, loss=0.5)
+        with open(folder.records, "a") as file:
+            file.write('{"step": 2, "lo')  # killed while it wrote
+        folder.rewind(2)
+        folder.record(3, loss=0.25)
     assert [record["step"] for record in folder.read_records()] == [1, 3]
     assert len(folder.records.read_text().splitlines()) == 2
-    folder._close_writer()
 
 
 # --- processes -----------------------------------------------------------------------------------
 
 
-def test_dead_data_process_is_replaced(data, tmp_path, whole, monkeypatch, capsys):  # noqa: F811
+def test_dead_data_process_is_replaced(data, tmp_path, whole, monkeypatch, capsys):
     def kill_a_child():
         pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         os.kill(int(pids[-1]), signal.SIGKILL)
@@ -149,8 +150,8 @@ def test_dead_data_process_is_replaced(data, tmp_path, whole, monkeypatch, capsy
 
 
 @pytest.mark.long  # PyTorch looks every five seconds whether they live
-def test_data_processes_that_keep_dying(data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training.TrainingBatches, "__getitem__", lambda *_: os._exit(1))
+def test_data_processes_that_keep_dying(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingBatches, "__getitem__", lambda *_: os._exit(1))
     with pytest.raises(UserError, match="keep dying"):
         train(settings(data, tmp_path, num_workers=1))
 
@@ -173,14 +174,14 @@ def test_data_processes_do_not_hold_the_folder(tmp_path):
         os.waitpid(sleeper, 0)
 
 
-def test_the_lock_says_who_holds_it(data, tmp_path):  # noqa: F811
+def test_the_lock_says_who_holds_it(data, tmp_path):
     with RunFolder(tmp_path, "mamba_v2").locked():
         with pytest.raises(UserError, match=f"process {os.getpid()} on"):
             train(settings(data, tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_save_and_end(data, tmp_path, whole, monkeypatch, capsys, number):  # noqa: F811
+def test_signals_save_and_end(data, tmp_path, whole, monkeypatch, capsys, number):
     with monkeypatch.context() as patch:
         at_step(patch, 8, lambda: signal.raise_signal(number))
         train(settings(data, tmp_path, epochs=3))
@@ -190,7 +191,7 @@ def test_signals_save_and_end(data, tmp_path, whole, monkeypatch, capsys, number
     assert_same_training(whole, tmp_path)
 
 
-def test_second_signal_ends_at_once(data, tmp_path, monkeypatch):  # noqa: F811
+def test_second_signal_ends_at_once(data, tmp_path, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -208,7 +209,7 @@ def test_signals_that_torchrun_repeats_are_one():
         assert stop.asked
 
 
-def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):  # noqa: F811
+def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):
     (tmp_path / ".mamba_v2_latest.pth.123.tmp").write_bytes(b"half")
     (tmp_path / "metrics.jsonl").write_text('{"step": 6, "loss": 1.0}\n{"st')  # never saved
     train(settings(data, tmp_path, epochs=1))
@@ -219,14 +220,14 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):  #
 # --- memory, clock, compiler ---------------------------------------------------------------------
 
 
-def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):  # noqa: F811
+def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr("sparsefield.train.loop.canvas_loss",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match="out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
 
 
-def test_clock_that_jumps_changes_nothing(data, tmp_path, whole, monkeypatch):  # noqa: F811
+def test_clock_that_jumps_changes_nothing(data, tmp_path, whole, monkeypatch):
     jumps = iter(range(10**6))
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 86_400 * (next(jumps) % 3))
@@ -262,7 +263,7 @@ def test_only_the_last_epochs_are_kept_and_counted_as_numbers(tmp_path):
         "mamba_v2_epoch_10000.pth", "mamba_v2_epoch_10001.pth"]
 
 
-def test_weights_alone_are_nothing_to_go_on_from(data, tmp_path, capsys):  # noqa: F811
+def test_weights_alone_are_nothing_to_go_on_from(data, tmp_path, capsys):
     train(settings(data, tmp_path, epochs=1))
     latest, best = tmp_path / "mamba_v2_latest.pth", tmp_path / "mamba_v2_best.pth"
     latest.write_bytes(best.read_bytes())
@@ -270,13 +271,13 @@ def test_weights_alone_are_nothing_to_go_on_from(data, tmp_path, capsys):  # noq
     assert "holds weights alone" in capsys.readouterr().out
 
 
-def test_another_models_folder_is_refused(data, tmp_path):  # noqa: F811
+def test_another_models_folder_is_refused(data, tmp_path):
     (tmp_path / "mamba_latest.pth").write_bytes(b"")
     with pytest.raises(UserError, match="another model's training"):
         train(settings(data, tmp_path))
 
 
-def test_setting_aside_leaves_other_files_alone(data, tmp_path):  # noqa: F811
+def test_setting_aside_leaves_other_files_alone(data, tmp_path):
     (tmp_path / "quick").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "old_2").mkdir()
@@ -287,7 +288,7 @@ def test_setting_aside_leaves_other_files_alone(data, tmp_path):  # noqa: F811
     assert [record["step"] for record in records(tmp_path)] == [0, 6, 6]
 
 
-def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):  # noqa: F811
+def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):
     train(settings(data, tmp_path, epochs=1, canvas_first=0.0))
     train(settings(data, tmp_path, epochs=3, canvas_first=0.0))
     assert "EPOCHS was 1 and is 3" in capsys.readouterr().out
@@ -296,7 +297,7 @@ def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys
     assert rates[1] > rates[0]
 
 
-def test_intervals_do_not_change_what_is_trained(data, tmp_path, whole):  # noqa: F811
+def test_intervals_do_not_change_what_is_trained(data, tmp_path, whole):
     train(settings(data, tmp_path, epochs=3, eval_every=2, eval_pictures=1, save_every=3,
                    visualize_every=1))
     first, second = (load_checkpoint(p / "mamba_v2_latest.pth") for p in (whole, tmp_path))
@@ -313,9 +314,10 @@ def test_shared_weights_hold_their_configuration(whole):
 
 
 @pytest.mark.parametrize("file", ["mamba_v2_latest.pth", "mamba_v2_best.safetensors"])
-def test_damaged_files_get_one_line(whole, tmp_path, file):
-    """Cut anywhere or overwritten anywhere, a file is read as it was or refused in one line."""
+def test_damaged_files_load_as_saved_or_get_one_line(whole, tmp_path, file):
+    """Cut or overwritten anywhere, a file gives the model that was saved or is refused in a line."""
     content = (whole / file).read_bytes()
+    saved, _ = load_model(whole / file)
     rng = np.random.default_rng(0)
     for _ in range(60):
         place = int(rng.integers(len(content)))
@@ -325,6 +327,31 @@ def test_damaged_files_get_one_line(whole, tmp_path, file):
         path = tmp_path / file
         path.write_bytes(damaged)
         try:
-            load_model(path)
+            loaded, _ = load_model(path)
         except UserError as error:
             assert len(str(error).splitlines()) == 1
+        else:
+            assert_same(dict(loaded.state_dict()), dict(saved.state_dict()))
+
+
+def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrated(
+    data, tmp_path, monkeypatch
+):
+    """The .pth says whether calibration is still to be done, so it is written last."""
+    train(settings(data, tmp_path, epochs=1))
+    best = tmp_path / "mamba_v2_best.pth"
+    calibrated = load_checkpoint(best)
+    folder = RunFolder(tmp_path, "mamba_v2")
+    raw = {key: value for key, value in calibrated.items() if key != "calibration"}
+    assert folder.save_best(raw)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for name in ("save_checkpoint", "save_safetensors"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runfolder, name, killed)
+            folder.save_best(calibrated)
+        states = ["calibration" in load_checkpoint(best.with_suffix(ending))
+                  for ending in (".pth", ".safetensors")]
+        assert states != [True, False], f"killed in {name}"

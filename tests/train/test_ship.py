@@ -5,34 +5,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from small import settings, train
 
 from sparsefield import cli
-from sparsefield.train import loop as training
-from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.errors import UserError
 from sparsefield.evaluate.opening import open_test_data
+from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.train import loop as training
 from train_mamba_v2 import Config as Settings
 from train_mamba_v2 import MAMBADiffusionV2
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-import ship  # noqa: E402
+import ship
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory):
+def shipped(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ship")
-    rng = np.random.default_rng(0)
-    ramps = rng.integers(0, 255, (60, 1, 1, 3)) * np.linspace(0.2, 1, 8)[None, :, None, None]
-    np.savez(folder / "small.npz", images=np.broadcast_to(ramps, (60, 8, 8, 3)).astype(np.uint8))
-    training.train(Settings(
-        data=str(folder / "small.npz"), save_dir=str(folder / "run"), d_model=16, num_layers=2,
-        perceiver_iterations=1, perceiver_heads=2, neighbours=4, batch_size=8, epochs=1,
-        queries_min=8, queries_max=16, eval_pictures=2, eval_every=1, warmup=2, device="cpu",
-    ), MAMBADiffusionV2, "mamba_v2")
+    train(settings(data, folder / "run", epochs=1))
     trained = folder / "run" / "mamba_v2_best.pth"
     ship.ship(trained, folder / "out" / "mamba_v2_best.pth")
     return trained, folder / "out" / "mamba_v2_best.pth"
@@ -67,13 +60,13 @@ def test_shipped_weights_are_tested_on_photos_and_others_refused(shipped, caplog
         open_test_data(checkpoint)
 
 
-def test_training_beside_shipped_weights_sets_them_aside(shipped, tmp_path):
+def test_training_beside_shipped_weights_sets_them_aside(data, shipped, tmp_path):
     target = tmp_path / "mamba_v2_best.pth"
     ship.ship(shipped[0], target)
-    data = shipped[0].parents[1] / "small.npz"
     training.train(Settings(
         data=str(data), save_dir=str(tmp_path), d_model=16, num_layers=2, perceiver_iterations=1,
-        perceiver_heads=2, neighbours=4, batch_size=8, epochs=1, queries_min=8, queries_max=16,
+        perceiver_heads=2, neighbours=4, canvas_width=8, batch_size=8, epochs=1,
+        queries_min=8, queries_max=16,
         eval_pictures=2, device="cpu",
     ), MAMBADiffusionV2, "mamba_v2")
     assert load_checkpoint(tmp_path / "old_1" / "mamba_v2_best.pth")["shipped"]

@@ -1,68 +1,24 @@
 """The training loop: what it refuses, writes, survives, and that it resumes exactly."""
 
-import json
+import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from small import assert_same, records, settings, train
 from torch import nn
 
-from sparsefield.train import loop as training
+from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import (
     load_checkpoint,
     load_model,
     save_checkpoint,
     save_safetensors,
 )
+from sparsefield.train import loop as training
 from sparsefield.train.config import TrainingConfig
-from sparsefield.errors import UserError
 from sparsefield.train.runfolder import RunFolder
 from train_mamba_v2 import Config, MAMBADiffusionV2
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    rng = np.random.default_rng(0)
-    ramps = rng.integers(0, 255, (60, 1, 1, 3)) * np.linspace(0.2, 1, 8)[None, :, None, None]
-    np.savez(path, images=np.broadcast_to(ramps, (60, 8, 8, 3)).astype(np.uint8))
-    return path
-
-
-def settings(data: Path, folder: Path, **changes) -> Config:
-    small = dict(
-        data=str(data), save_dir=str(folder), d_model=16, num_layers=2, perceiver_iterations=1,
-        perceiver_heads=2, neighbours=4, canvas_width=8, batch_size=8, epochs=2, queries_min=8,
-        queries_max=16, eval_pictures=2, eval_every=1, save_every=1, warmup=2, lr=1e-3, device="cpu",
-    )
-    return Config(**{**small, **changes})
-
-
-def train(config: Config) -> None:
-    training.train(config, MAMBADiffusionV2, "mamba_v2")
-
-
-def records(folder: Path) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    timed = {"minutes", "samples_per_s", "data_wait", "memory_mb"}
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
-
-
-def assert_same(a: object, b: object) -> None:
-    """Nested dictionaries and lists of tensors and plain values, equal to the last bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 def test_writes_everything_and_the_model_comes_back(data, tmp_path):
@@ -90,7 +46,7 @@ def test_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
         def record(self, *step, stop_after=stop_after, original=original):
             original(self, *step)
             if self.step == stop_after:
-                training.signal.raise_signal(training.signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(training.Progress, "record", record)
         # The stop is noticed one step later, in a run of its own each time.

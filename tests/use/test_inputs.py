@@ -11,43 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from small import write_untrained
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, save_checkpoint
-from sparsefield.train.config import TrainingConfig
 from sparsefield.data import open_data
 from sparsefield.errors import UserError
-from sparsefield.outputs import OutputFolder
+from sparsefield.evaluate import outputs
+from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
+from sparsefield.train.config import TrainingConfig
 from sparsefield.train.runfolder import RunFolder
 from sparsefield.use.grids import grid_shape, scales
-from train_mamba_v2 import MAMBADiffusionV2
 
 ROOT = Path(__file__).parents[2]
-
-
-def write_checkpoint(path, channels=3, value_range=(0.0, 255.0), change=lambda weights: weights):
-    torch.manual_seed(0)
-    arguments = dict(channels=channels, d_model=8, num_layers=2, perceiver_heads=2,
-                     perceiver_iterations=1, neighbours=4, num_frequencies=4)
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": "MAMBADiffusionV2", "model_args": arguments,
-        "weights": change(MAMBADiffusionV2(**arguments).state_dict()),
-        "data": {"channels": channels, "value_range": [list(value_range)] * channels,
-                 "units": None},
-        "config": {}, "step": 1, "epoch": 1,
-    })
-    return str(path)
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {"colour": write_checkpoint(folder / "c.pth"),
-            "sea": write_checkpoint(folder / "s.pth", 1, (-1.0, 1.0)),
-            "wind": write_checkpoint(folder / "w.pth", 2, (-10.0, 10.0))}
+    return {"colour": write_untrained(folder / "c.pth"),
+            "sea": write_untrained(folder / "s.pth", 1, (-1.0, 1.0)),
+            "wind": write_untrained(folder / "w.pth", 2, (-10.0, 10.0))}
 
 
 @pytest.fixture(scope="module")
@@ -295,10 +281,20 @@ def test_an_output_that_is_the_input_is_refused(command, name, arguments):
     assert code == 2 and "is an input and would be overwritten" in err and files() == before
 
 
-def test_outputs_of_a_run_that_was_killed_are_still_ours(tmp_path):
+def test_outputs_of_a_run_that_was_killed_are_still_ours(tmp_path, monkeypatch):
     folder = OutputFolder(tmp_path, "--out")
     folder.write({"a": b"1", "b": b"1"})
-    folder._remember({"a": "x", "b": "y"})  # and killed before it wrote them
+    written = []
+
+    def killed_after_the_first(path, content):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(outputs, "write_atomically", killed_after_the_first)
+        folder.write({"a": b"2", "b": b"2"})
     folder.require(["a", "b"])
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="c was not written by this command"):
@@ -425,14 +421,14 @@ def test_closed_pipes_and_ascii_terminals(tmp_path, encoding, closed):
 
 
 def test_interrupted_while_it_is_imported():
-    code = ("import sys; sys.argv = ['x']; import sparsefield.interrupt; "
-            "import signal, os; os.kill(os.getpid(), signal.SIGINT)")
+    code = ("import sys; sys.argv = ['x']; from sparsefield import commands; "
+            "commands.end_in_one_line_on_interrupt(); import signal, os; os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     for name in ("reconstruct", "train_mamba", "train_mamba_v2", "eval_v1_vs_v2",
                  "eval_sde_multiscale"):
         text = (ROOT / f"{name}.py").read_text()
-        assert 0 < text.index("import sparsefield.interrupt") < text.index("import sys")
+        assert 0 < text.index("\n    end_in_one_line_on_interrupt()") < text.index("import sys")
 
 
 def test_out_of_memory_is_one_line(capsys):
@@ -449,7 +445,7 @@ def test_out_of_memory_is_one_line(capsys):
     (lambda w: {k: 5 for k in w}, "is no tensor"),
 ])
 def test_weights_that_no_training_of_ours_left(tmp_path, change, words):
-    path = write_checkpoint(tmp_path / "m.pth", change=change)
+    path = write_untrained(tmp_path / "m.pth", change=change)
     with pytest.raises(UserError) as refused:
         build_model(load_checkpoint(path))
     assert words in str(refused.value)

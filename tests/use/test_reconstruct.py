@@ -7,44 +7,28 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from small import write_untrained
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.model.checkpoint import FORMAT, save_checkpoint
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.use.measurements import read_measurements
 from sparsefield.use.reconstruction import block_size, grid_shape
-from train_mamba_v2 import MAMBADiffusionV2
-
-
-def write_checkpoint(path, channels=3, value_range=(0.0, 255.0), **more):
-    torch.manual_seed(0)
-    arguments = dict(channels=channels, d_model=8, num_layers=2, perceiver_heads=2,
-                     perceiver_iterations=1, neighbours=4, num_frequencies=4)
-    save_checkpoint(path, {
-        "format": FORMAT, "model_class": "MAMBADiffusionV2", "model_args": arguments,
-        "weights": MAMBADiffusionV2(**arguments).state_dict(),
-        "data": {"channels": channels, "value_range": [list(value_range)] * channels,
-                 "units": None if channels == 3 else "degC"},
-        "config": {}, "step": 1, "epoch": 1, **more,
-    })
-    return str(path)
 
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("colour") / "model.pth",
+    return write_untrained(tmp_path_factory.mktemp("colour") / "model.pth",
                             calibration={"spread": 1.2, "raw": 0.8, "calibrated": 0.9,
                                          "pictures": 4})
 
 
 @pytest.fixture(scope="module")
 def sea(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("sea") / "model.pth", 1, (-2.0, 30.0))
+    return write_untrained(tmp_path_factory.mktemp("sea") / "model.pth", 1, (-2.0, 30.0))
 
 
 def command(*arguments) -> int:
@@ -113,7 +97,7 @@ def test_one_point_is_enough_and_an_oblong_extent_has_square_cells(sea):
 def test_many_points_are_seen_in_blocks_around_each_query(sea):
     rng = np.random.default_rng(2)
     coords = rng.uniform(size=(5000, 2))
-    truth = lambda p: 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])  # noqa: E731
+    truth = lambda p: 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])
     field = load(sea).reconstruct(coords, truth(coords), 24, num_samples=2, num_steps=2)
     assert np.abs(field.mean[..., 0] - truth(field.coords)).max() < 0.5
     assert block_size(57600, 5000) == 1536 and block_size(576, 100) >= 576

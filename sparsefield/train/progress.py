@@ -1,0 +1,82 @@
+"""How far a training is, and what follows from that alone.
+
+One integer counts: completed optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsefield.errors import UserError
+
+PATIENCE = 20  # non-finite steps in a row after which training gives up
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine to zero at `total`.
+
+    Loshchilov & Hutter 2017 (SGDR), without restarts.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def averaging_decay(count: int, decay: float) -> float:
+    """Decay of the moving average after `count` updates: short at first, so short runs work too."""
+    return min(decay, (1 + count) / (10 + count))
+
+
+class Progress:
+    """How far training is: what must survive a restart besides weights and optimiser.
+
+    The sums of an epoch stay on the device, so that no step waits for them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.step = 0
+        self.best_mse = math.inf
+        self.best_psnr = math.nan
+        self.validation: dict[str, float] = {}  # the newest
+        self.seconds = 0.0
+        names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
+        self.sums = {name: torch.zeros((), device=device) for name in names}
+
+    def state_dict(self) -> dict:
+        return {**vars(self), "sums": {name: float(sum_) for name, sum_ in self.sums.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state["sums"].items():
+            self.sums[name].fill_(value)
+        vars(self).update({**state, "sums": self.sums})
+
+    def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
+        """Count a step; of a skipped one only that it was skipped."""
+        taken = 1 - skipped
+        self.sums["loss"] += loss.nan_to_num(0, 0, 0) * taken
+        self.sums["grad_norm"] += norm.nan_to_num(0, 0, 0) * taken
+        self.sums["steps"] += taken
+        self.sums["skipped"] += skipped
+        self.sums["skipped_in_a_row"] = (self.sums["skipped_in_a_row"] + 1) * skipped
+
+    def close_epoch(self) -> dict[str, float]:
+        """Means over the epoch, and the steps skipped since the start; the next epoch begins."""
+        sums = {name: float(sum_) for name, sum_ in self.sums.items()}
+        for name in ("loss", "grad_norm", "steps"):
+            self.sums[name].zero_()
+        steps = max(sums["steps"], 1)
+        return {"loss": sums["loss"] / steps, "grad_norm": sums["grad_norm"] / steps,
+                "skipped": int(sums["skipped"])}
+
+
+def give_up_when_stuck(progress: Progress) -> None:
+    """Raises UserError when PATIENCE steps in a row were not finite (looked at as often)."""
+    if progress.step % PATIENCE == 0 and progress.sums["skipped_in_a_row"] >= PATIENCE:
+        raise UserError(
+            f"the loss was not finite for {PATIENCE} steps in a row, up to step {progress.step}: "
+            "lower LR, or look for extreme values in the data; checkpoints are as they were"
+        )

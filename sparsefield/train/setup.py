@@ -1,0 +1,102 @@
+"""What a training is set up with: the model's arguments, batches, optimiser, precision."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from sparsefield.data import Data, TrainingBatches, parse_pattern
+from sparsefield.errors import UserError
+from sparsefield.flow.path import draw_angles
+from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.train.config import TrainingConfig
+from sparsefield.train.distributed import World
+
+SD_FIELDS = 64
+
+
+def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:
+    """Constructor arguments: the settings whose names the model's classes take, and the data's."""
+    names = {name for owner in model_class.__mro__ if owner is not nn.Module
+             for name in inspect.signature(owner.__init__).parameters}
+    chosen = {name: value for name, value in asdict(config).items() if name in names}
+    return {**chosen, "channels": data.channels, "value_sd": value_sd(data),
+            "max_frequency": min(data.height, data.width) / 2}
+
+
+def value_sd(data: Data) -> float:
+    """Sd of the values in [-1, 1] around 0, of at most SD_FIELDS training fields evenly spread."""
+    indices = range(0, len(data.train), max(1, len(data.train) // SD_FIELDS))
+    fields = (data.train.training_example(i, np.random.default_rng(i)) for i in indices)
+    squares = [np.nanmean(field.astype(np.float64) ** 2) for field in fields]
+    return round(float(np.sqrt(np.mean(squares))), 4) or 1.0
+
+
+def steps_per_epoch(config: TrainingConfig, data: Data) -> int:
+    """Whole batches in one pass through the training fields, at least 1."""
+    return max(1, len(data.train) // config.batch_size)
+
+
+def painted_steps(config: TrainingConfig, total: int) -> int:
+    """How many steps, from the first, are for the canvas; the others are for the rest."""
+    if not config.canvas_width or config.canvas_from is not None:
+        return 0
+    return round(config.canvas_first * total)
+
+
+def open_batches(
+    config: TrainingConfig, data: Data, world: World, painted: int
+) -> TrainingBatches:
+    """This process's part of every batch, for the canvas in the first `painted` steps.
+
+    Raises:
+        UserError: a batch does not divide.
+    """
+    return TrainingBatches(
+        data.train,
+        parse_pattern(config.observe),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        queries=(config.queries_min, config.queries_max),
+        draw_angles=partial(draw_angles, zero_share=config.zero_share),
+        painted=painted,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def pictures_at_once(config: TrainingConfig, world: World) -> int:
+    """How many pictures a process computes together. Raises UserError if they do not divide."""
+    share = config.batch_size // world.size
+    if share % config.accumulate:
+        raise UserError(
+            f"accumulate={config.accumulate} does not divide the {share} pictures of a process: "
+            "change ACCUMULATE or BATCH_SIZE"
+        )
+    return share // config.accumulate
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms, the scan's A_log and D, attention widths do not.
+
+    Every parameter is in exactly one group.
+    """
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim > 1 and not name.endswith("A_log")
+        (decayed if is_matrix else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay},
+            {"params": free, "weight_decay": 0.0}]
+
+
+def uses_bfloat16(config: TrainingConfig, world: World) -> bool:
+    """Whether matrix products run in bfloat16 (autocast)."""
+    if config.precision == "auto":
+        return world.device.type == "cuda" or (
+            world.device.type == "cpu" and has_fast_bfloat16()
+        )
+    return config.precision == "bfloat16"

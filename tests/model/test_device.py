@@ -1,0 +1,90 @@
+"""Devices that lack float64, simulated: none of their tensors is ever of it."""
+
+import pytest
+import torch
+
+from sparsefield.device import has_float64, pick_device
+from sparsefield.errors import UserError
+from sparsefield.flow.samplers import adaptive
+from sparsefield.model.field import GaussianModel, fitted_form
+from sparsefield.train.pairs import Pairs
+
+MPS = torch.device("mps")
+
+
+class OnMps(torch.Tensor):
+    """A tensor of the CPU that says it were one of MPS, and is never of float64."""
+
+    device = property(lambda self: MPS)
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(result, OnMps) and result.dtype == torch.float64:
+            raise TypeError("MPS does not know float64")
+        return result
+
+
+@pytest.fixture
+def moves_to_mps(monkeypatch):
+    original = torch.Tensor.to
+
+    def to(self, *args, **kwargs):
+        return self.as_subclass(OnMps) if args == (MPS,) else original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+
+
+def points(count: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(2, count, 2, generator=generator),
+            torch.rand(2, count, channels, generator=generator))
+
+
+def test_the_simulation_refuses_float64():
+    tensor = torch.zeros(2).as_subclass(OnMps)
+    assert tensor.device == MPS
+    with pytest.raises(TypeError):
+        tensor.double()
+
+
+def test_the_closed_form_on_a_device_without_float64(moves_to_mps):
+    coords, values = points(30, 3)
+    queries, _ = points(50, 3)
+    places = (queries, coords, values)
+    form, noise = fitted_form(*(part.as_subclass(OnMps) for part in places), side=8)
+    expected, drawn = fitted_form(*places, side=8)
+    for found, part in zip(form, expected):
+        assert isinstance(found, OnMps) and torch.equal(found.cpu(), part)
+    z = noise([torch.Generator().manual_seed(k) for k in range(2)])
+    assert isinstance(z, OnMps)
+    assert torch.equal(z.cpu(), drawn([torch.Generator().manual_seed(k) for k in range(2)]))
+    assert noise.variogram == drawn.variogram
+
+
+def test_training_computes_no_shared_layouts_there():
+    model = GaussianModel()
+    model.prior = "fitted"
+    assert Pairs(model, 8, 8, MPS).on_grid is None
+
+
+def test_the_adaptive_sampler_counts_its_angles_in_float32_there(monkeypatch):
+    seen = []
+    monkeypatch.setattr("torchdiffeq.odeint", lambda f, z, ends, **_: seen.append(ends) or [z])
+    z = torch.ones(1, 4, 1)
+    for start in (z, z.as_subclass(OnMps)):
+        adaptive(lambda state, theta: -state, start, [0.0, 1.0], None)
+    assert [ends.dtype for ends in seen] == [torch.float64, torch.float32]
+
+
+def test_auto_does_not_pick_what_lacks_float64(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert has_float64(pick_device("auto"))
+    assert pick_device("mps") == MPS
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device='mps' is not there"):
+        pick_device("mps")
