@@ -4,7 +4,7 @@
 #
 #   QUICK=1 ./run_mamba_training.sh                 trained as V2's quick model, in the foreground
 #   ./run_mamba_training.sh                         the default model
-#   D_MODEL=256 EPOCHS=200 ./run_mamba_training.sh  other settings (README: table of variables)
+#   D_MODEL=256 EPOCHS=200 ./run_mamba_training.sh  other settings (docs/operations.md)
 #   STATUS=1 or STOP=1 ./run_mamba_training.sh      look after it, stop it; the same command goes on
 #
 # Further arguments go to train_mamba.py as they are (--help explains all of them), for example

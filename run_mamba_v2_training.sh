@@ -3,7 +3,7 @@
 #
 #   QUICK=1 ./run_mamba_v2_training.sh                 a small model in minutes, in the foreground
 #   ./run_mamba_v2_training.sh                         the default model
-#   D_MODEL=128 EPOCHS=200 ./run_mamba_v2_training.sh  other settings (README: table of variables)
+#   D_MODEL=128 EPOCHS=200 ./run_mamba_v2_training.sh  other settings (docs/operations.md)
 #   STATUS=1 or STOP=1 ./run_mamba_v2_training.sh      look after it, stop it; the same command goes on
 #
 # Further arguments go to train_mamba_v2.py as they are (--help explains all of them).

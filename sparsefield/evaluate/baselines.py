@@ -145,9 +145,9 @@ def fitted_kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
 def _krige(
     coords: np.ndarray, values: np.ndarray, shape: tuple[int, int], kernels: tuple[Kernel, ...]
 ) -> np.ndarray:
-    points = (torch.from_numpy(x)[None].float() for x in (coords, values))
+    places, known = (torch.from_numpy(x)[None].float() for x in (coords, values))
     queries = torch.from_numpy(_queries(shape))[None].float()
-    return condition(*points, kernels=kernels).at(queries).mean[0].double().numpy()
+    return condition(places, known, kernels=kernels).at(queries).mean[0].double().numpy()
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -12,7 +12,7 @@ from sparsefield.evaluate import uncertainty
 from sparsefield.evaluate.cases import Cases, spread
 
 LEVEL = 0.9
-SETTINGS = {"method": "heun", "num_steps": 4}  # of the samples that are calibrated, and drawn later
+SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}  # of the samples that are calibrated, and drawn later
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # looked at, at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
@@ -40,7 +40,7 @@ class Calibration(NamedTuple):
         return describe(self._asdict())
 
 
-def describe(fitted: dict) -> str:
+def describe(fitted: dict[str, Any]) -> str:
     """A calibration, as a checkpoint holds it, in words.
 
     Older checkpoints do not say what they were fitted on: on the pictures that they report.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import skimage
@@ -72,7 +73,10 @@ class Case:
         return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
 
     def asked(self, rows: int) -> np.ndarray:
-        """(H, W) bool: points of a resolution that exist and were not observed (all, if all were)."""
+        """(H, W) bool: points of a resolution that exist and were not observed.
+
+        All that exist, if all were observed.
+        """
         factor = rows // len(self.inside)
         asked = self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one
@@ -165,7 +169,8 @@ class Cases:
     def truths(self, rows: int | None = None) -> list[np.ndarray] | None:
         """The fields at a resolution, or None where a case has no truth of that size."""
         found = [case.truths.get(rows or self.rows) for case in self.cases]
-        return None if any(truth is None for truth in found) else found
+        there = [truth for truth in found if truth is not None]
+        return there if len(there) == len(found) else None
 
     # --- methods ---------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class Cases:
         rows: int | None = None,
         draws: int = 1,
         done: Callable[[int], object] = int,
-        **sampler,
+        **sampler: Any,
     ) -> Outcome:
         """What a model and a sampler give.
 
@@ -186,7 +191,7 @@ class Cases:
             sampler: `method` and its options, see `sparsefield.flow.sampling.sample`.
         """
         rows = rows or self.rows
-        found: list[np.ndarray | None] = [None] * len(self.cases)
+        found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
         for group in self.groups(rows):
             start = self._now()
@@ -197,7 +202,8 @@ class Cases:
                 found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
             done(len(group) * draws)
         count = len(self)
-        return Outcome(found, rows, evaluations / count, seconds / (count * draws), result.how)
+        in_order = [found[k] for k in range(count)]
+        return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
 
     def warm_up(self, model: nn.Module) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
@@ -237,9 +243,9 @@ class Cases:
 
     def groups(self, rows: int | None = None) -> list[list[int]]:
         """All cases, those with equally many points together, as many as `points` allow."""
-        by_shape = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for k, case in enumerate(self.cases):
-            queries = np.count_nonzero(case.asked(rows or self.rows))
+            queries = int(np.count_nonzero(case.asked(rows or self.rows)))
             by_shape[queries, len(case.observed)].append(k)
         return [which[i : i + size] for (queries, _), which in by_shape.items()
                 for size in [max(1, self.points // queries)]
@@ -259,7 +265,7 @@ class Cases:
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
     def _call(
-        self, model: nn.Module, which: list[int], rows: int, draws: int, **sampler
+        self, model: nn.Module, which: list[int], rows: int, draws: int, **sampler: Any
     ) -> Result:
         """Everything that an evaluation asks of a sampler, it asks here."""
         with evaluating(model):

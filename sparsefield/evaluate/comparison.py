@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -27,7 +28,7 @@ from sparsefield.evaluate.report import (
     summarise,
 )
 
-MEAN = {"method": "mean"}
+MEAN: dict[str, Any] = {"method": "mean"}
 HIGHER_IS_BETTER = {  # what the blocks of the report show: title, unit, decimals
     "psnr": ("PSNR", " dB", 2),
     "ssim": ("SSIM", "", 4),
@@ -51,11 +52,11 @@ AT_EQUAL_CALIBRATION = ("psnr", "crps", "speckle_0.10", "flat_hf")  # blocks of 
 def compare(
     cases: Cases,
     models: dict[str, nn.Module],
-    checkpoints: dict[str, dict],
-    sampler: dict,
+    checkpoints: dict[str, dict[str, Any]],
+    sampler: dict[str, Any],
     ensemble: int,
     seed: int,
-) -> tuple[dict, dict[str, list[np.ndarray]]]:
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     """Evaluate V1, V2 and the baselines.
 
     Args:
@@ -101,7 +102,7 @@ def compare(
     return results, fields
 
 
-def describe_model(checkpoint: dict, model: nn.Module, cases: Cases) -> dict:
+def describe_model(checkpoint: dict[str, Any], model: nn.Module, cases: Cases) -> dict[str, Any]:
     """What a checkpoint is, and what one evaluation of it costs on the first case."""
     height, width, channels = cases[0].truth.shape
     arguments = checkpoint["model_args"]
@@ -123,7 +124,7 @@ def describe_model(checkpoint: dict, model: nn.Module, cases: Cases) -> dict:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def report(results: dict) -> str:
+def report(results: dict[str, Any]) -> str:
     """comparison_results.txt."""
     samples = results["sample"]
     parts = [
@@ -141,7 +142,7 @@ def report(results: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def header(results: dict) -> str:
+def header(results: dict[str, Any]) -> str:
     settings, data = results["settings"], results["data"]
     lines = [
         "MAMBA Diffusion: V1 against V2",
@@ -166,7 +167,7 @@ def header(results: dict) -> str:
     return "\n".join(lines)
 
 
-def section(title: str, results: dict, kind: str, shown: tuple[str, ...] | None = None) -> str:
+def section(title: str, results: dict[str, Any], kind: str, shown: tuple[str, ...] | None = None) -> str:
     """One block for each metric, or for those to be shown."""
     blocks = [f"{title}\n{'=' * len(title)}"]
     differences = results["differences"][kind]
@@ -176,7 +177,7 @@ def section(title: str, results: dict, kind: str, shown: tuple[str, ...] | None 
     return "\n\n".join(blocks)
 
 
-def calibrated_section(results: dict) -> str:
+def calibrated_section(results: dict[str, Any]) -> str:
     """Samples of equal calibration: what is left of V2 − V1 is not one of spread."""
     title = "Sample, after each model's own calibrated spread"
     lines = [f"{name}: {describe(model['calibration'])}" if model["calibration"] else
@@ -192,7 +193,7 @@ def calibrated_section(results: dict) -> str:
     return section(title, results, "calibrated", AT_EQUAL_CALIBRATION) + f"\n\n{about}"
 
 
-def block(label: str, unit: str, digits: int, found: dict, name: str, difference: dict) -> str:
+def block(label: str, unit: str, digits: int, found: dict[str, Any], name: str, difference: dict[str, Any]) -> str:
     v1, change = found["V1"]["mean"][name], difference["mean"]
     if math.isnan(change):
         return f"{label}:\n  undefined for these pictures"
@@ -214,7 +215,7 @@ def block(label: str, unit: str, digits: int, found: dict, name: str, difference
     return "\n".join(lines)
 
 
-def table(title: str, rows: dict[str, dict]) -> str:
+def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     columns = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "ssim_default": ("SSIM-def", 4),
                "mse": ("MSE", 5), "mae": ("MAE", 5), "speckle_0.05": ("spk 0.05", 5),
                "speckle_0.10": ("spk 0.10", 5), "speckle_0.20": ("spk 0.20", 5),
@@ -228,7 +229,7 @@ def table(title: str, rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def cost(results: dict) -> str:
+def cost(results: dict[str, Any]) -> str:
     lines = ["Cost", "====", f"{'':16}{'parameters':>14}{'GFLOP per evaluation':>24}"
              f"{'GFLOP mean':>14}{'GFLOP sample':>16}"]
     for name, model in results["models"].items():

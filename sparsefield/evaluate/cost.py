@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,10 +30,11 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observe
     query_coords = grid_coords(*shape, device=device)[None]
     input_coords = query_coords[:, :observed]
     inputs = torch.zeros(1, observed, channels, device=device)
-    form, _ = model.closed_form(query_coords, input_coords, inputs)
-    start = model.start(form, query_coords, input_coords)
-    prepared = model.prepare(start, query_coords, input_coords, inputs)
-    mamba = []
+    contract: Any = model  # closed_form, start and prepare: see sparsefield.model.field.FieldModel
+    form, _ = contract.closed_form(query_coords, input_coords, inputs)
+    start = contract.start(form, query_coords, input_coords)
+    prepared = contract.prepare(start, query_coords, input_coords, inputs)
+    mamba: list[int] = []
 
     def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         inner, states = block.A_log.shape

@@ -78,7 +78,7 @@ def ssim_default(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     return _ssim(reconstruction, truth, 7)
 
 
-def _ssim(reconstruction: np.ndarray, truth: np.ndarray, window: int, **settings) -> float:
+def _ssim(reconstruction: np.ndarray, truth: np.ndarray, window: int, **settings: object) -> float:
     """NaN where no existing point lies inside the border that the window needs."""
     x, g, exists = _pair(reconstruction, truth)
     side = min(exists.shape)
@@ -183,16 +183,16 @@ def paired_bootstrap(
     Returns:
         NaN for what cannot be computed: the mean of no image, the interval of fewer than two.
     """
-    differences = _defined(differences)
-    count = len(differences)
+    defined = _defined(differences)
+    count = len(defined)
     if count < 2:
-        return _mean(differences), np.nan, np.nan
+        return _mean(defined), np.nan, np.nan
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    means = differences[draws].mean(axis=1)
+    means = defined[draws].mean(axis=1)
     quantile = scipy.stats.t.ppf((1 - confidence) / 2, df=count - 1)
     tail = scipy.stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(differences.mean()), float(low), float(high)
+    return float(defined.mean()), float(low), float(high)
 
 
 def _pair(
@@ -227,8 +227,8 @@ def _require_finite(values: np.ndarray) -> None:
 
 
 def _defined(values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return values[~np.isnan(values)]
+    numbers = np.asarray(values, dtype=np.float64)
+    return numbers[~np.isnan(numbers)]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -48,10 +49,10 @@ class Runner:
 
     model: nn.Module
     cases: Cases
-    samplers: dict[str, dict]
+    samplers: dict[str, dict[str, Any]]
     ensemble: int
 
-    def run(self, name: str, rows: int, draws: int = 1, **changes) -> Outcome:
+    def run(self, name: str, rows: int, draws: int = 1, **changes: Any) -> Outcome:
         """Draws of every case by a sampler, at a resolution."""
         options = self.samplers[name] | changes
         total = draws * len(self.cases)
@@ -68,8 +69,8 @@ def evaluate_all(
     runner: Runner,
     resolutions: Sequence[int],
     steps_sweep: Sequence[int],
-    fitted: dict | None,
-) -> tuple[dict, dict[int, dict], dict[str, list[np.ndarray]]]:
+    fitted: dict[str, Any] | None,
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]], dict[str, list[np.ndarray]]]:
     """Everything that the report says, the fields {rows: {method: [...]}} and the draws.
 
     Args:
@@ -116,7 +117,7 @@ def evaluate_all(
     return results, fields, {name: outcome.draws for name, outcome in ensembles.items()}
 
 
-def summaries(cases: Cases, found: dict[str, Outcome]) -> dict[str, dict]:
+def summaries(cases: Cases, found: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     """Of every method at one resolution; of samples with what their PSNR should be."""
     rows = {name: {"kind": kind(name), **summarise(outcome, cases.numbers(outcome))}
             for name, outcome in found.items()}
@@ -141,7 +142,7 @@ def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> uncertainty.Uncertai
     ]))
 
 
-def mean_of_samples(cases: Cases, outcome: Outcome) -> dict:
+def mean_of_samples(cases: Cases, outcome: Outcome) -> dict[str, Any]:
     """Of the mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
     count = len(outcome.draws[0])
     averages = [samples.mean(axis=0, keepdims=True) for samples in outcome.draws]
@@ -149,7 +150,7 @@ def mean_of_samples(cases: Cases, outcome: Outcome) -> dict:
     return summarise(mean, cases.numbers(mean))
 
 
-def sweep(runner: Runner, steps_sweep: Sequence[int]) -> list[dict]:
+def sweep(runner: Runner, steps_sweep: Sequence[int]) -> list[dict[str, Any]]:
     """Quality of samples at the observed resolution against the number of steps."""
     entries = []
     for steps in steps_sweep:
@@ -172,7 +173,7 @@ def sweep(runner: Runner, steps_sweep: Sequence[int]) -> list[dict]:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def report(results: dict) -> str:
+def report(results: dict[str, Any]) -> str:
     """metrics_comparison.txt."""
     parts = [header(results)]
     for resolution, found in results["resolutions"].items():
@@ -192,7 +193,7 @@ def report(results: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def header(results: dict) -> str:
+def header(results: dict[str, Any]) -> str:
     settings, data, model = results["settings"], results["data"], results["model"]
     variant = describe_variant(model["model_class"], model["model_args"])
     return "\n".join([
@@ -213,7 +214,7 @@ def header(results: dict) -> str:
     ])
 
 
-def resolution_tables(results: dict, resolution: str, found: dict) -> list[str]:
+def resolution_tables(results: dict[str, Any], resolution: str, found: dict[str, Any]) -> list[str]:
     rows = results["data"]["height"]
     shape = " x ".join(str(int(resolution) // rows * results["data"][side])
                        for side in ("height", "width"))
@@ -232,7 +233,7 @@ def resolution_tables(results: dict, resolution: str, found: dict) -> list[str]:
     return parts
 
 
-def table(title: str, rows: dict[str, dict]) -> str:
+def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     first = next(iter(rows.values()))
     columns = [c for c in COLUMNS if c in first["mean"]]
     expected = "expected_psnr" in first
@@ -247,11 +248,11 @@ def table(title: str, rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def with_sd(row: dict, name: str, digits: int) -> str:
+def with_sd(row: dict[str, Any], name: str, digits: int) -> str:
     return f"{cell(row['mean'][name], digits, 0)} ± {cell(row['sd'][name], digits, 0)}"
 
 
-def uncertainty_table(results: dict) -> str:
+def uncertainty_table(results: dict[str, Any]) -> str:
     count = results["settings"]["ensemble"]
     scores = results["uncertainty"]
     top = next(iter(scores.values()))["attainable"]
@@ -283,7 +284,7 @@ def uncertainty_table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def sweep_table(entries: list[dict]) -> str:
+def sweep_table(entries: list[dict[str, Any]]) -> str:
     lines = ["Steps of the samplers, at the observed resolution", "=" * 72,
              f"  {'':12}{'steps':>7}{'NFE':>7}{'PSNR':>9}{'SSIM':>9}{'speckle':>9}{'CRPS':>10}"
              f"{'in 90%':>9}{'spr/err':>9}{'s/field':>10}"]
@@ -296,7 +297,7 @@ def sweep_table(entries: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def recommendation(samples: dict[str, dict], seed: int) -> str:
+def recommendation(samples: dict[str, dict[str, Any]], seed: int) -> str:
     """Which sampler is best by CRPS, or why that cannot be said."""
     scored = {name: row["per_image"]["crps"] for name, row in samples.items()
               if "crps" in row["per_image"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from sparsefield.errors import UserError
 log = logging.getLogger("sparsefield")
 
 
-def open_test_data(checkpoint: dict, data: str | None = None, test: str | None = None) -> Data:
+def open_test_data(checkpoint: dict[str, Any], data: str | None = None, test: str | None = None) -> Data:
     """The data to test a model on.
 
     Args:
@@ -43,7 +44,7 @@ def open_test_data(checkpoint: dict, data: str | None = None, test: str | None =
     return opened
 
 
-def _as_trained(checkpoint: dict) -> dict:
+def _as_trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """How to read other data so that values, sizes and channels mean what they did in training."""
     trained, config = checkpoint["data"], checkpoint["config"]
     bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
@@ -57,7 +58,7 @@ def _as_trained(checkpoint: dict) -> dict:
     }
 
 
-def _open_as_trained(checkpoint: dict) -> Data:
+def _open_as_trained(checkpoint: dict[str, Any]) -> Data:
     config = checkpoint["config"]
     for path in (config["data"], config["data_val"], config.get("data_test")):
         if path not in (None, "photos", "cifar10") and not Path(path).exists():

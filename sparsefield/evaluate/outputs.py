@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sparsefield.model.checkpoint import write_atomically
 from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import write_atomically
 
 WRITTEN = ".written_by_sparsefield.json"
 

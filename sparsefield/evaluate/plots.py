@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
-from sparsefield.data.scale import Scale  # noqa: E402
+from sparsefield.data.scale import Scale
 
 if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
+__all__ = ["DPI", "MISSING", "observed_only", "plt", "show", "value_bar"]
+
 DPI = 120
 
 
@@ -31,22 +36,22 @@ def to_rgb(field: np.ndarray) -> np.ndarray:
     return np.ma.masked_invalid(field[..., 0])
 
 
-def show(axis: plt.Axes, field: np.ndarray, **limits) -> None:
+def show(axis: Axes, field: np.ndarray, **limits: Any) -> None:
     """Draw a field without ticks, points as they are."""
-    limits = {"cmap": "viridis", "vmin": 0, "vmax": 1} | limits
+    style: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1, **limits}
     axis.set_facecolor(MISSING)
-    axis.imshow(to_rgb(field), interpolation="nearest", **limits)
+    axis.imshow(to_rgb(field), interpolation="nearest", **style)
     axis.set_xticks([])
     axis.set_yticks([])
 
 
-def value_bar(figure: plt.Figure, axes, scale: Scale) -> None:
+def value_bar(figure: Figure, axes: Any, scale: Scale) -> None:
     """Beside `axes`, what the colours of `show` mean in the units of the data; none for RGB."""
     if scale.channels == 3:
         return
     low, high = scale.value_range[0]
     name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
-    colours = plt.cm.ScalarMappable(plt.Normalize(low, high), "viridis")
+    colours = plt.cm.ScalarMappable(Normalize(low, high), "viridis")
     label = f"{name} in {scale.unit(0)}" if scale.unit(0) else name
     figure.colorbar(colours, ax=axes, shrink=0.6, aspect=30, label=label)
 
@@ -84,7 +89,7 @@ def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Pa
 
 
 def learning_curves(
-    records: Sequence[dict], baselines: dict[str, dict[str, float]], path: Path
+    records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
 ) -> None:
     """Training loss, and PSNR of the posterior mean beside the baselines, against steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

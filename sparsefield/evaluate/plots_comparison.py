@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 
 from sparsefield.data import Scale
 from sparsefield.evaluate.cases import Cases
@@ -63,7 +66,7 @@ def comparison(
     for axis, name in zip(axes[0], titles):
         axis.set_title(name, fontsize=10)
     value_bar(figure, axes[:, : -len(errors)], scale)
-    colours = plt.cm.ScalarMappable(plt.Normalize(0, ERROR_LIMIT), "magma")
+    colours = plt.cm.ScalarMappable(Normalize(0, ERROR_LIMIT), "magma")
     figure.colorbar(
         colours, ax=axes[:, -len(errors):], extend="max", shrink=0.6, aspect=30,
         label="absolute error, share of the range",
@@ -73,7 +76,7 @@ def comparison(
     plt.close(figure)
 
 
-def improvement_chart(differences: dict[str, dict[str, dict]], path: Path, title: str) -> None:
+def improvement_chart(differences: dict[str, dict[str, dict[str, Any]]], path: Path, title: str) -> None:
     """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
 
     Args:
@@ -98,7 +101,7 @@ def improvement_chart(differences: dict[str, dict[str, dict]], path: Path, title
     plt.close(figure)
 
 
-def _difference(axis: plt.Axes, place: float, difference: dict, colour: str) -> None:
+def _difference(axis: Axes, place: float, difference: dict[str, Any], colour: str) -> None:
     points = np.array([x for x in difference["per_image"] if x is not None])
     if points.size == 0:
         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data import Scale
@@ -71,7 +73,7 @@ def _median_case(cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]]) -
     return int(np.argsort(errors, kind="stable")[len(errors) // 2])
 
 
-def performance(results: dict, path: Path, about: str) -> None:
+def performance(results: dict[str, Any], path: Path, about: str) -> None:
     """Quality of samples against evaluations and against seconds, at the observed resolution.
 
     One curve per sampler over the steps that were compared, or one point without such a sweep;
@@ -114,9 +116,9 @@ def performance(results: dict, path: Path, about: str) -> None:
     plt.close(figure)
 
 
-def _points(results: dict) -> dict[str, list[dict]]:
+def _points(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """{method: [{nfe, seconds, psnr, ...}]} of the sweep and of the main table."""
-    points: dict[str, list[dict]] = {}
+    points: dict[str, list[dict[str, Any]]] = {}
     for entry in results["sweep"]:
         points.setdefault(entry["method"], []).append(entry)
     base = results["resolutions"].get(str(results["data"]["height"]), {"methods": {}})
@@ -130,7 +132,7 @@ def _points(results: dict) -> dict[str, list[dict]]:
     return points
 
 
-def _references(results: dict) -> dict[str, dict[str, float]]:
+def _references(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     base = results["resolutions"].get(str(results["data"]["height"]), {"methods": {}})
     return {name: row["mean"] for name, row in base["methods"].items()
             if row["kind"] == "interpolation"}
@@ -141,7 +143,7 @@ def diversity(
 ) -> None:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
-              for samples, truth in zip(draws, cases.truths())]
+              for samples, truth in zip(draws, cases.truths() or [])]
     order = np.argsort(errors, kind="stable")
     shown = {int(order[round(share * (len(order) - 1))]): share for share in (0.25, 0.5, 0.75)}
     count = min(SHOWN_DRAWS, len(draws[0]))
@@ -166,7 +168,7 @@ def diversity(
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)
     value_bar(figure, axes[:, :-2], scale)
-    colours = plt.cm.ScalarMappable(plt.Normalize(0, SPREAD_LIMIT), "magma")
+    colours = plt.cm.ScalarMappable(Normalize(0, SPREAD_LIMIT), "magma")
     figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
                     label="share of the range")
     figure.suptitle(f"Samples by {method}, {cases.rows} x {cases.columns}", fontsize=11)
@@ -174,7 +176,7 @@ def diversity(
     plt.close(figure)
 
 
-def calibration(scores: dict[str, dict], path: Path, about: str) -> None:
+def calibration(scores: dict[str, dict[str, Any]], path: Path, about: str) -> None:
     """Rank histogram, coverage of intervals, and spread against skill of each sampler."""
     figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     top = 0.0

@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ NOTE_ON_SAMPLES = (
 )
 
 
-def summarise(outcome: Outcome, numbers: Sequence[dict[str, float]]) -> dict:
+def summarise(outcome: Outcome, numbers: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Per-image numbers of a method with mean, median and standard deviation over the images.
 
     Args:
@@ -68,7 +69,7 @@ def summarise(outcome: Outcome, numbers: Sequence[dict[str, float]]) -> dict:
     return summary
 
 
-def expect_psnr(sample: dict, mean: dict) -> None:
+def expect_psnr(sample: dict[str, Any], mean: dict[str, Any]) -> None:
     """Note in a summary of samples where its PSNR should be, given that of the posterior mean."""
     if "psnr" in mean["mean"]:
         sample["expected_psnr"] = mean["mean"]["psnr"] - SAMPLE_BELOW_MEAN
@@ -80,7 +81,7 @@ def recalibrated(outcome: Outcome, cases: Cases, spread: float) -> Outcome:
     return outcome.with_draws(draws, f"{outcome.how}, spread times {spread:.2f}")
 
 
-def paired(one: dict, other: dict, seed: int) -> dict[str, dict]:
+def paired(one: dict[str, Any], other: dict[str, Any], seed: int) -> dict[str, dict[str, Any]]:
     """other - one for each metric of two summaries: per image, mean and 95 % bootstrap interval."""
     result = {}
     for name in one["per_image"]:
@@ -90,7 +91,7 @@ def paired(one: dict, other: dict, seed: int) -> dict[str, dict]:
     return result
 
 
-def environment(device: torch.device) -> dict:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware that the numbers of time depend on."""
     names = ("torch", "numpy", "scipy", "scikit-image")
     is_cuda = device.type == "cuda"
@@ -118,20 +119,20 @@ def plain(item: object) -> object:
 # --- words ---------------------------------------------------------------------------------------
 
 
-def environment_lines(env: dict) -> list[str]:
+def environment_lines(env: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
     return [f"Versions:  Python {env['python']}, {versions}",
             f"Hardware:  {env['device']}, {env['threads']} threads, {env['platform']}",
             f"           {env['scan']}"]
 
 
-def scale_line(data: dict) -> str:
+def scale_line(data: dict[str, Any]) -> str:
     """What 0 and 1 stand for in the units of the data."""
     scale = Scale(data["value_range"], data["units"]).describe()
     return f"Values:    0 to 1 below stand for {scale}"
 
 
-def describe_variant(model_class: str, model_args: dict) -> str:
+def describe_variant(model_class: str, model_args: dict[str, Any]) -> str:
     """Which variant of a model it is, where there is more than one; else nothing."""
     if model_class != "MAMBADiffusion":
         return ""
@@ -140,7 +141,7 @@ def describe_variant(model_class: str, model_args: dict) -> str:
             "as described, without a residual around its cross-attention")
 
 
-def in_words(sampler: dict) -> str:
+def in_words(sampler: dict[str, Any]) -> str:
     """A sampler with its number of steps."""
     return f"{sampler['method']}, {sampler['num_steps']} steps"
 
@@ -152,7 +153,7 @@ def percent(change: float, of: float, sign: str = "+") -> str:
     return f"{round(100 * change / of, 1) + 0.0:{sign}.1f}%"  # + 0.0: no -0.0
 
 
-def sample_table(title: str, rows: dict[str, dict]) -> str:
+def sample_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     """Everything about samples, a row for each summary of them; single draws lack half of it."""
     members = next(iter(rows.values()))["members"]
     heads = "".join(f"{head:>10}" for head, _ in SAMPLE_COLUMNS.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Uncertainty:
     bin_skill: list[float]  # skill in the same classes [bin_spread]
     ranks: list[float]  # (K+1,) share of truths by how many samples lie below [1 / (K+1) each]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return asdict(self) | {name: {f"{level:.0%}": share for level, share in table.items()}
                                for name, table in (("coverage", self.coverage),
