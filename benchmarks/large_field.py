@@ -9,7 +9,7 @@ its own: of that process, torch included. Process time counts the work of all th
 is wall time. Seams: the mean step between neighbouring pixels of two blocks over that of the pairs
 beside them, for samples and for the mean; 1 if nothing is to be seen (pairs next to a measured pixel are
 left out). The rms error of the mean is over all pixels. `closed form` is the wall time before the first
-call of the network.
+call of the network; parts are how often progress was reported.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def measure(checkpoint: str, points: int, side: int) -> list[str]:
     everything = truth_at(torch.cat([coords, grid_coords(side, side)]))
     values, truth = everything[:points], everything[points:].reshape(side, side, 3)
     model = load(checkpoint, "cpu")
-    calls: list[float] = []
+    calls: list[tuple[float, int | None]] = []
     process, wall = time.process_time(), time.perf_counter()
 
     def progress(done: int, total: int | None) -> None:
-        calls.append(time.perf_counter() - wall)
+        calls.append((time.perf_counter() - wall, total))
         if sys.stderr.isatty():
-            print(f"\rcall {done} of {total}, {calls[-1]:.0f} s", end="", file=sys.stderr)
+            print(f"\rpart {done} of {total}, {calls[-1][0]:.0f} s", end="", file=sys.stderr)
 
     field = model.reconstruct(coords.numpy(), values, side, num_samples=SAMPLES, progress=progress)
     seconds = time.process_time() - process, time.perf_counter() - wall
@@ -82,7 +82,7 @@ def measure(checkpoint: str, points: int, side: int) -> list[str]:
     error = np.sqrt(np.mean((field.mean - truth) ** 2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [Path(checkpoint).stem, f"{points:,}", f"{side} x {side}", str(int(block.max()) + 1),
-            str(len(calls)), f"{calls[0]:,.0f}", f"{seconds[0]:,.0f} / {seconds[1]:,.0f}",
+            str(len(calls)), f"{max(t for t, total in calls if total is None):,.0f}", f"{seconds[0]:,.0f} / {seconds[1]:,.0f}",
             f"{peak:.2f}", f"{seams[0]:.3f} / {seams[1]:.3f}", f"{error:.2f}"]
 
 
@@ -105,7 +105,7 @@ def main() -> None:
                        str(points), "--resolution", str(given.resolution)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append(done.stdout.strip().split("|"))
-    table(["checkpoint", "points", "field", "blocks", "calls", "closed form, s",
+    table(["checkpoint", "points", "field", "blocks", "parts", "closed form, s",
            "process / wall, s", "peak, GiB", "seams: samples / mean", "rms error"], rows)
 
 
