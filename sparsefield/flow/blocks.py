@@ -64,21 +64,20 @@ def _with_halo(points: np.ndarray, core: np.ndarray, halo: int) -> np.ndarray:
 
 
 def jump_across_borders(values: Tensor, block: Tensor) -> float:
-    """Mean step between neighbours of two blocks, over that between neighbours of one: 1 if no
-    seam is to be seen.
+    """Mean step between neighbours of two blocks, over that of the pairs beside them on both sides:
+    1 if no seam is to be seen.
 
     Args:
         values: (..., H, W, C). block: (H, W), which block answered each point; negative: none did.
     """
-    across, within = [], []
-    for dim in (0, 1):
-        step = values.diff(dim=values.ndim - 3 + dim).abs().mean(dim=-1)  # (..., H', W')
-        one, other = block.narrow(dim, 0, block.shape[dim] - 1), block.narrow(
-            dim, 1, block.shape[dim] - 1)
-        asked = (one >= 0) & (other >= 0)
-        across.append(step[..., asked & (one != other)])
-        within.append(step[..., asked & (one == other)])
-    return float(torch.cat(across, dim=-1).mean() / torch.cat(within, dim=-1).mean())
+    across, beside = [], []
+    for rows, owner in ((values, block), (values.transpose(-3, -2), block.T)):
+        step = rows.diff(dim=-3).abs().mean(dim=-1)                       # (..., H - 1, W)
+        asked = (owner >= 0).unfold(0, 4, 1).all(dim=2)                   # four in a row
+        border = asked & (owner[1:-2] != owner[2:-1])                     # (H - 3, W)
+        across.append(step[..., 1:-1, :][..., border])
+        beside += [step[..., :-2, :][..., border], step[..., 2:, :][..., border]]
+    return float(torch.cat(across, dim=-1).mean() / torch.cat(beside, dim=-1).mean())
 
 
 def block_of(blocks: list[Block], field: int = 0) -> Tensor:

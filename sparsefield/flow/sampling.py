@@ -28,6 +28,7 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
+from sparsefield.gaussian.watch import watching
 
 Progress = Callable[[int, int | None], None]
 
@@ -91,7 +92,8 @@ def sample(
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
         bfloat16: products of the network in bfloat16 (autocast), as in training where the machine
             is fast at them; the closed form and its draws stay in float32.
-        progress: called as progress(model calls so far, calls in all or None if unknown).
+        progress: called as progress(parts of the work so far, parts in all or None if unknown):
+            pieces of the closed form and of the first draw, then model calls.
     Raises:
         UserError: an unknown sampler or option, or one out of range.
         ValueError: shapes that do not agree.
@@ -102,17 +104,22 @@ def sample(
         if value < 1:
             raise UserError(f"{name} is {value}: a model call takes at least 1")
     _check_shapes(query_coords, input_coords, input_values, seeds)
-    form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
-    start = model.start(form, query_coords, input_coords)
     draws = 1 if method == "mean" else len(seeds[0])
-    slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
-                   block_size, most_inputs, bfloat16, progress, declared_nfe(method, num_steps))
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
+    count = _Count(progress)
 
     def fresh() -> Tensor:
         return noise([generator for own in generators for generator in own[:draws]])
 
-    first = torch.zeros_like(start.mean) if method == "mean" else fresh()
+    with watching(count.step):
+        form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
+        start = model.start(form, query_coords, input_coords)
+        first = torch.zeros_like(start.mean) if method == "mean" else fresh()
+    slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
+                   block_size, most_inputs, bfloat16, count)
+    evaluations = declared_nfe(method, num_steps)
+    if evaluations is not None:
+        count.total = count.done + slope.calls_for(evaluations)
     z = SAMPLERS[method](slope, first, angles(num_steps), fresh, **options)
     values = start.mean[:, None] + start.sd[:, None] * z.unflatten(0, (-1, draws))
     mean = start.mean + start.sd * slope.at_start()
@@ -123,6 +130,18 @@ def sample(
     return Result(values, mean, slope.evaluations, len(slope.blocks), how, variogram)
 
 
+class _Count:
+    """Parts of the work that are done, and of how many; told to whoever asked."""
+
+    def __init__(self, progress: Progress | None):
+        self.progress, self.done, self.total = progress, 0, None
+
+    def step(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
 class _Slope:
     """F(z, theta) of a model at fixed points, block by block and few draws at a time, counted.
 
@@ -131,21 +150,21 @@ class _Slope:
     """
 
     def __init__(self, model, start, places, draws, points, block_size, most_inputs, bfloat16,
-                 progress, evaluations):
+                 count: _Count):
         self.model, self.start, self.draws, self.points = model, start, draws, points
         self.query_coords, self.input_coords, self.input_values = places
-        count = self.query_coords.shape[1]
-        halo = 0 if count <= block_size else int(HALO * block_size)
+        halo = 0 if start.mean.shape[1] <= block_size else int(HALO * block_size)
         self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
         self.bfloat16 = bfloat16
         self._repeated: dict[int, object] = {}
-        self.progress = progress
-        self.evaluations = self.calls = 0
+        self.count = count
+        self.evaluations = 0
         self.first: Tensor | None = None
-        self.total = None if evaluations is None else (
-            len(self.blocks) * (1 + (evaluations - 1) * len(self._parts(draws)))
-        )
+
+    def calls_for(self, evaluations: int) -> int:
+        """Calls of the model in so many evaluations, the first of which all draws share."""
+        return len(self.blocks) * (1 + (evaluations - 1) * len(self._parts(self.draws)))
 
     def _prepare(self, block: Block, most_inputs: int | None):
         coords, input_coords, which = nearby(
@@ -192,9 +211,7 @@ class _Slope:
         angle = z.new_full((len(z),), theta, dtype=torch.float32)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
             found = self.model(z, angle, self._prepared_for(b, size))
-        self.calls += 1
-        if self.progress is not None:
-            self.progress(self.calls, self.total)
+        self.count.step()
         return found
 
     def _prepared_for(self, b: int, size: int) -> object:

@@ -21,6 +21,7 @@ from sparsefield.gaussian.solvers import (
     FromAll,
     FromNearest,
 )
+from sparsefield.gaussian.watch import part_done
 
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 
@@ -98,6 +99,7 @@ class PosteriorNoise:
             for i in range(len(self.pieces)):
                 waves, errors = self._operators(i)
                 found.append(errors(summed(waves, numbers), observed))
+                part_done()
         return self._by_draw(torch.cat(found, dim=2))
 
     def _by_field(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, NOISY_BANK, Kernel
 from sparsefield.gaussian.noise import Measured, PosteriorNoise
 from sparsefield.gaussian.solvers import FromAll, FromNearest
+from sparsefield.gaussian.watch import part_done
 
 DENSE_POINTS = 2000
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
@@ -88,7 +89,10 @@ class Posterior:
     def at(self, queries: Tensor) -> Answer:
         """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, 2)."""
         with full_precision(queries.device):
-            parts = [self.solver.answer(piece) for piece in self._pieces(queries)]
+            parts = []
+            for piece in self._pieces(queries):
+                parts.append(self.solver.answer(piece))
+                part_done()
         mean, sd, spread = (self._unfold(torch.cat([getattr(part, name) for part in parts], dim=1))
                             for name in ("mean", "sd", "spread"))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))

@@ -25,6 +25,7 @@ from sparsefield.gaussian.answer import (
 )
 from sparsefield.gaussian.factor import Factored, full_precision
 from sparsefield.gaussian.fit import Fit
+from sparsefield.gaussian.watch import part_done
 
 LOCAL_NEIGHBOURS = 64
 BLOCK = 2048  # queries answered together from their neighbours: bounds memory, changes nothing
@@ -142,6 +143,7 @@ class FromNearest:
         points, values = self.coords[b, rows], self.values[b, rows]
         fit, _ = self.around(b, points, skip=1)
         others = combine(fit, krige(fit.factored, points[:, None]))
+        part_done()
         mean, variance = others.mean[:, 0], others.sd[:, 0] ** 2
         if self.noise_variance is not None:
             variance = variance + self.noise_variance[b, rows, None]

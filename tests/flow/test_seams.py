@@ -1,0 +1,65 @@
+"""Large fields are answered in blocks: nothing of that is to be seen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsefield.coords import grid_coords
+from sparsefield.flow.blocks import block_of, cut_blocks, jump_across_borders
+from sparsefield.flow.sampling import sample
+from sparsefield.gaussian import Kernel
+from sparsefield.gaussian.draws import FEATURES, Waves
+from sparsefield.model.checkpoint import load_model
+from sparsefield.model.field import GaussianModel
+
+SHIPPED = Path(__file__).parents[2] / "checkpoints_mamba_v2" / "mamba_v2_best.pth"
+
+
+def field_at(coords: torch.Tensor) -> torch.Tensor:
+    """A rough field of three channels in about [-1, 1], at (N, 2): (N, 3)."""
+    numbers = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(0))
+    waves = Waves(Kernel(1.2), coords).fields(numbers).T
+    return 0.3 * (waves - waves.mean(dim=0))
+
+
+def models() -> dict:
+    return {"closed form": GaussianModel(), "V2": load_model(SHIPPED, torch.device("cpu"))[0]}
+
+
+def seams(model, side: int, inputs: int, block_size: int, draws: int, **settings) -> list[float]:
+    """Of samples and of the mean, at pixels none of which is measured."""
+    coords = torch.rand(inputs, 2, generator=torch.Generator().manual_seed(1))
+    queries = grid_coords(side, side)
+    values = field_at(torch.cat([coords, queries]))[:inputs]
+    result = sample(model, queries[None], coords[None], values[None], seeds=[list(range(draws))],
+                    block_size=block_size, clip=False, **settings)
+    owner = block_of(cut_blocks(queries[None], block_size, 0)).view(side, side)
+    assert result.blocks == len(owner.unique()) > 3
+    return [jump_across_borders(found.unflatten(-2, (side, side)), owner)
+            for found in (result.values[0], result.mean[0])]
+
+
+@pytest.mark.parametrize("name", ["closed form", "V2"])
+def test_no_seam_is_visible(name):
+    of_samples, of_mean = seams(models()[name], 48, 150, 300, draws=2)
+    assert 0.9 < of_samples < 1.1 and 0.85 < of_mean < 1.15
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, inputs", [("closed form", 2000), ("closed form", 100_000),
+                                          ("V2", 2000)])
+def test_no_seam_is_visible_in_a_large_field(name, inputs):
+    block_size = 4096 if inputs == 2000 else 350  # as sparsefield.use.reconstruction chooses
+    found = seams(models()[name], 512, inputs, block_size, draws=1, most_inputs=400)
+    assert all(0.97 < seam < 1.03 for seam in found)
+
+
+def test_a_seam_is_seen():
+    """What the tests above look for is found where it is."""
+    queries = grid_coords(48, 48)
+    owner = block_of(cut_blocks(queries[None], 300, 0)).view(48, 48)
+    smooth = field_at(queries).view(48, 48, 3)
+    level = torch.randn(int(owner.max()) + 1, generator=torch.Generator().manual_seed(2))
+    assert 0.9 < jump_across_borders(smooth, owner) < 1.1
+    assert jump_across_borders(smooth + 0.1 * level[owner][..., None], owner) > 1.3
