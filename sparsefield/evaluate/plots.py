@@ -133,7 +133,8 @@ def reconstruction(
     )
     seen = to_unit(given.values) if is_rgb else given.values[:, 0]
     marker = max(1.0, min(25.0, 6000 / len(seen)))
-    axes[0].set_facecolor(MISSING)
+    for axis in axes:
+        axis.set_facecolor(MISSING)
     axes[0].scatter(*given.coords.T, c=seen, s=marker, marker="s", linewidths=0,
                     **({} if is_rgb else colours))
     titles = [f"{len(seen):,} measurements", "posterior mean", "sd", "sample 1", "sample 2"]

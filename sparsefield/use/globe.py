@@ -16,20 +16,26 @@ from sparsefield.errors import UserError
 
 LEAST_COSINE = 0.1  # by which longitudes shrink at the middle latitude, at most
 WIDEST = 360.0
+FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
+EARTH = 6371.0  # km
 POLE = 1e-9  # degrees from a pole
 
 
 def require_degrees(source: str, coords: np.ndarray) -> None:
-    """Raises UserError unless (M, 2) are longitudes in -360 ... 360 and latitudes in -90 ... 90."""
+    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
     if not len(coords):
         return
     lon, lat = coords.T
-    if np.abs(lat).max() > 90:
-        raise UserError(f"{source}: latitudes from {lat.min():g} to {lat.max():g}, and --lonlat "
-                        "takes -90 to 90; are longitude and latitude exchanged? Give --x and --y")
-    if np.abs(lon).max() > WIDEST:
-        raise UserError(f"{source}: longitudes from {lon.min():g} to {lon.max():g}, and --lonlat "
-                        "takes degrees of -360 to 360; are these metres? Then leave out --lonlat")
+    for what, values, most in (("longitude", lon, FARTHEST), ("latitude", lat, 90)):
+        wrong = np.unique(values[np.abs(values) > most])
+        if len(wrong) == 1:
+            raise UserError(f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to "
+                            f"{most:g}; if it is a mistake, leave it out with --missing "
+                            f"{wrong[0]:.7g}")
+        if len(wrong):
+            raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "
+                            f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "
+                            "exchanged (give --x and --y), or are these metres (no --lonlat)?")
 
 
 def around(lon: np.ndarray, extent: Sequence[float] | None) -> np.ndarray:
@@ -66,6 +72,12 @@ def scales(extent: Sequence[float]) -> tuple[float, float]:
     x0, x1, y0, y1 = extent
     longer = max((x1 - x0) * shrinkage(extent), y1 - y0)
     return longer / shrinkage(extent), longer
+
+
+def on_sphere(points: np.ndarray) -> np.ndarray:
+    """(P, 2) degrees to (P, 3) on the unit sphere."""
+    lon, lat = np.radians(points).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
 
 
 def to_space(points: np.ndarray, extent: Sequence[float]) -> Tensor:

@@ -51,6 +51,21 @@ class Field:
     how: str
     variogram: str = ""
 
+    def within(self, reach: float, coords: np.ndarray, lonlat: bool = False) -> Field:
+        """NaN where the nearest of the measured places coords (M, 2) is farther than `reach`.
+
+        Args:
+            reach: in the units of x and y; with lonlat in km on the Earth.
+        """
+        places = self.coords.reshape(-1, 2)
+        if lonlat:
+            places, coords = globe.on_sphere(places), globe.on_sphere(coords)
+            reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)       # of the chord
+        far = cKDTree(coords).query(places)[0].reshape(self.coords.shape[:2]) > reach
+        hidden = {name: np.where(far[..., None], np.nan, getattr(self, name))
+                  for name in ("mean", "sd", "samples")}
+        return replace(self, **hidden)
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -527,7 +527,7 @@ def test_codes_for_missing_values_in_training_data(tmp_path, code, value_range, 
             open_data(str(tmp_path / "a.npy"), value_range=value_range)
 
 
-@pytest.mark.parametrize("name", ["a.nc", "a.h5", "a.mat", "a.xlsx", "a.zip", "a.pkl"])
+@pytest.mark.parametrize("name", ["a.hdf", "a.h5", "a.mat", "a.xlsx", "a.zip", "a.pkl"])
 def test_kinds_of_training_data_that_are_not_read_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match="which is not read here"):
