@@ -107,8 +107,8 @@ class Config:
     """Of points: farther than this from all measurements (in units of x; with --lonlat in km) the
     field is left empty; a logarithm runs away there."""
     noise_sd: str | None = None
-    """Standard deviation of the noise in the values, in their units: a number, or a column of a
-    table; 0 keeps them exactly. Default: a column noise_sd if there is one, else 0."""
+    """Standard deviation of the noise in the values, in their units: a number, a column of a table,
+    or auto to find it; 0 keeps them exactly. Default: a column noise_sd if there is one, else 0."""
     value_range: tuple[float, ...] | None = None
     """Lowest and highest value to expect, where the units are not those of the training data; for
     all channels, or two numbers for each."""
@@ -170,7 +170,7 @@ def output_names(num_samples: int, is_picture: bool) -> list[str]:
 
 def noise_column(text: str | None) -> tuple[float | None, str | None]:
     """--noise_sd as a number, or as the name of a column."""
-    if text is None:
+    if text is None or text == "auto":
         return None, None
     try:
         return float(text), None
@@ -269,7 +269,7 @@ def reconstruct(config: Config) -> None:
         field = model.reconstruct(
             given.coords, given.values, shape, axes=None if grid is None else (grid.x, grid.y),
             extent=given.extent, num_samples=config.num_samples,
-            noise_sd=0.0 if given.noise is None else given.noise,
+            noise_sd=holdout.noise_of(given, config.noise_sd == "auto"),
             value_range=config.value_range or default_range(model, given),
             num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,
             transform=config.transform, aspect=frame_aspect(frame), missing=[],
@@ -314,13 +314,15 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, frame: F
     kept, hidden = holdout.split(given, config.holdout, config.seed)
     settings = dict(lonlat=config.lonlat, aspect=frame_aspect(frame), seed=config.seed,
                     num_steps=config.num_steps, separately=is_separate(model, given))
-    this = " and ".join(filter(None, [
+    find_noise = config.noise_sd == "auto"
+    this = ", ".join(filter(None, [
         "closed form" if model.scale is None else Path(config.checkpoint or SHIPPED).name,
-        config.transform]))
+        config.transform, "noise found" if find_noise else None]))
     kriging = holdout.by_model(load("none", config.device), transform=None, **settings)
-    methods = {f"this ({this})": holdout.by_model(model, transform=config.transform, **settings),
+    methods = {f"this ({this})": holdout.by_model(model, transform=config.transform,
+                                                  find_noise=find_noise, **settings),
                "fitted kriging": kriging}
-    if model.scale is None and config.transform is None:
+    if model.scale is None and config.transform is None and not find_noise:
         methods = {"this (fitted kriging)": kriging}
     methods |= {"linear": holdout.linear(frame), "constant": holdout.constant}
     if (pykrige := holdout.pykrige(frame)) is not None:

@@ -125,18 +125,26 @@ def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
 
 def by_model(
     model: Reconstructor, transform: str | None, lonlat: bool, aspect: str, seed: int,
-    num_steps: int, separately: bool,
+    num_steps: int, separately: bool, find_noise: bool = False,
 ) -> Method:
     """The method at hand, or with the closed form alone and no transform: fitted kriging."""
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         found = model.at(
             places, given.coords, given.values, extent=given.extent, num_samples=SAMPLES,
-            noise_sd=0.0 if given.noise is None else given.noise, num_steps=num_steps, seed=seed,
-            aspect=aspect, lonlat=lonlat, transform=transform, missing=[], separately=separately)
+            noise_sd=noise_of(given, find_noise), num_steps=num_steps, seed=seed, aspect=aspect,
+            lonlat=lonlat, transform=transform, missing=[], separately=separately,
+            with_noise=find_noise)
         return Forecast(found.mean, found.samples)
 
     return method
+
+
+def noise_of(given: Measurements, find: bool) -> np.ndarray | float | str:
+    """The argument noise_sd of a model."""
+    if find:
+        return "auto"
+    return 0.0 if given.noise is None else given.noise
 
 
 def constant(given: Measurements, places: np.ndarray) -> Forecast:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from sparsefield.gaussian import estimate_noise
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.data.scale import Scale, given_range
@@ -28,6 +31,8 @@ from sparsefield.use.points import (
     bounds,
 )
 from sparsefield.use.scales import choose_scale, excess, is_of_pictures, own_range
+
+log = logging.getLogger("sparsefield")
 
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 SAME_PLACE = 1e-6  # sides of the square
@@ -93,6 +98,8 @@ class Settings:
     transform: str | None
     separately: bool
     progress: Progress | None
+    find_noise: bool
+    with_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class Reconstructor:
         axes: tuple[np.ndarray, np.ndarray] | None = None,
         extent: Sequence[float] | None = None,
         num_samples: int = 16,
-        noise_sd: float | Sequence[float] = 0.0,
+        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
         value_range: Sequence[float] | None = None,
         num_steps: int = SETTINGS["num_steps"],
         seed: int = 0,
@@ -183,7 +190,7 @@ class Reconstructor:
                 points.
             num_samples: K, at least 2.
             noise_sd: sd of the noise in the values, in their units, one number or one for each
-                point; 0 keeps them exactly.
+                point; 0 keeps them exactly, "auto" finds one number for each channel.
             value_range: low high, or so for each channel: what the model sees as its darkest and
                 brightest. Default that of the training data; where the values lie far outside of
                 it, with a warning, and for shades of grey: theirs, with a margin.
@@ -204,7 +211,7 @@ class Reconstructor:
             UserError: an argument that cannot be used, with the reason.
         """
         settings = Settings(num_samples, num_steps, seed, value_range, transform, separately,
-                            progress)
+                            progress, is_auto(noise_sd))
         given, noise, frame = self._given(coords, values, missing, noise_sd, extent, aspect, lonlat,
                                           settings)
         if axes is None:
@@ -229,7 +236,7 @@ class Reconstructor:
         *,
         extent: Sequence[float] | None = None,
         num_samples: int = 16,
-        noise_sd: float | Sequence[float] = 0.0,
+        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
         value_range: Sequence[float] | None = None,
         num_steps: int = SETTINGS["num_steps"],
         seed: int = 0,
@@ -238,9 +245,15 @@ class Reconstructor:
         transform: str | None = None,
         missing: Sequence[float] | None = None,
         separately: bool = False,
+        with_noise: bool = False,
     ) -> Answer:
-        """The field at places (N, 2) of any kind; all else as in `reconstruct`."""
-        settings = Settings(num_samples, num_steps, seed, value_range, transform, separately, None)
+        """The field at places (N, 2) of any kind; all else as in `reconstruct`.
+
+        Args:
+            with_noise: with noise_sd="auto", samples of what would be measured there, with noise.
+        """
+        settings = Settings(num_samples, num_steps, seed, value_range, transform, separately, None,
+                            is_auto(noise_sd), with_noise)
         given, noise, frame = self._given(coords, values, missing, noise_sd, extent, aspect, lonlat,
                                           settings)
         places, _, _ = as_given(places, np.zeros(len(places)), [])
@@ -248,11 +261,12 @@ class Reconstructor:
 
     def _given(
         self, coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
-        noise_sd: float | Sequence[float], extent: Sequence[float] | None, aspect: str,
+        noise_sd: float | Sequence[float] | str, extent: Sequence[float] | None, aspect: str,
         lonlat: bool, settings: Settings,
     ) -> tuple[Measurements, np.ndarray, Frame]:
         """What was measured, checked and averaged, the sd of its noise, and where it lies."""
-        coords, values, noise = as_given(coords, values, missing, noise_sd)
+        coords, values, noise = as_given(coords, values, missing,
+                                         1.0 if settings.find_noise else noise_sd)
         if lonlat:
             if self.scale is not None:
                 raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or "
@@ -272,7 +286,8 @@ class Reconstructor:
         given, noise = average_duplicates(given, noise)
         if not 1 <= len(given.coords) <= MOST_POINTS:
             raise UserError(f"{len(given.coords):,} points: give 1 to {MOST_POINTS:,}")
-        noise = transforms.of_noise(settings.transform, noise, given.values)
+        if not settings.find_noise:  # else noise is relative
+            noise = transforms.of_noise(settings.transform, noise, given.values)
         values = transforms.forward(settings.transform, given.values)
         return replace(given, values=values), noise, frame
 
@@ -315,17 +330,28 @@ class Reconstructor:
         scale, copies = self._scale_for(given, value_range)
         inside = torch.from_numpy(scale.to_inside(np.repeat(given.values, copies, axis=1)))
         half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
-        noise_inside = noise[:, None] / half_widths if noise.any() else None
+        places = frame.inside(given.coords)
+        found = 0.0
+        if settings.find_noise:
+            found = np.array([estimate_noise(places, channel, torch.from_numpy(noise))
+                              for channel in inside.T])                   # (C,)
+            noise_inside = noise[:, None] * found if found.any() else None
+        else:
+            noise_inside = noise[:, None] / half_widths if noise.any() else None
         clip = self.scale is not None and is_of_pictures(self.scale) and copies == 1 and (
             excess(given.values, scale) <= 0)
         drawn, mean, how, variogram = self._draw(
-            queries, frame.inside(given.coords), inside.float(), noise_inside, clip, settings)
+            queries, places, inside.float(), noise_inside, clip, settings)
+        if settings.with_noise:
+            drawn = drawn + found * np.random.default_rng(settings.seed).normal(size=drawn.shape)
 
         def outside(inner: np.ndarray) -> np.ndarray:
             full = scale.to_physical(inner)
             return full.mean(axis=-1, keepdims=True) if copies > 1 else full
 
         samples = outside(drawn)
+        if settings.find_noise:
+            tell_noise(found * half_widths, settings.transform)
         return Answer(outside(mean), samples.std(axis=0, ddof=1), samples, how, variogram)
 
     def _scale_for(
@@ -392,6 +418,18 @@ class Reconstructor:
         if clip:
             samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
         return samples, mean, result.how, result.variogram
+
+
+def is_auto(noise_sd: object) -> bool:
+    """Whether the noise is to be found."""
+    return isinstance(noise_sd, str) and noise_sd == "auto"
+
+
+def tell_noise(found: np.ndarray, transform: str | None) -> None:
+    """Log what noise was found, in units of the (transformed) values."""
+    numbers = ", ".join(f"{sd:.3g}" for sd in np.ravel(found))
+    log.info("noise found in the measurements: sd %s%s", numbers,
+             f" of their {transform}" if transform else "")
 
 
 def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:
