@@ -48,7 +48,7 @@ from sparsefield.evaluate import plots
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
 from sparsefield.outputs import OutputFolder
-from sparsefield.use import holdout
+from sparsefield.use import holdout, transforms
 from sparsefield.use.columns import are_colours
 from sparsefield.use.domain import TRAINED_SHARE, other_density, outside_pictures
 from sparsefield.use.globe import around
@@ -245,6 +245,7 @@ def reconstruct(config: Config) -> None:
         given = on_grid(given, grid, config.lonlat)
     if config.reach is not None and (given.is_picture or not config.reach > 0):
         raise UserError(f"--reach {config.reach:g}: it is for points, and above 0")
+    transforms.forward(config.transform, given.values)  # refused before anything is written
     frame = frame_of(config, given)
     if grid is None:
         shape = grid_shape(parse_resolution(config.resolution, given), given.extent,

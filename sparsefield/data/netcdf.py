@@ -140,7 +140,7 @@ def _decoded(path: Path, name: str, stored: object) -> Variable | None:
     if data.ndim != len(stored.dimensions):
         raise UserError(f"{path}: {name} is cut off; copy the file again")
     values = data.astype(np.float64)
-    gaps = np.abs(values) >= UNFILLED
+    gaps = np.isfinite(values) & (np.abs(values) >= UNFILLED)
     for key in ("_FillValue", "missing_value"):
         for marker in np.ravel(attributes.get(key, [])):
             gaps |= data == marker
