@@ -51,7 +51,7 @@ from sparsefield.outputs import OutputFolder
 from sparsefield.use import holdout, transforms
 from sparsefield.use.columns import are_colours
 from sparsefield.use.domain import TRAINED_SHARE, other_density, outside_pictures
-from sparsefield.use.globe import around
+from sparsefield.use.globe import WIDEST, around, shrinkage
 from sparsefield.use.globe import scales as globe_scales
 from sparsefield.use.grids import grid_shape, scales
 from sparsefield.use.measurements import read_measurements
@@ -181,9 +181,11 @@ def noise_column(text: str | None) -> tuple[float | None, str | None]:
 def read(config: Config, channels: int) -> Measurements:
     """What was measured, with the noise that was said."""
     number, column = noise_column(config.noise_sd)
+    extent = config.extent
+    if config.lonlat and extent is not None and extent[1] < extent[0]:  # across the 180th meridian
+        extent = (extent[0], extent[1] + WIDEST, *extent[2:])
     given = read_measurements(
-        config.input, channels=channels, mask=config.mask, observe=config.observe,
-        extent=config.extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
+        config.input, channels=channels, mask=config.mask, observe=config.observe, extent=extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
         noise=column, lonlat=config.lonlat, seed=config.seed,
     )
     if number is not None:
@@ -223,7 +225,7 @@ def on_grid(given: Measurements, grid: Grid, lonlat: bool) -> Measurements:
     x0, x1, y0, y1 = grid.extent
     if lonlat:
         coords = given.coords.copy()
-        coords[:, 0] = around(coords[:, 0], ((x0 + x1) / 2 - 180, 0, 0, 0))
+        coords[:, 0] = around(coords[:, 0], ((x0 + x1 - WIDEST) / 2, 0, 0, 0))
         y0, y1 = max(y0, -90.0), min(y1, 90.0)
         given = replace(given, coords=coords)
     low, high = given.coords.min(axis=0), given.coords.max(axis=0)
@@ -279,7 +281,7 @@ def reconstruct(config: Config) -> None:
     if config.reach is not None:
         field = field.within(config.reach, given.coords, config.lonlat)
     unit = unit_of(config, model, given)
-    files = contents(field, grid or grid_of(field, config.lonlat), given, unit)
+    files = contents(field, grid or grid_of(field, config.lonlat), given, unit, config.lonlat)
     out.require(files)
     out.remove_old(r"sample_\d+\.png|field\.(nc|csv|tif)", files)
     out.write(files)
@@ -390,7 +392,7 @@ def say(
 
 
 def contents(
-    field: Field, grid: Grid, given: Measurements, unit: str | None
+    field: Field, grid: Grid, given: Measurements, unit: str | None, lonlat: bool
 ) -> dict[str, bytes]:
     """Everything that a reconstruction leaves, by name."""
     buffer = io.BytesIO()
@@ -403,7 +405,8 @@ def contents(
         files[f"sample_{k + 1}.png"] = picture(sample, given, low, high)
     buffer = io.BytesIO()
     seen = given if given.is_picture else replace(given, extent=grid.extent)
-    plots.reconstruction(field, seen, (low, high), unit, buffer)
+    stretch = 1 / shrinkage(grid.extent) if lonlat else 1.0
+    plots.reconstruction(field, seen, (low, high), unit, buffer, stretch)
     files["reconstruction.png"] = buffer.getvalue()
     if not given.is_picture:
         files |= written(field, grid, given.names, unit, field.how)

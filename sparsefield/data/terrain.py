@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 
-import matplotlib.cbook
 import numpy as np
 
 from sparsefield.data.base import Data
@@ -60,8 +59,10 @@ def open_terrain(image_size: int = 32, seed: int = 0) -> Data:
 
 def _read(file: str, name: str) -> np.ndarray:
     """(H, W) float64, in metres."""
+    from matplotlib import cbook
+
     try:
-        return np.asarray(matplotlib.cbook.get_sample_data(file)[name], dtype=np.float64)
+        return np.asarray(cbook.get_sample_data(file)[name], dtype=np.float64)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: matplotlib came without its sample data; reinstall it "
                         "from its wheel, or choose other --data") from None

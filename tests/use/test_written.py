@@ -118,6 +118,16 @@ def test_geotiff_where_rasterio_is_installed(command):
         assert north > 5 and file.bounds.top == pytest.approx(ROWS[:, 1].max(), abs=1e-6)
 
 
+def test_an_extent_across_the_180th_meridian(command):
+    rows = np.column_stack([(ROWS[:, 0] + 70 + 180) % 360 - 180, ROWS[:, 1], ROWS[:, 1]])
+    np.savetxt("d.csv", rows, delimiter=",", header="lon,lat,v", comments="")
+    code, out, err = command("d.csv", "--lonlat", "--extent", 170, -170, 40, 50)
+    assert code == 0 and "30 points ->" in out, err
+    with opened() as file:
+        lon = file.variables["lon"][:]
+        assert 170 < lon.min() < lon.max() < 190
+
+
 def test_beyond_the_reach_of_all_measurements_nothing_is_said(command):
     assert command("a.csv", "--lonlat", "--reach", "60", "--extent", 100, 130, 40, 50)[0] == 0
     with np.load("out/field.npz") as field:
@@ -187,7 +197,6 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
     assert not (tmp_path / "out").exists()
     code, out, _ = command("a.csv", "--holdout", "0.2", "--transform", "log")
     assert "this (closed form, log)" in out and "\nfitted kriging" in out
-
 
 
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
