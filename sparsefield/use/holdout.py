@@ -170,7 +170,10 @@ def linear(frame: Frame) -> Method:
 
 
 def pykrige(frame: Frame) -> Method | None:
-    """Ordinary kriging by PyKrige with an exponential variogram that it fits; None without it."""
+    """Ordinary kriging by PyKrige with an exponential variogram that it fits; None without it.
+
+    Of its variograms and ways to fit them the best on soil, stations and terrain (docs/fields.md).
+    """
     try:
         from pykrige.ok import OrdinaryKriging
     except ImportError:
@@ -183,7 +186,7 @@ def pykrige(frame: Frame) -> Method | None:
         means, variances = [], []
         for values in given.values.T:
             kriging = OrdinaryKriging(*points.T, values, variogram_model="exponential", nlags=20,
-                                      coordinates_type=kind)
+                                      weight=True, coordinates_type=kind)
             mean, variance = kriging.execute("points", *queries.T)
             means.append(np.asarray(mean))
             variances.append(np.asarray(variance))
