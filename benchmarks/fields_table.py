@@ -67,7 +67,8 @@ class Source:
     Attributes:
         file: its name in the folder of an option, "" for what comes along. option: that option.
         values: variables, or the column. transform: what its values ask for. lonlat: stations on
-            the globe; None: fields.
+            the globe; None: fields. part, parts: only every so manieth test field, from
+            this one: terrain takes turns between its two files.
     """
 
     title: str
@@ -76,12 +77,15 @@ class Source:
     values: tuple[str, ...] = ()
     transform: str | None = None
     lonlat: bool | None = None
+    part: int = 0
+    parts: int = 1
     missing: tuple[str, ...] = ()
 
 
 STATIONS = dict(file="95031812_sao.cdf", option="ncarg", lonlat=True, missing=("-9999", "-790.2"))
 SOURCES = {
-    "terrain": [Source("terrain: elevation in matplotlib")],
+    "terrain": [Source("terrain, the fault: 3 arc seconds", part=0, parts=2),
+                Source("terrain, the coast: 2 arc minutes", part=1, parts=2)],
     "relief": [Source("etopo5: relief of the Earth, 5 minutes", "etopo5.cdf", "ferret", ("ROSE",))],
     "sst": [Source("COADS: sea-surface temperature, 2 degrees, with gaps", "coads_climatology.cdf",
                    "ferret", ("SST",))],
@@ -106,9 +110,9 @@ def cases(source: Source, folder: Path, most: int, seeds: int) -> tuple[list[Cas
     if source.lonlat is None:
         spec = str(folder / source.file) if source.file else "terrain"
         data = open_data(spec, variables=source.values or None)
-        count = min(most, len(data.test))
-        chosen = np.linspace(0, len(data.test) - 1, count).round().astype(int).tolist()
-        return [grid_case(data, i) for i in chosen], data.units
+        every = np.arange(source.part, len(data.test), source.parts)
+        chosen = every[np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int)]
+        return [grid_case(data, int(i)) for i in chosen], data.units
     path = folder / source.file if source.file else folder
     given = read_measurements(str(path), channels=1, value=source.values, missing=source.missing,
                               lonlat=source.lonlat)

@@ -123,7 +123,7 @@ def reconstruction(
     style = {"extent": edges, "origin": "upper" if given.downward else "lower",
              "interpolation": "nearest", "aspect": stretch if is_square else "auto"}
     colours = {"vmin": limits[0], "vmax": limits[1],
-               "cmap": "gray" if given.is_picture else "viridis"}
+               "cmap": "gray" if given.is_picture and given.value_range else "viridis"}
     is_rgb = given.is_picture and field.mean.shape[2] == 3
 
     def drawn(values: np.ndarray) -> np.ndarray:

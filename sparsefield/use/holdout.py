@@ -13,7 +13,7 @@ from scipy.spatial import QhullError
 from scipy.stats import norm
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.uncertainty import coverage, fair_crps
+from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.use.points import Measurements
 from sparsefield.use.reconstruction import Frame, Reconstructor
 
@@ -42,16 +42,20 @@ class Score:
     """How well a method foretold the hidden values, in their units.
 
     Attributes:
-        rmse: of the mean. crps: continuous ranked probability score, of a method without an
+        rmse: of the mean. crps: mean continuous ranked probability score, of a method without an
             uncertainty the mean absolute error. covered: share of the values in their 90 %
-            intervals, None without. seconds: it took.
+            intervals, None without. seconds: it took. each: (N C,) CRPS of every value.
     """
 
     name: str
     rmse: float
-    crps: float
     covered: float | None
     seconds: float
+    each: np.ndarray
+
+    @property
+    def crps(self) -> float:
+        return float(self.each.mean())
 
 
 Method = Callable[[Measurements, np.ndarray], Forecast]
@@ -105,14 +109,22 @@ def _score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) 
     if forecast.samples is not None:
         wobble = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
         samples = (forecast.samples + wobble).reshape(len(forecast.samples), -1)
-        return Score(name, rmse, fair_crps(samples, truth.reshape(-1)),
-                     coverage(samples, truth.reshape(-1), LEVEL), seconds)
+        return Score(name, rmse, coverage(samples, truth.reshape(-1), LEVEL), seconds,
+                     sample_crps(samples, truth.reshape(-1)))
     if forecast.sd is None:
-        return Score(name, rmse, float(np.abs(forecast.mean - truth).mean()), None, seconds)
+        return Score(name, rmse, None, seconds, np.abs(forecast.mean - truth).reshape(-1))
     sd = np.sqrt(forecast.sd**2 + noise[:, None] ** 2)
     z = (truth - forecast.mean) / sd
     covered = float((np.abs(z) < norm.ppf((1 + LEVEL) / 2)).mean())
-    return Score(name, rmse, float(gaussian_crps(z, sd).mean()), covered, seconds)
+    return Score(name, rmse, covered, seconds, gaussian_crps(z, sd).reshape(-1))
+
+
+def sample_crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Fair CRPS (P,) of samples (K, P) at (P,) (Ferro 2014)."""
+    count = len(samples)
+    rank = 2 * np.arange(1, count + 1) - count - 1
+    apart = (rank[:, None] * np.sort(samples, axis=0)).sum(axis=0) / (count * (count - 1))
+    return np.abs(samples - truth).mean(axis=0) - apart
 
 
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
@@ -213,11 +225,18 @@ def table(scores: list[Score], units: str | None) -> list[str]:
 
 
 def verdict(scores: list[Score]) -> str:
-    """In one line, whether the first method is the best of them."""
+    """In one line, how the first method compares with the best of the others.
+
+    By the CRPS of each hidden value, with an interval of two standard errors of the difference.
+    """
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
-    change = first.crps / best.crps - 1
-    if first.crps <= best.crps:
-        return f"{first.name} has the smallest CRPS, {-change:.1%} below {best.name}"
-    return (f"{best.name} has the smallest CRPS here, {first.name} one that is {change:.1%} larger: "
-            f"trust {best.name} rather")
+    change = (first.each - best.each) / best.crps
+    error = 1.96 * change.std() / len(change) ** 0.5
+    low, high = change.mean() - error, change.mean() + error
+    numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
+    if high < 0:
+        return f"{first.name} is better than {best.name}, the best of the others: {numbers}"
+    if low > 0:
+        return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
+    return f"{first.name} is level with {best.name}, the best of the others: {numbers}"

@@ -7,6 +7,7 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
+from sparsefield.evaluate.uncertainty import fair_crps
 from sparsefield.use import globe, holdout, transforms
 from sparsefield.use.points import Measurements
 from sparsefield.use.reconstruction import Frame
@@ -186,6 +187,12 @@ def test_scores_of_a_gaussian_are_those_of_its_samples():
     assert scores[0].rmse == scores[1].rmse
 
 
+def test_the_crps_of_each_value_is_the_fair_one():
+    rng = np.random.default_rng(0)
+    samples, truth = rng.normal(size=(9, 50)), rng.normal(size=50)
+    assert holdout.sample_crps(samples, truth).mean() == pytest.approx(fair_crps(samples, truth))
+
+
 def test_a_method_that_fails_is_named_and_left_out(caplog):
     def broken(*_):
         raise np.linalg.LinAlgError("singular")
@@ -208,5 +215,6 @@ def test_all_methods_foretell_a_smooth_field(lonlat):
     methods["this"] = holdout.by_model(load("none"), None, lonlat, "equal", 0, 1, True)
     constant, *others = holdout.compare(methods, kept, hidden)
     assert all(score.rmse < 0.3 * constant.rmse for score in others)
-    assert holdout.verdict([others[-1], constant]).startswith("this has the smallest CRPS")
+    assert "this is better than constant" in holdout.verdict([others[-1], constant])
     assert "trust this rather" in holdout.verdict([constant, others[-1]])
+    assert "level with this" in holdout.verdict([others[-1], others[-1]])
