@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparsefield import cli
-from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
@@ -35,9 +34,10 @@ from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
 from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")

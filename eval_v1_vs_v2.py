@@ -27,7 +27,6 @@ import numpy as np
 import tyro
 
 from sparsefield import cli
-from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
@@ -36,11 +35,12 @@ from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.model.shipped import find_shipped
 from sparsefield.train.config import TrainingConfig, beside_learning
-from sparsefield.evaluate.outputs import OutputFolder
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}

@@ -2,18 +2,25 @@
 
     python reconstruct.py photo.png --observe random:0.2             # try: hide 80 % of a picture
     python reconstruct.py photo.png --mask mask.png                  # white pixels are known
-    python reconstruct.py sensors.csv --resolution 64                # rows of x,y,value
-    python reconstruct.py sensors.csv --x east --y north --value salinity --missing -9999
-    python reconstruct.py sensors.csv --extent 0 10 50 60 --noise_sd 0.2
+    python reconstruct.py docs/stations.csv --lonlat --value temperature   # rows of lon,lat,value
+    python reconstruct.py docs/stations.csv --lonlat --value temperature --holdout 0.2   # trust it?
+    python reconstruct.py soil.csv --x east --y north --value zinc --transform log
+    python reconstruct.py sea.csv --missing -9999 --noise_sd sigma --grid like.nc
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
     python reconstruct.py --help                                     # every setting, explained
 
 INPUT is a picture (8 or 16 bits, floats, or .npy; known pixels by --mask, --observe, or those that
 are neither transparent nor NaN), a .csv or .parquet of x, y and value columns (which became which
-is printed), an .npz with `coords` (M, 2) and `values` (M, C), or - for CSV on standard input. Written
-into --out, in the units of the input: field.npz (coords, mean, sd, samples), mean.png, sample_1.png
-..., reconstruction.png with everything side by side, and for lists of points field.nc where xarray
-is installed. Files there that this command did not write are never replaced.
+is printed), a NetCDF (.nc, .cdf) with such variables of one dimension, an .npz with `coords` (M, 2)
+and `values` (M, C), or - for CSV on standard input. Without --checkpoint colour pictures go through
+the model that comes along, and everything else through the closed form: kriging fitted to the
+measurements, with samples and uncertainty, without training.
+
+Written into --out, in the units of the input: field.npz (coords, mean, sd, samples), mean.png,
+sample_1.png ..., reconstruction.png with everything side by side, and for lists of points
+field.csv, field.nc (CF) and, where rasterio is installed, field.tif. Files there that this command
+did not write are never replaced. With --holdout nothing is written: a share of the measurements is
+hidden, foretold by this and by other methods, and scored.
 """
 
 from __future__ import annotations
@@ -28,7 +35,8 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -39,15 +47,21 @@ from tqdm import tqdm
 from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
-from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.use import plots
+from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
+from sparsefield.use import holdout, plots, transforms
 from sparsefield.use.columns import are_colours
+from sparsefield.use.domain import TRAINED_SHARE, other_density, outside_pictures
+from sparsefield.use.globe import WIDEST, around, shrinkage
+from sparsefield.use.globe import scales as globe_scales
 from sparsefield.use.grids import grid_shape, scales
 from sparsefield.use.measurements import read_measurements
-from sparsefield.use.points import LARGEST, Measurements
-from sparsefield.use.reconstruction import MOST_SAMPLES, Field, Reconstructor
+from sparsefield.use.points import LARGEST, Measurements, noise_of
+from sparsefield.use.reconstruction import MOST_SAMPLES, Field, Frame, Reconstructor
 from sparsefield.use.scales import is_of_pictures
+from sparsefield.use.written import Grid, grid_like, grid_of, written
+
+SHIPPED = "checkpoints_mamba_v2/mamba_v2_best.pth"
 
 
 @dataclass
@@ -56,11 +70,16 @@ class Config:
 
     input: Annotated[str, tyro.conf.Positional]
     """A picture, .csv, .parquet, .npz, or - for CSV on standard input."""
-    checkpoint: str = "checkpoints_mamba_v2/mamba_v2_best.pth"
+    checkpoint: str | None = None
     """Trained model, V1 or V2; none: the closed form alone (kriging fitted to the measurements), for
-    any values, without training."""
+    any values, without training. Default: for colour pictures the model that comes along, else
+    none."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
+    grid: str | None = None
+    """Of points: a NetCDF file, on whose grid the field is asked for."""
+    holdout: float | None = None
+    """Hide this share of the measured places, foretell them, print the scores, and write nothing."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     mask: str | None = None
@@ -80,13 +99,22 @@ class Config:
     aspect: Literal["auto", "equal", "free"] = "auto"
     """equal: x and y have one scale; free: each its own, as for distance and depth; auto: free
     where their spans differ by more than 10 times."""
-    noise_sd: float = 0.0
-    """Standard deviation of the noise in the values, in their units; 0 keeps them exactly."""
+    lonlat: bool = False
+    """x and y are degrees of longitude and latitude: distances are chords through the globe, and
+    the 180th meridian is no border. For the closed form."""
+    transform: Literal["log", "sqrt"] | None = None
+    """Of values that cannot be negative; results are in their units, the mean that of the samples."""
+    reach: float | None = None
+    """Of points: farther than this from all measurements (in units of x; with --lonlat in km) the
+    field is left empty; a logarithm runs away there."""
+    noise_sd: str | None = None
+    """Standard deviation of the noise in the values, in their units: a number, a column of a table,
+    or auto to find it; 0 keeps them exactly. Default: a column noise_sd if there is one, else 0."""
     value_range: tuple[float, ...] | None = None
     """Lowest and highest value to expect, where the units are not those of the training data; for
     all channels, or two numbers for each."""
     units: str | None = None
-    """For colour bars and NetCDF, where it differs from the training data's."""
+    """For colour bars and files, where it differs from the data's."""
     num_steps: int = SETTINGS["num_steps"]
     """Steps of Heun's rule, two evaluations each; the calibration was fitted at the default."""
     seed: int = 0
@@ -138,26 +166,103 @@ def output_names(num_samples: int, is_picture: bool) -> list[str]:
     """What a reconstruction leaves."""
     names = ["field.npz", "mean.png", "reconstruction.png",
              *(f"sample_{k + 1}.png" for k in range(num_samples))]
-    return names if is_picture else [*names, "field.nc"]
+    return names if is_picture else [*names, "field.csv", "field.nc", "field.tif"]
+
+
+def noise_column(text: str | None) -> tuple[float | None, str | None]:
+    """--noise_sd as a number, or as the name of a column."""
+    if text is None or text == "auto":
+        return None, None
+    try:
+        return float(text), None
+    except ValueError:
+        return None, text
+
+
+def read(config: Config, channels: int) -> Measurements:
+    """What was measured, with the noise that was said."""
+    number, column = noise_column(config.noise_sd)
+    extent = config.extent
+    if config.lonlat and extent is not None and extent[1] < extent[0]:  # across the 180th meridian
+        extent = (extent[0], extent[1] + WIDEST, *extent[2:])
+    given = read_measurements(
+        config.input, channels=channels, mask=config.mask, observe=config.observe, extent=extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
+        noise=column, lonlat=config.lonlat, seed=config.seed,
+    )
+    if number is not None:
+        given = replace(given, noise=noise_of(number, len(given.coords)) if number else None)
+    return given
+
+
+def choose_model(
+    config: Config, asked: Reconstructor | None, given: Measurements, shape: tuple[int, int]
+) -> Reconstructor:
+    """The model that is asked for, or the one that comes along where it has anything to say."""
+    if asked is not None:
+        if why := outside(asked, given, shape):
+            cli.log.warning("WARNING: outside of what %s has learnt: %s; --checkpoint none needs no "
+                            "training", config.checkpoint, why)
+        return asked
+    why = "--lonlat" if config.lonlat else outside_pictures(given, shape, TRAINED_SHARE)
+    if why is None:
+        return load(SHIPPED, config.device)
+    if not config.lonlat:
+        cli.log.info("the model that comes along is not used: %s", why)
+    return load("none", config.device)
+
+
+def outside(model: Reconstructor, given: Measurements, shape: tuple[int, int]) -> str | None:
+    """Why a model has not learnt such measurements, in words."""
+    if model.scale is None:
+        return None
+    observe = str(model.checkpoint.get("config", {}).get("observe", ""))
+    if is_of_pictures(model.scale) and model.channels == 3:
+        return outside_pictures(given, shape, observe)
+    return other_density(given, shape, observe)
+
+
+def on_grid(given: Measurements, grid: Grid, lonlat: bool) -> Measurements:
+    """Measurements about a grid and all around it."""
+    x0, x1, y0, y1 = grid.extent
+    if lonlat:
+        coords = given.coords.copy()
+        coords[:, 0] = around(coords[:, 0], ((x0 + x1 - WIDEST) / 2, 0, 0, 0))
+        y0, y1 = max(y0, -90.0), min(y1, 90.0)
+        given = replace(given, coords=coords)
+    low, high = given.coords.min(axis=0), given.coords.max(axis=0)
+    extent = (min(x0, low[0]), max(x1, high[0]), min(y0, low[1]), max(y1, high[1]))
+    return replace(given, extent=tuple(map(float, extent)))
 
 
 def reconstruct(config: Config) -> None:
     """The command. Raises UserError for input that cannot be used."""
     cli.log_to()
-    model = load(config.checkpoint, config.device)
-    given = read_measurements(
-        config.input, channels=model.channels or 3, mask=config.mask, observe=config.observe,
-        extent=config.extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
-        seed=config.seed,
-    )
-    resolution = parse_resolution(config.resolution, given)
-    aspect = "equal" if given.is_picture and config.aspect == "auto" else config.aspect
-    scaled_by = scales(given.extent, aspect)
-    shape = grid_shape(resolution, given.extent, scaled_by)
-    warn_of_oblong_cells(shape, given.extent, scaled_by)
-    refuse_nothing_to_do(config, given, shape)
+    asked = None if config.checkpoint is None else load(config.checkpoint, config.device)
+    given = read(config, (asked and asked.channels) or 3)
+    grid = None
+    if config.grid is not None:
+        if given.is_picture or config.extent is not None or config.resolution != "auto":
+            raise UserError(f"--grid {config.grid}: it is for points, and says resolution and "
+                            "extent itself; leave those out")
+        grid = grid_like(config.grid)
+        given = on_grid(given, grid, config.lonlat)
+    if config.reach is not None and (given.is_picture or not config.reach > 0):
+        raise UserError(f"--reach {config.reach:g}: it is for points, and above 0")
+    transforms.forward(config.transform, given.values)  # refused before anything is written
+    frame = frame_of(config, given)
+    if grid is None:
+        shape = grid_shape(parse_resolution(config.resolution, given), given.extent,
+                           frame.scaled_by)
+        warn_of_oblong_cells(shape, given.extent, frame.scaled_by)
+        refuse_nothing_to_do(config, given, shape)
+    else:
+        shape = len(grid.y), len(grid.x)
+    model = choose_model(config, asked, given, shape)
+    if config.holdout is not None:
+        hold_out(config, model, given, frame)
+        return
     out = OutputFolder(config.out, "--out", [config.input, config.mask, config.observe,
-                                             config.checkpoint])
+                                             config.checkpoint, config.grid])
     out.require(output_names(min(config.num_samples, MOST_SAMPLES), given.is_picture))
     started = time.monotonic()
     with tqdm(desc="reconstructing", unit="call", disable=None, leave=False) as bar:
@@ -166,20 +271,73 @@ def reconstruct(config: Config) -> None:
             bar.update(calls - bar.n)
 
         field = model.reconstruct(
-            given.coords, given.values, shape, extent=given.extent,
-            num_samples=config.num_samples, noise_sd=config.noise_sd,
+            given.coords, given.values, shape, axes=None if grid is None else (grid.x, grid.y),
+            extent=given.extent, num_samples=config.num_samples,
+            noise_sd=holdout.noise_of(given, config.noise_sd == "auto"),
             value_range=config.value_range or default_range(model, given),
-            num_steps=config.num_steps, seed=config.seed,
-            aspect="free" if scaled_by[0] != scaled_by[1] else "equal",
-            missing=[], separately=are_other_things(given) or (
-                model.scale is None and not given.is_picture), progress=progress,
+            num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,
+            transform=config.transform, aspect=frame_aspect(frame), missing=[],
+            separately=is_separate(model, given), progress=progress,
         )
-    unit = config.units or (None if given.is_picture or model.scale is None else model.scale.units)
-    files = contents(field, given, unit)
+    if config.reach is not None:
+        field = field.within(config.reach, given.coords, config.lonlat)
+    unit = unit_of(config, model, given)
+    files = contents(field, grid or grid_of(field, config.lonlat), given, unit, config.lonlat)
     out.require(files)
-    out.remove_old(r"sample_\d+\.png|field\.nc", files)
+    out.remove_old(r"sample_\d+\.png|field\.(nc|csv|tif)", files)
     out.write(files)
     say(config, model, given, field, time.monotonic() - started)
+
+
+def frame_of(config: Config, given: Measurements) -> Frame:
+    """How places become coordinates."""
+    if config.lonlat:
+        return Frame(given.extent, globe_scales(given.extent), True)
+    aspect = "equal" if given.is_picture and config.aspect == "auto" else config.aspect
+    return Frame(given.extent, scales(given.extent, aspect), False)
+
+
+def frame_aspect(frame: Frame) -> str:
+    """What was chosen, for what is called later: said once is enough."""
+    return "free" if frame.scaled_by[0] != frame.scaled_by[1] else "equal"
+
+
+def is_separate(model: Reconstructor, given: Measurements) -> bool:
+    """Whether channels are different things."""
+    return are_other_things(given) or (model.scale is None and not given.is_picture)
+
+
+def unit_of(config: Config, model: Reconstructor, given: Measurements) -> str | None:
+    """Of the values, as far as anything tells."""
+    trained = None if given.is_picture or model.scale is None else model.scale.units
+    return config.units or given.units or trained
+
+
+def hold_out(config: Config, model: Reconstructor, given: Measurements, frame: Frame) -> None:
+    """Print how well hidden measurements are foretold, by this and by other methods."""
+    kept, hidden = holdout.split(given, config.holdout, config.seed)
+    settings = dict(lonlat=config.lonlat, aspect=frame_aspect(frame), seed=config.seed,
+                    num_steps=config.num_steps, separately=is_separate(model, given))
+    find_noise = config.noise_sd == "auto"
+    this = ", ".join(filter(None, [
+        "closed form" if model.scale is None else Path(config.checkpoint or SHIPPED).name,
+        config.transform, "noise found" if find_noise else None]))
+    kriging = holdout.by_model(load("none", config.device), transform=None, **settings)
+    methods = {f"this ({this})": holdout.by_model(model, transform=config.transform,
+                                                  find_noise=find_noise, **settings),
+               "fitted kriging": kriging}
+    if model.scale is None and config.transform is None and not find_noise:
+        methods = {"this (fitted kriging)": kriging}
+    methods |= {"linear": holdout.linear(frame), "constant": holdout.constant}
+    if (pykrige := holdout.pykrige(frame)) is not None:
+        methods["PyKrige, exponential"] = pykrige
+    scores = holdout.compare(methods, kept, hidden)
+    cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",
+                 f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
+    for line in holdout.table(scores, unit_of(config, model, given)):
+        cli.log.info("%s", line)
+    cli.log.info("%s", holdout.verdict(scores))
+    cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
 
 def are_other_things(given: Measurements) -> bool:
@@ -226,15 +384,17 @@ def say(
         cli.log.info("uncertainty: not calibrated (the training has not come to its end)")
     cli.log.info(
         "%s: %s points -> %dx%d, mean %.4g, typical sd %.2g, %d samples, %.1f s; written to %s",
-        config.input, f"{len(given.coords):,}", rows, columns, field.mean.mean(),
-        np.sqrt((field.sd**2).mean()), len(field.samples), seconds, config.out,
+        config.input, f"{len(given.coords):,}", rows, columns, np.nanmean(field.mean),
+        np.sqrt(np.nanmean(field.sd**2)), len(field.samples), seconds, config.out,
     )
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
-def contents(field: Field, given: Measurements, unit: str | None) -> dict[str, bytes]:
+def contents(
+    field: Field, grid: Grid, given: Measurements, unit: str | None, lonlat: bool
+) -> dict[str, bytes]:
     """Everything that a reconstruction leaves, by name."""
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -245,10 +405,12 @@ def contents(field: Field, given: Measurements, unit: str | None) -> dict[str, b
     for k, sample in enumerate(field.samples):
         files[f"sample_{k + 1}.png"] = picture(sample, given, low, high)
     buffer = io.BytesIO()
-    plots.reconstruction(field, given, (low, high), unit, buffer)
+    seen = given if given.is_picture else replace(given, extent=grid.extent)
+    stretch = 1 / shrinkage(grid.extent) if lonlat else 1.0
+    plots.reconstruction(field, seen, (low, high), unit, buffer, stretch)
     files["reconstruction.png"] = buffer.getvalue()
     if not given.is_picture:
-        files |= netcdf(field, given, unit)
+        files |= written(field, grid, given.names, unit, field.how)
     return files
 
 
@@ -263,40 +425,21 @@ def limits(given: Measurements) -> tuple[float, float]:
 def picture(values: np.ndarray, given: Measurements, low: float, high: float) -> bytes:
     """PNG of a field cell by cell, RGB or the first channel (of pictures in grey); y up."""
     values = values if given.downward else values[::-1]
-    unit = np.clip((values - low) / (high - low), 0, 1)
+    unit = np.nan_to_num(np.clip((values - low) / (high - low), 0, 1), nan=0.5)
     if values.shape[2] == 3 and given.is_picture:
         pixels = unit
     elif given.is_picture:
         pixels = unit[..., 0]
     else:
         pixels = plots.plt.get_cmap("viridis")(unit[..., 0])[..., :3]
+        pixels[np.isnan(values[..., 0])] = plots.MISSING
     buffer = io.BytesIO()
     Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def netcdf(field: Field, given: Measurements, unit: str | None) -> dict[str, bytes]:
-    """field.nc with mean, sd and samples on named axes; nothing without xarray."""
-    try:
-        import xarray
-    except ImportError:
-        cli.log.info("no field.nc: it needs xarray (pip install xarray)")
-        return {}
-    names = list(given.names) or [f"value {c + 1}" for c in range(field.mean.shape[2])]
-    dims = ("y", "x", "channel")
-    data = xarray.Dataset(
-        {"mean": (dims, field.mean), "sd": (dims, field.sd),
-         "samples": (("sample", *dims), field.samples)},
-        {"x": field.coords[0, :, 0], "y": field.coords[:, 0, 1], "channel": names},
-    )
-    if unit:
-        for variable in data.data_vars.values():
-            variable.attrs["units"] = unit
-    return {"field.nc": bytes(data.to_netcdf())}
-
-
 def main(arguments: list[str] | None = None) -> None:
-    reconstruct(cli.parse(Config, arguments, __doc__))
+    reconstruct(cli.parse(Config, arguments, __doc__, switches=True))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
+from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
 from sparsefield.model.field import FieldModel, Prepared, require_positive
-from sparsefield.train.config import TrainingConfig
-from sparsefield.errors import UserError
 from sparsefield.model.mamba import MambaLayer
 from sparsefield.model.ordering import reread
+from sparsefield.train.config import TrainingConfig
 from sparsefield.train.loop import train
 
 

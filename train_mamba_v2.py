@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
+from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
 from sparsefield.model.checkpoint import take_shared_components
 from sparsefield.model.field import FieldModel, Prepared, require_positive
-from sparsefield.errors import UserError
 from sparsefield.model.mamba import MambaLayer
 from sparsefield.model.ordering import Reading, reread
 from sparsefield.train.loop import TrainingConfig, train

@@ -28,11 +28,17 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sparsefield.data import Batch, Data, TrainingBatches, folders, open_data  # noqa: E402
-from sparsefield.data import parse_pattern  # noqa: E402
-from sparsefield.flow.path import draw_angles  # noqa: E402
-from sparsefield.train.pairs import Pairs, slope_loss  # noqa: E402
-from train_mamba_v2 import Config, MAMBADiffusionV2  # noqa: E402
+from sparsefield.data import (
+    Batch,
+    Data,
+    TrainingBatches,
+    folders,
+    open_data,
+    parse_pattern,
+)
+from sparsefield.flow.path import draw_angles
+from sparsefield.train.pairs import Pairs, slope_loss
+from train_mamba_v2 import Config, MAMBADiffusionV2
 
 
 def make_arrays(path: Path) -> str:

@@ -25,11 +25,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.data import parse_pattern  # noqa: E402
 from sparsefield.evaluate.cases import Cases, spread  # noqa: E402
 from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402
 from sparsefield.evaluate.opening import open_test_data  # noqa: E402
+from sparsefield.model.checkpoint import load_model  # noqa: E402
 
 # The settings of the quick run (scripts/quick.sh); each row changes one thing of the first.
 COMMON = (

@@ -38,9 +38,10 @@ SIZES = {"small": dict(d_model=64, perceiver_heads=4), "default": {}}
 
 def present_steps(model) -> tuple[Callable[[int], object], Callable]:
     """Batch by number, and the loss of one."""
+    import torch
+
     from sparsefield.flow.path import draw_angles
     from sparsefield.train.pairs import Pairs, slope_loss
-    import torch
 
     batches, pairs = open_batches(draw_angles=draw_angles), Pairs(model, 32, 32, torch.device("cpu"))
     for step in range(BEFORE):
@@ -71,6 +72,7 @@ def work(tree: str, kind: str, size: str) -> None:
     """Take a turn for each line on standard input; print its (process, wall) seconds a step."""
     sys.path.insert(0, tree)
     import torch
+
     from train_mamba_v2 import MAMBADiffusionV2
 
     torch.set_num_threads(1)

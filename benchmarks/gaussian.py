@@ -18,17 +18,24 @@ from functools import partial
 
 import numpy as np
 import torch
+from common import (
+    ROOT,
+    describe_machine,
+    interleave,
+    memory_in_a_process_of_its_own,
+    milliseconds,
+    print_added_memory,
+    ratio,
+    table,
+)
 from torch import Tensor
-
-from common import ROOT, describe_machine, interleave, memory_in_a_process_of_its_own
-from common import milliseconds, print_added_memory, ratio, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords  # noqa: E402
-from sparsefield.gaussian import ONE_KERNEL, Kernel, Posterior, condition, draws  # noqa: E402
-from sparsefield.gaussian.answer import combine, krige  # noqa: E402
-from sparsefield.gaussian.kernels import NUGGET  # noqa: E402
+from sparsefield.coords import grid_coords
+from sparsefield.gaussian import ONE_KERNEL, Kernel, Posterior, condition, draws
+from sparsefield.gaussian.answer import combine, krige
+from sparsefield.gaussian.kernels import NUGGET
 
 BATCH, OBSERVED = 16, 204
 OBSERVATIONS = (10, 50, 204, 500, 1000, 2000, 10_000, 100_000)

@@ -24,19 +24,18 @@ from functools import partial
 import matplotlib.cbook
 import numpy as np
 import torch
-from torch import Tensor
-
 from common import ROOT, describe_machine, table
+from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords  # noqa: E402
-from sparsefield.data import open_data  # noqa: E402
-from sparsefield.evaluate import metrics  # noqa: E402
-from sparsefield.evaluate.uncertainty import coverage  # noqa: E402
-from sparsefield.gaussian import ONE_KERNEL, Posterior, condition  # noqa: E402
-from sparsefield.gaussian.answer import combine, krige  # noqa: E402
-from sparsefield.gaussian.kernels import NUGGET  # noqa: E402
+from sparsefield.coords import grid_coords
+from sparsefield.data import open_data
+from sparsefield.evaluate import metrics
+from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.gaussian import ONE_KERNEL, Posterior, condition
+from sparsefield.gaussian.answer import combine, krige
+from sparsefield.gaussian.kernels import NUGGET
 
 SIDE = 32
 DRAWS = 39  # the range from the second to the last but one is a 90 % interval

@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sparsefield.model.checkpoint import load_checkpoint  # noqa: E402
+from sparsefield.model.checkpoint import load_checkpoint
 
 EPOCHS = 40
 FILES = ("mamba_v2_latest.pth", "mamba_v2_best.pth", "mamba_v2_best.safetensors",

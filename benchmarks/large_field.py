@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))

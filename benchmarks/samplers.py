@@ -19,13 +19,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
-
 from common import ROOT, table
+from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.flow.samplers import SAMPLERS, angles  # noqa: E402
+from sparsefield.flow.samplers import SAMPLERS, angles
 
 DRAWS = 20_000
 STEPS = (1, 2, 4, 8, 16, 32, 64)

@@ -18,14 +18,21 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from common import (
+    ROOT,
+    describe_machine,
+    interleave,
+    memory_in_a_process_of_its_own,
+    milliseconds,
+    print_added_memory,
+    ratio,
+    table,
+)
 from torch import Tensor
-
-from common import ROOT, describe_machine, interleave, memory_in_a_process_of_its_own
-from common import milliseconds, print_added_memory, ratio, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield import scan  # noqa: E402
+from sparsefield import scan
 
 CHANNELS, STATES = 512, 16
 FLOOR, LOOP = "bare exp (floor)", "sequential PyTorch loop (reference)"

@@ -18,19 +18,26 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from common import (
+    ROOT,
+    describe_machine,
+    interleave,
+    memory_in_a_process_of_its_own,
+    milliseconds,
+    print_added_memory,
+    ratio,
+    table,
+)
 from torch.profiler import profile
-
-from common import ROOT, describe_machine, interleave, memory_in_a_process_of_its_own
-from common import milliseconds, print_added_memory, ratio, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords  # noqa: E402
-from sparsefield.data import Batch  # noqa: E402
-from sparsefield.flow.sampling import sample  # noqa: E402
-from sparsefield.model.precision import has_fast_bfloat16  # noqa: E402
-from sparsefield.train.pairs import Pairs, slope_loss  # noqa: E402
-from train_mamba_v2 import MAMBADiffusionV2  # noqa: E402
+from sparsefield.coords import grid_coords
+from sparsefield.data import Batch
+from sparsefield.flow.sampling import sample
+from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.train.pairs import Pairs, slope_loss
+from train_mamba_v2 import MAMBADiffusionV2
 
 POINTS = 204
 # The first group that an operator's name contains a word of.

@@ -11,7 +11,7 @@
 
 COMMON_FLAGS=(
   "DATA data" "DATA_VAL data_val" "DATA_TEST data_test" "DATA_DIR data_dir"
-  "DATA_CHANNELS data_channels" "VALUE_RANGE value_range" "UNITS units"
+  "DATA_CHANNELS data_channels" "VARIABLES variables" "VALUE_RANGE value_range" "UNITS units"
   "IMAGE_SIZE image_size" "OBSERVE observe"
   "EPOCHS epochs" "BATCH_SIZE batch_size" "ACCUMULATE accumulate" "LR lr" "WARMUP warmup"
   "SAVE_EVERY save_every" "EVAL_EVERY eval_every" "VISUALIZE_EVERY visualize_every"
@@ -34,7 +34,9 @@ flags_from_variables() {  # fills ARGUMENTS
       if is_true COMPILE; then value=True; else value=False; fi
     fi
     words=("$value")
-    [ "$variable" = VALUE_RANGE ] && read -ra words <<< "$value"  # several numbers: -2 40
+    case $variable in
+      VALUE_RANGE|VARIABLES) read -ra words <<< "$value" ;;  # several: -2 40
+    esac
     ARGUMENTS+=("--${pair#* }" "${words[@]}")
   done
 }

@@ -15,12 +15,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sparsefield import cli  # noqa: E402
-from sparsefield.model.checkpoint import build_model, load_checkpoint, save_checkpoint, save_safetensors  # noqa: E402
-from sparsefield.data import open_as_configured, parse_pattern  # noqa: E402
-from sparsefield.errors import UserError  # noqa: E402
-from sparsefield.evaluate.calibration import PICTURES, calibrate, samples_of  # noqa: E402
-from sparsefield.train.validation import Validation  # noqa: E402
+from sparsefield import cli
+from sparsefield.data import open_as_configured, parse_pattern
+from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import PICTURES, calibrate, samples_of
+from sparsefield.model.checkpoint import (
+    build_model,
+    load_checkpoint,
+    save_checkpoint,
+    save_safetensors,
+)
+from sparsefield.train.validation import Validation
 
 PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from_v1")
 TOGETHER = 4  # pictures per model call

@@ -37,7 +37,7 @@ paths_of_the_caller() {
   for variable in DATA DATA_VAL DATA_TEST DATA_DIR SAVE_DIR LOG INIT_FROM_V1 OBSERVE; do
     [ -n "${!variable-}" ] || continue
     case $variable=${!variable} in
-      DATA=photos|DATA=cifar10) ;;
+      DATA=photos|DATA=terrain|DATA=cifar10) ;;
       OBSERVE=*:*) ;;
       *) printf -v "$variable" %s "$(from_caller "${!variable}")" ;;
     esac

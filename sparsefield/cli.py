@@ -16,17 +16,20 @@ log = logging.getLogger("sparsefield")
 Settings = TypeVar("Settings")
 
 
-def parse(settings: type[Settings], arguments: list[str] | None, description: str) -> Settings:
+def parse(
+    settings: type[Settings], arguments: list[str] | None, description: str, switches: bool = False
+) -> Settings:
     """Settings of a dataclass type from the command line (`arguments`, or that of the process).
 
-    Every field is a flag of its name, its docstring the help. A wrong flag or value prints one
-    message and exits with code 2.
+    Every field is a flag of its name, its docstring the help; with `switches` a bool needs no True.
+    A wrong flag or value prints one message and exits with code 2.
     """
+    marker = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
     return tyro.cli(
         settings,
         args=arguments,
         description=description,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+        config=(marker, tyro.conf.HelptextFromCommentsOff),
         use_underscores=True,
     )
 

@@ -196,7 +196,7 @@ def _check_array(part: Part) -> None:
 
 def _has_channels_first(first: int, second: int, last: int) -> bool:
     """Whether the axes of a field look like C, H, W: few of the first, many of the others."""
-    return (first <= 4 < last) or first <= 16 and 2 * first <= min(second, last)
+    return (first <= 4 < last) or (first <= 16 and 2 * first <= min(second, last))
 
 
 def _check_alike(part: Part, first: Part) -> None:

@@ -271,7 +271,7 @@ def _of_array(array: np.ndarray) -> Raster:
     else:
         white = None
         if array.dtype.kind == "f" and array.shape[2] >= 3 and (
-            0 <= np.nanmin(array) and np.nanmax(array) <= 1
+            np.nanmin(array) >= 0 and np.nanmax(array) <= 1
         ):
             white = 1  # the custom for colours in floats
     if array.dtype != np.uint8:

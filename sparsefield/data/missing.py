@@ -41,7 +41,7 @@ def lone_extreme(values: np.ndarray, codes_only: bool = False) -> float | None:
         low, high = float(others.min()), float(others.max())
         gap, spread = max(low - extreme, extreme - high), high - low
         repeated = len(values) - len(others) > 1 and spread > 0 and not codes_only
-        if is_code(extreme) and gap > spread or repeated and gap > FAR * spread:
+        if (is_code(extreme) and gap > spread) or (repeated and gap > FAR * spread):
             return extreme
     return None
 

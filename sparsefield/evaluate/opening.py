@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsefield.data import Data, open_as_configured, open_data
+from sparsefield.data import NAMES, Data, open_as_configured, open_data
+from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import pixel_scale
 from sparsefield.errors import UserError
 
@@ -31,9 +32,9 @@ def open_test_data(checkpoint: dict[str, Any], data: str | None = None, test: st
                     checkpoint["config"]["data"])
         data = "photos"
     if test is not None:
-        opened = open_data(test, val=test, test=test, **_as_trained(checkpoint))
+        opened = open_data(test, val=test, test=test, **_as_trained(checkpoint, test))
     elif data is not None:
-        opened = open_data(data, **_as_trained(checkpoint))
+        opened = open_data(data, **_as_trained(checkpoint, data))
     else:
         opened = _open_as_trained(checkpoint)
     if opened.channels != trained["channels"]:
@@ -44,7 +45,7 @@ def open_test_data(checkpoint: dict[str, Any], data: str | None = None, test: st
     return opened
 
 
-def _as_trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _as_trained(checkpoint: dict[str, Any], data: str) -> dict[str, Any]:
     """How to read other data so that values, sizes and channels mean what they did in training."""
     trained, config = checkpoint["data"], checkpoint["config"]
     bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
@@ -55,13 +56,14 @@ def _as_trained(checkpoint: dict[str, Any]) -> dict[str, Any]:
         "units": trained["units"],
         "channels": trained["channels"] if trained["channels"] in (1, 3) else None,
         "data_dir": config.get("data_dir"),
+        "variables": config.get("variables") if str(data).lower().endswith(ENDINGS) else None,
     }
 
 
 def _open_as_trained(checkpoint: dict[str, Any]) -> Data:
     config = checkpoint["config"]
     for path in (config["data"], config["data_val"], config.get("data_test")):
-        if path not in (None, "photos", "cifar10") and not Path(path).exists():
+        if path not in (None, *NAMES) and not Path(path).exists():
             raise UserError(
                 f"the model was trained on {path}, which is not here: name the data to test on "
                 "with --data (`photos` needs no file)"

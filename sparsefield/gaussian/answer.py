@@ -163,10 +163,12 @@ def local_amplitude(
 
 def closeness(queries: Tensor, coords: Tensor, spacing: float) -> Tensor:
     """How much each observation tells of the amplitude at each query: (B, N, M), up to 1."""
-    (qx, qy), (x, y) = queries.float().unbind(dim=2), coords.float().unbind(dim=2)
-    distance2 = (qx[:, :, None] - x[:, None]).square_()                   # (B, N, M)
-    dy = qy[:, :, None] - y[:, None]
-    return distance2.addcmul_(dy, dy).mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
+    steps = [q[:, :, None] - x[:, None] for q, x in                       # (B, N, M)
+             zip(queries.float().unbind(dim=2), coords.float().unbind(dim=2))]
+    distance2 = steps[0].square_()
+    for step in steps[1:]:
+        distance2.addcmul_(step, step)
+    return distance2.mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
 
 
 def amplitude_around(near: Tensor, surprise: Tensor) -> Tensor:

@@ -24,26 +24,39 @@ from sparsefield.gaussian.kernels import Kernel, stretch, variogram
 WAVES = 1536
 SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the square
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
+PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
-FEATURES = 2 * WAVES + 2
+FEATURES = 2 * WAVES + 2  # numbers that a field in the plane takes
 KEPT_POINTS = 4096  # off a grid, whose features are kept for further draws
 GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which all are summed
 
 
 @lru_cache
-def _waves(kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """Frequencies (2, WAVES) in radians, and sd (WAVES + 1,) of each and of the slope, float64."""
+def _waves(kernel: Kernel, dims: int = 2) -> tuple[Tensor, Tensor]:
+    """Frequencies (dims, WAVES) in radians, and sd (WAVES + 1,) of each and of the slope, float64.
+
+    In d dimensions the spectral density of |h|^b is c |w|^(-d - b), with
+    c = b 2^(b - 1) Gamma((d + b) / 2) / (pi^(d / 2) Gamma(1 - b / 2)).
+    """
     b = kernel.exponent
     low, high = 2 * math.pi * SLOWEST, 2 * math.pi * FASTEST
     step = math.log(high / low) / WAVES
     k = torch.arange(WAVES, dtype=torch.float64)
     radius = low * torch.exp((k + 0.5) * step)
-    frequencies = radius * torch.stack([(k * GOLDEN_ANGLE).cos(), (k * GOLDEN_ANGLE).sin()])
-    constant = b * 2 ** (b - 1) * math.gamma(1 + b / 2) / (math.pi * math.gamma(1 - b / 2))
-    variance = constant * 2 * math.pi * step * radius**-b
-    slope = math.pi * constant * low ** (2 - b) / (2 - b)
+    directions = torch.stack([(k * GOLDEN_ANGLE).cos(), (k * GOLDEN_ANGLE).sin()])
+    sphere = 2 * math.pi
+    if dims == 3:  # Heights by the golden ratio of the plane (Roberts 2018): even on the sphere.
+        height = 2 * torch.remainder(k * PLASTIC + 0.5, 1) - 1
+        turn = 2 * math.pi * k * PLASTIC**2
+        around = (1 - height**2).sqrt()
+        directions = torch.stack([around * turn.cos(), around * turn.sin(), height])
+        sphere = 4 * math.pi
+    constant = b * 2 ** (b - 1) * math.gamma((dims + b) / 2) / (
+        math.pi ** (dims / 2) * math.gamma(1 - b / 2))
+    variance = constant * sphere * step * radius**-b
+    slope = constant * sphere / dims * low ** (2 - b) / (2 - b)
     sd = torch.cat([variance, variance.new_tensor([slope])]).sqrt()
-    return frequencies, sd
+    return radius * directions, sd
 
 
 class Waves:
@@ -53,11 +66,14 @@ class Waves:
     its points, fields are summed from these by one product of matrices, without the features.
 
     Args:
-        coords: (N, 2) in sides of the square.
+        coords: (N, D) in sides of the square, D 2 or 3.
     """
 
     def __init__(self, kernel: Kernel, coords: Tensor):
         self.kernel, self.coords = kernel, coords
+        self.is_grid = False
+        if coords.shape[1] > 2:
+            return
         self.x, self.column = torch.unique(coords[:, 0], return_inverse=True)  # (X,), (N,)
         self.y, self.row = torch.unique(coords[:, 1], return_inverse=True)     # (Y,), (N,)
         self.is_grid = len(self.x) * len(self.y) <= GRID_SHARE * len(coords)
@@ -73,7 +89,7 @@ class Waves:
         return features(self.kernel, self.coords)
 
     def fields(self, numbers: Tensor) -> Tensor:
-        """Values (S, N) of the fields with numbers (S, FEATURES)."""
+        """Values (S, N) of the fields with numbers (S, 2 WAVES + D)."""
         if self.is_grid:
             return self._from_sides(numbers)
         if len(self.coords) <= KEPT_POINTS:
@@ -94,17 +110,22 @@ class Waves:
 
 
 def features(kernel: Kernel, coords: Tensor) -> Tensor:
-    """(N, FEATURES) float32: times N(0, 1) a field with the variogram of `kernel` at (N, 2)."""
-    (along_x, along_y), sd, slope = _stretched_waves(kernel, coords.device)
-    x, y = coords.to(along_x).unbind(dim=1)
-    waves = _turns(torch.outer(x, along_x).addcmul_(y[:, None], along_y)) * sd
+    """(N, 2 WAVES + D) float32: times N(0, 1) a field with the variogram of `kernel` at (N, D)."""
+    along, sd, slope = _stretched_waves(kernel, coords.device, coords.shape[1])
+    first, *others = coords.to(along).unbind(dim=1)
+    phase = torch.outer(first, along[0])
+    for x, along_x in zip(others, along[1:]):
+        phase.addcmul_(x[:, None], along_x)
+    waves = _turns(phase) * sd
     return torch.cat([torch.view_as_real(waves).flatten(1), coords.float() @ slope], dim=1)
 
 
-def _stretched_waves(kernel: Kernel, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies along x and y (2, WAVES) float64, sd of waves (WAVES,) and slopes (2, 2)."""
-    frequencies, sd = _waves(kernel)
-    matrix = stretch((kernel,))[0]
+def _stretched_waves(
+    kernel: Kernel, device: torch.device, dims: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies along the axes (D, WAVES) float64, sd of waves (WAVES,) and slopes (D, D)."""
+    frequencies, sd = _waves(kernel, dims)
+    matrix = stretch((kernel,), dims)[0]
     return ((matrix @ frequencies).to(device), sd[:-1].float().to(device),
             (matrix * sd[-1]).float().to(device))
 

@@ -4,6 +4,10 @@ A variogram is gamma(h) = Var[f(x + h) - f(x)] / 2. Only differences of a field 
 (its level is unknown), so a variogram says all that a covariance would, and more fields have one:
 the power variogram has no covariance at all (Cressie 1993, Statistics for Spatial Data, sections
 2.3 and 3.2). Distances are in sides of the unit square.
+
+Places have two coordinates, or three on a globe (sparsefield.use.globe): east, north and up of the
+middle of the region. |h|^b is a variogram in any number of dimensions, and so on a sphere with h
+the chord.
 """
 
 from __future__ import annotations
@@ -51,15 +55,23 @@ def without_directions(kernels: tuple[Kernel, ...], points: int) -> tuple[Kernel
     return isotropic if isotropic and points <= FEW_POINTS else kernels
 
 
-def stretch(kernels: tuple[Kernel, ...]) -> Tensor:
-    """A of each kernel, (K, 2, 2) float64, symmetric and of determinant 1."""
+def stretch(kernels: tuple[Kernel, ...], dims: int = 2) -> Tensor:
+    """A of each kernel, (K, dims, dims) float64, symmetric; in two dimensions of determinant 1.
+
+    The third axis is stretched like the first, so that along a parallel all directions are alike.
+    """
     matrices = []
     for kernel in kernels:
         c, s = math.cos(kernel.angle), math.sin(kernel.angle)
         long, short = kernel.ratio**-0.5, kernel.ratio**0.5
         matrices.append([[long * c * c + short * s * s, (long - short) * c * s],
                          [(long - short) * c * s, long * s * s + short * c * c]])
-    return torch.tensor(matrices, dtype=torch.float64)
+    plane = torch.tensor(matrices, dtype=torch.float64)
+    if dims == 2:
+        return plane
+    space = plane.new_zeros(len(kernels), 3, 3)
+    space[:, :2, :2], space[:, 2, 2] = plane, plane[:, 0, 0]
+    return space
 
 
 def variogram(
@@ -71,24 +83,26 @@ def variogram(
 
     Args:
         kernels: the bank. kernel: (R,) int64, which of it. field: (R,) int64 into the batch.
-        a: (B, P, 2). b: (B, Q, 2), in sides of the square, of the dtype of the result.
+        a: (B, P, D). b: (B, Q, D), D 2 or 3, in sides of the square, of the dtype of the result.
     Returns:
         (R, P, Q).
     """
     shapes = [k[1:] for k in kernels]
     first_alike = torch.tensor([shapes.index(shape) for shape in shapes], device=kernel.device)
     pairs, pair = torch.unique(field * len(kernels) + first_alike[kernel], return_inverse=True)
-    matrix = stretch(kernels).to(a)[pairs % len(kernels)]                 # (U, 2, 2)
-    ax, ay = _stretched(a[pairs // len(kernels)], matrix)                 # (U, P)
-    bx, by = _stretched(b[pairs // len(kernels)], matrix)                 # (U, Q)
-    distance2 = (ax[:, :, None] - bx[:, None]).square_()
-    dy = ay[:, :, None] - by[:, None]
-    log2 = distance2.addcmul_(dy, dy).log_()                              # (U, P, Q)
+    matrix = stretch(kernels, a.shape[2]).to(a)[pairs % len(kernels)]     # (U, D, D)
+    sides = zip(_stretched(a[pairs // len(kernels)], matrix),             # (U, P), (U, Q)
+                _stretched(b[pairs // len(kernels)], matrix))
+    steps = (one[:, :, None] - other[:, None] for one, other in sides)
+    distance2 = next(steps).square_()
+    for step in steps:
+        distance2.addcmul_(step, step)
+    log2 = distance2.log_()                                               # (U, P, Q)
     half = torch.tensor([k.exponent / 2 for k in kernels], dtype=torch.float64).to(a)
     return log2[pair].mul_(half[kernel][:, None, None]).exp_()            # (R, P, Q)
 
 
-def _stretched(points: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y (U, P) of (U, P, 2), term by term: equal places stay equal to the last bit."""
-    x, y = points.unbind(dim=2)
-    return tuple(matrix[:, i, 0, None] * x + matrix[:, i, 1, None] * y for i in (0, 1))
+def _stretched(points: Tensor, matrix: Tensor) -> list[Tensor]:
+    """Coordinates (U, P) of (U, P, D), term by term: equal places stay equal to the last bit."""
+    return [sum(matrix[:, i, j, None] * x for j, x in enumerate(points.unbind(dim=2)))
+            for i in range(points.shape[2])]

@@ -31,7 +31,7 @@ class Measured:
     """What draws need to know of the fields that were observed.
 
     Attributes:
-        coords: (B, M, 2). kernels: the heaviest of each. noise_sd: (B, M), relative to the
+        coords: (B, M, D). kernels: the heaviest of each. noise_sd: (B, M), relative to the
             amplitude, or None. channel_root: (B / folded, C, C), makes channels go together.
         folded: channels that are fields of their own, next to each other in B.
     """
@@ -85,7 +85,8 @@ class PosteriorNoise:
         measured = self.measured
         fields, channels = measured.channel_root.shape[:2]
         device = measured.coords.device
-        numbers = draws.standard_normal(generators, draws.FEATURES, channels).to(device)
+        count = 2 * draws.WAVES + measured.coords.shape[2]
+        numbers = draws.standard_normal(generators, count, channels).to(device)
         numbers = numbers.unflatten(0, (fields, -1))                      # (fields, d, F, C)
         with full_precision(device):
             numbers = numbers @ measured.channel_root[:, None].mT         # channels go together

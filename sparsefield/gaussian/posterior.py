@@ -40,7 +40,8 @@ def condition(
     """Fit a Gaussian field to observations.
 
     Args:
-        coords: (B, M, 2) in sides of the unit square, M from 1 on.
+        coords: (B, M, 2) in sides of the unit square, M from 1 on; or (B, M, 3) on a globe, see
+            sparsefield.use.globe. Queries then have three coordinates, too.
         values: (B, M, C), of about unit size. noise_sd: (B, M, C) of the noise in them, in their
             units; channels are then fitted each on its own. None or all zero: values are exact.
         kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK or NOISY_BANK.

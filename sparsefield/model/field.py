@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import take
@@ -23,6 +22,7 @@ from sparsefield.flow.path import END
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.neighbours import gather_points, nearest
 from sparsefield.model.canvas import Canvas, Look, lattice, lattice_side, sketch
+from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.model.ordering import Reading, check_order, read_along
 
 PRIORS = ("fitted", "none")

@@ -5,7 +5,6 @@ Symbols: B batch, E channels, L steps, K taps.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -13,8 +13,17 @@ from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
 from sparsefield.scan.numba_runtime import (
-    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, needs_operator, run,
-    tasks, tiles,
+    RANGE,
+    VALUES,
+    as_array,
+    compiled,
+    empty_like,
+    floats,
+    memory_dtype,
+    needs_operator,
+    run,
+    tasks,
+    tiles,
 )
 
 _STARTS = types.Array(types.float32, 4, "C")

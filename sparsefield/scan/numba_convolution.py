@@ -9,7 +9,16 @@ from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
 from sparsefield.scan.numba_runtime import (
-    RANGE, VALUES, as_array, compiled, empty_like, floats, memory_dtype, needs_operator, run, tasks
+    RANGE,
+    VALUES,
+    as_array,
+    compiled,
+    empty_like,
+    floats,
+    memory_dtype,
+    needs_operator,
+    run,
+    tasks,
 )
 
 MAX_TAPS = kernels.CHUNK + 1

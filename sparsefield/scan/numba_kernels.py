@@ -21,7 +21,6 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16

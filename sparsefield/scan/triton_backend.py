@@ -205,8 +205,7 @@ def _sigmoid(x):
 def _step_size(raw, SOFTPLUS: tl.constexpr):
     if SOFTPLUS:
         return _softplus(raw)
-    else:
-        return raw
+    return raw
 
 
 @triton.jit
@@ -214,8 +213,7 @@ def _time(i, length, REVERSE: tl.constexpr):
     """Where the step that is read as number i lies."""
     if REVERSE:
         return length - 1 - i
-    else:
-        return i
+    return i
 
 
 @triton.jit
@@ -236,7 +234,7 @@ def _forward_kernel(
     bias = tl.load(delta_bias + e, mask=e_in, other=0.0)
 
     h = tl.zeros((BLOCK, STATES), dtype=tl.float32)
-    for chunk in range(0, chunks):
+    for chunk in range(chunks):
         begin = chunk * CHUNK
         if KEEP:
             tl.store(starts + (b * chunks + chunk) * channels * states + at, h, mask=both_in)
@@ -285,12 +283,12 @@ def _backward_kernel(
     sum_a = tl.zeros((BLOCK, STATES), dtype=tl.float32)
     sum_d = tl.zeros((BLOCK,), dtype=tl.float32)
     sum_bias = tl.zeros((BLOCK,), dtype=tl.float32)
-    for k in range(0, chunks):
+    for k in range(chunks):
         chunk = chunks - 1 - k
         begin = chunk * CHUNK
         n = tl.minimum(CHUNK, length - begin)
         h = tl.load(starts + (b * chunks + chunk) * channels * states + at, mask=both_in, other=0.0)
-        for i in range(0, n):
+        for i in range(n):
             tl.store(states_before + i * BLOCK * STATES, h)
             t = _time(begin + i, length, REVERSE)
             u_t = tl.load(u + b * u_batch + t * u_step + e, mask=e_in, other=0.0).to(tl.float32)
@@ -299,7 +297,7 @@ def _backward_kernel(
             dt = _step_size(raw.to(tl.float32) + bias, SOFTPLUS)
             h = tl.exp(dt[:, None] * a) * h + (dt * u_t)[:, None] * b_t[None, :]
         tl.debug_barrier()    # the scratch memory is written
-        for j in range(0, n):
+        for j in range(n):
             i = n - 1 - j
             t = _time(begin + i, length, REVERSE)
             u_t = tl.load(u + b * u_batch + t * u_step + e, mask=e_in, other=0.0).to(tl.float32)

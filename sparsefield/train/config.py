@@ -34,7 +34,8 @@ class TrainingConfig:
     """
 
     data: str = "photos"
-    """What to learn from: photos (embedded), cifar10, a folder of pictures, an .npz or .npy."""
+    """What to learn from: photos or terrain (embedded), cifar10, a folder of pictures, an .nc
+    (NetCDF), .npz or .npy."""
     data_val: str | None = None
     """Validation data of its own, when `data` holds training fields only."""
     data_test: str | None = None
@@ -43,6 +44,8 @@ class TrainingConfig:
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
     """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
+    variables: tuple[str, ...] | None = None
+    """NetCDF: which variables are the channels; not needed where there is one field."""
     value_range: tuple[float, ...] | None = None
     """Arrays: the values that the model sees as -1 and 1, low high, or so for each channel."""
     units: str | None = None

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sparsefield.errors import UserError
 from sparsefield.device import pick_device
+from sparsefield.errors import UserError
 
 Produced = TypeVar("Produced")
 

@@ -113,7 +113,7 @@ class Pairs:
         """The closed form of a field, made unless it is at hand. Which ones are changes nothing."""
         if field < 0:
             return make()
-        if field not in self.kept or with_draws and not len(self.kept[field].draws):
+        if field not in self.kept or (with_draws and not len(self.kept[field].draws)):
             former = self.kept.pop(field, None)
             self.kept[field] = made = make()
             self.bytes += made.bytes - (former.bytes if former else 0)

@@ -16,12 +16,12 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sparsefield.train.config import TrainingConfig
 from sparsefield.data import Data
-from sparsefield.train.distributed import World
 from sparsefield.evaluate import plots
-from sparsefield.train.runfolder import RunFolder
 from sparsefield.scan import describe_backend
+from sparsefield.train.config import TrainingConfig
+from sparsefield.train.distributed import World
+from sparsefield.train.runfolder import RunFolder
 from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
 log = logging.getLogger("sparsefield")

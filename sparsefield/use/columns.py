@@ -22,6 +22,7 @@ WEAK_PAIR = (
     {"x", "distance", "dist", "range", "offset", "chainage", "along"},
     {"z", "depth", "elevation", "altitude", "height", "level"},
 )
+GLOBE = PAIRS[1][1]  # names of latitude
 # Words in a name that say in what or how it was measured, and not what it is.
 UNITS = {
     "m", "km", "cm", "mm", "nm", "ft", "mi", "metre", "metres", "meter", "meters", "kilometre",
@@ -33,6 +34,7 @@ UNITS = {
 LABELS = {"", "id", "index", "idx", "fid", "objectid", "no", "nr", "number", "station", "stationid",
           "site", "siteid", "name", "time", "date", "datetime", "timestamp", "year", "month", "day",
           "hour", "minute", "second", "unnamed0"}
+NOISE = "noisesd"  # the bare name of a column that holds the sd of the noise
 COLOURS = ({"red", "r"}, {"green", "g"}, {"blue", "b"})
 
 
@@ -61,11 +63,12 @@ def are_colours(names: Sequence[str]) -> bool:
 
 def choose_columns(
     source: str, names: Sequence[str], x: str | None, y: str | None, value: Sequence[str] | None,
-    has_header: bool = True,
+    has_header: bool = True, noise: int | None = None,
 ) -> Columns:
     """Places of x, y and values.
 
     Args:
+        noise: place of the column that holds the noise's sd, and nothing else.
         names: of all columns, in order. x, y, value: what the user chose, names or numbers from 1.
         has_header: False: the names are made up, and the order decides.
     Raises:
@@ -78,17 +81,17 @@ def choose_columns(
     chosen = {"x": None if x is None else _find(seen, names, x, "--x"),
               "y": None if y is None else _find(seen, names, y, "--y")}
     values = None if value is None else tuple(_find(seen, names, v, "--value") for v in value)
-    own = [place for place in (*chosen.values(), *(values or ())) if place is not None]
+    own = [place for place in (*chosen.values(), *(values or ()), noise) if place is not None]
     if len(set(own)) < len(own) or values == ():
         raise UserError(f"{seen}: x, y and each value must be columns of their own; choose with "
-                        "--x, --y and --value")
+                        "--x, --y, --value and --noise_sd")
     if None in chosen.values():
         found = _by_name(seen, names, set(own), chosen) if has_header else _by_order(
             names, set(own), chosen)
         chosen = {axis: place if place is not None else auto
                   for (axis, place), auto in zip(chosen.items(), found)}
     axes = chosen["x"], chosen["y"]
-    values = _others(seen, names, axes) if values is None else values
+    values = _others(seen, names, axes, noise) if values is None else values
     if len({*axes, *values}) < 2 + len(values):
         raise UserError(f"{seen}: which are x and y? give --x and --y")
     return Columns(*axes, values)
@@ -100,6 +103,19 @@ def _by_order(
     """Without a header: the first two columns that nothing else was said of."""
     free = iter([k for k in range(len(names)) if k not in taken] + [0, 0])
     return tuple(next(free) if place is None else place for place in chosen.values())
+
+
+def find_noise(source: str, names: Sequence[str], wanted: str | None) -> int | None:
+    """Place of the column with the noise's sd: the one that is wanted, or one named noise_sd.
+
+    Raises:
+        UserError: the wanted one is not there.
+    """
+    if wanted is not None:
+        seen = f"{source}: columns {', '.join(map(str, names))}"
+        return _find(seen, names, wanted, "--noise_sd")
+    places = [k for k, name in enumerate(names) if bare(name) == NOISE]
+    return places[0] if len(places) == 1 else None
 
 
 def _find(seen: str, names: Sequence[str], wanted: str, flag: str) -> int:
@@ -151,9 +167,11 @@ def _by_name(
     return tuple((places if len(places) >= 3 else list(free))[:2])
 
 
-def _others(seen: str, names: Sequence[str], axes: tuple[int, int]) -> tuple[int, ...]:
-    """All columns but the axes and, where there are others, labels."""
-    rest = [k for k in range(len(names)) if k not in axes]
+def _others(
+    seen: str, names: Sequence[str], axes: tuple[int, int], noise: int | None = None
+) -> tuple[int, ...]:
+    """All columns but the axes, the noise and, where there are others, labels."""
+    rest = [k for k in range(len(names)) if k not in axes and k != noise]
     telling = [k for k in rest if bare(names[k]) not in LABELS] or rest
     lowered = [str(names[k]).strip().lower() for k in (*telling, *axes)]
     for name in lowered:

@@ -72,6 +72,21 @@ def grid_shape(
     return max(1, round(wanted[0] * height)), max(1, round(wanted[0] * width))
 
 
+def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.ndarray]:
+    """(rows, columns) and places (N, 2), row by row, of a grid with axes x (W,) and y (H,).
+
+    Raises:
+        UserError: axes that are none, or longer than 512.
+    """
+    x, y = (np.asarray(axis, dtype=np.float64) for axis in axes)
+    for name, axis in (("x", x), ("y", y)):
+        if axis.ndim != 1 or not np.isfinite(axis).all():
+            raise UserError(f"axes: {name} must be a list of finite numbers")
+        if not 1 <= len(axis) <= LARGEST:
+            raise UserError(f"a grid of {len(y)} rows and {len(x)} columns: each is 1 to {LARGEST}")
+    return (len(y), len(x)), np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
 def to_square(
     points: np.ndarray, extent: Sequence[float], scaled_by: Sequence[float]
 ) -> Tensor:

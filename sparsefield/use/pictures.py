@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsefield.data.images import Raster, read_mask, read_picture
+from sparsefield.data.missing import refuse_lone_extreme
 from sparsefield.data.patterns import parse_pattern
 from sparsefield.errors import UserError
-from sparsefield.data.missing import refuse_lone_extreme
 from sparsefield.use.points import LARGEST, MOST_POINTS, Measurements
 
 log = logging.getLogger("sparsefield")

@@ -14,16 +14,21 @@ from sparsefield.use.reconstruction import Field
 
 def reconstruction(
     field: Field, given: Measurements, limits: tuple[float, float], unit: str | None,
-    path: Path | BinaryIO,
+    path: Path | BinaryIO, stretch: float = 1.0,
 ) -> None:
-    """Measurements, posterior mean, sd and two samples, in the units of the input."""
+    """Measurements, posterior mean, sd and two samples, in the units of the input.
+
+    Args:
+        stretch: how long a unit of y is drawn, in units of x; on a globe a degree of latitude is
+            longer than one of longitude.
+    """
     x0, x1, y0, y1 = given.extent
     edges = (x0, x1, y1, y0) if given.downward else (x0, x1, y0, y1)
     is_square = given.is_picture or 0.1 <= (y1 - y0) / (x1 - x0) <= 10  # else a sliver
     style = {"extent": edges, "origin": "upper" if given.downward else "lower",
-             "interpolation": "nearest", "aspect": "equal" if is_square else "auto"}
+             "interpolation": "nearest", "aspect": stretch if is_square else "auto"}
     colours = {"vmin": limits[0], "vmax": limits[1],
-               "cmap": "gray" if given.is_picture else "viridis"}
+               "cmap": "gray" if given.is_picture and given.value_range else "viridis"}
     is_rgb = given.is_picture and field.mean.shape[2] == 3
 
     def drawn(values: np.ndarray) -> np.ndarray:
@@ -32,13 +37,14 @@ def reconstruction(
     def to_unit(values: np.ndarray) -> np.ndarray:
         return np.clip((values - limits[0]) / (limits[1] - limits[0]), 0, 1)
 
-    tall = np.clip((y1 - y0) / (x1 - x0), 0.3, 3) if is_square else 1
+    tall = np.clip(stretch * (y1 - y0) / (x1 - x0), 0.3, 3) if is_square else 1
     figure, axes = plt.subplots(
         1, 5, figsize=(15, 2.6 * tall + 1), sharex=True, sharey=True, layout="constrained"
     )
     seen = to_unit(given.values) if is_rgb else given.values[:, 0]
     marker = max(1.0, min(25.0, 6000 / len(seen)))
-    axes[0].set_facecolor(MISSING)
+    for axis in axes:
+        axis.set_facecolor(MISSING)
     axes[0].scatter(*given.coords.T, c=seen, s=marker, marker="s", linewidths=0,
                     **({} if is_rgb else colours))
     titles = [f"{len(seen):,} measurements", "posterior mean", "sd", "sample 1", "sample 2"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsefield.errors import UserError
 from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.errors import UserError
+from sparsefield.use import globe
 
 log = logging.getLogger("sparsefield")
 
@@ -28,6 +29,8 @@ class Measurements:
         shape: (H, W) of the grid that they come from, None for scattered points.
         names: of the C channels. downward: whether y grows downward, as in pictures.
         value_range: of pictures, what is black and white; None where the file does not tell.
+        noise: (M,) sd of the noise in the values, None where the file does not tell.
+        units: of the values, likewise.
     """
 
     coords: np.ndarray
@@ -37,6 +40,8 @@ class Measurements:
     names: tuple[str, ...] = ()
     downward: bool = False
     value_range: tuple[float, float] | None = None
+    noise: np.ndarray | None = None
+    units: str | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -50,17 +55,22 @@ def clean(
     names: tuple[str, ...],
     extent: Sequence[float] | None,
     missing: Sequence[float] | None,
+    noise: np.ndarray | None = None,
+    lonlat: bool = False,
 ) -> Measurements:
     """Measurements without those that have no place or value, or lie outside the extent.
 
     Args:
         coords: (M, 2). values: (M, C). names: of the C channels, or none.
+        noise: (M,) sd of the noise in the values. lonlat: whether places are on a globe; the extent
+            is then the narrowest, across the 180th meridian if need be.
         missing: numbers that mean: not measured. None refuses what looks like one, a list other
             codes than those in it, [] nothing.
     Raises:
         UserError: nothing is left, too much is, or the extent is none.
     """
     coords, values = without(coords, missing), without(values, missing)
+    noise = None if noise is None else without(noise, missing)
     if missing != []:
         for c in range(values.shape[1]):
             name = f"{source}: {names[c] if names else 'values'}"
@@ -68,14 +78,22 @@ def clean(
         for axis, column in zip("xy", coords.T):
             refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
     whole = np.isfinite(coords).all(axis=1) & np.isfinite(values).all(axis=1)
+    if noise is not None:
+        whole &= np.isfinite(noise)
     if not whole.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~whole).sum(), len(whole))
     coords, values = coords[whole], values[whole]
+    noise = None if noise is None else noise[whole]
     if len(coords) == 0:
         raise UserError(f"{source}: holds no measurement")
+    if noise is not None and not (noise >= 0).all():
+        raise UserError(f"{source}: the noise's sd is {noise.min():g} in places; give 0 or more")
+    if lonlat:
+        globe.require_degrees(source, coords)
+        coords[:, 0] = globe.around(coords[:, 0], extent)
     if extent is None:
-        extent = _bounds(source, coords)
+        extent = bounds(source, coords)
     x0, x1, y0, y1 = extent
     if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
         raise UserError(f"--extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 x1 y0 y1 with x0 < x1 and "
@@ -85,7 +103,8 @@ def clean(
         raise UserError(f"{source}: all points lie outside --extent {x0:g} {x1:g} {y0:g} {y1:g}")
     if not inside.all():
         log.info("%d of %d points lie outside the extent: left out", (~inside).sum(), len(inside))
-    found = Measurements(coords[inside], values[inside], (x0, x1, y0, y1), names=names)
+    found = Measurements(coords[inside], values[inside], (x0, x1, y0, y1), names=names,
+                         noise=None if noise is None else noise[inside])
     if len(found.coords) > MOST_POINTS:
         distinct, _ = average_duplicates(found, np.zeros(len(found.coords)))
         if len(distinct.coords) > MOST_POINTS:
@@ -104,7 +123,7 @@ def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
     return np.where(is_code, np.nan, numbers)
 
 
-def _bounds(source: str, coords: np.ndarray) -> tuple[float, float, float, float]:
+def bounds(source: str, coords: np.ndarray) -> tuple[float, float, float, float]:
     """The smallest rectangle around points; of no width or height, as wide as the other side."""
     low, high = coords.min(axis=0), coords.max(axis=0)
     if np.abs(coords).max() > FARTHEST:

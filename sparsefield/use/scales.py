@@ -100,7 +100,7 @@ def _check_inside(values: np.ndarray, scale: Scale) -> None:
 def _warn_if_narrow(values: np.ndarray, scale: Scale) -> None:
     low, high = np.asarray(scale.value_range).T
     spread = np.ptp(values, axis=0)
-    if len(values) > 1 and (0 < spread.max()) and (spread / (high - low)).max() < NARROW:
+    if len(values) > 1 and (spread.max() > 0) and (spread / (high - low)).max() < NARROW:
         log.warning("WARNING: values from %.6g to %.6g are less than a hundredth of the range of "
                     "the training data (%s); if theirs is another, give --value_range low high",
                     values.min(), values.max(), scale.describe())

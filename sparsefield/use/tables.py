@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import io
 import logging
@@ -10,13 +11,15 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas
 
 from sparsefield.data.files import kind_by_beginning, refuse_foreign
+from sparsefield.data.netcdf import ENDINGS, axis_of, read_variables
 from sparsefield.errors import UserError
-from sparsefield.use.columns import PAIRS, bare, choose_columns
+from sparsefield.use.columns import GLOBE, PAIRS, bare, choose_columns, find_noise
 
 log = logging.getLogger("sparsefield")
 
@@ -27,11 +30,28 @@ DECIMAL_COMMA = r"[-+]?\d*(,\d+)?([eE][-+]?\d+)?"
 SEPARATORS = ("\t", ";", ",", "|")
 
 
+class Table(NamedTuple):
+    """What `read_table` finds.
+
+    Attributes:
+        coords: (M, 2). values: (M, C). names: of the values.
+        noise: (M,) sd of the noise in them, or None. units: of the values, where the file tells.
+        on_globe: whether the names say that places are longitude and latitude.
+    """
+
+    coords: np.ndarray
+    values: np.ndarray
+    names: tuple[str, ...]
+    noise: np.ndarray | None = None
+    units: str | None = None
+    on_globe: bool = False
+
+
 def read_table(
     source: str, x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
-    missing: Sequence[str] = (),
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Coordinates (M, 2), values (M, C) and names of the values, NaN where one is missing.
+    missing: Sequence[str] = (), noise: str | None = None,
+) -> Table:
+    """The measurements of a table, NaN where one is missing.
 
     Columns may be separated by commas, semicolons, tabs, bars or spaces; with other separators
     than commas, numbers may have decimal commas. UTF-8, UTF-16 and Latin-1 are read, also .gz.
@@ -40,26 +60,37 @@ def read_table(
     Args:
         source: a path, or "-" for standard input. x, y, value: see `choose_columns`.
         missing: further entries that mean: no value.
+        noise: the column of the noise's sd; default one of the name noise_sd, if there is one.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
-    path = Path(source)
-    if path.suffix.lower() in (".parquet", ".pq"):
+    path, units = Path(source), None
+    if path.suffix.lower() in ENDINGS:
+        table, units = _read_netcdf(path, value)
+        has_header = True
+    elif path.suffix.lower() in (".parquet", ".pq"):
         table, has_header = _read_parquet(source), True
     else:
         refuse_foreign(path, "tables are CSV, TSV or Parquet")
         table, has_header = _read_text(source, _content(source), missing)
     names = list(table.columns)
-    columns = choose_columns(source, names, x, y, value, has_header)
+    noise_column = find_noise(source, names, noise) if has_header or noise else None
+    columns = choose_columns(source, names, x, y, value, has_header, noise_column)
     columns_values = columns.values if value is not None else _numeric(table, columns.values)
     used = [columns.x, columns.y, *columns_values]
+    used += [] if noise_column is None else [noise_column]
     array = np.stack([_numbers(source, table, k) for k in used], axis=1)
     chosen = tuple(names[k] for k in columns_values)
     others = [str(names[k]) or f"column {k + 1}" for k in range(len(names)) if k not in used]
-    log.info("%s: x = %s, y = %s, value%s = %s%s", source, names[columns.x], names[columns.y],
+    log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[columns.x], names[columns.y],
              "s" if len(chosen) > 1 else "", ", ".join(chosen),
+             "" if noise_column is None else f", noise_sd = {names[noise_column]}",
              f"; left out: {', '.join(others)}" if others else "")
-    return array[:, :2], array[:, 2:], chosen
+    last = 2 + len(chosen)
+    return Table(array[:, :2], array[:, 2:last], chosen,
+                 None if noise_column is None else array[:, last],
+                 units and units.get(chosen[0]) if len(chosen) == 1 else None,
+                 bare(names[columns.y]) in GLOBE)
 
 
 def _numeric(table: pandas.DataFrame, places: Sequence[int]) -> tuple[int, ...]:
@@ -92,6 +123,26 @@ def _read_parquet(source: str) -> pandas.DataFrame:
         raise UserError(f"{source}: no readable Parquet ({' '.join(str(error).split())})") from None
     table.columns = [str(name) for name in table.columns]
     return table
+
+
+def _read_netcdf(
+    path: Path, value: Sequence[str] | None
+) -> tuple[pandas.DataFrame, dict[str, str | None]]:
+    """The variables along the dimension that most share, a column each, and their units."""
+    variables = read_variables(path)
+    lists = [v for v in variables.values() if len(v.dims) == 1]
+    counts = collections.Counter(v.dims for v in lists)
+    fields = ", ".join(v.describe() for v in variables.values() if len(v.dims) > 1)
+    if not counts or max(counts.values()) < 3:
+        raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
+                        f"dimension; fields ({fields or 'none'}) are for training: DATA={path}")
+    along = max(counts, key=counts.get)
+    lists = [v for v in lists if v.dims == along]
+    telling = [v.name for v in lists if axis_of(v) is None]
+    if value is None and len(telling) > 1:
+        raise UserError(f"{path}: which is the value? give --value, one of {', '.join(telling)}")
+    table = pandas.DataFrame({v.name: v.values for v in lists})
+    return table, {v.name: v.units for v in lists}
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefield.data import Scale, TrainingBatches, arrays, array_files, frozen_case, open_data
-from sparsefield.data import parse_pattern
+from sparsefield.data import (
+    Scale,
+    TrainingBatches,
+    array_files,
+    arrays,
+    frozen_case,
+    open_data,
+    parse_pattern,
+)
 
 
 def saved(path, **contents) -> str:

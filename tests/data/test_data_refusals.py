@@ -62,7 +62,7 @@ def as_nobody():
 
 @pytest.mark.parametrize("spec", ["nowhere.npz", "nowhere", "photo", "cifar100"])
 def test_missing_path(refused, spec):
-    refused(opened(spec), spec, "photos, cifar10")
+    refused(opened(spec), spec, "photos, terrain, cifar10")
     refused(opened("x" * 5000), "too long")
 
 

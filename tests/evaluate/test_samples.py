@@ -106,7 +106,7 @@ def test_block_means_by_hand():
     np.testing.assert_allclose(samples, [target, target + 1])
     everything = np.arange(50)
     assert block_means(draws, truth, everything[1:], 4)[1].size == 0
-    half = np.flatnonzero((everything % 10 >= 4))
+    half = np.flatnonzero(everything % 10 >= 4)
     np.testing.assert_allclose(block_means(draws, truth, half, 4)[1], whole[:1])
 
 

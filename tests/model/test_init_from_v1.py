@@ -8,7 +8,7 @@ from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
 from train_mamba_v2 import MAMBADiffusionV2
 
-SHARED = {"fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
+SHARED = {"canvas", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def v1(tmp_path_factory) -> str:
 
 def v2(d_model: int) -> MAMBADiffusionV2:
     torch.manual_seed(5)
-    return MAMBADiffusionV2(d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4)
+    return MAMBADiffusionV2(d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4,
+                           canvas_width=8)
 
 
 def names(lines: list[str], start: str) -> set[str]:
@@ -40,14 +41,14 @@ def test_everything_shared_is_taken_at_equal_width(v1):
         assert torch.equal(value, source[name]), name
 
 
-def test_at_another_width_only_the_frequencies_fit_and_it_says_so(v1):
+def test_at_another_width_only_canvas_and_frequencies_fit_and_it_says_so(v1):
     model = v2(32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines = take_shared_components(model, v1, "MAMBADiffusion")
-    assert names(lines, "taken") == {"fourier"}
-    assert names(lines, "not taken") == SHARED - {"fourier"} | {"mamba", "perceiver"}
+    assert names(lines, "taken") == {"canvas", "fourier"}
+    assert names(lines, "not taken") == SHARED - {"canvas", "fourier"} | {"mamba", "perceiver"}
     for name, value in model.state_dict().items():
-        if not name.startswith("fourier"):
+        if not name.startswith(("canvas", "fourier")):
             assert torch.equal(value, before[name]), name  # not even the decoder's bias
 
 

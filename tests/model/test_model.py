@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefield.model.attention import Attention
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
-from sparsefield.model.mamba import Mamba
+from sparsefield.model.attention import Attention
 from sparsefield.model.field import Start
+from sparsefield.model.mamba import Mamba
 from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 

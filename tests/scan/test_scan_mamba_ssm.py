@@ -60,7 +60,7 @@ def test_their_weights_initialise_as_ours():
     assert {name: tuple(p.shape) for name, p in block.state_dict().items()} == THEIRS
     torch.testing.assert_close(block.A_log.exp(), torch.arange(1.0, 17).expand(INNER, 16))
     dt = F.softplus(block.dt_proj.bias)
-    assert bool((block.D == 1).all()) and 0.0009 < dt.min() and dt.max() < 0.11
+    assert bool((block.D == 1).all()) and dt.min() > 0.0009 and dt.max() < 0.11
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
-from sparsefield.flow.path import draw_angles
 from sparsefield.data.symmetries import Symmetry
-from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
+from sparsefield.flow.path import draw_angles
 from sparsefield.model.canvas import Look
+from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
 from train_mamba_v2 import MAMBADiffusionV2
 
 SMALL = dict(d_model=16, num_layers=2, perceiver_iterations=1, perceiver_heads=2, neighbours=4)

@@ -85,7 +85,7 @@ REFUSED = {
     "places on their side": (dict(coords=PLACES.T), "one row for each point"),
     "NaN": (dict(values=np.where(WAVE > 0.6, np.nan, WAVE)), "leave those points out"),
     "a code": (dict(values=np.where(WAVE > 0.6, -9999, WAVE)), "-9999 stands there"),
-    "a huge number": (dict(values=np.where(WAVE == WAVE.max(), 1e30, WAVE)), "1e+30 stands there"),
+    "a huge number": (dict(values=np.where(WAVE.max() == WAVE, 1e30, WAVE)), "1e+30 stands there"),
     "all masked": (dict(values=np.ma.masked_all(40)), "0 points"),
     "no points": (dict(values=[], coords=np.zeros((0, 2))), "0 points"),
     "two channels": (dict(values=np.stack([WAVE, WAVE], 1)), "the model was trained on 1"),
@@ -523,7 +523,7 @@ def test_codes_for_missing_values_in_training_data(tmp_path, code, value_range, 
             open_data(str(tmp_path / "a.npy"), value_range=value_range)
 
 
-@pytest.mark.parametrize("name", ["a.nc", "a.h5", "a.mat", "a.xlsx", "a.zip", "a.pkl"])
+@pytest.mark.parametrize("name", ["a.hdf", "a.h5", "a.mat", "a.xlsx", "a.zip", "a.pkl"])
 def test_kinds_of_training_data_that_are_not_read_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match="which is not read here"):

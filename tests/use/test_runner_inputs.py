@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import netcdf_file
 
 ROOT = Path(__file__).parents[2]
 RUNNER = ROOT / "run_mamba_v2_training.sh"
@@ -59,6 +60,20 @@ def test_from_another_folder_through_a_link_relative_paths_are_the_callers(tmp_p
     assert done.returncode == 0, done.stderr
     assert f'"data": "{tmp_path}/fields.npy"' in done.stdout
     assert f'"save_dir": "{tmp_path}/run"' in done.stdout and '"compile": false' in done.stdout
+
+
+def test_variables_of_a_netcdf(tmp_path):
+    with netcdf_file(tmp_path / "wind.nc", "w") as file:
+        for name, size in (("time", 30), ("lat", 8), ("lon", 9)):
+            file.createDimension(name, size)
+        for name in ("u", "v"):
+            variable = file.createVariable(name, "f", ("time", "lat", "lon"))
+            variable[:] = np.random.default_rng(0).random((30, 8, 9))
+    done = runner(folder=tmp_path, DRY_RUN="1", DATA="wind.nc", VARIABLES="u v",
+                  LOG=str(tmp_path / "a.log"))
+    assert done.returncode == 0, done.stderr
+    assert '"variables": ["u", "v"]' in done.stdout and "8 x 9 x 2" in done.stdout
+    assert "terrain, 512 training" in runner(DRY_RUN="1", DATA="terrain", LOG="x.log").stdout
 
 
 def test_a_log_that_is_the_data_is_refused(tmp_path):

@@ -1,0 +1,96 @@
+"""Longitude and latitude: places on a sphere, whose distance is the chord between them.
+
+A chord goes through space, so that the 180th meridian is no border and the poles are no sides, and
+every variogram |h|^b of the closed form remains one (sparsefield.gaussian.kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsefield.errors import UserError
+
+LEAST_COSINE = 0.1  # by which longitudes shrink at the middle latitude, at most
+WIDEST = 360.0
+FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
+EARTH = 6371.0  # km
+POLE = 1e-9  # degrees from a pole
+
+
+def require_degrees(source: str, coords: np.ndarray) -> None:
+    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
+    if not len(coords):
+        return
+    lon, lat = coords.T
+    for what, values, most in (("longitude", lon, FARTHEST), ("latitude", lat, 90)):
+        wrong = np.unique(values[np.abs(values) > most])
+        if len(wrong) == 1:
+            raise UserError(f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to "
+                            f"{most:g}; if it is a mistake, leave it out with --missing "
+                            f"{wrong[0]:.7g}")
+        if len(wrong):
+            raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "
+                            f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "
+                            "exchanged (give --x and --y), or are these metres (no --lonlat)?")
+
+
+def around(lon: np.ndarray, extent: Sequence[float] | None) -> np.ndarray:
+    """Longitudes (M,) turned by 360 degrees to where they are closest together.
+
+    That is east of their widest gap, so that 179 and -179 become 179 and 181; with an extent, east
+    of its western side.
+    """
+    if extent is not None:
+        west = float(extent[0])
+        return west + np.mod(lon - west, WIDEST)
+    turned = np.unique(np.mod(lon, WIDEST))
+    gaps = np.diff(turned, append=turned[:1] + WIDEST)
+    first = turned[(int(gaps.argmax()) + 1) % len(turned)]
+    if first > 180:
+        first -= WIDEST
+    return first + np.mod(lon - first + POLE, WIDEST) - POLE
+
+
+def at_poles(coords: np.ndarray, extent: Sequence[float]) -> np.ndarray:
+    """(M, 2) with one longitude for all that lies on a pole: it is one place."""
+    found = coords.copy()
+    found[np.abs(found[:, 1]) > 90 - POLE, 0] = (extent[0] + extent[1]) / 2
+    return found
+
+
+def shrinkage(extent: Sequence[float]) -> float:
+    """Length of a degree of longitude, in degrees of latitude, in the middle of an extent."""
+    return max(LEAST_COSINE, float(np.cos(np.radians((extent[2] + extent[3]) / 2))))
+
+
+def scales(extent: Sequence[float]) -> tuple[float, float]:
+    """Degrees of longitude and of latitude that become one side of the square."""
+    x0, x1, y0, y1 = extent
+    longer = max((x1 - x0) * shrinkage(extent), y1 - y0)
+    return longer / shrinkage(extent), longer
+
+
+def on_sphere(points: np.ndarray) -> np.ndarray:
+    """(P, 2) degrees to (P, 3) on the unit sphere."""
+    lon, lat = np.radians(points).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
+def to_space(points: np.ndarray, extent: Sequence[float]) -> Tensor:
+    """(P, 2) degrees to (P, 3) float32: east, north and up of the middle of an extent.
+
+    In sides of the square: one is the length of the longer side of the extent along the surface.
+    """
+    middle = np.array([(extent[0] + extent[1]) / 2, (extent[2] + extent[3]) / 2])
+    lon, lat = np.radians(points[:, 0] - middle[0]), np.radians(points[:, 1])
+    lat0 = np.radians(middle[1])
+    east = np.cos(lat) * np.sin(lon)
+    outward = np.cos(lat) * np.cos(lon)
+    north = np.sin(lat) * np.cos(lat0) - outward * np.sin(lat0)
+    up = np.sin(lat) * np.sin(lat0) + outward * np.cos(lat0) - 1
+    radius = 1 / np.radians(scales(extent)[1])
+    return torch.from_numpy((radius * np.stack([east, north, up], axis=1)).astype(np.float32))

@@ -1,0 +1,242 @@
+"""Whether to trust a reconstruction of these measurements: some are hidden, foretold and scored."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.spatial import QhullError
+from scipy.stats import norm
+
+from sparsefield.errors import UserError
+from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.use.points import Measurements
+from sparsefield.use.reconstruction import Frame, Reconstructor
+
+log = logging.getLogger("sparsefield")
+
+SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
+LEVEL = 0.9
+LEAST_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a method says of N hidden values of C channels.
+
+    Attributes:
+        mean: (N, C). samples: (K, N, C), or sd: (N, C) of a Gaussian, or neither.
+    """
+
+    mean: np.ndarray
+    samples: np.ndarray | None = None
+    sd: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a method foretold the hidden values, in their units.
+
+    Attributes:
+        rmse: of the mean. crps: mean continuous ranked probability score, of a method without an
+            uncertainty the mean absolute error. covered: share of the values in their 90 %
+            intervals, None without. seconds: it took. each: (N C,) CRPS of every value.
+    """
+
+    name: str
+    rmse: float
+    covered: float | None
+    seconds: float
+    each: np.ndarray
+
+    @property
+    def crps(self) -> float:
+        return float(self.each.mean())
+
+
+Method = Callable[[Measurements, np.ndarray], Forecast]
+
+
+def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
+    """Measurements to foretell from, and a share of the places, with all that was measured there.
+
+    Raises:
+        UserError: no share, or too few places.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"holdout {share:g}: give a share between 0 and 1, such as 0.2")
+    places, which = np.unique(given.coords, axis=0, return_inverse=True)
+    hidden = int(round(share * len(places)))
+    if len(places) < LEAST_POINTS or not 0 < hidden < len(places) - 1:
+        raise UserError(f"holdout {share:g} of {len(places)} places: at least one must be hidden "
+                        f"and two left, of {LEAST_POINTS} or more")
+    chosen = np.random.default_rng(seed).permutation(len(places))[:hidden]
+    is_hidden = np.isin(which.reshape(-1), chosen)
+    return _some(given, ~is_hidden), _some(given, is_hidden)
+
+
+def _some(given: Measurements, which: np.ndarray) -> Measurements:
+    noise = None if given.noise is None else given.noise[which]
+    return Measurements(given.coords[which], given.values[which], given.extent, names=given.names,
+                        noise=noise, units=given.units)
+
+
+def compare(methods: dict[str, Method], given: Measurements, hidden: Measurements) -> list[Score]:
+    """Scores of all methods that have an answer, in their order; others are named in the log.
+
+    Where measurements have noise, a forecast of a measurement has it, too.
+    """
+    scores = []
+    for name, method in methods.items():
+        started = time.perf_counter()
+        try:
+            forecast = method(given, hidden.coords)
+        except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
+            log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
+            continue
+        scores.append(_score(name, forecast, hidden, time.perf_counter() - started))
+    return scores
+
+
+def _score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) -> Score:
+    truth = hidden.values
+    noise = np.zeros(len(truth)) if hidden.noise is None else hidden.noise
+    rmse = float(np.sqrt(((forecast.mean - truth) ** 2).mean()))
+    if forecast.samples is not None:
+        wobble = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
+        samples = (forecast.samples + wobble).reshape(len(forecast.samples), -1)
+        return Score(name, rmse, coverage(samples, truth.reshape(-1), LEVEL), seconds,
+                     sample_crps(samples, truth.reshape(-1)))
+    if forecast.sd is None:
+        return Score(name, rmse, None, seconds, np.abs(forecast.mean - truth).reshape(-1))
+    sd = np.sqrt(forecast.sd**2 + noise[:, None] ** 2)
+    z = (truth - forecast.mean) / sd
+    covered = float((np.abs(z) < norm.ppf((1 + LEVEL) / 2)).mean())
+    return Score(name, rmse, covered, seconds, gaussian_crps(z, sd).reshape(-1))
+
+
+def sample_crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Fair CRPS (P,) of samples (K, P) at (P,) (Ferro 2014)."""
+    count = len(samples)
+    rank = 2 * np.arange(1, count + 1) - count - 1
+    apart = (rank[:, None] * np.sort(samples, axis=0)).sum(axis=0) / (count * (count - 1))
+    return np.abs(samples - truth).mean(axis=0) - apart
+
+
+def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """CRPS of N(m, sd^2) at m + sd z (Gneiting & Raftery 2007, equation 21)."""
+    return sd * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def by_model(
+    model: Reconstructor, transform: str | None, lonlat: bool, aspect: str, seed: int,
+    num_steps: int, separately: bool, find_noise: bool = False,
+) -> Method:
+    """The method at hand, or with the closed form alone and no transform: fitted kriging."""
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        found = model.at(
+            places, given.coords, given.values, extent=given.extent, num_samples=SAMPLES,
+            noise_sd=noise_of(given, find_noise), num_steps=num_steps, seed=seed, aspect=aspect,
+            lonlat=lonlat, transform=transform, missing=[], separately=separately,
+            with_noise=find_noise)
+        return Forecast(found.mean, found.samples)
+
+    return method
+
+
+def noise_of(given: Measurements, find: bool) -> np.ndarray | float | str:
+    """The argument noise_sd of a model."""
+    if find:
+        return "auto"
+    return 0.0 if given.noise is None else given.noise
+
+
+def constant(given: Measurements, places: np.ndarray) -> Forecast:
+    """The mean and sd of all measurements, everywhere."""
+    shape = (len(places), given.values.shape[1])
+    return Forecast(np.broadcast_to(given.values.mean(axis=0), shape),
+                    sd=np.broadcast_to(given.values.std(axis=0) + 1e-12, shape))
+
+
+def linear(frame: Frame) -> Method:
+    """Linear on triangles of the plane, beyond them the nearest measurement."""
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        points, queries = (p / frame.scaled_by for p in (given.coords, places))
+        nearest = NearestNDInterpolator(points, given.values)(queries)
+        try:
+            inside = LinearNDInterpolator(points, given.values)(queries)
+        except QhullError:  # fewer than three, or all on one line
+            return Forecast(nearest)
+        return Forecast(np.where(np.isnan(inside), nearest, inside))
+
+    return method
+
+
+def pykrige(frame: Frame) -> Method | None:
+    """Ordinary kriging by PyKrige with an exponential variogram that it fits; None without it.
+
+    Of its variograms and ways to fit them the best on soil, stations and terrain (docs/fields.md).
+    """
+    try:
+        from pykrige.ok import OrdinaryKriging
+    except ImportError:
+        return None
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        scale = (1.0, 1.0) if frame.lonlat else frame.scaled_by
+        points, queries = (p / scale for p in (given.coords, places))
+        kind = "geographic" if frame.lonlat else "euclidean"
+        means, variances = [], []
+        for values in given.values.T:
+            kriging = OrdinaryKriging(*points.T, values, variogram_model="exponential", nlags=20,
+                                      weight=True, coordinates_type=kind)
+            mean, variance = kriging.execute("points", *queries.T)
+            means.append(np.asarray(mean))
+            variances.append(np.asarray(variance))
+        sd = np.sqrt(np.maximum(np.stack(variances, axis=1), 1e-12))
+        return Forecast(np.stack(means, axis=1), sd=sd)
+
+    return method
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def table(scores: list[Score], units: str | None) -> list[str]:
+    """Lines to print: a head, and one for each method."""
+    width = max(len(score.name) for score in scores)
+    unit = f" ({units})" if units else ""
+    lines = [f"{'method':<{width}}  {'RMSE' + unit:>14}  {'CRPS' + unit:>14}  "
+             f"{'in 90 % intervals':>17}  {'seconds':>8}"]
+    for score in scores:
+        covered = "–" if score.covered is None else f"{score.covered:.1%}"
+        lines.append(f"{score.name:<{width}}  {score.rmse:>14.4g}  {score.crps:>14.4g}  "
+                     f"{covered:>17}  {score.seconds:>8.2f}")
+    return lines
+
+
+def verdict(scores: list[Score]) -> str:
+    """In one line, how the first method compares with the best of the others.
+
+    By the CRPS of each hidden value, with an interval of two standard errors of the difference.
+    """
+    first, *others = scores
+    best = min(others, key=lambda score: score.crps)
+    change = (first.each - best.each) / best.crps
+    error = 1.96 * change.std() / len(change) ** 0.5
+    low, high = change.mean() - error, change.mean() + error
+    numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
+    if high < 0:
+        return f"{first.name} is better than {best.name}, the best of the others: {numbers}"
+    if low > 0:
+        return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
+    return f"{first.name} is level with {best.name}, the best of the others: {numbers}"

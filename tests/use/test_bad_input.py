@@ -1,0 +1,114 @@
+"""What people get wrong with files of their own: an input, and the one line that comes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.io import netcdf_file
+
+import reconstruct as script
+import train_mamba_v2
+from sparsefield import cli
+
+ROWS = np.round(np.random.default_rng(0).uniform(size=(12, 2)) * (40, 20) + (100, 30), 3)
+CSV = "lon,lat,sst,err,day\n" + "".join(
+    f"{x},{y},{10 + x / 50:.3f},0.1,2024-01-{k + 1:02d}\n" for k, (x, y) in enumerate(ROWS))
+
+
+def netcdf(path, dims: dict[str, int], *variables: tuple[str, tuple[str, ...]]) -> None:
+    with netcdf_file(path, "w") as file:
+        for name, size in dims.items():
+            file.createDimension(name, size)
+        for name, axes in variables:
+            shape = [dims[axis] for axis in axes]
+            file.createVariable(name, "f", axes)[:] = np.arange(np.prod(shape)).reshape(shape)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(CSV)
+    (tmp_path / "words.csv").write_text(CSV.replace("10.", "ten.", 1).replace(",12.", ",warm", 1))
+    (tmp_path / "nan.csv").write_text("lon,lat,sst\n1,2,nan\n2,3,\n3,4,NA\n")
+    (tmp_path / "swapped.csv").write_text("lat,lon,sst,err,day\n" + "\n".join(CSV.splitlines()[1:]) + "\n")
+    (tmp_path / "minus.csv").write_text(CSV.replace(",0.1,", ",-0.1,", 1))
+    (tmp_path / "zero.csv").write_text("x,y,v\n0,0,0\n1,1,2\n0,1,4\n1,0,3\n")
+    netcdf("stations.nc", {"n": 12}, ("lon", ("n",)), ("lat", ("n",)), ("t", ("n",)),
+           ("salt", ("n",)))
+    netcdf("field.nc", {"time": 4, "lat": 12, "lon": 12}, ("sst", ("time", "lat", "lon")),
+           ("ice", ("time", "lat", "lon")))
+    netcdf("deep.nc", {"time": 4, "level": 2, "lat": 12, "lon": 12},
+           ("sst", ("time", "level", "lat", "lon")))
+    content = (tmp_path / "field.nc").read_bytes()
+    (tmp_path / "cut.nc").write_bytes(content[: len(content) // 2])
+    (tmp_path / "renamed.nc").write_text(CSV)
+    return tmp_path
+
+
+RECONSTRUCT = {
+    "a wrong column": ("a.csv --value temp", "--value temp is none of them; give a name"),
+    "a wrong axis": ("a.csv --x east --y lat", "--x east is none of them"),
+    "a wrong column of noise": ("a.csv --value sst --noise_sd sigma",
+                                "--noise_sd sigma is none of them"),
+    "the value as noise": ("a.csv --value sst --noise_sd sst", "columns of their own"),
+    "negative noise": ("minus.csv --value sst --noise_sd err", "the noise's sd is -0.1 in places"),
+    "text in a column of numbers": ("words.csv --value sst", "is no number; mend it"),
+    "dates": ("a.csv --value day", "'2024-01-01' in column 'day', measurement 1, is no number"),
+    "all NaN": ("nan.csv", "holds no measurement"),
+    "longitude and latitude exchanged": ("swapped.csv --value sst --lonlat",
+                                         "are longitude and latitude exchanged"),
+    "metres as degrees": ("far.csv --lonlat", "are these metres"),
+    "a NetCDF of fields": ("field.nc", "no list of stations"),
+    "a NetCDF of stations, no value": ("stations.nc", "which is the value? give --value, one of t, "
+                                                      "salt"),
+    "a variable that is not there": ("stations.nc --value temp", "--value temp is none of them"),
+    "a NetCDF that is cut off": ("cut.nc", "cut off"),
+    "a table by the name of a NetCDF": ("renamed.nc", "no NetCDF file, whatever its name says"),
+    "a grid that is cut off": ("a.csv --value sst --grid cut.nc", "cut off"),
+    "a grid without axes": ("a.csv --value sst --grid deep.nc", "which is the x axis of the grid"),
+    "a logarithm of 0": ("zero.csv --transform log", "above 0 have a logarithm; give sqrt"),
+    "an unknown transform": ("zero.csv --transform cube", None),
+    "all held out": ("zero.csv --holdout 1", "give a share between 0 and 1"),
+    "too few to hold out": ("zero.csv --holdout 0.2", "holdout 0.2 of 4 places"),
+    "words for a share": ("zero.csv --holdout some", None),
+    "no such file": ("nowhere.nc", "does not exist: give a picture, a .csv"),
+}
+
+
+@pytest.mark.parametrize("name", RECONSTRUCT)
+def test_reconstruct(folder, capsys, name):
+    (folder / "far.csv").write_text("x,y,v\n500000,10,1\n600000,20,2\n700000,30,3\n")
+    arguments, words = RECONSTRUCT[name]
+    given = [*arguments.split(), "--num_samples", "2", "--resolution", "4", "--out", "out"]
+    if "--grid" in given:
+        given[given.index("4")] = "auto"
+    if words is None:  # the parser of the command line says it
+        with pytest.raises(SystemExit) as stopped:
+            script.main(given)
+        assert stopped.value.code == 2
+        return
+    assert cli.run(lambda: script.main(given)) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+TRAIN = {
+    "no such file": ("--data nowhere.nc", "no such file or folder; give photos, terrain"),
+    "a variable that is not there": ("--data field.nc --variables salt", "no variable 'salt'"),
+    "which of two": ("--data field.nc", "which variable? give --variables (VARIABLES=) of sst"),
+    "stations": ("--data stations.nc", "lists of stations are for reconstruct.py"),
+    "another rank": ("--data deep.nc --variables sst", "choose one step of the others"),
+    "cut off": ("--data cut.nc --variables sst", "cut off"),
+    "a table by another name": ("--data renamed.nc", "no NetCDF file"),
+    "variables of photos": ("--data photos --variables sst", "photos is no NetCDF file"),
+    "terrain too large": ("--data terrain --image_size 128", "8 to 64 points"),
+}
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_training(folder, capsys, name):
+    arguments, words = TRAIN[name]
+    assert cli.run(lambda: train_mamba_v2.main([*arguments.split(), "--dry_run", "True"])) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.startswith("error: ") and said.count("\n") == 1

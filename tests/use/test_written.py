@@ -1,0 +1,204 @@
+"""Files of a field: what stands in them, and grids that are taken from files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.io import netcdf_file
+
+import reconstruct as script
+from sparsefield import cli
+from sparsefield.use.written import grid_like
+
+ROWS = np.random.default_rng(0).uniform(size=(30, 2)) * (20, 10) + (100, 40)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(arguments) runs reconstruct.py in tmp_path and gives (code, out, err)."""
+    monkeypatch.chdir(tmp_path)
+    sst = 280 + ROWS[:, 1]
+    np.savetxt("a.csv", np.column_stack([ROWS, sst]), delimiter=",", header="lon,lat,sst",
+               comments="")
+    np.savetxt("b.csv", np.column_stack([ROWS, sst, -sst, sst * 0 + 0.5]), delimiter=",",
+               header="lon,lat,u wind,v wind,noise_sd", comments="")
+
+    def run(*arguments):
+        given = [str(a) for a in arguments]
+        given += [] if "--resolution" in given or "--grid" in given else ["--resolution", "8"]
+        code = cli.run(lambda: script.main([*given, "--out", "out", "--num_samples", "4"]))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def write_grid(path, lon, lat, **units):
+    units = {"lon": "degrees_east", "lat": "degrees_north"} | units
+    with netcdf_file(path, "w") as file:
+        for name, values in (("lon", lon), ("lat", lat)):
+            file.createDimension(name, len(values))
+            axis = file.createVariable(name, "d", (name,))
+            axis[:] = values
+            axis.units = units[name]
+
+
+def opened(path="out/field.nc"):
+    return netcdf_file(path, mmap=False)
+
+
+def test_csv_has_a_row_for_each_cell(command):
+    assert command("a.csv")[0] == 0
+    with open("out/field.csv") as file:
+        assert file.readline() == "x,y,mean,sd\n"
+    rows = np.loadtxt("out/field.csv", delimiter=",", skiprows=1)
+    with np.load("out/field.npz") as field:
+        assert rows.shape == (field["mean"].size, 4)
+        np.testing.assert_allclose(rows[:, 2], field["mean"].reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(rows[:, :2], field["coords"].reshape(-1, 2), rtol=1e-6)
+
+
+def test_netcdf_says_what_it_holds(command):
+    code, out, _ = command("a.csv", "--lonlat", "--units", "K")
+    assert code == 0 and "mean 32" in out
+    with opened() as file:
+        assert file.Conventions == b"CF-1.8"
+        mean, sd, samples = (file.variables[name] for name in ("mean", "sd", "samples"))
+        assert mean.dimensions == ("lat", "lon") and samples.dimensions[0] == "realization"
+        assert mean.units == sd.units == b"K" and mean.coordinates == b"lat lon"
+        assert sd.cell_methods == b"realization: standard_deviation"
+        lon, lat = file.variables["lon"], file.variables["lat"]
+        assert (lon.units, lon.standard_name, lon.axis) == (b"degrees_east", b"longitude", b"X")
+        assert (lat.units, lat.standard_name, lat.axis) == (b"degrees_north", b"latitude", b"Y")
+        assert samples.shape == (4, *mean.shape) and mean.shape == (len(lat[:]), len(lon[:]))
+        assert abs(mean[:].mean() - 325) < 1
+        np.testing.assert_allclose(sd[:], samples[:].std(axis=0, ddof=1), atol=1e-3)
+
+
+def test_several_values_have_variables_of_their_own(command):
+    code, out, _ = command("b.csv")
+    assert code == 0 and "noise_sd = noise_sd" in out
+    with opened() as file:
+        assert {"u_wind_mean", "v_wind_sd", "v_wind_samples"} <= set(file.variables)
+        assert file.variables["v_wind_mean"][:].mean() < 0
+    with open("out/field.csv") as file:
+        assert file.readline().strip() == "x,y,u_wind_mean,u_wind_sd,v_wind_mean,v_wind_sd"
+
+
+@pytest.mark.parametrize("lat", [np.linspace(41, 49, 5), np.linspace(49, 41, 5),
+                                 np.array([41.0, 42, 44, 47, 49])])
+def test_a_field_on_the_grid_of_a_file(command, lat):
+    lon = np.linspace(105, 115, 6)
+    write_grid("like.nc", lon, lat)
+    code, _, err = command("a.csv", "--grid", "like.nc", "--lonlat")
+    assert code == 0, err
+    with opened() as file:
+        np.testing.assert_allclose(file.variables["lat"][:], lat)
+        np.testing.assert_allclose(file.variables["lon"][:], lon)
+        np.testing.assert_allclose(file.variables["mean"][:].mean(axis=1), 280 + lat, atol=0.3)
+
+
+def test_a_grid_of_0_to_360_and_points_of_180_west_to_180_east(command):
+    np.savetxt("c.csv", np.column_stack([ROWS - (200, 0), ROWS[:, 1]]), delimiter=",",
+               header="lon,lat,v", comments="")
+    write_grid("like.nc", np.arange(2.5, 360, 5), np.array([42.0, 48.0]))
+    assert command("c.csv", "--grid", "like.nc", "--lonlat")[0] == 0
+    with opened() as file:
+        here = slice(53, 55)  # 267.5 and 272.5 east: the middle of the points
+        np.testing.assert_allclose(file.variables["mean"][:, here].mean(axis=1), [42, 48], atol=0.5)
+
+
+def test_geotiff_where_rasterio_is_installed(command):
+    rasterio = pytest.importorskip("rasterio")
+    assert command("a.csv", "--lonlat", "--units", "K")[0] == 0
+    with rasterio.open("out/field.tif") as file:
+        assert file.count == 2 and file.crs.to_epsg() == 4326 and file.units == ("K", "K")
+        north = file.read(1)[0].mean() - file.read(1)[-1].mean()
+        assert north > 5 and file.bounds.top == pytest.approx(ROWS[:, 1].max(), abs=1e-6)
+
+
+def test_an_extent_across_the_180th_meridian(command):
+    rows = np.column_stack([(ROWS[:, 0] + 70 + 180) % 360 - 180, ROWS[:, 1], ROWS[:, 1]])
+    np.savetxt("d.csv", rows, delimiter=",", header="lon,lat,v", comments="")
+    code, out, err = command("d.csv", "--lonlat", "--extent", 170, -170, 40, 50)
+    assert code == 0 and "30 points ->" in out, err
+    with opened() as file:
+        lon = file.variables["lon"][:]
+        assert 170 < lon.min() < lon.max() < 190
+
+
+def test_beyond_the_reach_of_all_measurements_nothing_is_said(command):
+    assert command("a.csv", "--lonlat", "--reach", "60", "--extent", 100, 130, 40, 50)[0] == 0
+    with np.load("out/field.npz") as field:
+        empty = np.isnan(field["mean"][..., 0])
+        assert empty[:, -1].all() and not empty[:, :4].all()
+        assert (np.isnan(field["sd"][..., 0]) == empty).all()
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--grid", "like.nc", "--resolution", "8"], "says resolution and extent itself"),
+    (["--grid", "a.csv"], "no NetCDF file"), (["--grid", "nowhere.nc"], "no such file"),
+    (["--grid", "folded.nc"], "neither grows nor falls"), (["--grid", "bare.nc"], "the y axis"),
+    (["--grid", "large.nc"], "at most 512"), (["--reach", "0"], "above 0"),
+])
+def test_grids_that_are_refused(command, arguments, words):
+    write_grid("like.nc", [1.0, 2.0], [1.0, 2.0])
+    write_grid("folded.nc", [1.0, 3.0, 2.0], [1.0, 2.0])
+    write_grid("large.nc", np.arange(600.0), [1.0, 2.0])
+    with netcdf_file("bare.nc", "w") as file:
+        file.createDimension("x", 2)
+        file.createVariable("x", "d", ("x",))[:] = [0, 1]
+    code, _, err = command("a.csv", *arguments)
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
+def test_axes_of_a_projection(tmp_path):
+    with netcdf_file(tmp_path / "m.nc", "w") as file:
+        for name, values in (("x", [0.0, 10.0]), ("y", [5.0, 3.0])):
+            file.createDimension(name, 2)
+            axis = file.createVariable(name, "d", (name,))
+            axis[:] = values
+            axis.units = "m"
+    grid = grid_like(str(tmp_path / "m.nc"))
+    assert grid.extent == (-5, 15, 2, 6) and grid.downward and not grid.is_global
+    assert grid.attributes[0]["units"] == "m"
+
+
+def test_stations_of_a_netcdf(command, tmp_path):
+    with netcdf_file("s.nc", "w") as file:
+        file.createDimension("report", 30)
+        for name, values in (("lon", ROWS[:, 0]), ("lat", ROWS[:, 1]), ("T", ROWS[:, 1] * 100)):
+            variable = file.createVariable(name, "f" if name != "T" else "h", ("report",))
+            variable[:] = values
+        variable.units, variable._FillValue = b"degC", np.int16(-9999)
+        variable.scale_factor, variable.add_offset = 0.01, 20.0
+        variable[:3] = -9999
+    code, out, err = command("s.nc", "--lonlat")
+    assert code == 0, err
+    assert "3 of 30 measurements have a missing" in out and "value = T" in out
+    with opened() as file:
+        assert file.variables["mean"].units == b"degC"
+        assert 60 < file.variables["mean"][:].mean() < 70
+
+
+def test_a_noise_column_by_name(command):
+    code, out, _ = command("b.csv", "--value", "u wind", "--noise_sd", "v wind")
+    assert code == 2  # it is negative
+    code, out, _ = command("b.csv", "--value", "u wind", "--noise_sd", "noise_sd")
+    assert code == 0 and "noise_sd = noise_sd; left out: v wind" in out
+
+
+def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
+    code, out, err = command("a.csv", "--holdout", "0.2", "--lonlat")
+    assert code == 0, err
+    assert "6 of 30 measurements hidden" in out and "RMSE" in out and "in 90 % intervals" in out
+    assert "this (fitted kriging)" in out and "linear" in out and "95 % interval" in out
+    assert not (tmp_path / "out").exists()
+    code, out, _ = command("a.csv", "--holdout", "0.2", "--transform", "log")
+    assert "this (closed form, log)" in out and "\nfitted kriging" in out
+
+
+def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
+    code, out, _ = command("a.csv")
+    assert code == 0 and "the model that comes along is not used: one channel" in out
+    assert "grey" not in out
