@@ -27,13 +27,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import describe_machine, table
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import describe_machine, table  # noqa: E402
+
 from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
