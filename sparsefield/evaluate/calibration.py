@@ -12,7 +12,8 @@ from sparsefield.evaluate import uncertainty
 from sparsefield.evaluate.cases import Cases, spread
 
 LEVEL = 0.9
-SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}  # of the samples that are calibrated, and drawn later
+# Of the samples that are calibrated, and drawn later.
+SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # looked at, at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)

@@ -167,7 +167,9 @@ def header(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def section(title: str, results: dict[str, Any], kind: str, shown: tuple[str, ...] | None = None) -> str:
+def section(
+    title: str, results: dict[str, Any], kind: str, shown: tuple[str, ...] | None = None
+) -> str:
     """One block for each metric, or for those to be shown."""
     blocks = [f"{title}\n{'=' * len(title)}"]
     differences = results["differences"][kind]
@@ -193,7 +195,9 @@ def calibrated_section(results: dict[str, Any]) -> str:
     return section(title, results, "calibrated", AT_EQUAL_CALIBRATION) + f"\n\n{about}"
 
 
-def block(label: str, unit: str, digits: int, found: dict[str, Any], name: str, difference: dict[str, Any]) -> str:
+def block(
+    label: str, unit: str, digits: int, found: dict[str, Any], name: str, difference: dict[str, Any]
+) -> str:
     v1, change = found["V1"]["mean"][name], difference["mean"]
     if math.isnan(change):
         return f"{label}:\n  undefined for these pictures"
