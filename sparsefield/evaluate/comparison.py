@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from sparsefield.evaluate.baselines import BASELINES
@@ -27,6 +26,7 @@ from sparsefield.evaluate.report import (
     scale_line,
     summarise,
 )
+from sparsefield.model.field import FieldModel
 
 MEAN: dict[str, Any] = {"method": "mean"}
 HIGHER_IS_BETTER = {  # what the blocks of the report show: title, unit, decimals
@@ -51,7 +51,7 @@ AT_EQUAL_CALIBRATION = ("psnr", "crps", "speckle_0.10", "flat_hf")  # blocks of 
 
 def compare(
     cases: Cases,
-    models: dict[str, nn.Module],
+    models: dict[str, FieldModel],
     checkpoints: dict[str, dict[str, Any]],
     sampler: dict[str, Any],
     ensemble: int,
@@ -102,7 +102,7 @@ def compare(
     return results, fields
 
 
-def describe_model(checkpoint: dict[str, Any], model: nn.Module, cases: Cases) -> dict[str, Any]:
+def describe_model(checkpoint: dict[str, Any], model: FieldModel, cases: Cases) -> dict[str, Any]:
     """What a checkpoint is, and what one evaluation of it costs on the first case."""
     height, width, channels = cases[0].truth.shape
     arguments = checkpoint["model_args"]

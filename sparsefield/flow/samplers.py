@@ -67,7 +67,8 @@ def sde(
     Each step solves the part linear in z exactly, for F extrapolated to the middle of the step (the
     idea of SDE-DPM-Solver++(2M), Lu et al. 2022). The last step is the ODE's, without noise.
     """
-    before, step_before = None, None
+    before: Tensor | None = None
+    step_before = 0.0
     for theta, end in _steps(grid):
         step, f = end - theta, slope(z, theta)
         ahead = f
