@@ -104,14 +104,28 @@ def read(canvas: Tensor, coords: Tensor) -> Tensor:
     return found[..., 0].mT
 
 
+class Filters(nn.Module):
+    """3 x 3 convolution, whose weight is a matrix (outputs, 9 * inputs), for Muon."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, 9 * inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, n, n) to (B, outputs, n, n)."""
+        weight = self.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)  # channels last
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as x (He et al. 2016)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm_1, self.norm_2 = group_norm(width), group_norm(width)
-        self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_1, self.conv_2 = Filters(width, width), Filters(width, width)
         nn.init.zeros_(self.conv_2.weight)
         nn.init.zeros_(self.conv_2.bias)
 

@@ -64,8 +64,10 @@ class TrainingConfig:
     """Fewest points asked for in a step."""
     queries_max: int = 512
     """Most points asked for in a step."""
-    lr: float = 1e-4
-    """Peak learning rate of AdamW."""
+    optimiser: Literal["muon", "adamw"] = "muon"
+    """Of the matrices inside; all other parameters have AdamW."""
+    lr: float = 1e-3
+    """Peak learning rate of both."""
     warmup: int = 200
     """Steps over which the learning rate rises to its peak; a cosine then takes it to zero."""
     weight_decay: float = 0.01

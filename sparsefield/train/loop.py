@@ -27,6 +27,7 @@ from sparsefield.train.config import TrainingConfig
 from sparsefield.train.distributed import World, join_world
 from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.feeding import stream
+from sparsefield.train.optimiser import Optimiser
 from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
 from sparsefield.train.progress import Progress, averaging_decay, give_up_when_stuck, learning_rate
 from sparsefield.train.reporter import Reporter, announce
@@ -36,7 +37,6 @@ from sparsefield.train.setup import (
     model_arguments,
     open_batches,
     painted_steps,
-    parameter_groups,
     pictures_at_once,
     steps_per_epoch,
     uses_bfloat16,
@@ -122,10 +122,7 @@ class Training:
         self.at_once = pictures_at_once(config, world)
         self.progress = Progress(world.device)
         self.averaged = AveragedModel(model, multi_avg_fn=self._average)
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.99),
-            fused=True,
-        )
+        self.optimiser = Optimiser(model, config.optimiser, config.lr, config.weight_decay)
         self.persistent = {"model": model, "averaged": self.averaged,
                            "optimiser": self.optimiser, "progress": self.progress}
         resume(config, arguments, data, folder, self.persistent, world)
@@ -203,11 +200,6 @@ class Training:
     # --- one step ---------------------------------------------------------------------------------
 
     @property
-    def rate(self) -> float:
-        """Learning rate of the last step that was taken, or is being taken."""
-        return self.optimiser.param_groups[0]["lr"]
-
-    @property
     def paints(self) -> bool:
         """Whether the canvas is learning; else the rest is."""
         return self.progress.step < self.painted
@@ -225,16 +217,14 @@ class Training:
         Returns:
             (2,) over all processes: the loss, and how many were asked to stop before it.
         """
-        rate = self.planned_rate()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        self.optimiser.rate = self.planned_rate()
         shared = torch.tensor([0.0, float(asked_to_stop)]).to(self.world.device)
         shared[0] += self.backward(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         skipped = (~norm.isfinite()).float()
-        self.optimiser.found_inf = skipped  # the fused step leaves all as it is then
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        if not skipped:
+            self.optimiser.step()
+        self.optimiser.zero_grad()
         self.progress.step += 1
         self.averaged.update_parameters(self.model)
         self.world.sum(shared)
@@ -272,7 +262,7 @@ class Training:
     def end_epoch(self) -> None:
         """Report, and whatever is due: validation, pictures, a checkpoint."""
         epoch, config = self.progress.step // self.per_epoch, self.config
-        self.reporter.epoch(self.rate)
+        self.reporter.epoch(self.optimiser.rate)
         if self.is_done or epoch % config.eval_every == 0:
             self.validate()
         if self.is_done or epoch % config.visualize_every == 0:

@@ -159,12 +159,17 @@ class Guise:
 
 
 def canvas_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
-    """What the canvas learns from, (B, N, C): the squared error of its mean, in sd of the closed
-    form, and the negative log-likelihood of its sd around that mean."""
+    """What the canvas learns from, (B, N, C): how far its mean is off, in sd of the closed form, and
+    the negative log-likelihood of its sd around that mean.
+
+    Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too small,
+    squares would let a few points teach the most.
+    """
     look, _ = model.look(pair.form, batch.query_coords, batch.input_coords)
     error = (batch.x_1 - pair.form.mean) / pair.form.sd - look.shift
     narrowed = error.detach() * (-look.log_scale).exp()
-    return error**2 + look.log_scale + 0.5 * narrowed**2
+    far = 2 * ((1 + error**2).sqrt() - 1)
+    return far + look.log_scale + 0.5 * narrowed**2
 
 
 def slope_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:

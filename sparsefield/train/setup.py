@@ -1,4 +1,4 @@
-"""What a training is set up with: the model's arguments, batches, optimiser, precision."""
+"""What a training is set up with: the model's arguments, batches, precision."""
 
 from __future__ import annotations
 
@@ -78,19 +78,6 @@ def pictures_at_once(config: TrainingConfig, world: World) -> int:
             "change ACCUMULATE or BATCH_SIZE"
         )
     return share // config.accumulate
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms, the scan's A_log and D, attention widths do not.
-
-    Every parameter is in exactly one group.
-    """
-    decayed, free = [], []
-    for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim > 1 and not name.endswith("A_log")
-        (decayed if is_matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay},
-            {"params": free, "weight_decay": 0.0}]
 
 
 def uses_bfloat16(config: TrainingConfig, world: World) -> bool:

@@ -19,6 +19,7 @@ from sparsefield.model.checkpoint import (
 )
 from sparsefield.train import loop as training
 from sparsefield.train.config import TrainingConfig
+from sparsefield.train.optimiser import Optimiser
 from sparsefield.train.runfolder import RunFolder
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
@@ -122,13 +123,36 @@ def test_learning_rate_is_a_function_of_the_step():
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
-def test_every_parameter_is_in_one_group():
-    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2)
-    decayed, free = training.parameter_groups(model, 0.1)
-    grouped = [id(p) for group in (decayed, free) for p in group["params"]]
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_every_parameter_is_in_one_group(kind):
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, canvas_width=8)
+    groups = [group for part in Optimiser(model, kind, 1e-3, 0.1).parts
+              for group in part.param_groups]
+    grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     names = {id(p): name for name, p in model.named_parameters()}
-    assert not any("A_log" in names[id(p)] or "bias" in names[id(p)] for p in decayed["params"])
+    decayed = [names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]]
+    assert not any("A_log" in name or "bias" in name for name in decayed)
+
+
+def test_a_rate_is_that_of_all_groups():
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, canvas_width=8)
+    optimiser = Optimiser(model, "muon", 1e-3, 0.1)
+    optimiser.rate = 0.5
+    rates = {group["lr"] for part in optimiser.parts for group in part.param_groups}
+    assert rates == {0.5} and optimiser.rate == 0.5
+
+
+def test_muon_makes_the_update_of_a_matrix_orthogonal():
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, canvas_width=8)
+    optimiser = Optimiser(model, "muon", 1e-3, 0.0)
+    matrix = model.mamba.merge.weight
+    before = matrix.detach().clone()
+    matrix.grad = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
+    optimiser.step()
+    strengths = torch.linalg.svdvals((matrix.detach() - before) / 1e-3)
+    assert strengths.max() < 2 * strengths.min()  # five iterations: near, not exact
+    assert (matrix.detach() - before).square().mean().sqrt() == pytest.approx(2e-4, rel=0.3)
 
 
 @pytest.mark.parametrize("change, named", [
@@ -184,7 +208,7 @@ def test_accumulating_gives_the_same_losses(data, tmp_path):
 
 def test_defaults_are_the_documented_ones():
     config = Config()
-    assert (config.epochs, config.batch_size, config.lr) == (1000, 64, 1e-4)
+    assert (config.epochs, config.batch_size, config.lr) == (1000, 64, 1e-3)
     assert (config.save_every, config.eval_every, config.visualize_every) == (10, 10, 50)
     assert (config.d_model, config.num_layers, config.perceiver_iterations) == (256, 8, 2)
     assert isinstance(config, TrainingConfig) and config.perceiver_heads == 8
