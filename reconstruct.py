@@ -71,15 +71,15 @@ class Config:
     input: Annotated[str, tyro.conf.Positional]
     """A picture, .csv, .parquet, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
-    """Trained model, V1 or V2; none: the closed form alone (kriging fitted to the measurements), for
-    any values, without training. Default: for colour pictures the model that comes along, else
-    none."""
+    """Trained model, V1 or V2; none: the closed form alone (kriging fitted to the measurements),
+    for any values, without training. Default: for colour pictures the model that comes along,
+    else none."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
     """Of points: a NetCDF file, on whose grid the field is asked for."""
     holdout: float | None = None
-    """Hide this share of the measured places, foretell them, print the scores, and write nothing."""
+    """Hide this share of the measured places, foretell them, print the scores and write nothing."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     mask: str | None = None
@@ -103,7 +103,7 @@ class Config:
     """x and y are degrees of longitude and latitude: distances are chords through the globe, and
     the 180th meridian is no border. For the closed form."""
     transform: Literal["log", "sqrt"] | None = None
-    """Of values that cannot be negative; results are in their units, the mean that of the samples."""
+    """Of values that cannot be negative; results are in their units, the mean that of samples."""
     reach: float | None = None
     """Of points: farther than this from all measurements (in units of x; with --lonlat in km) the
     field is left empty; a logarithm runs away there."""
@@ -132,8 +132,10 @@ def parse_resolution(text: str, given: Measurements) -> int | tuple[int, int]:
             return 64
         factor = max(1, -(-max(given.shape) // LARGEST))
         if factor > 1:
-            cli.log.info("the picture is %d x %d: the field has every %d-th of its rows and columns",
-                         *given.shape[::-1], factor)
+            cli.log.info(
+                "the picture is %d x %d: the field has every %d-th of its rows and columns",
+                *given.shape[::-1], factor,
+            )
         return tuple(max(1, side // factor) for side in given.shape)
     if match := re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text):
         return int(match[1]), int(match[2])
@@ -186,7 +188,8 @@ def read(config: Config, channels: int) -> Measurements:
     if config.lonlat and extent is not None and extent[1] < extent[0]:  # across the 180th meridian
         extent = (extent[0], extent[1] + WIDEST, *extent[2:])
     given = read_measurements(
-        config.input, channels=channels, mask=config.mask, observe=config.observe, extent=extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
+        config.input, channels=channels, mask=config.mask, observe=config.observe, extent=extent,
+        x=config.x, y=config.y, value=config.value, missing=config.missing,
         noise=column, lonlat=config.lonlat, seed=config.seed,
     )
     if number is not None:
@@ -200,8 +203,10 @@ def choose_model(
     """The model that is asked for, or the one that comes along where it has anything to say."""
     if asked is not None:
         if why := outside(asked, given, shape):
-            cli.log.warning("WARNING: outside of what %s has learnt: %s; --checkpoint none needs no "
-                            "training", config.checkpoint, why)
+            cli.log.warning(
+                "WARNING: outside of what %s has learnt: %s; --checkpoint none needs no training",
+                config.checkpoint, why,
+            )
         return asked
     why = "--lonlat" if config.lonlat else outside_pictures(given, shape, TRAINED_SHARE)
     if why is None:

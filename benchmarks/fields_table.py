@@ -5,15 +5,16 @@
     python benchmarks/fields_table.py relief sst winds --ferret debs/usr/share/ferret-vis/data
     python benchmarks/fields_table.py stations --ncarg debs/usr/share/ncarg/data/cdf
     python benchmarks/fields_table.py soil --meuse skgstat/data/samples/meuse.txt
-    python benchmarks/fields_table.py terrain --checkpoint V2=checkpoints_mamba_v2/terrain/mamba_v2_best.pth
+    python benchmarks/fields_table.py terrain \\
+        --checkpoint V2=checkpoints_mamba_v2/terrain/mamba_v2_best.pth
 
 How to get the files: docs/fields.md. Fields are test tiles of 32 x 32 points, as training has them,
 of which 20 % are observed; stations and soil are lists of which 20 % are hidden, with --seeds
-different seeds. Scored are the hidden values, in their units: RMSE of the mean over all of them, mean
-CRPS (of methods without an uncertainty the mean absolute error), the share inside 90 % intervals,
-and seconds for each field. A checkpoint that has not learnt so many channels is left out, and after
-the table stands by how much each differs from fitted kriging, with a paired 95 % interval over
-fields.
+different seeds. Scored are the hidden values, in their units: RMSE of the mean over all of them,
+mean CRPS (of methods without an uncertainty the mean absolute error), the share inside 90 %
+intervals, and seconds for each field. A checkpoint that has not learnt so many channels is left
+out, and after the table stands by how much each differs from fitted kriging, with a paired 95 %
+interval over fields.
 """
 
 from __future__ import annotations
@@ -229,8 +230,9 @@ def difference(name: str, scores: list[Score], kriging: list[Score]) -> str:
     error = 1.96 * change.std(ddof=1) / len(change)**0.5 if len(change) > 1 else np.inf
     verdict = ("better than" if change.mean() + error < 0 else
                "worse than" if change.mean() - error > 0 else "not better than")
-    return (f"{name} is {verdict} fitted kriging: CRPS {change.mean():+.4g} ({change.mean() - error:+.4g}"
-            f" to {change.mean() + error:+.4g}).")
+    low, high = change.mean() - error, change.mean() + error
+    return (f"{name} is {verdict} fitted kriging: CRPS {change.mean():+.4g} "
+            f"({low:+.4g} to {high:+.4g}).")
 
 
 def main() -> None:

@@ -6,9 +6,9 @@
 Commit f7b6c33 is checked out into a temporary git worktree. Two processes of one thread, one for
 each tree, take turns of 8 steps each, so that whatever else the machine does hits both alike.
 A step is the closed form, forward, backward, clipping and AdamW, for 16 crops of 32 x 32 of the
-photographs that come with scikit-image, 204 observations and 204 queries each, in bfloat16 where the
-CPU multiplies it; batches are made beforehand. Process time counts the work of the process alone,
-wall time the waiting too. Ratios are medians of the turns' ratios.
+photographs that come with scikit-image, 204 observations and 204 queries each, in bfloat16 where
+the CPU multiplies it; batches are made beforehand. Process time counts the work of the process
+alone, wall time the waiting too. Ratios are medians of the turns' ratios.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def present_steps(model) -> tuple[Callable[[int], object], Callable]:
     from sparsefield.flow.path import draw_angles
     from sparsefield.train.pairs import Pairs, slope_loss
 
-    batches, pairs = open_batches(draw_angles=draw_angles), Pairs(model, 32, 32, torch.device("cpu"))
+    batches = open_batches(draw_angles=draw_angles)
+    pairs = Pairs(model, 32, 32, torch.device("cpu"))
     for step in range(BEFORE):
         pairs(batches[step])
     return batches, lambda batch, amp: within(amp, slope_loss, model, batch, pairs(batch))

@@ -5,11 +5,11 @@
 
 Three channels of a random field of power 1.2 in 0 ... 255, with an edge through the middle; two
 samples, Heun with 4 steps as by default. Each row runs in a process of its own, so that the peak is
-its own: of that process, torch included. Process time counts the work of all threads; a second number
-is wall time. Seams: the mean step between neighbouring pixels of two blocks over that of the pairs
-beside them, for samples and for the mean; 1 if nothing is to be seen (pairs next to a measured pixel are
-left out). The rms error of the mean is over all pixels. `closed form` is the wall time before the first
-call of the network; parts are how often progress was reported.
+its own: of that process, torch included. Process time counts the work of all threads; a second
+number is wall time. Seams: the mean step between neighbouring pixels of two blocks over that of the
+pairs beside them, for samples and for the mean; 1 if nothing is to be seen (pairs next to a
+measured pixel are left out). The rms error of the mean is over all pixels. `closed form` is the
+wall time before the first call of the network; parts are how often progress was reported.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def measure(checkpoint: str, points: int, side: int) -> list[str]:
              for x in (field.samples, field.mean)]
     error = np.sqrt(np.mean((field.mean - truth) ** 2))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    closed_form = max(t for t, total in calls if total is None)
     return [Path(checkpoint).stem, f"{points:,}", f"{side} x {side}", str(int(block.max()) + 1),
-            str(len(calls)), f"{max(t for t, total in calls if total is None):,.0f}", f"{seconds[0]:,.0f} / {seconds[1]:,.0f}",
+            str(len(calls)), f"{closed_form:,.0f}", f"{seconds[0]:,.0f} / {seconds[1]:,.0f}",
             f"{peak:.2f}", f"{seams[0]:.3f} / {seams[1]:.3f}", f"{error:.2f}"]
 
 

@@ -1,4 +1,4 @@
-"""What tests of several wings share: small data, tiny trainings, checkpoints of untrained models."""
+"""What tests of several wings share: small data, tiny trainings, untrained checkpoints."""
 
 from __future__ import annotations
 

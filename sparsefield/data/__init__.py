@@ -40,19 +40,20 @@ def open_data(
         image_size: side of the fields that are cut from photos, terrain, folders and NetCDF,
             default 32; arrays and cifar10 keep the size that they have.
         data_dir: where the archives of cifar10 are or go, default the user's cache.
-        value_range: arrays and NetCDF: values that become -1 and 1, lo hi or lo hi for each channel.
+        value_range: arrays and NetCDF: values that become -1 and 1, lo hi, or so for each channel.
         units: arrays: text for colour bars, one or one for each channel with commas between.
         channels: folders: 1 or 3, needed where grey and colour pictures are mixed.
         val, test: arrays and folders: more of the kind of `spec`, to validate and test on.
         variables: NetCDF: the names of the channels.
-        seed: photos, terrain: which crops are frozen; the same for all runs that are to be compared.
+        seed: photos, terrain: which crops are frozen; the same for runs that are to be compared.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
     path = Path(spec)
     held_out = {"val": Path(val) if val else None, "test": Path(test) if test else None}
     if variables and (spec in NAMES or path.suffix.lower() not in ENDINGS):
-        raise UserError(f"--variables {' '.join(variables)}: {spec} is no NetCDF file; leave it out")
+        asked = " ".join(variables)
+        raise UserError(f"--variables {asked}: {spec} is no NetCDF file; leave it out")
     if spec == "terrain":
         return open_terrain(image_size or 32, seed)
     if spec == "photos":
@@ -70,9 +71,8 @@ def open_data(
 
 def open_as_configured(config: dict) -> Data:
     """The data set that the settings of a training (as a dict) name; see `open_data`."""
-    names = {"data_dir": "data_dir", "value_range": "value_range", "units": "units",
-             "channels": "data_channels", "variables": "variables", "val": "data_val", "test": "data_test"}
-    chosen = {name: config.get(setting) for name, setting in names.items()}
+    chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables")}
+    chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
     return open_data(config["data"], image_size=config["image_size"], **chosen)
 
 

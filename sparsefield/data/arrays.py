@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def cut(part: Part, *shares: float) -> list[Part]:
             "fields, or name other files to validate and test on"
         )
     edges = [part.first, *np.cumsum([part.last - sum(sizes), *sizes]).tolist()]
-    return [Part(part.source, part.array, *pair) for pair in zip(edges, edges[1:])]
+    return [Part(part.source, part.array, *pair) for pair in pairwise(edges)]
 
 
 def _check_array(part: Part) -> None:

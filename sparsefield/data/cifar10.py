@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pooch
@@ -116,7 +117,7 @@ class _PickledArray:
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles plain containers and numpy arrays, and nothing that could be executed."""
 
-    ALLOWED = {
+    ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
         ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
         ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
         ("numpy", "ndarray"): _PickledArray,

@@ -56,8 +56,10 @@ class TileSplit:
         self.fields, self.size, self.scale = fields, size, scale
         self.tiles = _tiles(fields, size)
         if not self.tiles:
-            raise UserError(f"{where}: no tile of {size[0]} x {size[1]} points of which half exist; "
-                            "choose a smaller --image_size, or another variable")
+            raise UserError(
+                f"{where}: no tile of {size[0]} x {size[1]} points of which half exist; "
+                "choose a smaller --image_size, or another variable"
+            )
         self.has_gaps = bool(np.isnan(fields).any())
 
     def __len__(self) -> int:

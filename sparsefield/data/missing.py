@@ -51,8 +51,8 @@ def refuse_lone_extreme(where: str, values: np.ndarray, codes_only: bool = False
     extreme = lone_extreme(values, codes_only)
     found = np.unique(values[np.isfinite(values)])
     if len(found) == 1 and is_code(found[0]) and not 0 <= found[0] < HUGE:
-        raise UserError(f"{where}: all are {found[0]:.10g}, which means: not measured; if not, give "
-                        "--missing none (in Python missing=[])")
+        raise UserError(f"{where}: all are {found[0]:.10g}, which means: not measured; if not, "
+                        "give --missing none (in Python missing=[])")
     if extreme is None:
         return
     times = int((values == extreme).sum())

@@ -1,7 +1,7 @@
 """Which points are observed: the rules behind `--observe`.
 
     random:0.2         a fifth of the points, uniformly
-    random:0.05-0.5    a share that varies: from batch to batch, from one evaluation field to the next
+    random:0.05-0.5    a share that varies from batch to batch, from evaluation field to field
     grid:4             every 4th point of every 4th row
     block:0.3          everything but a block of 0.3 of the area (inpainting)
     lines:8            8 whole rows

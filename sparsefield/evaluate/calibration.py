@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
 
 from sparsefield.evaluate import uncertainty
 from sparsefield.evaluate.cases import Cases, spread
+from sparsefield.model.field import FieldModel
 
 LEVEL = 0.9
-SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}  # of the samples that are calibrated, and drawn later
+# Of the samples that are calibrated, and drawn later.
+SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # looked at, at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
@@ -97,7 +98,7 @@ def calibrate(draw: Draw, cases: Cases) -> Calibration:
     return Calibration(factor, raw, calibrated, len(held_out), len(to_fit))
 
 
-def samples_of(model: nn.Module) -> Draw:
+def samples_of(model: FieldModel) -> Draw:
     """The samples of a model that are calibrated: MEMBERS of each case, by SETTINGS."""
     return lambda cases: cases.sample(model, draws=MEMBERS, **SETTINGS).draws
 

@@ -30,6 +30,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
+from sparsefield.model.field import FieldModel
 from sparsefield.model.precision import has_fast_bfloat16
 
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
@@ -176,7 +177,7 @@ class Cases:
 
     def sample(
         self,
-        model: nn.Module,
+        model: FieldModel,
         *,
         rows: int | None = None,
         draws: int = 1,
@@ -205,7 +206,7 @@ class Cases:
         in_order = [found[k] for k in range(count)]
         return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
 
-    def warm_up(self, model: nn.Module) -> None:
+    def warm_up(self, model: FieldModel) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
         self._call(model, self.groups(self.rows)[0], self.rows, 1, method="mean")
 
@@ -265,7 +266,7 @@ class Cases:
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
     def _call(
-        self, model: nn.Module, which: list[int], rows: int, draws: int, **sampler: Any
+        self, model: FieldModel, which: list[int], rows: int, draws: int, **sampler: Any
     ) -> Result:
         """Everything that an evaluation asks of a sampler, it asks here."""
         with evaluating(model):

@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from sparsefield.evaluate.baselines import BASELINES
@@ -27,7 +26,7 @@ from sparsefield.evaluate.report import (
     scale_line,
     summarise,
 )
-from sparsefield.model.field import GaussianModel
+from sparsefield.model.field import FieldModel, GaussianModel
 
 MEAN: dict[str, Any] = {"method": "mean"}
 HIGHER_IS_BETTER = {  # what the blocks of the report show: title, unit, decimals
@@ -52,7 +51,7 @@ AT_EQUAL_CALIBRATION = ("psnr", "crps", "speckle_0.10", "flat_hf")  # blocks of 
 
 def compare(
     cases: Cases,
-    models: dict[str, nn.Module],
+    models: dict[str, FieldModel],
     checkpoints: dict[str, dict[str, Any]],
     sampler: dict[str, Any],
     ensemble: int,
@@ -107,7 +106,7 @@ def compare(
     return results, fields
 
 
-def describe_model(checkpoint: dict[str, Any], model: nn.Module, cases: Cases) -> dict[str, Any]:
+def describe_model(checkpoint: dict[str, Any], model: FieldModel, cases: Cases) -> dict[str, Any]:
     """What a checkpoint is, and what one evaluation of it costs on the first case."""
     height, width, channels = cases[0].truth.shape
     arguments = checkpoint["model_args"]
@@ -173,7 +172,9 @@ def header(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def section(title: str, results: dict[str, Any], kind: str, shown: tuple[str, ...] | None = None) -> str:
+def section(
+    title: str, results: dict[str, Any], kind: str, shown: tuple[str, ...] | None = None
+) -> str:
     """One block for each metric, or for those to be shown."""
     blocks = [f"{title}\n{'=' * len(title)}"]
     differences = results["differences"][kind]
@@ -199,7 +200,9 @@ def calibrated_section(results: dict[str, Any]) -> str:
     return section(title, results, "calibrated", AT_EQUAL_CALIBRATION) + f"\n\n{about}"
 
 
-def block(label: str, unit: str, digits: int, found: dict[str, Any], name: str, difference: dict[str, Any]) -> str:
+def block(
+    label: str, unit: str, digits: int, found: dict[str, Any], name: str, difference: dict[str, Any]
+) -> str:
     v1, change = found["V1"]["mean"][name], difference["mean"]
     if math.isnan(change):
         return f"{label}:\n  undefined for these pictures"

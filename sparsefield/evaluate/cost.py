@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsefield.coords import grid_coords
+from sparsefield.model.field import FieldModel
 from sparsefield.model.mamba import Mamba
 
 
 @torch.no_grad()
-def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observed: int) -> int:
+def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observed: int) -> int:
     """Floating-point operations of one evaluation for one image, a multiply-add counting two.
 
     Counted: matrix products (attention as dense ones), the K taps of each causal convolution
@@ -30,10 +29,9 @@ def count_flops(model: nn.Module, shape: tuple[int, int], channels: int, observe
     query_coords = grid_coords(*shape, device=device)[None]
     input_coords = query_coords[:, :observed]
     inputs = torch.zeros(1, observed, channels, device=device)
-    contract: Any = model  # closed_form, start and prepare: see sparsefield.model.field.FieldModel
-    form, _ = contract.closed_form(query_coords, input_coords, inputs)
-    start = contract.start(form, query_coords, input_coords)
-    prepared = contract.prepare(start, query_coords, input_coords, inputs)
+    form, _ = model.closed_form(query_coords, input_coords, inputs)
+    start = model.start(form, query_coords, input_coords)
+    prepared = model.prepare(start, query_coords, input_coords, inputs)
     mamba: list[int] = []
 
     def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:

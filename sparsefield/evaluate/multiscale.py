@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from sparsefield.evaluate import metrics, uncertainty
@@ -26,6 +25,7 @@ from sparsefield.evaluate.report import (
     summarise,
 )
 from sparsefield.flow.samplers import declared_nfe
+from sparsefield.model.field import FieldModel
 
 # They work at any resolution.
 INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, fitted")
@@ -47,7 +47,7 @@ class Runner:
         ensemble: samples of each case at the observed resolution; below 2, no numbers of them.
     """
 
-    model: nn.Module
+    model: FieldModel
     cases: Cases
     samplers: dict[str, dict[str, Any]]
     ensemble: int
@@ -110,8 +110,8 @@ def evaluate_all(
         expect_psnr(summary, mean_summary)
         results["recalibrated"] = {
             "method": calibrated, "factor": fitted["spread"], "fitted": fitted,
-            "summary": summary, **pooled_scores(cases, wide.draws).to_dict(),
-        }
+            "summary": summary,
+        } | pooled_scores(cases, wide.draws).to_dict()
     fields = {rows: {name: outcome.fields for name, outcome in found.items()}
               for rows, found in outcomes.items()}
     return results, fields, {name: outcome.draws for name, outcome in ensembles.items()}

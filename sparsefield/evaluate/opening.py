@@ -16,7 +16,9 @@ from sparsefield.errors import UserError
 log = logging.getLogger("sparsefield")
 
 
-def open_test_data(checkpoint: dict[str, Any], data: str | None = None, test: str | None = None) -> Data:
+def open_test_data(
+    checkpoint: dict[str, Any], data: str | None = None, test: str | None = None
+) -> Data:
     """The data to test a model on.
 
     Args:

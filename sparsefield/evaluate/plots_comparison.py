@@ -76,7 +76,9 @@ def comparison(
     plt.close(figure)
 
 
-def improvement_chart(differences: dict[str, dict[str, dict[str, Any]]], path: Path, title: str) -> None:
+def improvement_chart(
+    differences: dict[str, dict[str, dict[str, Any]]], path: Path, title: str
+) -> None:
     """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
 
     Args:

@@ -4,8 +4,8 @@
 
 z_0 is a draw of the closed-form posterior (unit variance, correlated like the field), z_1 the truth
 seen from it. It is the straight path of flow matching (Lipman et al. 2023; Liu et al. 2023) with
-x_t divided by its own scale: tan(theta) = t / (1 - t), the trigonometric path of Albergo et al. 2023
-(Stochastic Interpolants, section 4). A network learns
+x_t divided by its own scale: tan(theta) = t / (1 - t), the trigonometric path of Albergo et al.
+2023 (Stochastic Interpolants, section 4). A network learns
 
     F(z, theta) = E[dz/dtheta | z] = E[cos(theta) z_1 - sin(theta) z_0 | z]
 

@@ -3,7 +3,7 @@
     sampler(slope, z (B, N, C), angles (n+1,), fresh, **options) -> z (B, N, C)
 
 with slope(z, theta) = F, angles from 0 to pi/2 and fresh() -> a draw like z. Samplers know nothing
-of models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return z as it is.
+of models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return z.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def angles(num_steps: int) -> list[float]:
 
 
 def _steps(grid: list[float]) -> list[tuple[float, float]]:
-    return list(zip(grid[:-1], grid[1:]))
+    return list(pairwise(grid))
 
 
 def euler(slope: Slope, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
@@ -59,14 +60,15 @@ def sde(
 
     dz = (F - tau z_0) dtheta + sqrt(2 tau cos(theta)) dW, with z_0 = cos(theta) z - sin(theta) F
     the noise estimate and dW correlated like the draw: diffusion tau cos(theta) and its score drift
-    (SiT, Ma et al. 2024, equation 4; no singularity, every marginal as it is). `temperature` is tau: how
-    strongly errors of earlier steps are forgotten. It is not a width: every tau samples the same
-    posterior, tau = 0 is the ODE.
+    (SiT, Ma et al. 2024, equation 4; no singularity, every marginal as it is). `temperature` is
+    tau: how strongly errors of earlier steps are forgotten. It is not a width: every tau samples
+    the same posterior, tau = 0 is the ODE.
 
     Each step solves the part linear in z exactly, for F extrapolated to the middle of the step (the
     idea of SDE-DPM-Solver++(2M), Lu et al. 2022). The last step is the ODE's, without noise.
     """
-    before, step_before = None, None
+    before: Tensor | None = None
+    step_before = 0.0
     for theta, end in _steps(grid):
         step, f = end - theta, slope(z, theta)
         ahead = f
@@ -91,8 +93,8 @@ def ddim(
 
     With eta = 0 an exact rotation of the two estimates, z cos(step) + F sin(step). An estimate is
     less spread than what it estimates, so that few steps give too narrow samples: a Gaussian draw
-    (F = 0) keeps cos(step)^n of its spread, 0.73 with 4 steps, 0.93 with 16. eta = 1 renews as much as
-    ancestral sampling. n evaluations. Source: Song et al. 2021 (DDIM), equation 12.
+    (F = 0) keeps cos(step)^n of its spread, 0.73 with 4 steps, 0.93 with 16. eta = 1 renews as much
+    as ancestral sampling. n evaluations. Source: Song et al. 2021 (DDIM), equation 12.
     """
     for theta, end in _steps(grid):
         f = slope(z, theta)

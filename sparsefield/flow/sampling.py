@@ -1,23 +1,17 @@
 """A model and a sampler give fields: the closed form once a field, the network at every angle.
 
-A model is anything with
-
-    closed_form(query_coords, input_coords, input_values, noise_sd) -> (ClosedForm, noise source)
-    start(closed_form, query_coords, input_coords) -> where the flow starts: mean, sd, .take
-    prepare(start, query_coords, input_coords, input_values) -> what places alone determine
-    model(z, theta, prepared) -> F
-
-(sparsefield.model.field.FieldModel). Symbols: B fields, K draws of each, N queries, M observations,
-C channels.
+What a model is to this module stands in `FlowModel`; sparsefield.model.field.FieldModel is one.
+Symbols: B fields, K draws of each, N queries, M observations, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import Block, cut_blocks, nearby, take
@@ -31,9 +25,31 @@ from sparsefield.flow.samplers import (
 from sparsefield.gaussian.watch import watching
 
 Progress = Callable[[int, int | None], None]
+Noise = Callable[[Sequence[torch.Generator]], Tensor]  # one generator a draw
 
 POINTS = 4096  # most queries of a field that one model call answers
 HALO = 0.5  # queries seen around a block, of those answered
+
+
+class FlowModel(Protocol):
+    """Anything that says where a flow starts, and its slope F."""
+
+    def closed_form(
+        self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
+        noise_sd: Tensor | None = None, /,
+    ) -> tuple[Any, Noise]:
+        """What the observations say by themselves, and a source of draws (S, N, C)."""
+
+    def start(self, form: Any, query_coords: Tensor, input_coords: Tensor, /) -> Any:
+        """Where the flow starts: has mean, sd (B, N, C) and take(queries, observations)."""
+
+    def prepare(
+        self, start: Any, query_coords: Tensor, input_coords: Tensor, input_values: Tensor, /
+    ) -> Any:
+        """What places alone determine: has repeat(times)."""
+
+    def __call__(self, z: Tensor, theta: Tensor, prepared: Any, /) -> Tensor:
+        """F (B, N, C) of z (B, N, C) at theta (B,)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Result:
 
 @torch.no_grad()
 def sample(
-    model: nn.Module,
+    model: FlowModel,
     query_coords: Tensor,
     input_coords: Tensor,
     input_values: Tensor,
@@ -134,7 +150,8 @@ class _Count:
     """Parts of the work that are done, and of how many; told to whoever asked."""
 
     def __init__(self, progress: Progress | None):
-        self.progress, self.done, self.total = progress, 0, None
+        self.progress, self.done = progress, 0
+        self.total: int | None = None
 
     def step(self) -> None:
         self.done += 1
@@ -149,15 +166,17 @@ class _Slope:
     evaluation a field serves all draws.
     """
 
-    def __init__(self, model, start, places, draws, points, block_size, most_inputs, bfloat16,
-                 count: _Count):
+    def __init__(
+        self, model: FlowModel, start: Any, places: tuple[Tensor, Tensor, Tensor], draws: int,
+        points: int, block_size: int, most_inputs: int | None, bfloat16: bool, count: _Count,
+    ):
         self.model, self.start, self.draws, self.points = model, start, draws, points
         self.query_coords, self.input_coords, self.input_values = places
         halo = 0 if start.mean.shape[1] <= block_size else int(HALO * block_size)
         self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
         self.bfloat16 = bfloat16
-        self._repeated: dict[int, object] = {}
+        self._repeated: dict[int, Any] = {}
         self.count = count
         self.evaluations = 0
         self.first: Tensor | None = None
@@ -166,7 +185,7 @@ class _Slope:
         """Calls of the model in so many evaluations, the first of which all draws share."""
         return len(self.blocks) * (1 + (evaluations - 1) * len(self._parts(self.draws)))
 
-    def _prepare(self, block: Block, most_inputs: int | None):
+    def _prepare(self, block: Block, most_inputs: int | None) -> Any:
         coords, input_coords, which = nearby(
             take(self.query_coords, block.index), self.input_coords, most_inputs
         )
@@ -214,7 +233,7 @@ class _Slope:
         self.count.step()
         return found
 
-    def _prepared_for(self, b: int, size: int) -> object:
+    def _prepared_for(self, b: int, size: int) -> Any:
         """What block b determines, `size` times; kept for all evaluations of a small field."""
         if len(self.blocks) > 1:
             return self.prepared[b].repeat(size)
@@ -223,7 +242,10 @@ class _Slope:
         return self._repeated[size]
 
 
-def _check_shapes(query_coords, input_coords, input_values, seeds) -> None:
+def _check_shapes(
+    query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
+    seeds: Sequence[Sequence[int]],
+) -> None:
     fields = len(query_coords)
     if not len(input_coords) == len(input_values) == len(seeds) == fields:
         raise ValueError(f"{fields} query sets, {len(input_coords)} observed sets, "
@@ -235,7 +257,7 @@ def _check_shapes(query_coords, input_coords, input_values, seeds) -> None:
         raise ValueError("give every field equally many seeds, at least one")
 
 
-def _describe(method: str, num_steps: int, slope: _Slope, options: dict) -> str:
+def _describe(method: str, num_steps: int, slope: _Slope, options: dict[str, float]) -> str:
     settings = {**sampler_options(method), **options}
     words = [method] + [f"{name} {value:g}" for name, value in settings.items()]
     if method not in ("mean", "adaptive"):

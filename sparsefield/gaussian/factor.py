@@ -120,6 +120,7 @@ def factor(
     """
     noise = None
     if noise_variance is not None:
+        assert hypotheses.amplitude2 is not None
         noise = noise_variance[hypotheses.field] / hypotheses.amplitude2[:, None]
     if coords.shape[1] <= SINGLE_POINTS:
         single, is_sound = _factor(hypotheses, coords.float(), noise)
@@ -150,7 +151,8 @@ def increments(gamma: Tensor, noise: Tensor | None) -> Tensor:
         (R, M - 1, M - 1).
     """
     to_first = gamma[:, 1:, 0].clone()                                    # (R, M - 1)
-    common, own = to_first + NUGGET, NUGGET  # the first observation is in all increments
+    common = to_first + NUGGET  # the first observation is in all increments
+    own: float | Tensor = NUGGET
     if noise is not None:
         common, own = common + noise[:, :1], own + noise[:, 1:]
     covariance = gamma[:, 1:, 1:].neg_()

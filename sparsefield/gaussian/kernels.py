@@ -13,6 +13,7 @@ the chord.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -104,5 +105,6 @@ def variogram(
 
 def _stretched(points: Tensor, matrix: Tensor) -> list[Tensor]:
     """Coordinates (U, P) of (U, P, D), term by term: equal places stay equal to the last bit."""
-    return [sum(matrix[:, i, j, None] * x for j, x in enumerate(points.unbind(dim=2)))
-            for i in range(points.shape[2])]
+    along = points.unbind(dim=2)
+    return [reduce(torch.add, (row[:, j, None] * x for j, x in enumerate(along)))
+            for row in matrix.unbind(dim=1)]

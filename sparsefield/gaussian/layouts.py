@@ -4,8 +4,8 @@ Nearly all of the work of kriging depends on places alone. A layout of observati
 share is factored once, and each hypothesis is brought to the grid when a field first needs it. What
 depends on values is computed field by field, so that nothing depends on which fields come together.
 
-Symbols: M observations, C channels, P points of the grid, L further places, T draws, K kernels of the
-bank, R hypotheses with weight.
+Symbols: M observations, C channels, P points of the grid, L further places, T draws, K kernels of
+the bank, R hypotheses with weight.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class GridPosteriors:
 
 
 def fit(place: _Layout, values: Tensor) -> tuple[Mixture, Tensor]:
-    """Hypotheses with weight about a field (1, M, C), and the field whitened by them (R, M - 1, C)."""
+    """Hypotheses with weight about a field (1, M, C); the field whitened by them (R, M - 1, C)."""
     white = place.factored.whiten(values)                                 # (K, M - 1, C)
     rows, weight = choose(restricted_likelihood(white[None], place.log_det[None]))
     white = white[rows]

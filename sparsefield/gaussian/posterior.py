@@ -104,6 +104,7 @@ class Posterior:
         heaviest = self.fit.heaviest().hypotheses
         relative = None
         if self.noise_variance is not None:
+            assert heaviest.amplitude2 is not None
             relative = (self.noise_variance / heaviest.amplitude2[:, None]).sqrt().float()
         kernels = [heaviest.kernels[k] for k in heaviest.kernel.tolist()]
         measured = Measured(self.coords, kernels, relative, self._channel_root(), self.folded)

@@ -94,8 +94,9 @@ def describe_backend(device: torch.device | str) -> str:
     if _wanted() != "auto":
         return f"selective scan: {name} (forced by SCAN)"
     better = list(BACKENDS)[: list(BACKENDS).index(name)]
-    missing = [f"{other}: {load_backend(other)}" for other in better if BACKENDS[other].fits(kind, False)]
-    return f"selective scan: {name}" + (f" ({'; '.join(missing)})" if missing else "")
+    fitting = [other for other in better if BACKENDS[other].fits(kind, False)]
+    missing = "; ".join(f"{other}: {load_backend(other)}" for other in fitting)
+    return f"selective scan: {name}" + (f" ({missing})" if missing else "")
 
 
 def backend_name(device: torch.device, dtype: torch.dtype) -> str:

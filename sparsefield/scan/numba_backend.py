@@ -74,7 +74,9 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep):
     return out, u.new_empty(_starts_shape(u, A, keep), dtype=torch.float32)
 
 
-@torch.library.custom_op("sparsefield::selective_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "sparsefield::selective_scan_backward", mutates_args=(), device_types="cpu"
+)
 def _backward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, starts: Tensor, dout: Tensor,
@@ -117,8 +119,8 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, starts, dout
     dB, dC = (empty(batch, length, states).transpose(1, 2) for _ in "BC")
     dtype = memory_dtype(u, delta, z)
     dz = _no_gate(u, dtype) if z is None else empty_like(z, dtype)
-    return [empty_like(u, dtype), empty_like(delta, dtype), empty(channels, states), dB, dC, empty(channels),
-            dz, empty(channels)]
+    return [empty_like(u, dtype), empty_like(delta, dtype), empty(channels, states), dB, dC,
+            empty(channels), dz, empty(channels)]
 
 
 def _save(ctx, inputs, output):

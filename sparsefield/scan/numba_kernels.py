@@ -97,6 +97,7 @@ def _overload_operator(symbol, operation):
             return lambda a, b: operation(a, full(np.float32(b)))
         if isinstance(a, types.Float) and b == vector:
             return lambda a, b: operation(full(np.float32(a)), b)
+        return None  # not for these types
 
 
 for _symbol, _operation in (
@@ -182,7 +183,7 @@ def _(x, address, value):
 
 @intrinsic
 def _power_of_two(typing_context, r):
-    """2**n where n is in the low bits of r = n + 1.5 * 2**23; n from -127 (gives 0) to 128 (inf)."""
+    """2**n where n is in the low bits of r = n + 1.5 * 2**23; n from -127 (0) to 128 (inf)."""
 
     def emit(context, builder, sig, args):
         n = builder.add(builder.bitcast(args[0], _INTS), _each(127))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -59,7 +60,7 @@ def run(kernel, tasks: int, *args) -> None:
     """Share the tasks among the threads, in four helpings each so that a slow core gets fewer."""
     threads = min(torch.get_num_threads(), tasks)
     edges = np.linspace(0, tasks, 4 * threads + 1).astype(int)
-    ranges = iter([(begin, end) for begin, end in zip(edges, edges[1:]) if begin < end])
+    ranges = iter([(begin, end) for begin, end in pairwise(edges) if begin < end])
 
     def work() -> None:
         for begin, end in ranges:

@@ -29,9 +29,10 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
     for what, values, most in (("longitude", lon, FARTHEST), ("latitude", lat, 90)):
         wrong = np.unique(values[np.abs(values) > most])
         if len(wrong) == 1:
-            raise UserError(f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to "
-                            f"{most:g}; if it is a mistake, leave it out with --missing "
-                            f"{wrong[0]:.7g}")
+            raise UserError(
+                f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to {most:g}; "
+                f"if it is a mistake, leave it out with --missing {wrong[0]:.7g}"
+            )
         if len(wrong):
             raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "
                             f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "

@@ -70,7 +70,7 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
     if not 0 < share < 1:
         raise UserError(f"holdout {share:g}: give a share between 0 and 1, such as 0.2")
     places, which = np.unique(given.coords, axis=0, return_inverse=True)
-    hidden = int(round(share * len(places)))
+    hidden = round(share * len(places))
     if len(places) < LEAST_POINTS or not 0 < hidden < len(places) - 1:
         raise UserError(f"holdout {share:g} of {len(places)} places: at least one must be hidden "
                         f"and two left, of {LEAST_POINTS} or more")

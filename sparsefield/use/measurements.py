@@ -43,8 +43,8 @@ def read_measurements(
 
     Args:
         source: a picture (also .npy of (H, W) or (H, W, C)); a .csv, .tsv or .parquet with x, y
-            and value columns; a NetCDF with such variables of one dimension; an .npz with `coords` (M, 2) and `values` (M,) or (M, C); or "-",
-            CSV on standard input.
+            and value columns; a NetCDF with such variables of one dimension; an .npz with `coords`
+            (M, 2) and `values` (M,) or (M, C); or "-", CSV on standard input.
         channels: 1 or 3 turns pictures grey or coloured.
         mask, observe: of pictures: the points that are known, as a picture (white: known) or a
             rule; else the points that are not transparent.

@@ -381,8 +381,8 @@ class Reconstructor:
             raise UserError(f"{values.shape[1]} value(s) a point, the model was trained on "
                             f"{self.channels}: choose columns with --value, or another checkpoint")
         if not 2 <= settings.num_samples <= MOST_SAMPLES:
-            raise UserError(f"num_samples={settings.num_samples}: an uncertainty needs at least 2, and at "
-                            f"most {MOST_SAMPLES:,} are kept")
+            raise UserError(f"num_samples={settings.num_samples}: an uncertainty needs at least 2, "
+                            f"and at most {MOST_SAMPLES:,} are kept")
         if settings.num_steps < 1:
             raise UserError(f"num_steps={settings.num_steps}: give at least 1")
         require_seed(settings.seed)

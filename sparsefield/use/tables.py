@@ -283,10 +283,7 @@ def _check_widths(
     """The most fields of a line; where a header has fewer, its names belong to other columns."""
     counts = [len(_fields(line, separator)) for line in lines]
     widest = max(counts, default=0)
-    if header is None:
-        first = counts[0]
-    else:
-        first = len(_fields(header, separator))
+    first = counts[0] if header is None else len(_fields(header, separator))
     if widest > first:
         row = counts.index(widest)
         hint = ("; are these decimal commas? put semicolons between the columns"

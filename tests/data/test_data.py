@@ -197,7 +197,8 @@ def test_batch_must_divide_among_processes(numbered):
 
 
 def test_each_epoch_visits_every_field_once(numbered):
-    order = [batches(numbered.train).field_of(step, slot) for step in range(27) for slot in range(8)]
+    made = batches(numbered.train)
+    order = [made.field_of(step, slot) for step in range(27) for slot in range(8)]
     epochs = np.array(order).reshape(4, 54)
     assert all(sorted(epoch) == list(range(54)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4

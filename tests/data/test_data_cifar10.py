@@ -52,7 +52,7 @@ def test_archive_cut_off(tmp_path):
     whole = path.read_bytes()
     for kept in (0, 10, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:kept])
-        with pytest.raises(UserError, match="cut off.*delete"):
+        with pytest.raises(UserError, match=r"cut off.*delete"):
             open_data("cifar10", data_dir=tmp_path)
 
 
@@ -118,6 +118,6 @@ def test_download_resumes_and_is_checked(tmp_path, server, monkeypatch):
     assert len(server.starts) == 2  # found, not asked for again
 
     server.content = b"something else"
-    with pytest.raises(UserError, match="could not be downloaded.*hash"):
+    with pytest.raises(UserError, match=r"could not be downloaded.*hash"):
         cifar10.open_cifar10(tmp_path / "other", url)
     assert list((tmp_path / "other").iterdir()) == []

@@ -135,7 +135,7 @@ def test_steps_without_any_value_are_left_out(tmp_path):
 
 
 def test_parts_of_their_own(sea, tmp_path):
-    path, packed = sea
+    path, _ = sea
     data = open_data(str(path), val=str(path), test=str(path))
     assert [len(s) for s in (data.train, data.val, data.test)] == [48, 48, 48]
 

@@ -82,7 +82,8 @@ def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluate
     kinds = {name: row["kind"] for name, row in results["resolutions"]["16"]["methods"].items()}
     assert kinds["mean"] == "posterior mean" and kinds["sde"] == "sample"
     nfe = {name: row["nfe"] for name, row in results["resolutions"]["32"]["methods"].items()}
-    assert (nfe["heun"], nfe["sde"], nfe["ddim"], nfe["mean"], nfe["kriging, fitted"]) == (3, 2, 2, 1, 0)
+    assert (nfe["heun"], nfe["sde"], nfe["ddim"]) == (3, 2, 2)
+    assert (nfe["mean"], nfe["kriging, fitted"]) == (1, 0)
 
 
 def test_sweep_and_uncertainty_are_reported(evaluated):

@@ -1,6 +1,7 @@
 """Samplers against posteriors whose exact F is known, and against what their docstrings promise."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_the_error_falls_with_the_order_of_the_rule(method, order):
     exact = 0.8 + 0.3 * z  # the flow of a Gaussian is affine
     errors = [(SAMPLERS[method](Gaussian(), z, angles(n), None) - exact).abs().mean().item()
               for n in (8, 16, 32)]
-    rates = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    rates = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert min(rates) > order - 0.35
 
 

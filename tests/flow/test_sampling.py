@@ -121,7 +121,7 @@ def test_blocks_agree_at_their_seams():
 
 
 def test_noise_in_the_values_reaches_the_closed_form(model):
-    queries, coords, values = scene(fields=1)
+    _, coords, values = scene(fields=1)
     exact = sample(model, coords, coords, values, seeds=[[0]], method="mean")
     noisy = sample(model, coords, coords, values, seeds=[[0]], method="mean",
                    noise_sd=torch.full_like(values, 0.5))

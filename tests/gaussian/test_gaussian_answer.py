@@ -15,7 +15,10 @@ from sparsefield.gaussian.kernels import variogram
 ANISOTROPIC = Kernel(1.4, 2.5, np.pi / 4)
 
 
-def field(count=40, channels=2, seed=0, kernel=Kernel(1.2)):
+SMOOTH = Kernel(1.2)
+
+
+def field(count=40, channels=2, seed=0, kernel=SMOOTH):
     """Coordinates (M, 2) and a draw of a Gaussian field there (M, C), float64."""
     rng = np.random.default_rng(seed)
     coords = rng.random((count, 2)).astype(np.float32).astype(np.float64)
@@ -85,7 +88,7 @@ def test_scores_with_noise_are_the_restricted_likelihood():
 
 def test_weights_follow_the_scores():
     coords, values = field(count=25)
-    found, kernels, weights = fitted(coords, values)
+    _, kernels, weights = fitted(coords, values)
     expected = best_scores(kernels, coords, values, PRIOR_AMPLITUDE2)
     expected = np.exp(expected - expected[0])
     assert 1 < len(kernels) <= 4

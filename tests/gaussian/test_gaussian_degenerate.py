@@ -28,9 +28,9 @@ def wave(coords, channels=1):
     return torch.sin(5 * x[..., None] + phase) + torch.cos(4 * y[..., None])
 
 
-def rough(coords, seed=0, kernel=Kernel(1.0)):
-    g = torch.Generator().manual_seed(seed)
-    return (prior.features(kernel, coords[0]) @ torch.randn(prior.FEATURES, 1, generator=g))[None]
+def rough(coords, seed=0):
+    weights = torch.randn(prior.FEATURES, 1, generator=torch.Generator().manual_seed(seed))
+    return (prior.features(Kernel(1.0), coords[0]) @ weights)[None]
 
 
 LINE = torch.stack([torch.linspace(0.1, 0.9, 30), torch.linspace(0.2, 0.8, 30)], dim=1)[None]

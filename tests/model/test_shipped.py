@@ -23,5 +23,5 @@ def test_what_is_there_comes_first_and_other_names_are_left_alone(tmp_path, monk
     own.parent.mkdir()
     own.touch()
     assert find_shipped(own) == own
-    with pytest.raises(UserError, match="elsewhere.pth does not exist"):
+    with pytest.raises(UserError, match=r"elsewhere\.pth does not exist"):
         load_model("elsewhere.pth")

@@ -27,7 +27,7 @@ THEIRS = {
 
 
 def their_forward(w: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Gu & Dao 2023, figure 3 and algorithm 2, channels first as in mamba_ssm: (B, L, D) to same."""
+    """Gu & Dao 2023, figure 3, algorithm 2, channels first as in mamba_ssm: (B, L, D) to same."""
     length = x.shape[1]
     x, z = (x @ w["in_proj.weight"].T).mT.chunk(2, dim=1)                 # (B, E, L) each
     x = F.conv1d(x, w["conv1d.weight"], w["conv1d.bias"], padding=D_CONV - 1, groups=INNER)
@@ -98,5 +98,5 @@ def test_without_kernels_the_backend_says_how_to_get_them(monkeypatch):
     missing = scan.load_backend("mamba_ssm")
     if not isinstance(missing, str):
         pytest.skip("the kernels are installed")
-    with pytest.raises(scan.UserError, match="requirements-gpu.txt"):
+    with pytest.raises(scan.UserError, match=r"requirements-gpu\.txt"):
         scan.describe_backend("cuda")

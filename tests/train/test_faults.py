@@ -1,4 +1,4 @@
-"""What can go wrong while training, provoked for real where that is cheap, and what is left then."""
+"""What can go wrong while training, for real where that is cheap, and what is left then."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_disk_that_takes_small_files_only(data, tmp_path, whole, capsys):
 
 def test_read_only_disk(data, tiny_disk):
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(UserError, match="cannot be written .Read-only file system"):
+    with pytest.raises(UserError, match=r"cannot be written .Read-only file system"):
         train(settings(data, tiny_disk / "run"))
 
 
@@ -175,9 +175,9 @@ def test_data_processes_do_not_hold_the_folder(tmp_path):
 
 
 def test_the_lock_says_who_holds_it(data, tmp_path):
-    with RunFolder(tmp_path, "mamba_v2").locked():
-        with pytest.raises(UserError, match=f"process {os.getpid()} on"):
-            train(settings(data, tmp_path))
+    held = RunFolder(tmp_path, "mamba_v2").locked()
+    with held, pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        train(settings(data, tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -223,7 +223,7 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
     monkeypatch.setattr("sparsefield.train.loop.canvas_loss",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
-    with pytest.raises(UserError, match="out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
+    with pytest.raises(UserError, match=r"out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
 
 
@@ -315,7 +315,7 @@ def test_shared_weights_hold_their_configuration(whole):
 
 @pytest.mark.parametrize("file", ["mamba_v2_latest.pth", "mamba_v2_best.safetensors"])
 def test_damaged_files_load_as_saved_or_get_one_line(whole, tmp_path, file):
-    """Cut or overwritten anywhere, a file gives the model that was saved or is refused in a line."""
+    """Cut or overwritten anywhere, a file gives what was saved or is refused in a line."""
     content = (whole / file).read_bytes()
     saved, _ = load_model(whole / file)
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """The runner as a person uses it: variables in, a log, a PID file, files and exit codes out."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -67,10 +68,8 @@ def test_background_status_second_start_and_stop(variables, tmp_path):
         assert "going on from step" in again.stdout or "nothing left to do" in again.stdout
     finally:
         pid = int((tmp_path / "training.pid").read_text())
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_dry_run_prints_the_settings_and_trains_nothing(variables, tmp_path):

@@ -1,6 +1,8 @@
 """The training loop: what it refuses, writes, survives, and that it resumes exactly."""
 
+import math
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,15 +89,15 @@ def test_resume_must_needs_a_checkpoint(data, tmp_path):
 
 
 def test_second_training_in_one_folder_is_refused(data, tmp_path):
-    with RunFolder(tmp_path, "mamba_v2").locked():
-        with pytest.raises(UserError, match="another training writes to"):
-            train(settings(data, tmp_path))
+    held = RunFolder(tmp_path, "mamba_v2").locked()
+    with held, pytest.raises(UserError, match="another training writes to"):
+        train(settings(data, tmp_path))
 
 
 def test_lasting_nonfinite_losses_are_fatal_and_leave_weights_alone(data, tmp_path, monkeypatch):
     for loss in ("canvas_loss", "slope_loss"):
         monkeypatch.setattr(
-            training, loss, lambda model, *_: sum(p.sum() for p in model.parameters()) * float("nan")
+            training, loss, lambda model, *_: sum(p.sum() for p in model.parameters()) * math.nan
         )
     config = settings(data, tmp_path, epochs=10, eval_every=100)
     monkeypatch.setattr(training.Reporter, "validate", lambda *_: False)
@@ -118,7 +120,7 @@ def test_learning_rate_is_a_function_of_the_step():
     rates = [training.learning_rate(step, 100, 10, 1.0) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text(CSV)
     (tmp_path / "words.csv").write_text(CSV.replace("10.", "ten.", 1).replace(",12.", ",warm", 1))
     (tmp_path / "nan.csv").write_text("lon,lat,sst\n1,2,nan\n2,3,\n3,4,NA\n")
-    (tmp_path / "swapped.csv").write_text("lat,lon,sst,err,day\n" + "\n".join(CSV.splitlines()[1:]) + "\n")
+    (tmp_path / "swapped.csv").write_text("lat,lon,sst,err,day\n" + CSV.split("\n", 1)[1])
     (tmp_path / "minus.csv").write_text(CSV.replace(",0.1,", ",-0.1,", 1))
     (tmp_path / "zero.csv").write_text("x,y,v\n0,0,0\n1,1,2\n0,1,4\n1,0,3\n")
     netcdf("stations.nc", {"n": 12}, ("lon", ("n",)), ("lat", ("n",)), ("t", ("n",)),

@@ -152,7 +152,7 @@ def test_values_that_are_all_alike_to_the_model_are_said(models, caplog):
 
 def test_three_values_that_are_no_colours(models):
     values = np.stack([1013 + WAVE, -5 + WAVE, 35 + WAVE], 1)
-    with pytest.raises(UserError, match="no colours of 0 to 255.*--value.*--value_range"):
+    with pytest.raises(UserError, match=r"no colours of 0 to 255.*--value.*--value_range"):
         quick(models["colour"], values)
     alone = quick(models["colour"], values, separately=True, num_steps=2)
     assert alone.mean.shape == (8, 8, 3)
@@ -421,8 +421,8 @@ def test_closed_pipes_and_ascii_terminals(tmp_path, encoding, closed):
 
 
 def test_interrupted_while_it_is_imported():
-    code = ("import sys; sys.argv = ['x']; from sparsefield import commands; "
-            "commands.end_in_one_line_on_interrupt(); import signal, os; os.kill(os.getpid(), signal.SIGINT)")
+    code = ("import os, signal, sys; sys.argv = ['x']; from sparsefield import commands; "
+            "commands.end_in_one_line_on_interrupt(); os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     for name in ("reconstruct", "train_mamba", "train_mamba_v2", "eval_v1_vs_v2",
@@ -554,7 +554,7 @@ def test_shipping_onto_itself_or_onto_what_is_no_checkpoint(tmp_path, paths):
     with pytest.raises(UserError, match="is the checkpoint that is read"):
         ship.ship(source, source)
     (tmp_path / "b.pth").write_text("mine")
-    with pytest.raises(UserError, match="b.pth"):
+    with pytest.raises(UserError, match=r"b\.pth"):
         ship.ship(source, tmp_path / "b.pth")
     assert (tmp_path / "b.pth").read_text() == "mine"
 

@@ -131,8 +131,9 @@ def test_points_without_a_value_are_unknown(tmp_path):
 
 @pytest.mark.parametrize("array, words", [
     (np.zeros((3, 24, 20)), "channels first"), (np.zeros((24, 20, 5)), "1, 3 or 4"),
-    (np.zeros(7), "shape"), (np.zeros((50, 3)), "rows of x, y, value?"), (np.zeros((4, 4), complex), "complex128"),
-    (np.array([[None]]), "objects"), (np.zeros((0, 4)), "shape (0, 4)"),
+    (np.zeros(7), "shape"), (np.zeros((50, 3)), "rows of x, y, value?"),
+    (np.zeros((4, 4), complex), "complex128"), (np.array([[None]]), "objects"),
+    (np.zeros((0, 4)), "shape (0, 4)"),
     (np.full((4, 4), np.nan), "no pixel has a value"),
 ])
 def test_arrays_that_are_no_pictures(tmp_path, array, words):
@@ -166,7 +167,7 @@ def test_folders_of_mixed_depths_are_refused(tmp_path):
     for k in range(3):
         Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / f"deep{k}.png")
         Image.fromarray((RAMP / 10).astype(np.uint8)).save(tmp_path / f"plain{k}.png")
-    with pytest.raises(UserError, match="mixed depths: .*deep0.png and .*plain0.png"):
+    with pytest.raises(UserError, match=r"mixed depths: .*deep0\.png and .*plain0\.png"):
         open_data(str(tmp_path), image_size=16)
 
 

@@ -1,4 +1,4 @@
-"""Longitude and latitude, transforms, noise that is found, holding out: answers of the closed form."""
+"""Longitude and latitude, transforms, noise that is found, holding out: all by the closed form."""
 
 from __future__ import annotations
 

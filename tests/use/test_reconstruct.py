@@ -98,7 +98,10 @@ def test_one_point_is_enough_and_an_oblong_extent_has_square_cells(sea):
 def test_many_points_are_seen_in_blocks_around_each_query(sea):
     rng = np.random.default_rng(2)
     coords = rng.uniform(size=(5000, 2))
-    truth = lambda p: 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])
+
+    def truth(p):
+        return 10 + 5 * np.sin(6 * p[..., 0]) * np.cos(5 * p[..., 1])
+
     field = load(sea).reconstruct(coords, truth(coords), 24, num_samples=2, num_steps=2)
     assert np.abs(field.mean[..., 0] - truth(field.coords)).max() < 0.5
     assert block_size(57600, 5000) == 1536 and block_size(576, 100) >= 576

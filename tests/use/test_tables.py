@@ -135,7 +135,7 @@ def test_packed_by_gzip(tmp_path):
     ("x,y,v\n1,2,3\n1e300,2,4\n1e301,1,2\n", "--missing 1e+301"),
 ])
 def test_refused_with_words(tmp_path, content, words):
-    with pytest.raises(UserError, match="t.csv") as refused:
+    with pytest.raises(UserError, match=r"t\.csv") as refused:
         read(tmp_path, content)
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
@@ -171,7 +171,7 @@ FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
 ])
 def test_values_that_mean_not_measured(tmp_path, extra, options, left):
     if left is None:
-        with pytest.raises(UserError, match="stands there . time.*--missing"):
+        with pytest.raises(UserError, match=r"stands there . time.*--missing"):
             read(tmp_path, FEW + extra, **options)
     else:
         assert len(read(tmp_path, FEW + extra, **options).values) == left
