@@ -106,7 +106,8 @@ class PerceiverIteration(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, x_at: Tensor, context_at: Tensor) -> Tensor:
-        seen = self.cross_attention(self.query_norm(x), self.context_norm(context), x_at, context_at)
+        peers, context = self.query_norm(x), self.context_norm(context)
+        seen = self.cross_attention(peers, context, x_at, context_at)
         x = x + self.dropout(seen)                                        # (B, N, D)
         if self.self_attention is not None:
             peers = self.self_norm(x)                                     # (B, N, D)
@@ -118,10 +119,11 @@ class LightweightPerceiver(nn.Module):
     """`iterations` rounds (coarse, then fine) of queries attending to context and each other.
 
     Args:
-        d_model: D. iterations: at least 1. heads: dividing d_model. distance: attention that
-            knows how far apart points are (sparsefield.model.attention). self_attention: among queries.
+        d_model: D. iterations: 0 leaves queries as they are. heads: dividing d_model. distance:
+            attention that knows how far apart points are (sparsefield.model.attention).
+            self_attention: among queries.
     Raises:
-        UserError: iterations < 1, or heads does not divide d_model.
+        UserError: iterations < 0, or heads does not divide d_model.
     """
 
     def __init__(
@@ -134,7 +136,8 @@ class LightweightPerceiver(nn.Module):
         self_attention: bool = True,
     ):
         super().__init__()
-        require_positive(perceiver_iterations=iterations)
+        if iterations < 0:
+            raise UserError(f"perceiver_iterations={iterations}: give 0 (none) or more")
         self.iterations = nn.ModuleList(
             PerceiverIteration(d_model, heads, dropout, distance, self_attention)
             for _ in range(iterations)
@@ -156,7 +159,8 @@ class MAMBADiffusionV2(FieldModel):
         d_model: D. num_layers: Mamba layers, half of them each way. d_state: of their scans.
         perceiver_iterations, perceiver_heads: of the perceiver. dropout: in [0, 1).
         distance_attention: let attention know how far apart points are.
-        two_way, query_self_attention: False takes out what V2 is about, to measure what it adds.
+        two_way, query_self_attention: False, and num_layers, perceiver_iterations: 0, take out what
+            V2 is about, to measure what it adds.
         channels and shared: see FieldModel (prior, neighbours, order, Fourier features).
     Raises:
         UserError: sizes that no model can be built from, with the reason.
@@ -180,7 +184,9 @@ class MAMBADiffusionV2(FieldModel):
             raise UserError(f"dropout={dropout}: give a share in [0, 1)")
         require_positive(d_state=d_state)
         super().__init__(channels=channels, d_model=d_model, **shared)
-        self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout, two_way)
+        self.mamba = None
+        if num_layers:
+            self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout, two_way)
         self.perceiver = LightweightPerceiver(
             d_model,
             perceiver_iterations,
@@ -191,9 +197,10 @@ class MAMBADiffusionV2(FieldModel):
         )
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
-        tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
-        tokens = self.mamba(tokens, prepared.reading)                     # (B, L, D)
-        context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
+        if self.mamba is not None:
+            tokens = torch.cat([context, queries], dim=1)                 # (B, L, D)
+            tokens = self.mamba(tokens, prepared.reading)                 # (B, L, D)
+            context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
         return self.perceiver(
             queries, context, prepared.query_coords, prepared.input_coords
         )                                                                 # (B, N, D)
@@ -206,9 +213,9 @@ class Config(TrainingConfig):
     d_model: int = 256
     """Width of the model."""
     num_layers: int = 8
-    """Mamba layers, half of them reading forward, half backward."""
+    """Mamba layers, half of them reading forward, half backward; 0, for ablations: none."""
     perceiver_iterations: int = 2
-    """Rounds of the perceiver: queries attend to observations, then to each other."""
+    """Rounds of the perceiver: queries attend to observations, then to each other; 0: none."""
     perceiver_heads: int = 8
     """Attention heads; must divide d_model."""
     d_state: int = 16

@@ -37,6 +37,7 @@ from sparsefield.data import (
     parse_pattern,
 )
 from sparsefield.flow.path import draw_angles
+from sparsefield.train.optimiser import Optimiser
 from sparsefield.train.pairs import Pairs, slope_loss
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
@@ -93,7 +94,7 @@ def step_of(data: Data, config: Config, device: str) -> Callable[[Batch], None]:
     """One optimiser step of the default model, finished when it returns."""
     torch.manual_seed(0)
     model: nn.Module = MAMBADiffusionV2(channels=data.channels).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr)
+    optimiser = Optimiser(model, config.optimiser, config.lr, config.weight_decay)
     pairs = Pairs(model, data.height, data.width, torch.device(device))
 
     def step(batch: Batch) -> None:

@@ -1,20 +1,22 @@
-"""Small honest experiments: one change each, same data, steps and seed, in one table.
+"""The ladder: one change each, same data and seed, equal samples and equal minutes, in one table.
 
-    python benchmarks/experiments.py                           # all rows: V1, V2, V2 without a part
-    python benchmarks/experiments.py --rows V2 "V2, no prior"  # some rows only
-    python benchmarks/experiments.py --epochs 24 --data pictures.npz --data_val more.npz
+    python benchmarks/experiments.py canvas --data train.npz --data_val val.npz   # the first part
+    python benchmarks/experiments.py tokens --canvas_from experiments/canvas/mamba_v2_best.pth ...
+    python benchmarks/experiments.py tokens --rows V2 "V2, no Mamba"              # some rows only
 
-Each row is a training by the project's own command in a folder of its own; started again, it goes
-on, and finished rows are only read. Then the last averaged weights of all rows are scored on the
-same frozen pictures of the validation split. Differences come with paired 95 % bootstrap intervals.
-Nothing is chosen on these pictures: the weights are those of the last step, not the best ones.
+The rows of `canvas` train the canvas alone, those of `tokens` what comes after it, on one canvas
+that they share (or, in rows that say so, without one). Each row is a training by the project's own
+command in a folder of its own; started again, it goes on, and finished rows are only read. Then the
+last averaged weights of all rows are scored on the same frozen pictures, the first of the
+validation. Differences come with paired 95 % bootstrap intervals. Nothing is chosen on these
+pictures: the weights are those of the last step. The column of equal minutes holds what a row's
+training had seen of itself when the quickest row ended, its learning rate not yet down.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,35 +28,46 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sparsefield.data import parse_pattern  # noqa: E402
-from sparsefield.evaluate.cases import Cases, spread  # noqa: E402
+from sparsefield.evaluate.cases import Cases  # noqa: E402
 from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402
 from sparsefield.evaluate.opening import open_test_data  # noqa: E402
-from sparsefield.model.checkpoint import load_model  # noqa: E402
+from sparsefield.model.checkpoint import load_checkpoint, load_model  # noqa: E402
 
-# The settings of the quick run (scripts/quick.sh); each row changes one thing of the first.
-COMMON = (
-    "--batch_size 16 --lr 1e-3 --warmup 50 --zero_share 0.5 --queries_min 128 --queries_max 256"
-)
-V2 = "train_mamba_v2.py --d_model 64 --num_layers 2 --perceiver_iterations 1 --perceiver_heads 4"
-V1 = "train_mamba.py --d_model 128 --num_layers 2 --heads 4"
-ROWS = {
-    "V2": V2,
-    "V1": V1,
-    "V1, residual around the cross-attention": f"{V1} --cross_attention_residual True",
-    "V2, no prior": f"{V2} --prior none",
-    "V1, no prior": f"{V1} --prior none",
-    "V1, residual, no prior": f"{V1} --cross_attention_residual True --prior none",
-    "V2, no nearest observations": f"{V2} --neighbours 0",
-    "V2, attention without distance": f"{V2} --distance_attention False",
-    "V2, all layers forward": f"{V2} --two_way False",
-    "V2, queries do not attend to each other": f"{V2} --query_self_attention False",
-    "V2, two iterations": V2.replace("iterations 1", "iterations 2"),
-    "V2, order: raster": f"{V2} --order raster",
-    "V2, order: concatenated": f"{V2} --order concat",
-    "V2, 4 layers": V2.replace("num_layers 2", "num_layers 4"),
-    "V2, d_model 128": V2.replace("d_model 64", "d_model 128"),
-    "V2, LR 1e-4": f"{V2} --lr 1e-4",
-    "V2, LR 3e-3": f"{V2} --lr 3e-3",
+COMMON = "--batch_size 32 --lr 2e-3 --warmup 100"
+ALONE = ("train_mamba_v2.py --canvas_first 1 --d_model 16 --num_layers 0 --perceiver_iterations 0 "
+         "--perceiver_heads 2 --neighbours 0")
+TOKENS = "--batch_size 16 --queries_min 128 --queries_max 384"
+V2 = f"train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4 {TOKENS}"
+V1 = f"train_mamba.py --d_model 128 --num_layers 6 {TOKENS}"
+# Each row changes one thing of the first; of a setting given twice the last counts.
+LADDERS = {
+    "canvas": {
+        "canvas": ALONE,
+        "AdamW": f"{ALONE} --optimiser adamw",
+        "width 32": f"{ALONE} --canvas_width 32",
+        "width 64": f"{ALONE} --canvas_width 64",
+        "LR 1e-3": f"{ALONE} --lr 1e-3",
+        "LR 4e-3": f"{ALONE} --lr 4e-3",
+        "batch 16": f"{ALONE} --batch_size 16",
+        "batch 64": f"{ALONE} --batch_size 64",
+    },
+    "tokens": {
+        "V2": V2,
+        "V2, no Mamba": f"{V2} --num_layers 0",
+        "V2, no perceiver": f"{V2} --perceiver_iterations 0",
+        "V2, all layers forward": f"{V2} --two_way False",
+        "V2, queries do not attend to each other": f"{V2} --query_self_attention False",
+        "V2, one curve": f"{V2} --order hilbert",
+        "V2, no nearest observations": f"{V2} --neighbours 0",
+        "V2, attention without distance": f"{V2} --distance_attention False",
+        "V2, AdamW": f"{V2} --optimiser adamw",
+        "V2, LR 1e-3": f"{V2} --lr 1e-3",
+        "V2, no canvas": f"{V2} --canvas_width 0",
+        "V2, no canvas, no prior": f"{V2} --canvas_width 0 --prior none",
+        "V1": V1,
+        "V1, residual around the cross-attention": f"{V1} --cross_attention_residual True",
+        "V1, no canvas, no prior": f"{V1} --canvas_width 0 --prior none",
+    },
 }
 
 
@@ -62,11 +75,14 @@ def train(name: str, command: str, folder: Path, settings: argparse.Namespace) -
     """Run a row's training to its end, or go on with it. Stops the program if it fails."""
     script, *flags = command.split()
     line = [sys.executable, str(ROOT / script), *COMMON.split(), *flags,
-            "--data", settings.data, "--epochs", str(settings.epochs), "--eval_every", "2",
-            "--eval_pictures", "64", "--visualize_every", "100000", "--save_every", "2",
+            "--data", settings.data, "--epochs", str(settings.epochs), "--eval_every", "1",
+            "--eval_pictures", "64", "--visualize_every", "100000", "--save_every", "1",
             "--keep_last", "1", "--seed", str(settings.seed), "--save_dir", str(folder)]
     if settings.data_val:
         line += ["--data_val", settings.data_val]
+    if settings.ladder == "tokens" and "--canvas_width 0" not in command:
+        width = load_checkpoint(settings.canvas_from)["config"]["canvas_width"]
+        line += ["--canvas_from", str(settings.canvas_from), "--canvas_width", str(width)]
     print(f"{name}: {' '.join(line[1:])}", file=sys.stderr, flush=True)
     with open(folder.with_suffix(".log"), "a") as log:
         done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)
@@ -85,7 +101,7 @@ def score(folder: Path, settings: argparse.Namespace) -> dict:
     latest = next(folder.glob("*_latest.pth"))
     model, checkpoint = load_model(latest)
     split = open_test_data(checkpoint, None).val
-    cases = Cases(split, parse_pattern("random:0.2"), spread(range(len(split)), settings.pictures))
+    cases = Cases(split, parse_pattern("random:0.2"), range(min(settings.pictures, len(split))))
     mean = cases.sample(model, method="mean")
     drawn = cases.sample(model, method="heun", num_steps=settings.num_steps)
     kriging = cases.interpolate("kriging, fitted")
@@ -111,19 +127,22 @@ def average(numbers: list[dict], metric: str) -> float:
 def table(rows: dict[str, dict]) -> str:
     """Markdown: every row beside kriging and beside the first row."""
     first = next(iter(rows.values()))
+    minutes = min(row["curve"][-1]["minutes"] for row in rows.values())
     lines = [
         "| row | parameters | posterior mean: PSNR, SSIM | PSNR over kriging, dB "
-        "| PSNR over the first row, dB | sample: PSNR | sample: speckle | minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| PSNR over the first row, dB | minutes | in training after {minutes:.1f} minutes, dB "
+        "| sample: PSNR | sample: speckle |",
+        "|---" * 9 + "|",
     ]
     for name, row in rows.items():
         mean, drawn = row["mean"], row["sample"]
+        then = [point["val_psnr"] for point in row["curve"] if point["minutes"] <= 1.02 * minutes]
         lines.append(
             f"| {name} | {row['parameters']:,} | {average(mean, 'psnr'):.2f} dB, "
             f"{average(mean, 'ssim'):.4f} | {difference(mean, row['kriging'], 'psnr', 3)} | "
             + ("" if row is first else difference(mean, first["mean"], "psnr", 3))
-            + f" | {average(drawn, 'psnr'):.2f} dB | {average(drawn, 'speckle_0.10'):.4f} "
-            f"| {row['curve'][-1]['minutes']:.1f} |"
+            + f" | {row['curve'][-1]['minutes']:.1f} | {then[-1]:.2f} "
+            f"| {average(drawn, 'psnr'):.2f} dB | {average(drawn, 'speckle_0.10'):.4f} |"
         )
     return "\n".join(lines)
 
@@ -143,32 +162,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="some rows (default: all)")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("ladder", choices=list(LADDERS))
+    parser.add_argument("--rows", nargs="+", help="some rows (default: all)")
+    parser.add_argument("--canvas_from", type=Path, help="the canvas of the rows of `tokens`")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--data", default="photos")
     parser.add_argument("--data_val")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=128, help="scored at the end")
-    parser.add_argument("--num_steps", type=int, default=10, help="Heun steps of a sample")
+    parser.add_argument("--pictures", type=int, default=160, help="scored at the end")
+    parser.add_argument("--num_steps", type=int, default=4, help="Heun steps of a sample")
     parser.add_argument("--out", type=Path, default=Path("experiments"))
     settings = parser.parse_args()
-    unknown = set(settings.rows) - set(ROWS)
-    if unknown:
-        parser.error(f"no such rows: {', '.join(unknown)}; choose from: {'; '.join(ROWS)}")
+    every = LADDERS[settings.ladder]
+    names = settings.rows or list(every)
+    if unknown := set(names) - set(every):
+        parser.error(f"no such rows: {', '.join(unknown)}; choose from: {'; '.join(every)}")
+    if settings.ladder == "tokens" and settings.canvas_from is None:
+        parser.error("--canvas_from: which canvas the rows share, the best of a training of one")
 
     results = {}
-    for name in settings.rows:
-        folder = settings.out / name.replace(" ", "_").replace(",", "").replace(":", "")
+    for name in names:
+        folder = settings.out / f"{settings.ladder}_{name}".replace(" ", "_").replace(",", "")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        train(name, ROWS[name], folder, settings)
-        scores = folder / "scores.json"
-        if not scores.exists() or json.loads(scores.read_text())["step"] < curve(folder)[-1]["step"]:
+        train(name, every[name], folder, settings)
+        scores, last = folder / "scores.json", curve(folder)[-1]["step"]
+        if not scores.exists() or json.loads(scores.read_text())["step"] < last:
             scores.write_text(json.dumps(score(folder, settings)))
         results[name] = {**json.loads(scores.read_text()), "curve": curve(folder)}
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
                             capture_output=True, text=True).stdout.strip()
-    print(f"{settings.data}, {settings.epochs} epochs, seed {settings.seed}, commit {commit}, torch "
-          f"{torch.__version__}, {os.cpu_count()} cores, {settings.pictures} validation pictures\n")
+    print(f"{settings.data}, {settings.epochs} epochs, seed {settings.seed}, commit {commit}, "
+          f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+          f"{settings.pictures} validation pictures\n")
     print(table(results), curves(results), sep="\n\n")
 
 

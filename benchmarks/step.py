@@ -1,12 +1,13 @@
-"""A whole training step of the default V2, and a reconstruction: time, shares, memory.
+"""Whole training steps of the default V2, and a reconstruction: time, shares, memory.
 
     python benchmarks/step.py                     # all tables, about 2 minutes on two cores
     python benchmarks/step.py --tables shares     # some: steps, shares, batches
 
-16 pictures, 204 observations and 204 queries each; a step is preparation (kriging, neighbours,
-order), forward, backward, clipping and AdamW. The reconstruction asks for all 1,024 points of one
-picture from 204, by the posterior mean of 4 draws. Ways take turns within a round; ratios are
-medians of the rounds' ratios. Random weights: cost does not depend on what they are.
+16 pictures, 204 observations and 204 queries each; a step is preparation (kriging, canvas,
+neighbours, order), forward, backward, clipping and the optimiser. A painted step, of the first part
+of a training, teaches the canvas alone, at all 820 other points. The reconstruction asks for the
+posterior mean of one picture at all 1,024 points from 204. Ways take turns within a round; ratios
+are medians of the rounds' ratios. Random weights: cost does not depend on what they are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.flow.sampling import sample
 from sparsefield.model.precision import has_fast_bfloat16
-from sparsefield.train.pairs import Pairs, slope_loss
+from sparsefield.train.config import TrainingConfig
+from sparsefield.train.optimiser import Optimiser
+from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
 from train_mamba_v2 import MAMBADiffusionV2
 
 POINTS = 204
@@ -49,25 +52,28 @@ GROUPS = {
     "casts and copies": ("copy_", "_to_copy", "aten::cat", "aten::gather", "aten::scatter"),
     "norms, GELU": ("layer_norm", "gelu"),
     "kriging, neighbours, order": ("cholesky", "cdist", "topk", "sort", "triangular"),
-    "optimiser, clipping": ("adamw", "_foreach", "vector_norm"),
+    "optimiser, clipping": ("adamw", "lerp", "_foreach", "vector_norm"),
 }
 
 
-def make_batch(size: int) -> Batch:
+def make_batch(size: int, queries: int = POINTS) -> Batch:
     """Fields of 32 x 32 that share one layout of observations, as in training."""
     torch.manual_seed(0)
     order, grid = torch.randperm(1024), grid_coords(32, 32)
     observed, queried = (part.sort().values.expand(size, -1)
-                         for part in (order[:POINTS], order[POINTS : 2 * POINTS]))
+                         for part in (order[:POINTS], order[POINTS : POINTS + queries]))
     return Batch(
         input_index=observed,
         input_coords=grid[observed],
         input_values=torch.rand(size, POINTS, 3) * 2 - 1,
         query_index=queried,
         query_coords=grid[queried],
-        x_1=torch.rand(size, POINTS, 3) * 2 - 1,
-        seed=torch.arange(size),
+        x_1=torch.rand(size, queries, 3) * 2 - 1,
+        draws=torch.arange(size),
+        turn=torch.zeros(size, dtype=torch.long),
         layout=torch.zeros(size, dtype=torch.long),
+        field=torch.full((size,), -1),  # none comes again: its closed form is computed
+        symmetry=torch.zeros(size, dtype=torch.long),
         theta=torch.rand(size),
     )
 
@@ -77,15 +83,18 @@ class Training:
 
     def __init__(self):
         torch.manual_seed(0)
-        self.model = MAMBADiffusionV2()
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.model = MAMBADiffusionV2(canvas_width=TrainingConfig.canvas_width)
+        self.optimiser = Optimiser(self.model, TrainingConfig.optimiser, 1e-5, 0.01)
         self.pairs = Pairs(self.model, 32, 32, torch.device("cpu"))
 
-    def __call__(self, batch: Batch, bfloat16: bool, backend: str = "auto") -> None:
+    def __call__(
+        self, batch: Batch, bfloat16: bool, backend: str = "auto", paints: bool = False
+    ) -> None:
         os.environ["SCAN"] = backend
-        pair = self.pairs(batch)
+        pair = self.pairs(batch, with_draws=not paints)
+        loss_of = canvas_loss if paints else slope_loss
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = slope_loss(self.model, batch, pair).mean()
+            loss = loss_of(self.model, batch, pair).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
@@ -100,11 +109,14 @@ def reconstruct(model: MAMBADiffusionV2, bfloat16: bool) -> None:
 
 
 def ways(bfloat16: bool, size: int = 16) -> dict[str, Callable[[], None]]:
-    training, batch = Training(), make_batch(size)
+    training, batch, dense = Training(), make_batch(size), make_batch(size, 1024 - POINTS)
+    painted = partial(training, dense, paints=True)
     return {
         "step, float32, scan in PyTorch": partial(training, batch, False, "torch"),
         "step, float32": partial(training, batch, False),
         **({"step, bfloat16": partial(training, batch, True)} if bfloat16 else {}),
+        "painted step, float32": partial(painted, bfloat16=False),
+        **({"painted step, bfloat16": partial(painted, bfloat16=True)} if bfloat16 else {}),
         "reconstruction 32 × 32, float32": partial(reconstruct, training.model, False),
         **({"reconstruction 32 × 32, bfloat16": partial(reconstruct, training.model, True)}
            if bfloat16 else {}),

@@ -26,7 +26,7 @@ from sparsefield.evaluate.report import (
     scale_line,
     summarise,
 )
-from sparsefield.model.field import FieldModel
+from sparsefield.model.field import FieldModel, GaussianModel
 
 MEAN: dict[str, Any] = {"method": "mean"}
 HIGHER_IS_BETTER = {  # what the blocks of the report show: title, unit, decimals
@@ -75,6 +75,7 @@ def compare(
             outcomes["sample"][name] = cases.sample(
                 model, draws=ensemble, done=bar.update, **sampler
             )
+    gaussian = cases.sample(GaussianModel(), draws=ensemble, **sampler)
     for name, outcome in outcomes["sample"].items():
         fitted = checkpoints[name].get("calibration")
         if fitted and ensemble > 1:
@@ -87,6 +88,8 @@ def compare(
     interpolated = {name: cases.interpolate(name) for name in BASELINES}
     baselines = {name: summarise(outcome, cases.numbers(outcome))
                  for name, outcome in interpolated.items()}
+    draws = summarise(gaussian, cases.numbers(gaussian))
+    expect_psnr(draws, baselines["kriging, fitted"])
     best = max(baselines, key=lambda name: baselines[name]["mean"]["psnr"])
     fields = {"V1": outcomes["mean"]["V1"].fields, "V2": outcomes["mean"]["V2"].fields,
               best: interpolated[best].fields}
@@ -98,6 +101,7 @@ def compare(
         "differences": {kind: paired(found["V1"], found["V2"], seed)
                         for kind, found in summaries.items() if len(found) == 2},
         "baselines": baselines,
+        "draws": {"kriging, fitted": draws},  # of the closed form alone
     }
     return results, fields
 
@@ -135,6 +139,7 @@ def report(results: dict[str, Any]) -> str:
         table("Point estimates", {**results["mean"], **results["baselines"]}),
         sample_table("Samples (not comparable with point estimates: 3 dB lower by theory)", {
             **samples,
+            **results["draws"],
             **{f"{name} calibrated": row for name, row in results["calibrated"].items()},
         }),
         cost(results),

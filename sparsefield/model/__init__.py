@@ -1,1 +1,1 @@
-"""What the models are made of: closed form, tokens, Mamba, attention, and the file of their weights."""
+"""What the models are made of: closed form, tokens, Mamba, attention; the file of their weights."""

@@ -1,16 +1,17 @@
 """A dense first look at the observations: a U-Net on a lattice, which points read.
 
-The closed form is linear in the values and knows no edges. The canvas holds it on a lattice as fine as
-the observations are dense, and a U-Net (Ronneberger et al. 2015) says in every cell by how much its
-mean is off and how much narrower or wider the truth lies around it. A point at any place reads the
-canvas by bilinear interpolation, as in gridded neural processes (Ashman et al. 2024). It depends on the
-observations alone: once a field, whatever is drawn from it.
+The closed form is linear in the values and knows no edges. The canvas holds it on a lattice as fine
+as the observations are dense, and a U-Net (Ronneberger et al. 2015) says in every cell by how much
+its mean is off and how much narrower or wider the truth lies around it. A point at any place reads
+the canvas by bilinear interpolation, as in gridded neural processes (Ashman et al. 2024). It
+depends on the observations alone: once a field, whatever is drawn from it.
 
 Symbols: B fields, M observations, N queries, C channels, n cells a side, W width.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -148,7 +149,7 @@ class UNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int):
         super().__init__()
         widths = [width << level for level in range(LEVELS)]
-        steps = list(zip(widths[:-1], widths[1:]))
+        steps = list(pairwise(widths))
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.down = nn.ModuleList(ResidualBlock(w) for w in widths)
         self.coarser = nn.ModuleList(nn.Conv2d(w, v, 2, stride=2) for w, v in steps)

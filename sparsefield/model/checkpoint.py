@@ -151,7 +151,7 @@ def _read_safetensors(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             described = dict(json.loads((file.metadata() or {}).get("sparsefield", "{}")))
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise UserError(
             f"checkpoint {path} cannot be read: the file is truncated or damaged"

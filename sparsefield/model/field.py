@@ -3,8 +3,8 @@
     closed form  ->  canvas: mean and sd where the flow starts  ->  tokens  ->  mix  ->  F
 
 A subclass adds only what it does between tokens and decoder (`mix`). Everything that depends on
-the points alone, not on the draw, is computed once (`closed_form`, `start`, `prepare`) and reused by
-every evaluation of a sampler.
+the points alone, not on the draw, is computed once (`closed_form`, `start`, `prepare`) and reused
+by every evaluation of a sampler.
 """
 
 from __future__ import annotations

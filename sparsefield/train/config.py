@@ -85,13 +85,14 @@ class TrainingConfig:
     """Width of the canvas, a U-Net that improves the mean and sd that the flow starts from; 0:
     none."""
     canvas_first: float = 0.7
-    """Share of the steps in which the canvas learns; then it stays as it is, and the rest learns."""
+    """Share of the steps in which the canvas learns; it then stays as it is, the rest learns."""
     canvas_from: str | None = None
     """Checkpoint whose canvas a new training takes as it is; all steps are then for the rest."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
-    order: str = "hilbert"
-    """Order in which tokens are read: hilbert, hilbert_transposed, raster or concat."""
+    order: str = "several"
+    """Order in which tokens are read: several (another curve for every layer), hilbert,
+    hilbert_transposed, raster or concat."""
     eval_every: int = outside(10)
     """Epochs between validations."""
     eval_pictures: int = outside(64)

@@ -17,7 +17,7 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and filters decay; biases, norms, the scan's A_log and D, attention widths do not."""
+    """Matrices and filters decay; biases, norms, the scan's A_log, D, attention widths do not."""
     return parameter.ndim > 1 and not name.endswith("A_log")
 
 

@@ -1,8 +1,9 @@
-"""What a training step learns from: the closed form of every field of a batch, and draws from it."""
+"""What a training step learns from: the closed form of every field of a batch, and draws."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -69,10 +70,10 @@ class Pairs:
             form, noise = self.model.closed_form(
                 batch.query_coords, batch.input_coords, batch.input_values
             )
+            if not with_draws:
+                return Pair(form, form.mean[:, :0])
             seeds = [noise_seed(*own) for own in zip(batch.draws.tolist(), batch.turn.tolist())]
-            z_0 = noise([torch.Generator().manual_seed(seed) for seed in seeds]) if with_draws else (
-                form.mean[:, :0])
-            return Pair(form, z_0)
+            return Pair(form, noise([torch.Generator().manual_seed(seed) for seed in seeds]))
         return self._on_grid(batch, with_draws)
 
     def _on_grid(self, batch: Batch, with_draws: bool) -> Pair:
@@ -81,11 +82,12 @@ class Pairs:
                                                  batch.symmetry, batch.turn)))
         places = zip(batch.input_index, batch.input_values, batch.query_index)
         fields, cells = [], []
-        for (field, layout, seed, symmetry, turn), (observed, values, queried) in zip(names, places):
+        for name, (observed, values, queried) in zip(names, places):
+            field, layout, seed, symmetry, turn = name
             guise = Guise(symmetry, self.shape, side, values)
-            turns = self._kept(field, with_draws, lambda: self._turns(
-                layout, guise.points[observed], guise.undone(values), side, seed, field, with_draws
-            ))
+            make = partial(self._turns, layout, guise.points[observed], guise.undone(values), side,
+                           seed, field, with_draws)
+            turns = self._kept(field, with_draws, make)
             on_grid, on_lattice, at_inputs = guise.seen(turns, side)
             asked = guise.points[queried] if with_draws else observed[:0]
             draw = turns.draws[turn] if with_draws else turns.mean
@@ -159,11 +161,11 @@ class Guise:
 
 
 def canvas_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
-    """What the canvas learns from, (B, N, C): how far its mean is off, in sd of the closed form, and
-    the negative log-likelihood of its sd around that mean.
+    """What the canvas learns from, (B, N, C): how far its mean is off, in sd of the closed form,
+    and the negative log-likelihood of its sd around that mean.
 
-    Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too small,
-    squares would let a few points teach the most.
+    Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too
+    small, squares would let a few points teach the most.
     """
     look, _ = model.look(pair.form, batch.query_coords, batch.input_coords)
     error = (batch.x_1 - pair.form.mean) / pair.form.sd - look.shift

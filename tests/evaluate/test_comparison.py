@@ -191,12 +191,12 @@ def test_percentages(change, of, text):
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
-    other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=1e-3, device="mps")
+    other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=2e-3, device="mps")
     settings = config({**checkpoints, "v2_checkpoint": str(other)}, tmp_path)
     loaded = {name: script.load(name, getattr(settings, f"{name.lower()}_checkpoint"))
               for name in NAMES}
     assert script.differences_in_training(loaded) == {
-        "prior": ["fitted", "none"], "lr": [1e-4, 1e-3]
+        "prior": ["fitted", "none"], "lr": [1e-3, 2e-3]
     }
 
 

@@ -225,6 +225,7 @@ def test_hilbert_order_is_the_same_at_every_resolution():
     dict(num_layers=12, perceiver_iterations=3, perceiver_heads=16),
     dict(d_state=5, order="concat", prior="none", neighbours=0),
     dict(distance_attention=False, dropout=0.1),
+    dict(num_layers=0), dict(perceiver_iterations=0),
 ])
 def test_other_legal_values_work(legal):
     model = MAMBADiffusionV2(**{**SMALL, "d_model": 64, **legal})
@@ -233,10 +234,10 @@ def test_other_legal_values_work(legal):
 
 @pytest.mark.parametrize("illegal, named", [
     (dict(num_layers=7), "num_layers=7"),
-    (dict(num_layers=0), "num_layers=0"),
+    (dict(num_layers=-2), "num_layers=-2"),
     (dict(perceiver_heads=5), "heads=5"),
     (dict(perceiver_heads=0), "heads=0"),
-    (dict(perceiver_iterations=0), "perceiver_iterations=0"),
+    (dict(perceiver_iterations=-1), "perceiver_iterations=-1"),
     (dict(d_model=0), "d_model=0"),
     (dict(d_state=0), "d_state=0"),
     (dict(dropout=1.0), "dropout=1.0"),

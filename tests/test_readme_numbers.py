@@ -1,0 +1,43 @@
+"""README and docs say of the shipped weights what was measured and stored."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    spec = importlib.util.spec_from_file_location(
+        "readme_numbers", ROOT / "benchmarks/readme_numbers.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def stored(numbers) -> dict:
+    return json.loads(numbers.STORED.read_text())
+
+
+def test_the_readme_says_what_was_measured(numbers, stored):
+    assert numbers.headline(stored) in (ROOT / "README.md").read_text()
+
+
+def test_the_page_on_models_says_what_was_measured(numbers, stored):
+    assert numbers.samples(stored) in (ROOT / "docs/models.md").read_text()
+
+
+def test_another_number_would_be_noticed(numbers, stored):
+    stored = json.loads(json.dumps(stored))
+    stored["mean"]["V2"]["mean"]["psnr"] += 0.01
+    assert numbers.headline(stored) not in (ROOT / "README.md").read_text()
+
+
+def test_marks_that_are_missing_are_an_error(numbers):
+    with pytest.raises(SystemExit, match="0 places"):
+        numbers.between("no marks", "headline table", "")
