@@ -52,13 +52,13 @@ from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
 from sparsefield.use import holdout, plots, transforms
 from sparsefield.use.columns import are_colours
 from sparsefield.use.domain import TRAINED_SHARE, other_density, outside_pictures
-from sparsefield.use.globe import WIDEST, around, shrinkage
+from sparsefield.use.globe import WIDEST, around, require_degrees
 from sparsefield.use.globe import scales as globe_scales
-from sparsefield.use.grids import grid_shape, scales
+from sparsefield.use.grids import cells, grid_shape, own_grid, scales
 from sparsefield.use.measurements import read_measurements
 from sparsefield.use.points import LARGEST, Measurements, noise_of
-from sparsefield.use.reconstruction import MOST_SAMPLES, Field, Frame, Reconstructor
-from sparsefield.use.scales import is_of_pictures
+from sparsefield.use.reconstruction import MOST_SAMPLES, Field, Frame, Reconstructor, beyond
+from sparsefield.use.scales import is_of_pictures, own_range
 from sparsefield.use.written import Grid, grid_like, grid_of, written
 
 SHIPPED = "checkpoints_mamba_v2/mamba_v2_best.pth"
@@ -164,6 +164,13 @@ def refuse_nothing_to_do(config: Config, given: Measurements, shape: tuple[int, 
                         "with --resolution")
 
 
+def refuse_nothing_in_reach(config: Config, given: Measurements, places: np.ndarray) -> None:
+    """Raises UserError where no cell, of middles (N, 2), is near enough to a measurement."""
+    if beyond(config.reach, places, given.coords, config.lonlat).all():
+        raise UserError(f"--reach {config.reach:g}: no cell is as near to a measurement; give more "
+                        f"({'km' if config.lonlat else 'units of x'}), or a finer grid")
+
+
 def output_names(num_samples: int, is_picture: bool) -> list[str]:
     """What a reconstruction leaves."""
     names = ["field.npz", "mean.png", "reconstruction.png",
@@ -226,15 +233,23 @@ def outside(model: Reconstructor, given: Measurements, shape: tuple[int, int]) -
     return other_density(given, shape, observe)
 
 
-def on_grid(given: Measurements, grid: Grid, lonlat: bool) -> Measurements:
+def on_grid(given: Measurements, grid: Grid, config: Config) -> Measurements:
     """Measurements about a grid and all around it."""
     x0, x1, y0, y1 = grid.extent
-    if lonlat:
+    if config.lonlat:
+        corners = np.array([[grid.x[k], grid.y[k]] for k in (0, -1)])
+        require_degrees(f"--grid {config.grid}", corners)
+        west = (x0 + x1 - WIDEST) / 2
         coords = given.coords.copy()
-        coords[:, 0] = around(coords[:, 0], ((x0 + x1 - WIDEST) / 2, 0, 0, 0))
+        coords[:, 0] = around(coords[:, 0], (west, 0, 0, 0))
+        x0, x1 = max(x0, west), min(x1, west + WIDEST)  # a grid may have its first longitude twice
         y0, y1 = max(y0, -90.0), min(y1, 90.0)
         given = replace(given, coords=coords)
     low, high = given.coords.min(axis=0), given.coords.max(axis=0)
+    if (high < (x0, y0)).any() or (low > (x1, y1)).any():
+        cli.log.warning("WARNING: all measurements (x %.6g to %.6g, y %.6g to %.6g) lie beside the "
+                        "grid of %s (x %.6g to %.6g, y %.6g to %.6g)", low[0], high[0], low[1],
+                        high[1], config.grid, x0, x1, y0, y1)
     extent = (min(x0, low[0]), max(x1, high[0]), min(y0, low[1]), max(y1, high[1]))
     return replace(given, extent=tuple(map(float, extent)))
 
@@ -250,10 +265,10 @@ def reconstruct(config: Config) -> None:
             raise UserError(f"--grid {config.grid}: it is for points, and says resolution and "
                             "extent itself; leave those out")
         grid = grid_like(config.grid)
-        given = on_grid(given, grid, config.lonlat)
+        given = on_grid(given, grid, config)
     if config.reach is not None and (given.is_picture or not config.reach > 0):
         raise UserError(f"--reach {config.reach:g}: it is for points, and above 0")
-    transforms.forward(config.transform, given.values)  # refused before anything is written
+    own_range(transforms.forward(config.transform, given.values))  # refused before writing
     frame = frame_of(config, given)
     if grid is None:
         shape = grid_shape(parse_resolution(config.resolution, given), given.extent,
@@ -262,6 +277,9 @@ def reconstruct(config: Config) -> None:
         refuse_nothing_to_do(config, given, shape)
     else:
         shape = len(grid.y), len(grid.x)
+    if config.reach is not None:
+        where = own_grid((grid.x, grid.y)) if grid else cells(shape, given.extent, frame.scaled_by)
+        refuse_nothing_in_reach(config, given, where[1])
     model = choose_model(config, asked, given, shape)
     if config.holdout is not None:
         hold_out(config, model, given, frame)
@@ -411,8 +429,7 @@ def contents(
         files[f"sample_{k + 1}.png"] = picture(sample, given, low, high)
     buffer = io.BytesIO()
     seen = given if given.is_picture else replace(given, extent=grid.extent)
-    stretch = 1 / shrinkage(grid.extent) if lonlat else 1.0
-    plots.reconstruction(field, seen, (low, high), unit, buffer, stretch)
+    plots.reconstruction(field, seen, (low, high), unit, buffer, lonlat)
     files["reconstruction.png"] = buffer.getvalue()
     if not given.is_picture:
         files |= written(field, grid, given.names, unit, field.how)

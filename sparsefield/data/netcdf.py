@@ -70,7 +70,7 @@ def _opened(path: Path) -> Iterator[object]:
             beginning = file.read(4)
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
-    if beginning == b"\x89HDF":
+    if beginning in (b"\x89HDF", b"CDF\x05"):
         yield _by_xarray(path)
         return
     if beginning[:3] != b"CDF":
@@ -106,7 +106,7 @@ def _by_xarray(path: Path) -> _File:
     try:
         import xarray
     except ImportError:
-        raise UserError(f"{path}: NetCDF-4 (HDF5) is read by xarray: {way_out}") from None
+        raise UserError(f"{path}: NetCDF-4 (and CDF-5) is read by xarray: {way_out}") from None
     try:
         with xarray.open_dataset(path, decode_cf=False) as data:
             return _File({str(name): _Stored(tuple(map(str, v.dims)), np.asarray(v.values),

@@ -58,6 +58,8 @@ class Result:
 
     Attributes:
         values: (B, K, N, C). mean: (B, N, C) posterior mean, which the first evaluation gives.
+        start_sd: (B, N, C) of the draws that the flow starts from: of a model without a network
+            that of the values.
         nfe: evaluations of the network for each draw, the first shared by all
             draws of a field. blocks: pieces in which the queries went through the model.
         how: one line for reports. variogram: that of the first field's closed form, in words.
@@ -65,6 +67,7 @@ class Result:
 
     values: Tensor
     mean: Tensor
+    start_sd: Tensor
     nfe: int
     blocks: int
     how: str
@@ -143,7 +146,7 @@ def sample(
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, slope, options)
     variogram = getattr(noise, "variogram", "")
-    return Result(values, mean, slope.evaluations, len(slope.blocks), how, variogram)
+    return Result(values, mean, start.sd, slope.evaluations, len(slope.blocks), how, variogram)
 
 
 class _Count:

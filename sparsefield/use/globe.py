@@ -39,6 +39,14 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
                             "exchanged (give --x and --y), or are these metres (no --lonlat)?")
 
 
+def refuse_exchanged(source: str, coords: np.ndarray) -> None:
+    """Raises UserError where (M, 2) can be degrees only as latitude, longitude."""
+    lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
+    if lon <= 90 < lat <= WIDEST:
+        raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
+                        "are exchanged; give --x and --y")
+
+
 def around(lon: np.ndarray, extent: Sequence[float] | None) -> np.ndarray:
     """Longitudes (M,) turned by 360 degrees to where they are closest together.
 

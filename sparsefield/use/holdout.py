@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -196,14 +197,19 @@ def pykrige(frame: Frame) -> Method | None:
         points, queries = (p / scale for p in (given.coords, places))
         kind = "geographic" if frame.lonlat else "euclidean"
         means, variances = [], []
-        for values in given.values.T:
-            kriging = OrdinaryKriging(*points.T, values, variogram_model="exponential", nlags=20,
-                                      weight=True, coordinates_type=kind)
-            mean, variance = kriging.execute("points", *queries.T)
-            means.append(np.asarray(mean))
-            variances.append(np.asarray(variance))
-        sd = np.sqrt(np.maximum(np.stack(variances, axis=1), 1e-12))
-        return Forecast(np.stack(means, axis=1), sd=sd)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            for values in given.values.T:
+                kriging = OrdinaryKriging(
+                    *points.T, values, variogram_model="exponential", nlags=20, weight=True,
+                    coordinates_type=kind)
+                mean, variance = kriging.execute("points", *queries.T)
+                means.append(np.asarray(mean))
+                variances.append(np.asarray(variance))
+        mean, variance = np.stack(means, axis=1), np.stack(variances, axis=1)
+        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+            raise ValueError("its variogram could not be fitted")
+        return Forecast(mean, sd=np.sqrt(np.maximum(variance, 1e-12)))
 
     return method
 
@@ -231,6 +237,8 @@ def verdict(scores: list[Score]) -> str:
     """
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
+    if not best.crps:
+        return f"{best.name} foretells all of it exactly: nothing is to be compared"
     change = (first.each - best.each) / best.crps
     error = 1.96 * change.std() / len(change) ** 0.5
     low, high = change.mean() - error, change.mean() + error

@@ -13,6 +13,7 @@ import numpy as np
 from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.data.missing import parse_missing
 from sparsefield.errors import UserError
+from sparsefield.use.globe import refuse_exchanged
 from sparsefield.use.pictures import measure_picture
 from sparsefield.use.points import Measurements, clean
 from sparsefield.use.tables import Table, read_table
@@ -89,6 +90,8 @@ def read_measurements(
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from None
     if found.on_globe and not lonlat:
+        if x is None and y is None:
+            refuse_exchanged(source, found.coords)
         log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
                  source)
     cleaned = clean(source, found.coords, found.values, found.names, extent, numbers, found.noise,

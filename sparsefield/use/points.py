@@ -89,15 +89,14 @@ def clean(
         raise UserError(f"{source}: holds no measurement")
     if noise is not None and not (noise >= 0).all():
         raise UserError(f"{source}: the noise's sd is {noise.min():g} in places; give 0 or more")
+    if extent is not None:
+        _require_extent(extent, lonlat)
     if lonlat:
         globe.require_degrees(source, coords)
         coords[:, 0] = globe.around(coords[:, 0], extent)
     if extent is None:
-        extent = bounds(source, coords)
+        extent = bounds(source, coords, lonlat)
     x0, x1, y0, y1 = extent
-    if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
-        raise UserError(f"--extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 x1 y0 y1 with x0 < x1 and "
-                        "y0 < y1")
     inside = ((coords >= (x0, y0)) & (coords <= (x1, y1))).all(axis=1)
     if not inside.any():
         raise UserError(f"{source}: all points lie outside --extent {x0:g} {x1:g} {y0:g} {y1:g}")
@@ -113,6 +112,15 @@ def clean(
     return found
 
 
+def _require_extent(extent: Sequence[float], lonlat: bool) -> None:
+    x0, x1, y0, y1 = extent
+    words = f"--extent {x0:g} {x1:g} {y0:g} {y1:g}"
+    if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
+        raise UserError(f"{words}: give x0 x1 y0 y1 with x0 < x1 and y0 < y1")
+    if lonlat:
+        globe.require_degrees(words, np.array([[x0, y0], [x1, y1]]))
+
+
 def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
     """NaN in place of the numbers that mean: not measured (equal as float32 is equal enough)."""
     if not missing:
@@ -123,8 +131,13 @@ def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
     return np.where(is_code, np.nan, numbers)
 
 
-def bounds(source: str, coords: np.ndarray) -> tuple[float, float, float, float]:
-    """The smallest rectangle around points; of no width or height, as wide as the other side."""
+def bounds(
+    source: str, coords: np.ndarray, lonlat: bool = False
+) -> tuple[float, float, float, float]:
+    """The smallest rectangle around points; of no width or height, as wide as the other side.
+
+    With lonlat it ends at the poles.
+    """
     low, high = coords.min(axis=0), coords.max(axis=0)
     if np.abs(coords).max() > FARTHEST:
         raise UserError(f"{source}: coordinates as large as {np.abs(coords).max():.3g}; which are "
@@ -132,6 +145,8 @@ def bounds(source: str, coords: np.ndarray) -> tuple[float, float, float, float]
     sides = np.where(high > low, high - low, 0.0)
     grow = np.where(sides > 0, 0.0, max(sides.max(), 0.0) or 1.0) / 2
     low, high = low - grow, high + grow
+    if lonlat:
+        low[1], high[1] = max(low[1], -90.0), min(high[1], 90.0)
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 

@@ -47,7 +47,8 @@ class Field:
 
     Attributes:
         coords: (H, W, 2), x and y of the middles of its cells.
-        mean: (H, W, C) posterior mean. sd: (H, W, C). samples: (K, H, W, C).
+        mean: (H, W, C) posterior mean. sd: (H, W, C), that of the samples, and of the closed form
+            alone without a transform the exact one. samples: (K, H, W, C).
         how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
     """
 
@@ -64,14 +65,19 @@ class Field:
         Args:
             reach: in the units of x and y; with lonlat in km on the Earth.
         """
-        places = self.coords.reshape(-1, 2)
-        if lonlat:
-            places, coords = globe.on_sphere(places), globe.on_sphere(coords)
-            reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)       # of the chord
-        far = cKDTree(coords).query(places)[0].reshape(self.coords.shape[:2]) > reach
+        far = beyond(reach, self.coords.reshape(-1, 2), coords, lonlat)
+        far = far.reshape(self.coords.shape[:2])
         hidden = {name: np.where(far[..., None], np.nan, getattr(self, name))
                   for name in ("mean", "sd", "samples")}
         return replace(self, **hidden)
+
+
+def beyond(reach: float, places: np.ndarray, coords: np.ndarray, lonlat: bool) -> np.ndarray:
+    """(P,) bool: places (P, 2) farther than `reach` from coords (M, 2); see `Field.within`."""
+    if lonlat:
+        places, coords = globe.on_sphere(places), globe.on_sphere(coords)
+        reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)           # of the chord
+    return cKDTree(coords).query(places)[0] > reach
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,8 @@ class Reconstructor:
                 raise UserError(f"extent {extent[0]:g} {extent[1]:g}: longitudes span 360 degrees "
                                 "at most")
             coords[:, 0] = globe.around(coords[:, 0], extent)
-            extent = bounds("coords", coords) if extent is None and len(coords) else extent
+            if extent is None and len(coords):
+                extent = bounds("coords", coords, lonlat)
         extent = tuple(float(x) for x in (extent if extent is not None else (0, 1, 0, 1)))
         given = Measurements(coords, values, extent)
         self._check(given, settings)
@@ -299,9 +306,11 @@ class Reconstructor:
     ) -> Answer:
         """The answer at queries (N, 2 or 3), from transformed values, in the units of the user."""
         found = self._channels(given, noise, frame, queries, settings)
+        if settings.transform is None:
+            return found
         samples = transforms.back(settings.transform, found.samples)
-        mean = found.mean if settings.transform is None else samples.mean(axis=0)
-        return replace(found, mean=mean, sd=samples.std(axis=0, ddof=1), samples=samples)
+        return replace(found, mean=samples.mean(axis=0), sd=samples.std(axis=0, ddof=1),
+                       samples=samples)
 
     def _channels(
         self, given: Measurements, noise: np.ndarray, frame: Frame, queries: Tensor,
@@ -342,19 +351,21 @@ class Reconstructor:
             noise_inside = noise[:, None] / half_widths if noise.any() else None
         clip = self.scale is not None and is_of_pictures(self.scale) and copies == 1 and (
             excess(given.values, scale) <= 0)
-        drawn, mean, how, variogram = self._draw(
-            queries, places, inside.float(), noise_inside, clip, settings)
+        drawn = self._draw(queries, places, inside.float(), noise_inside, clip, settings)
+        samples, sd = drawn.samples, drawn.sd
         if settings.with_noise:
-            drawn = drawn + found * np.random.default_rng(settings.seed).normal(size=drawn.shape)
+            rng = np.random.default_rng(settings.seed)
+            samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
 
         def outside(inner: np.ndarray) -> np.ndarray:
             full = scale.to_physical(inner)
             return full.mean(axis=-1, keepdims=True) if copies > 1 else full
 
-        samples = outside(drawn)
+        samples = outside(samples)
+        sd = sd * half_widths if self.scale is None else samples.std(axis=0, ddof=1)
         if settings.find_noise:
             tell_noise(found * half_widths, settings.transform)
-        return Answer(outside(mean), samples.std(axis=0, ddof=1), samples, how, variogram)
+        return replace(drawn, mean=outside(drawn.mean), sd=sd, samples=samples)
 
     def _scale_for(
         self, given: Measurements, value_range: Sequence[float] | None
@@ -391,8 +402,8 @@ class Reconstructor:
     def _draw(
         self, queries: Tensor, places: Tensor, values: Tensor, noise: np.ndarray | None,
         clip: bool, settings: Settings,
-    ) -> tuple[np.ndarray, np.ndarray, str, str]:
-        """Samples (K, N, C), posterior mean (N, C), the samplers and the variogram in words.
+    ) -> Answer:
+        """The answer as the model sees it; sd is that of the draws that the flow starts from.
 
         Exact measurements are put in where a query is one, and not asked for.
         """
@@ -403,10 +414,10 @@ class Reconstructor:
         noise_sd = None if noise is None else torch.from_numpy(noise)[None].float().to(self.device)
         count = settings.num_samples
         samples = np.empty((count, len(queries), values.shape[1]), dtype=np.float32)
-        mean = samples[0].copy()
+        mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
         samples[:, known >= 0] = mean[known >= 0] = values.numpy()[known[known >= 0]]
         if not len(asked):
-            return samples, mean, "every cell is a measured point", ""
+            return Answer(mean, sd, samples, "every cell is a measured point")
         result = sample(
             self.network, *parts,
             seeds=[[noise_seed(settings.seed, 0, k) for k in range(1, count + 1)]],
@@ -417,11 +428,11 @@ class Reconstructor:
             progress=settings.progress,
         )
         drawn = widen(result.values[0].cpu().numpy(), self.spread)
-        mean[asked] = result.mean[0].cpu().numpy()
+        mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
         samples[:, asked] = drawn
         if clip:
             samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
-        return samples, mean, result.how, result.variogram
+        return Answer(mean, sd, samples, result.how, result.variogram)
 
 
 def is_auto(noise_sd: object) -> bool:

@@ -16,6 +16,7 @@ MARGIN = 0.1  # of the spread of values, on either side, when they come without 
 FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
 ROUNDING = 1e-6
 NARROW = 0.01  # of the range: all values look alike to the model
+MOST = 1e30  # what float32, of which files and models are, holds with its squares' roots to spare
 
 
 def is_of_pictures(trained: Scale) -> bool:
@@ -71,11 +72,10 @@ def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
         UserError: too large to compute with.
     """
     low, high = values.min(axis=0), values.max(axis=0)
-    with np.errstate(over="ignore"):
-        spread = high - low
-    if not np.isfinite(spread * 2).all():
+    if max(-low.min(), high.max()) > MOST:
         raise UserError(f"values from {low.min():.3g} to {high.max():.3g} are too large; do they "
-                        "mean: not measured? then give --missing")
+                        "mean: not measured? then give --missing, else convert the units")
+    spread = high - low
     margin = np.where(spread > 0, MARGIN * spread, 0.5 * np.maximum(1.0, np.abs(low) * 1e-6))
     return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
 

@@ -134,8 +134,9 @@ def _read_netcdf(
     counts = collections.Counter(v.dims for v in lists)
     fields = ", ".join(v.describe() for v in variables.values() if len(v.dims) > 1)
     if not counts or max(counts.values()) < 3:
+        training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
-                        f"dimension; fields ({fields or 'none'}) are for training: DATA={path}")
+                        f"dimension{training}")
     along = max(counts, key=counts.get)
     lists = [v for v in lists if v.dims == along]
     telling = [v.name for v in lists if axis_of(v) is None]

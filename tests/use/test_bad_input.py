@@ -31,6 +31,13 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "words.csv").write_text(CSV.replace("10.", "ten.", 1).replace(",12.", ",warm", 1))
     (tmp_path / "nan.csv").write_text("lon,lat,sst\n1,2,nan\n2,3,\n3,4,NA\n")
     (tmp_path / "swapped.csv").write_text("lat,lon,sst,err,day\n" + CSV.split("\n", 1)[1])
+    (tmp_path / "named.csv").write_text("lon,lat,v\n30,100,1\n35,110,2\n40,120,3\n")
+    (tmp_path / "huge.csv").write_text("x,y,v\n" + "".join(
+        f"{k},{k % 3},{10 + k}e300\n" for k in range(9)))
+    netcdf("exchanged.nc", {"lat": 3, "lon": 3}, ("lat", ("lat",)), ("lon", ("lon",)))
+    with netcdf_file("exchanged.nc", "a") as file:
+        file.variables["lat"][:] = [100, 120, 140]
+    (tmp_path / "five.nc").write_bytes(b"CDF\x05" + b"\xff" * 60)
     (tmp_path / "minus.csv").write_text(CSV.replace(",0.1,", ",-0.1,", 1))
     (tmp_path / "zero.csv").write_text("x,y,v\n0,0,0\n1,1,2\n0,1,4\n1,0,3\n")
     netcdf("stations.nc", {"n": 12}, ("lon", ("n",)), ("lat", ("n",)), ("t", ("n",)),
@@ -58,6 +65,14 @@ RECONSTRUCT = {
     "longitude and latitude exchanged": ("swapped.csv --value sst --lonlat",
                                          "are longitude and latitude exchanged"),
     "metres as degrees": ("far.csv --lonlat", "are these metres"),
+    "exchanged by their names": ("named.csv", "a latitude of 120, and no longitude beyond 40: they "
+                                              "are exchanged; give --x and --y"),
+    "an extent beyond a pole": ("a.csv --value sst --lonlat --extent 100 140 30 100",
+                                "--extent 100 140 30 100: a latitude of 100"),
+    "an endless extent": ("a.csv --value sst --lonlat --extent -inf inf 30 60", "with x0 < x1"),
+    "values beyond all numbers": ("huge.csv", "too large; do they mean: not measured"),
+    "nothing within reach": ("a.csv --value sst --reach 1e-6",
+                             "no cell is as near to a measurement"),
     "a NetCDF of fields": ("field.nc", "no list of stations"),
     "a NetCDF of stations, no value": ("stations.nc", "which is the value? give --value, one of t, "
                                                       "salt"),
@@ -65,6 +80,9 @@ RECONSTRUCT = {
     "a NetCDF that is cut off": ("cut.nc", "cut off"),
     "a table by the name of a NetCDF": ("renamed.nc", "no NetCDF file, whatever its name says"),
     "a grid that is cut off": ("a.csv --value sst --grid cut.nc", "cut off"),
+    "a grid exchanged": ("a.csv --value sst --lonlat --grid exchanged.nc",
+                         "--grid exchanged.nc: latitudes from 100 to 140"),
+    "a NetCDF of a newer kind": ("five.nc", "xarray"),
     "a grid without axes": ("a.csv --value sst --grid deep.nc", "which is the x axis of the grid"),
     "a logarithm of 0": ("zero.csv --transform log", "above 0 have a logarithm; give sqrt"),
     "an unknown transform": ("zero.csv --transform cube", None),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.uncertainty import fair_crps
-from sparsefield.use import globe, holdout, transforms
-from sparsefield.use.points import Measurements
+from sparsefield.use import globe, holdout, plots, transforms
+from sparsefield.use.points import Measurements, clean
 from sparsefield.use.reconstruction import Frame
 
 
@@ -72,6 +75,22 @@ def test_at_a_pole_all_longitudes_are_one_place():
 def test_longitudes_are_turned_to_where_they_are_together(lon, extent, wanted):
     turned = globe.around(np.array(lon, float), extent)
     assert np.allclose(np.sort(turned), np.sort(wanted))
+
+
+def test_no_field_ends_beyond_a_pole():
+    coords = np.array([[0.0, 88.0], [120.0, 88.0], [-120.0, 88.0]])
+    field = load("none").reconstruct(coords, [1.0, 2.0, 3.0], 8, num_samples=2, lonlat=True)
+    assert 60 < field.coords[..., 1].max() < 90
+    given = clean("a.csv", coords, np.ones((3, 1)), ("v",), None, None, lonlat=True)
+    assert given.extent[3] == 90
+
+
+@pytest.mark.parametrize("angle, sides, words", [
+    (-120.0, "EW", "120°W"), (0.0, "EW", "0°"), (-180.0, "EW", "180°"), (2.5, "NS", "2.5°N"),
+    (np.float64(-90), "NS", "90°S"),
+])
+def test_degrees_in_pictures(angle, sides, words):
+    assert plots.degrees(angle, sides) == words
 
 
 def test_chords_are_as_long_as_the_surface_nearby():
@@ -201,6 +220,37 @@ def test_a_method_that_fails_is_named_and_left_out(caplog):
     with caplog.at_level("INFO", logger="sparsefield"):
         assert holdout.compare({"broken": broken}, None, hidden) == []
     assert "broken: no answer (singular)" in caplog.text
+
+
+def test_values_that_are_all_alike_need_no_verdict(recwarn):
+    given = Measurements(places(20, 0, 40), np.full((20, 1), 3.0), (0, 40, -60, 60))
+    kept, hidden = holdout.split(given, 0.2, 0)
+    frame = Frame(given.extent, (120, 120), False)
+    scores = holdout.compare({"this": holdout.constant, "linear": holdout.linear(frame)}, kept,
+                             hidden)
+    assert "foretells all of it exactly" in holdout.verdict(scores) and not recwarn.list
+
+
+class NoVariogram:
+    """What PyKrige gives where its variogram could not be fitted: warnings and NaN."""
+
+    def __init__(self, *places, **settings):
+        self.count = len(places[0])
+
+    def execute(self, style, x, y):
+        nothing = np.zeros(len(x)) / np.zeros(1)
+        return nothing, nothing
+
+
+def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
+    monkeypatch.setitem(sys.modules, "pykrige", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "pykrige.ok", SimpleNamespace(OrdinaryKriging=NoVariogram))
+    given = Measurements(places(20, 0, 40), np.arange(20.0)[:, None], (0, 40, -60, 60))
+    method = holdout.pykrige(Frame(given.extent, (120, 120), False))
+    with caplog.at_level("INFO", logger="sparsefield"):
+        assert holdout.compare({"PyKrige": method}, *holdout.split(given, 0.2, 0)) == []
+    assert "PyKrige: no answer (its variogram could not be fitted)" in caplog.text
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("lonlat", [False, True])

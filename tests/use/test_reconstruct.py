@@ -197,6 +197,20 @@ def test_one_point_without_a_model():
     assert np.isfinite(field.samples).all() and field.sd[0, 0] > 0
 
 
+def test_the_sd_without_a_model_is_that_of_endlessly_many_samples():
+    rng = np.random.default_rng(0)
+    coords, values = rng.uniform(size=(40, 2)), 1000 * rng.normal(size=40)
+    few, many = (load("none").reconstruct(coords, values, 12, num_samples=k) for k in (2, 600))
+    np.testing.assert_array_equal(few.sd, many.sd)
+    ratio = many.samples.std(axis=0, ddof=1) / many.sd
+    assert abs(ratio - 1).max() < 0.15 and ratio.mean() == pytest.approx(1, abs=0.02)
+    told = [load("none").at(few.coords.reshape(-1, 2), coords, values, num_samples=600,
+                            noise_sd="auto", with_noise=also) for also in (False, True)]
+    noise = np.sqrt(told[1].sd**2 - told[0].sd**2)
+    assert noise.max() > 100 and np.ptp(noise) < 0.01 * noise.max()
+    np.testing.assert_allclose(told[1].samples.std(axis=0, ddof=1), told[1].sd, rtol=0.15)
+
+
 def test_the_command_without_a_model_tells_the_variogram(tmp_path, capsys):
     path = csv(tmp_path, "x,y,z\n" + "\n".join(f"{i % 7},{i // 7},{i % 5}" for i in range(40)))
     assert command(path, "--checkpoint", "none", "--resolution", 8, "--num_samples", 2,
