@@ -71,10 +71,11 @@ def test_a_draw_depends_on_its_seed_and_field_alone(model, method):
 
 def test_the_steps_of_the_adaptive_solver_are_shared_within_its_tolerance(model):
     places, seeds = scene(fields=2), [[7, 8], [9, 10]]
-    options = {"method": "adaptive", "tolerance": 1e-5}
+    options = {"method": "adaptive", "tolerance": 1e-5}  # of a step; hundreds of them add up
     together = sample(model, *places, seeds=seeds, **options).values
     alone = sample(model, *(part[1:] for part in places), seeds=[[10]], **options).values
-    torch.testing.assert_close(together[1, 1], alone[0, 0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(together[1, 1], alone[0, 0], rtol=0, atol=5e-3)
+    assert (together[1, 0] - together[1, 1]).abs().mean() > 0.01
 
 
 def test_draws_share_the_first_evaluation():
