@@ -68,10 +68,9 @@ def headline(found: dict) -> str:
                      f"| {row['mean']['ssim']:.3f} | {row['median']['psnr']:.2f} |")
     change, kriging = found["differences"]["mean"]["psnr"], found["baselines"]["kriging, fitted"]
     gain = found["mean"]["V2"]["mean"]["psnr"] - kriging["mean"]["psnr"]
-    lines += ["", f"V2 is {gain:+.2f} dB from the fitted kriging; "
-              f"V2 − V1: {change['mean']:+.2f} dB ({change['low']:+.2f} to {change['high']:+.2f}).", "",
-              "```bash", COMMAND, "```"]
-    return "\n".join(lines)
+    words = (f"V2 is {gain:+.2f} dB from the fitted kriging; V2 − V1: {change['mean']:+.2f} dB "
+             f"({change['low']:+.2f} to {change['high']:+.2f}).")
+    return "\n".join([*lines, "", words, "", "```bash", COMMAND, "```"])
 
 
 def samples(found: dict) -> str:

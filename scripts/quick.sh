@@ -1,5 +1,5 @@
 # Sourced by the runners with QUICK=1: what two CPU cores can train in minutes, the same for V1 and
 # V2 so that they can be compared. Each value is still yours to set.
-: "${FOREGROUND:=1}" "${BATCH_SIZE:=16}" "${EPOCHS:=6}" "${LR:=1e-3}" "${WARMUP:=50}"
-: "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
-: "${EVAL_EVERY:=1}" "${VISUALIZE_EVERY:=3}" "${SAVE_EVERY:=2}"
+: "${FOREGROUND:=1}" "${BATCH_SIZE:=32}" "${EPOCHS:=10}" "${LR:=2e-3}" "${WARMUP:=50}"
+: "${CANVAS_WIDTH:=32}" "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
+: "${EVAL_EVERY:=1}" "${VISUALIZE_EVERY:=5}" "${SAVE_EVERY:=2}"

@@ -1,8 +1,8 @@
 """Make a checkpoint fit for sharing: half precision, calibrated, without folders of this machine.
 
-    python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.pth
+    python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.safetensors
 
-Writes OUT and its .safetensors. The samples are calibrated on the validation data of the training
+The samples are calibrated on the validation data of the training
 if they are not yet, so these must be where the training found them.
 """
 
@@ -22,22 +22,23 @@ from sparsefield.evaluate.calibration import PICTURES, calibrate, samples_of
 from sparsefield.model.checkpoint import (
     build_model,
     load_checkpoint,
-    save_checkpoint,
     save_safetensors,
 )
 from sparsefield.train.validation import Validation
 
-PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from_v1")
+PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from_v1",
+         "canvas_from")
 TOGETHER = 4  # pictures per model call
 
 
 def ship(source: Path, target: Path) -> None:
     """Raises UserError where a checkpoint cannot be read, or a file that is none would be lost."""
-    for path in (target, target.with_suffix(".safetensors")):
-        if path.exists() and path.samefile(source):
-            raise UserError(f"{path} is the checkpoint that is read: write to another file")
-        if path.exists():
-            load_checkpoint(path)  # what is replaced must be one, too
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: weights are shared as .safetensors: give such a name")
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target} is the checkpoint that is read: write to another file")
+    if target.exists():
+        load_checkpoint(target)  # what is replaced must be one, too
     checkpoint = load_checkpoint(source)
     config = checkpoint["config"]
     if "calibration" not in checkpoint:
@@ -52,8 +53,7 @@ def ship(source: Path, target: Path) -> None:
     slim["config"] = {key: Path(value).name if key in PATHS and value else value
                       for key, value in config.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(target, slim)
-    save_safetensors(target.with_suffix(".safetensors"), slim)
+    save_safetensors(target, slim)
 
 
 def main() -> None:

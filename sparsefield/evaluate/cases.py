@@ -30,9 +30,10 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
-from sparsefield.model.field import FieldModel
+from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.model.precision import has_fast_bfloat16
 
+Model = FieldModel | GaussianModel
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
 
 
@@ -177,7 +178,7 @@ class Cases:
 
     def sample(
         self,
-        model: FieldModel,
+        model: Model,
         *,
         rows: int | None = None,
         draws: int = 1,
@@ -206,7 +207,7 @@ class Cases:
         in_order = [found[k] for k in range(count)]
         return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
 
-    def warm_up(self, model: FieldModel) -> None:
+    def warm_up(self, model: Model) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
         self._call(model, self.groups(self.rows)[0], self.rows, 1, method="mean")
 
@@ -266,7 +267,7 @@ class Cases:
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
     def _call(
-        self, model: FieldModel, which: list[int], rows: int, draws: int, **sampler: Any
+        self, model: Model, which: list[int], rows: int, draws: int, **sampler: Any
     ) -> Result:
         """Everything that an evaluation asks of a sampler, it asks here."""
         with evaluating(model):

@@ -39,7 +39,8 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model)
         self.log_a = None
         if distance:
-            widths = torch.logspace(*(math.log10(w) for w in WIDTHS), heads)
+            narrowest, widest = map(math.log10, WIDTHS)
+            widths = torch.logspace(narrowest, widest, heads)
             self.log_a = nn.Parameter((0.5 / widths**2).log())
 
     def forward(
@@ -51,23 +52,27 @@ class Attention(nn.Module):
         if self.log_a is None:
             y = F.scaled_dot_product_attention(q, k, v)                   # (B, H, N, d)
         else:
-            y = self._near(q, k, v, x_coords, context_coords)             # (B, H, N, d)
+            y = near(q, k, v, x_coords, context_coords, self.log_a)       # (B, H, N, d)
         return self.out_proj(y.transpose(1, 2).flatten(2))                # (B, N, D)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor, x_q: Tensor, x_k: Tensor) -> Tensor:
-        """In float32: with a of up to 2,000 a rounded coordinate would outweigh the content."""
-        with torch.autocast(q.device.type, enabled=False):
-            width = q.shape[-1]
-            a = self.log_a.float().exp()[:, None, None]                   # (H, 1, 1)
-            x_q, x_k = (x.float()[:, None] - 0.5 for x in (x_q, x_k))     # (B, 1, N, 2) | (…, M, 2)
-            ones = torch.ones_like(x_q[..., :1]).expand(-1, self.heads, -1, -1)
-            square = x_k.square().sum(dim=-1, keepdim=True)               # (B, 1, M, 1)
-            q = torch.cat([q.float() * width**-0.5, (2 * a).sqrt() * x_q, ones], dim=-1)
-            k = torch.cat([k.float(), (2 * a).sqrt() * x_k, -a * square], dim=-1)
-            padding = -q.shape[-1] % 8                                    # fused kernels want 8 n
-            q, k = F.pad(q, (0, padding)), F.pad(k, (0, padding))
-            v = F.pad(v.float(), (0, q.shape[-1] - width))
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :width]
+
+def near(q: Tensor, k: Tensor, v: Tensor, x_q: Tensor, x_k: Tensor, log_a: Tensor) -> Tensor:
+    """Attention of (B, H, N, d) to (B, H, M, d) twice, at (B, N, 2), (B, M, 2), with log a (H,).
+
+    In float32: with a of up to 2,000 a rounded coordinate would outweigh the content.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        width = q.shape[-1]
+        a = log_a.float().exp()[:, None, None]                        # (H, 1, 1)
+        x_q, x_k = (x.float()[:, None] - 0.5 for x in (x_q, x_k))     # (B, 1, N, 2) | (…, M, 2)
+        ones = torch.ones_like(x_q[..., :1]).expand(-1, q.shape[1], -1, -1)
+        square = x_k.square().sum(dim=-1, keepdim=True)               # (B, 1, M, 1)
+        q = torch.cat([q.float() * width**-0.5, (2 * a).sqrt() * x_q, ones], dim=-1)
+        k = torch.cat([k.float(), (2 * a).sqrt() * x_k, -a * square], dim=-1)
+        padding = -q.shape[-1] % 8                                    # fused kernels want 8 n
+        q, k = F.pad(q, (0, padding)), F.pad(k, (0, padding))
+        v = F.pad(v.float(), (0, q.shape[-1] - width))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :width]

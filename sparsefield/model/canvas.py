@@ -158,8 +158,9 @@ class UNet(nn.Module):
         self.norm = group_norm(width)
         self.last = nn.Conv2d(width, outputs, 1)
         nn.init.zeros_(self.last.weight)  # so that training starts at the closed form
-        nn.init.zeros_(self.last.bias)
-        self.to(memory_format=torch.channels_last)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to (B, outputs, n, n) and what they

@@ -23,10 +23,11 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from sparsefield.errors import UserError
 from sparsefield.model.shipped import find_shipped
@@ -60,14 +61,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint atomically. Raises OSError, leaving the old file as it was."""
     buffer = io.BytesIO()
     torch.save({**checkpoint, "digest": digest(checkpoint)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def save_safetensors(path: Path, checkpoint: dict) -> None:
+def save_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
     """The weights alone, for sharing; everything that rebuilds the model is in the metadata."""
     keys = [*_REQUIRED, "calibration", "shipped"]
     described = {key: checkpoint[key] for key in keys if key in checkpoint and key != "weights"}
@@ -86,13 +87,13 @@ def digest(item: object) -> str:
     elif isinstance(item, torch.Tensor):
         numbers = item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         about = f"{item.dtype} {tuple(item.shape)}".encode()
-        content = about + hashlib.sha256(numbers).digest()
+        content = about + hashlib.sha256(numbers.tobytes()).digest()
     else:
         content = repr(item).encode()
     return hashlib.sha256(content).hexdigest()
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint (.pth or .safetensors) onto the CPU, executing nothing that is in it.
 
     Shipped weights are found from every folder: see sparsefield.model.shipped.
@@ -129,7 +130,7 @@ def load_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def _read_torch(path: Path) -> dict:
+def _read_torch(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
@@ -145,7 +146,7 @@ def _read_torch(path: Path) -> dict:
         ) from error
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -159,7 +160,7 @@ def _read_safetensors(path: Path) -> dict:
     return {**described, "weights": weights}
 
 
-def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Module:
+def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") -> nn.Module:
     """The model that a checkpoint describes, with its averaged weights in float32, in eval mode.
 
     Raises:
@@ -184,7 +185,7 @@ def build_model(checkpoint: dict, device: torch.device | str = "cpu") -> nn.Modu
     return model.to(device).eval()
 
 
-def _check_weights(weights: dict) -> None:
+def _check_weights(weights: dict[str, Tensor]) -> None:
     """Raises UserError for weights that no model of ours can have, and names what they have."""
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
@@ -251,11 +252,12 @@ def take_canvas(model: nn.Module, path: str | Path) -> str:
     prefix = "canvas."
     theirs = {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()
               if name.startswith(prefix)}
-    if model.canvas is None or not theirs:
-        where = "this model" if model.canvas is None else str(path)
+    canvas = model.canvas
+    if not isinstance(canvas, nn.Module) or not theirs:
+        where = str(path) if isinstance(canvas, nn.Module) else "this model"
         raise UserError(f"canvas_from={path}: {where} has no canvas")
     try:
-        model.canvas.load_state_dict(theirs)
+        canvas.load_state_dict(theirs)
     except RuntimeError as error:
         raise UserError(
             f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH to its own"
@@ -263,7 +265,9 @@ def take_canvas(model: nn.Module, path: str | Path) -> str:
     return f"canvas taken from {path}; it stays as it is"
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict]:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, dict[str, Any]]:
     """Model and checkpoint of a file. Raises UserError as `load_checkpoint`, `build_model`."""
     checkpoint = load_checkpoint(path)
     return build_model(checkpoint, device), checkpoint

@@ -19,6 +19,8 @@ class FourierFeatures(nn.Module):
             Nyquist limit of a 32-pixel grid.
     """
 
+    frequencies: Tensor
+
     def __init__(self, num_frequencies: int = 64, max_frequency: float = 16.0):
         super().__init__()
         generator = torch.Generator().manual_seed(0)  # part of the architecture, not of a run
@@ -43,6 +45,8 @@ class TimeEmbedding(nn.Module):
 
     t in [0, 1] itself would barely turn the slow sinusoids: hence the factor.
     """
+
+    rates: Tensor
 
     def __init__(self, d_model: int, width: int = 128):
         super().__init__()

@@ -65,10 +65,9 @@ class Start(NamedTuple):
 
     def take(self, queries: Tensor, observations: Tensor | None) -> Start:
         """At some of the queries (B, n) and of the observations (B, m), None for all."""
-        at_inputs = self[3:]
-        if observations is not None:
-            at_inputs = (take(part, observations) for part in at_inputs)
-        return Start(*(take(part, queries) for part in self[:3]), *at_inputs)
+        parts = [take(part, queries) for part in self[:3]]
+        parts += self[3:] if observations is None else [take(p, observations) for p in self[3:]]
+        return Start(*parts)
 
 
 class Prepared(NamedTuple):
@@ -90,9 +89,10 @@ class Prepared(NamedTuple):
         """Every field `times` times, side by side: for as many draws."""
         if times == 1:
             return self
-        features = (part.repeat_interleave(times, dim=0) for part in self[:2])
-        coords = (part.repeat_interleave(times, dim=0) for part in self[3:])
-        return Prepared(*features, self.reading and self.reading.repeat(times), *coords)
+        tokens = [part.repeat_interleave(times, dim=0) for part in self[:2]]
+        coords = [part.repeat_interleave(times, dim=0) for part in self[3:]]
+        reading = self.reading and self.reading.repeat(times)
+        return Prepared(tokens[0], tokens[1], reading, coords[0], coords[1])
 
 
 @torch.no_grad()
@@ -107,10 +107,12 @@ def fitted_form(
     """
     device = query_coords.device
     if not has_float64(device):  # which the fit needs: all of it is done on the CPU
-        places = (query_coords, input_coords, input_values, noise_sd)
-        form, noise = fitted_form(*(part if part is None else part.cpu() for part in places), side)
-        return (ClosedForm(*(part if part is None else part.to(device) for part in form)),
-                _Brought(noise, device))
+        sd = None if noise_sd is None else noise_sd.cpu()
+        form, noise = fitted_form(
+            query_coords.cpu(), input_coords.cpu(), input_values.cpu(), sd, side
+        )
+        brought = [part if part is None else part.to(device) for part in form]
+        return ClosedForm._make(brought), _Brought(noise, device)
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
@@ -210,14 +212,12 @@ class FieldModel(nn.Module):
         self.query_proj = projection(
             places + channels + known + neighbours * (2 + channels), d_model
         )
+        last = nn.Linear(d_model, channels)
+        nn.init.zeros_(last.weight)  # so that training starts at the closed form
+        nn.init.zeros_(last.bias)
         self.decoder = nn.Sequential(
-            nn.LayerNorm(d_model),
-            nn.Linear(d_model, d_model),
-            nn.GELU(),
-            nn.Linear(d_model, channels),
+            nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), last
         )
-        nn.init.zeros_(self.decoder[-1].weight)  # so that training starts at the closed form
-        nn.init.zeros_(self.decoder[-1].bias)
 
     def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
         """Let tokens inform each other: (B, M, D), (B, N, D) to queries (B, N, D)."""
@@ -286,8 +286,10 @@ class FieldModel(nn.Module):
                      at_queries.features, form.loo_sd, form.surprise, at_inputs.features)
 
     def look(self, form: ClosedForm, *places: Tensor) -> list[Look]:
-        """What the canvas says at sets of places (B, N, 2)."""
-        return self.canvas(form.sketch, *places)
+        """What the canvas, which the model has, says at sets of places (B, N, 2)."""
+        assert self.canvas is not None
+        looks: list[Look] = self.canvas(form.sketch, *places)
+        return looks
 
     def prepare(
         self, start: Start, query_coords: Tensor, input_coords: Tensor, input_values: Tensor

@@ -58,13 +58,16 @@ class Mamba(nn.Module):
         """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on."""
         # Two products: the backward of one, cut in two, would first copy both gradients together.
         x, z = (F.linear(x, half) for half in self.in_proj.weight.chunk(2))  # (B, L, E) each
+        assert self.conv1d.bias is not None
         x = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias, reverse)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)
         delta = F.linear(dt, self.dt_proj.weight)                         # (B, L, E)
         y = selective_scan(
-            *(m.transpose(1, 2) for m in (x, delta)),                     # (B, E, L)
+            x.transpose(1, 2),                                            # (B, E, L)
+            delta.transpose(1, 2),                                        # (B, E, L)
             -self.A_log.float().exp(),                                    # (E, S)
-            *(m.transpose(1, 2) for m in (B, C)),                         # (B, S, L)
+            B.transpose(1, 2),                                            # (B, S, L)
+            C.transpose(1, 2),                                            # (B, S, L)
             self.D.float(),
             z=z.transpose(1, 2),
             delta_bias=self.dt_proj.bias.float(),

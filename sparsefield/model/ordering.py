@@ -119,9 +119,10 @@ def reread(
     came."""
     if reading is None or before == after:
         return tokens
-    if None in (before, after):
-        index = reading.rank[:, before % reading.curves] if after is None else (
-            reading.order[:, after % reading.curves])
+    if before is None:
+        index = reading.order[:, (after or 0) % reading.curves]
+    elif after is None:
+        index = reading.rank[:, before % reading.curves]
     elif reading.curves == 1:
         return tokens
     else:

@@ -12,16 +12,18 @@ SHIPPED = {
 
 
 def find_shipped(path: str | Path) -> Path:
-    """A path as given; if nothing is there and it is that of shipped weights, where these are.
+    """A path as given, or, if nothing is there, where what it names is.
 
-    So the defaults of the commands work from every folder, and in an installed package.
+    A .pth may be there as .safetensors alone, as the shipped weights are. Their paths name them in
+    every folder, and in an installed package, so that the defaults of the commands work there.
     """
     path = Path(path)
-    folder = SHIPPED.get(path.as_posix())
-    if folder is None or path.exists():
-        return path
-    package = Path(__file__).parents[1]
-    for there in (package.parent / path, package / folder / path.name):
-        if there.exists():
-            return there
+    places = [path]
+    if folder := SHIPPED.get(path.as_posix()):
+        package = Path(__file__).parents[1]
+        places += [package.parent / path, package / folder / path.name]
+    for there in places:
+        for file in (there, there.with_suffix(".safetensors")):
+            if path.suffix == ".pth" and file.exists():
+                return file
     return path

@@ -35,7 +35,7 @@ def resume(
         if config.resume == "must":
             raise UserError(f"resume=must, but {folder.path} holds no checkpoint to go on from")
         if world.is_first:
-            if folder.best.exists() and not folder.records.exists():
+            if folder.has_weights and not folder.records.exists():
                 folder.set_aside()  # weights that came without their training: not ours to replace
             folder.rewind(-1)  # of a run that ended before its first checkpoint
         return

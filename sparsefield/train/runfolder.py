@@ -43,6 +43,11 @@ class RunFolder:
     def _file(self, suffix: str) -> Path:
         return self.path / f"{self.name}_{suffix}.pth"
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are best weights, of this training or another."""
+        return any(self.path.glob(f"{self.name}_best.*"))
+
     def numbered(self) -> list[Path]:
         """Checkpoints of epochs, oldest first."""
         pattern = re.compile(rf"{re.escape(self.name)}_epoch_(\d+)\.pth")

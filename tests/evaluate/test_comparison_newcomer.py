@@ -6,18 +6,19 @@ import json
 
 from small import run, write_pictures
 
+import train_mamba
+import train_mamba_v2
+
 
 def test_from_two_short_trainings_to_the_report(tmp_path):
     """From the latest checkpoints: so short a run need not beat its start, and then has no best."""
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
     common = ["--data", str(pictures), "--epochs", "1", "--batch_size", "18", "--d_model", "16",
-              "--num_layers", "2", "--queries_min", "16", "--queries_max", "32",
-              "--eval_pictures", "2", "--device", "cpu"]
-    v1 = run("train_mamba.py", *common, "--heads", "2", "--save_dir", str(tmp_path / "v1"))
-    assert v1.returncode == 0, v1.stderr
-    v2 = run("train_mamba_v2.py", *common, "--perceiver_heads", "2",
-             "--save_dir", str(tmp_path / "v2"))
-    assert v2.returncode == 0, v2.stderr
+              "--num_layers", "2", "--canvas_width", "8", "--neighbours", "4",
+              "--queries_min", "16", "--queries_max", "32", "--eval_pictures", "2",
+              "--device", "cpu"]
+    train_mamba.main([*common, "--heads", "2", "--save_dir", str(tmp_path / "v1")])
+    train_mamba_v2.main([*common, "--perceiver_heads", "2", "--save_dir", str(tmp_path / "v2")])
     result = run(
         "eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "v1/mamba_latest.pth"),
         "--v2_checkpoint", str(tmp_path / "v2/mamba_v2_latest.pth"), "--num_samples", "2",

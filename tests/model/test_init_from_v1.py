@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import run, write_checkpoint, write_pictures
+from small import write_checkpoint, write_pictures
 
+import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
-from train_mamba_v2 import MAMBADiffusionV2
 
 SHARED = {"canvas", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
 
@@ -19,10 +19,11 @@ def v1(tmp_path_factory) -> str:
     return str(write_checkpoint(folder / "v1.pth", "V1", pictures))
 
 
-def v2(d_model: int) -> MAMBADiffusionV2:
+def v2(d_model: int) -> train_mamba_v2.MAMBADiffusionV2:
     torch.manual_seed(5)
-    return MAMBADiffusionV2(d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4,
-                           canvas_width=8)
+    return train_mamba_v2.MAMBADiffusionV2(
+        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8
+    )
 
 
 def names(lines: list[str], start: str) -> set[str]:
@@ -59,18 +60,17 @@ def test_another_class_or_no_file_is_refused(tmp_path, v1):
         take_shared_components(v2(16), tmp_path / "none.pth", "MAMBADiffusion")
 
 
-def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path):
+def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
-    command = ["train_mamba_v2.py", "--data", str(pictures), "--epochs", "1", "--d_model", "16",
-               "--num_layers", "2", "--perceiver_heads", "2", "--neighbours", "4",
+    command = ["--data", str(pictures), "--epochs", "1", "--d_model", "16", "--num_layers", "2",
+               "--perceiver_heads", "2", "--neighbours", "4", "--canvas_width", "8",
                "--batch_size", "18", "--queries_min", "8", "--queries_max", "16", "--lr", "1e-12",
                "--eval_pictures", "1", "--device", "cpu", "--init_from_v1", v1,
                "--save_dir", str(tmp_path / "v2")]
-    first = run(*command)
-    assert first.returncode == 0, first.stderr
-    assert f"taken from {v1}: decoder" in first.stdout
+    train_mamba_v2.main(command)
+    assert f"taken from {v1}: decoder" in capsys.readouterr().out
     trained = load_checkpoint(tmp_path / "v2/mamba_v2_latest.pth")["weights"]
     theirs = load_checkpoint(v1)["weights"]["decoder.3.weight"]
     assert torch.allclose(trained["decoder.3.weight"], theirs, atol=1e-6)  # the averaged weights
-    again = run(*command)
-    assert again.returncode == 0 and "taken from" not in again.stdout  # it goes on instead
+    train_mamba_v2.main(command)
+    assert "taken from" not in capsys.readouterr().out  # it goes on instead

@@ -135,19 +135,17 @@ def test_queries_attend_to_each_other_unless_told_not_to(self_attention):
 
 
 def test_attention_bias_is_the_squared_distance():
-    attention = Attention(16, heads=4).double()
-    x, context = (torch.randn(2, n, 16, dtype=torch.float64) for n in (5, 7))
-    x_at, context_at = (torch.rand(2, n, 2, dtype=torch.float64) for n in (5, 7))
-    q = attention._heads(attention.q_proj(x))
-    k, v = map(attention._heads, attention.kv_proj(context).chunk(2, dim=-1))
-    square = (x_at[:, :, None] - context_at[:, None]).square().sum(dim=-1)
-    scores = q @ k.mT / 2 - attention.log_a.exp()[:, None, None] * square[:, None]
-    expected = attention.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
-    # The attention itself runs in float32.
-    y = attention._near(q, k, v, x_at, context_at).double()
-    torch.testing.assert_close(
-        attention.out_proj(y.transpose(1, 2).flatten(2)), expected, rtol=1e-3, atol=1e-3
-    )
+    attention = Attention(16, heads=4)
+    x, context = (torch.randn(2, n, 16) for n in (5, 7))
+    x_at, context_at = (torch.rand(2, n, 2) for n in (5, 7))
+    found = attention(x, context, x_at, context_at)
+    exact = attention.double()
+    projected = exact.q_proj(x.double()), *exact.kv_proj(context.double()).chunk(2, dim=-1)
+    q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in projected)
+    square = (x_at[:, :, None] - context_at[:, None]).double().square().sum(dim=-1)
+    scores = q @ k.mT / 2 - exact.log_a.exp()[:, None, None] * square[:, None]
+    expected = exact.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("prior", ["fitted", "none"])

@@ -27,8 +27,8 @@ def shipped(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ship")
     train(settings(data, folder / "run", epochs=1))
     trained = folder / "run" / "mamba_v2_best.pth"
-    ship.ship(trained, folder / "out" / "mamba_v2_best.pth")
-    return trained, folder / "out" / "mamba_v2_best.pth"
+    ship.ship(trained, folder / "out" / "mamba_v2_best.safetensors")
+    return trained, folder / "out" / "mamba_v2_best.pth"  # a name that keeps working
 
 
 def test_a_finished_training_is_calibrated(shipped):
@@ -61,7 +61,7 @@ def test_shipped_weights_are_tested_on_photos_and_others_refused(shipped, caplog
 
 
 def test_training_beside_shipped_weights_sets_them_aside(data, shipped, tmp_path):
-    target = tmp_path / "mamba_v2_best.pth"
+    target = tmp_path / "mamba_v2_best.safetensors"
     ship.ship(shipped[0], target)
     training.train(Settings(
         data=str(data), save_dir=str(tmp_path), d_model=16, num_layers=2, perceiver_iterations=1,
@@ -69,5 +69,10 @@ def test_training_beside_shipped_weights_sets_them_aside(data, shipped, tmp_path
         queries_min=8, queries_max=16,
         eval_pictures=2, device="cpu",
     ), MAMBADiffusionV2, "mamba_v2")
-    assert load_checkpoint(tmp_path / "old_1" / "mamba_v2_best.pth")["shipped"]
+    assert load_checkpoint(tmp_path / "old_1" / target.name)["shipped"]
     assert "shipped" not in load_checkpoint(target)
+
+
+def test_weights_are_shared_in_one_format(shipped, tmp_path):
+    with pytest.raises(UserError, match="shared as"):
+        ship.ship(shipped[0], tmp_path / "best.pth")

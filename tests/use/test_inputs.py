@@ -550,13 +550,13 @@ def test_shipping_onto_itself_or_onto_what_is_no_checkpoint(tmp_path, paths):
     sys.path.insert(0, str(ROOT / "scripts"))
     import ship
 
-    source = Path(shutil.copy(paths["sea"], tmp_path / "a.pth"))
+    source = Path(shutil.copy(paths["sea"], tmp_path / "a.safetensors"))
     with pytest.raises(UserError, match="is the checkpoint that is read"):
         ship.ship(source, source)
-    (tmp_path / "b.pth").write_text("mine")
-    with pytest.raises(UserError, match=r"b\.pth"):
-        ship.ship(source, tmp_path / "b.pth")
-    assert (tmp_path / "b.pth").read_text() == "mine"
+    (tmp_path / "b.safetensors").write_text("mine")
+    with pytest.raises(UserError, match=r"b\.safetensors"):
+        ship.ship(source, tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_text() == "mine"
 
 
 @pytest.fixture(autouse=True)

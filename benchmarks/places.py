@@ -1,0 +1,128 @@
+"""Does what was learnt on pixels hold between them? Gains over kriging on and off the grid.
+
+    python benchmarks/places.py                                       # the weights that come along
+    python benchmarks/places.py --checkpoint a.pth --data_test natural32_val.npz --pictures 160
+
+20 % of the points of each picture are observed, at pixel centres, or anywhere within these pixels
+(the picture between centres is bilinear, as its measurements are then); the posterior mean is asked
+at all pixel centres that were not observed, by the model and by the fitted kriging that it starts
+from, from the same measurements. Where the data have finer pictures (`photos`), both are asked for
+twice the resolution, too, from measurements at the centres of the coarse pixels, and scored on the
+finer truth. PSNR over pictures, in dB, with the share of pictures where the model is behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from common import describe_machine, table
+from scipy.ndimage import map_coordinates
+from torch import Tensor, nn
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sparsefield.coords import grid_coords  # noqa: E402
+from sparsefield.data import Split  # noqa: E402
+from sparsefield.data.scale import to_unit  # noqa: E402
+from sparsefield.evaluate.metrics import psnr  # noqa: E402
+from sparsefield.evaluate.opening import open_test_data  # noqa: E402
+from sparsefield.flow.sampling import sample  # noqa: E402
+from sparsefield.model.checkpoint import load_model  # noqa: E402
+from sparsefield.model.field import GaussianModel  # noqa: E402
+
+SHARE = 0.2
+
+
+class Question(NamedTuple):
+    """Measurements (M, 2), (M, C), places (N, 2), and the truth there (N, C), in [-1, 1]."""
+
+    coords: Tensor
+    values: Tensor
+    places: Tensor
+    truth: Tensor
+
+
+def on_the_grid(picture: np.ndarray, rng: np.random.Generator, shift: float) -> Question:
+    """Of a picture (H, W, C); measured up to `shift` pixels from their centres."""
+    height, width, channels = picture.shape
+    order = rng.permutation(height * width)
+    observed, hidden = np.split(order, [int(SHARE * len(order))])
+    row, column = (part.astype(np.float64) for part in np.divmod(observed, width))
+    row += rng.uniform(-shift, shift, len(row))
+    column += rng.uniform(-shift, shift, len(column))
+    row, column = row.clip(0, height - 1), column.clip(0, width - 1)
+    values = np.stack([map_coordinates(picture[..., c], [row, column], order=1)
+                       for c in range(channels)], axis=1)
+    coords = np.stack([(column + 0.5) / width, (row + 0.5) / height], axis=1)
+    truth = picture.reshape(-1, channels)[hidden]
+    return Question(as_tensor(coords), as_tensor(values),
+                    grid_coords(height, width)[torch.as_tensor(hidden)], as_tensor(truth))
+
+
+def twice_as_fine(picture: np.ndarray, finer: np.ndarray, rng: np.random.Generator) -> Question:
+    """Measured at the centres of a picture's pixels, asked for a finer one."""
+    coarse = on_the_grid(picture, rng, 0.0)
+    height, width, channels = finer.shape
+    return coarse._replace(places=grid_coords(height, width),
+                           truth=as_tensor(finer.reshape(-1, channels)))
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)
+
+
+def questions(split: Split, count: int) -> Iterator[tuple[str, Question]]:
+    for i in tqdm(range(min(count, len(split))), unit="picture", disable=None):
+        picture = split.example(i)
+        for name, shift in (("pixel centres", 0.0), ("anywhere in the pixels", 0.5)):
+            yield name, on_the_grid(picture, np.random.default_rng([i, 1]), shift)
+        finer = split.high_resolution(i, 2 * len(picture))
+        if finer is not None:
+            yield "twice as fine", twice_as_fine(picture, finer, np.random.default_rng([i, 1]))
+
+
+def answer(model: nn.Module, question: Question) -> float:
+    """PSNR of the posterior mean."""
+    places, coords, values = (part[None] for part in
+                              (question.places, question.coords, question.values))
+    found = sample(model, places, coords, values, seeds=[[0]], method="mean").values[0, 0]
+    return psnr(*(to_unit(part.numpy())[None] for part in (found, question.truth)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="checkpoints_mamba_v2/mamba_v2_best.pth")
+    parser.add_argument("--data")
+    parser.add_argument("--data_test")
+    parser.add_argument("--pictures", type=int, default=64, help="the first of the test part")
+    given = parser.parse_args()
+    model, checkpoint = load_model(given.checkpoint)
+    model.eval()
+    kriging = GaussianModel()
+    data = open_test_data(checkpoint, given.data, given.data_test)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, question in questions(data.test, given.pictures):
+        found.setdefault(name, []).append((answer(kriging, question), answer(model, question)))
+    print(f"{describe_machine()}; {given.checkpoint}, {data.name}, "
+          f"{min(given.pictures, len(data.test))} pictures\n")
+    rows = []
+    for name, pairs in found.items():
+        before, after = np.array(pairs).T
+        rows.append([name, f"{before.mean():.2f}", f"{after.mean():.2f}",
+                     f"{(after - before).mean():+.2f}", f"{(after < before).mean():.0%}",
+                     f"{(after - before).min():+.2f}"])
+    table(["measured, asked", "fitted kriging", "model", "gain", "behind", "worst gain"], rows)
+
+
+if __name__ == "__main__":
+    main()
