@@ -238,7 +238,7 @@ def on_grid(given: Measurements, grid: Grid, config: Config) -> Measurements:
     x0, x1, y0, y1 = grid.extent
     if config.lonlat:
         corners = np.array([[grid.x[k], grid.y[k]] for k in (0, -1)])
-        require_degrees(f"--grid {config.grid}", corners)
+        require_degrees(f"--grid {config.grid}", corners, are_points=False)
         west = (x0 + x1 - WIDEST) / 2
         coords = given.coords.copy()
         coords[:, 0] = around(coords[:, 0], (west, 0, 0, 0))

@@ -112,9 +112,12 @@ def _by_xarray(path: Path) -> _File:
             return _File({str(name): _Stored(tuple(map(str, v.dims)), np.asarray(v.values),
                                              dict(v.attrs))
                           for name, v in data.variables.items()})
-    except (*_BROKEN, RuntimeError, ImportError) as error:
+    except (ValueError, ImportError) as error:  # none of its engines is there
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: xarray cannot read it ({reason}); {way_out}") from None
+    except (*_BROKEN, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: broken or cut off (xarray: {reason}); copy it again") from None
 
 
 def _find(path: Path, shapes: dict[str, tuple], wanted: str) -> str:

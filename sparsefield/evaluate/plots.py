@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
-__all__ = ["DPI", "MISSING", "observed_only", "plt", "show", "value_bar"]
+__all__ = ["DPI", "MISSING", "limits_of", "observed_only", "plt", "show", "span", "value_bar",
+           "whole"]
 
 DPI = 120
+LEAST_SPAN = 1e-3  # of the range, between the darkest and the brightest colour
 
 
 def to_rgb(field: np.ndarray) -> np.ndarray:
@@ -45,15 +47,34 @@ def show(axis: Axes, field: np.ndarray, **limits: Any) -> None:
     axis.set_yticks([])
 
 
-def value_bar(figure: Figure, axes: Any, scale: Scale) -> None:
+def limits_of(truth: np.ndarray) -> dict[str, float]:
+    """What is drawn darkest and brightest beside a truth: black and white of RGB, else its ends."""
+    if truth.shape[2] == 3:
+        return {"vmin": 0.0, "vmax": 1.0}
+    low, high = float(np.nanmin(truth[..., 0])), float(np.nanmax(truth[..., 0]))
+    return {"vmin": low, "vmax": max(high, low + LEAST_SPAN)}
+
+
+def span(limits: dict[str, float]) -> float:
+    """Of colours, as a share of the range of the data."""
+    return limits["vmax"] - limits["vmin"]
+
+
+def whole(scale: Scale) -> str:
+    """What errors divided by `span` are shares of, in words."""
+    return "the range" if scale.channels == 3 else "the range of the truth"
+
+
+def value_bar(figure: Figure, axes: Any, scale: Scale, limits: dict[str, float]) -> None:
     """Beside `axes`, what the colours of `show` mean in the units of the data; none for RGB."""
     if scale.channels == 3:
         return
     low, high = scale.value_range[0]
+    darkest, brightest = (low + limits[end] * (high - low) for end in ("vmin", "vmax"))
     name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
-    colours = plt.cm.ScalarMappable(Normalize(low, high), "viridis")
+    colours = plt.cm.ScalarMappable(Normalize(darkest, brightest), "viridis")
     label = f"{name} in {scale.unit(0)}" if scale.unit(0) else name
-    figure.colorbar(colours, ax=axes, shrink=0.6, aspect=30, label=label)
+    figure.colorbar(colours, ax=axes, shrink=0.9, aspect=15, label=label)
 
 
 def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -67,7 +88,10 @@ def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Path) -> None:
-    """A row per frozen case: truth, observations, each column, absolute error of the first one."""
+    """A row per frozen case: truth, observations, each column, absolute error of the first one.
+
+    Fields that are no pictures in the colours of their own truth, errors as shares of its range.
+    """
     titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
     figure, axes = plt.subplots(
         len(cases), len(titles), figsize=(2 * len(titles), 2.05 * len(cases) + 0.4),
@@ -76,11 +100,12 @@ def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Pa
     for row, case in enumerate(cases):
         truth = case.truth
         fields = [column[row] for column in columns.values()]
-        show(axes[row, 0], truth)
-        show(axes[row, 1], observed_only(truth, case.observed))
+        limits = limits_of(truth)
+        show(axes[row, 0], truth, **limits)
+        show(axes[row, 1], observed_only(truth, case.observed), **limits)
         for axis, field in zip(axes[row, 2:], fields):
-            show(axis, field)
-        error = np.abs(fields[0] - truth).mean(axis=2, keepdims=True)
+            show(axis, field, **limits)
+        error = np.abs(fields[0] - truth).mean(axis=2, keepdims=True) / span(limits)
         show(axes[row, -1], error, cmap="magma", vmax=0.3)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)

@@ -12,7 +12,16 @@ from matplotlib.colors import Normalize
 
 from sparsefield.data import Scale
 from sparsefield.evaluate.cases import Cases
-from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.plots import (
+    DPI,
+    limits_of,
+    observed_only,
+    plt,
+    show,
+    span,
+    value_bar,
+    whole,
+)
 
 ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
 KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
@@ -55,21 +64,22 @@ def comparison(
     )
     for line, (quantile, case) in zip(axes, rows):
         truth = cases[case].truth
-        show(line[0], truth)
-        show(line[1], observed_only(truth, cases[case].observed))
+        limits = limits_of(truth)
+        show(line[0], truth, **limits)
+        show(line[1], observed_only(truth, cases[case].observed), **limits)
         for axis, fields in zip(line[2:], columns.values()):
-            show(axis, fields[case])
+            show(axis, fields[case], **limits)
+        value_bar(figure, line[: -len(errors)], scale, limits)
         for axis, name in zip(line[2 + len(columns):], errors):
             error = np.abs(columns[name][case] - truth).mean(axis=2, keepdims=True)
-            show(axis, error, cmap="magma", vmax=ERROR_LIMIT)
+            show(axis, error / span(limits), cmap="magma", vmax=ERROR_LIMIT)
         line[0].set_ylabel(f"error of V2\n{quantile:.0%} quantile", fontsize=9)
     for axis, name in zip(axes[0], titles):
         axis.set_title(name, fontsize=10)
-    value_bar(figure, axes[:, : -len(errors)], scale)
     colours = plt.cm.ScalarMappable(Normalize(0, ERROR_LIMIT), "magma")
     figure.colorbar(
         colours, ax=axes[:, -len(errors):], extend="max", shrink=0.6, aspect=30,
-        label="absolute error, share of the range",
+        label=f"absolute error, share of {whole(scale)}",
     )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=DPI)

@@ -11,7 +11,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data import Scale
 from sparsefield.evaluate.cases import Cases
-from sparsefield.evaluate.plots import DPI, observed_only, plt, show, value_bar
+from sparsefield.evaluate.plots import (
+    DPI,
+    limits_of,
+    observed_only,
+    plt,
+    show,
+    span,
+    value_bar,
+    whole,
+)
 
 ERROR_LIMIT = 0.3
 SPREAD_LIMIT = 0.2
@@ -38,24 +47,25 @@ def resolutions(
     """
     methods = list(next(iter(fields.values())))
     case = _median_case(cases, fields)
+    limits = limits_of(cases[case].truth)
     titles = ["observed", "truth", *methods]
     figure, axes = plt.subplots(
         len(fields), len(titles), figsize=(2.1 * len(titles) + 0.5, 2.1 * len(fields) + 0.8),
         squeeze=False, layout="constrained",
     )
     for line, (resolution, found) in zip(axes, fields.items()):
-        show(line[0], observed_only(cases[case].truth, cases[case].observed))
+        show(line[0], observed_only(cases[case].truth, cases[case].observed), **limits)
         if resolution in cases[case].truths:
-            show(line[1], cases[case].truths[resolution])
+            show(line[1], cases[case].truths[resolution], **limits)
         else:
             line[1].text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")
             line[1].set_axis_off()
         for axis, method in zip(line[2:], methods):
-            show(axis, found[method][case])
+            show(axis, found[method][case], **limits)
         line[0].set_ylabel(" x ".join(map(str, cases.shape(resolution))), fontsize=10)
     for axis, title in zip(axes[0], titles):
         axis.set_title("posterior mean" if title == "mean" else title, fontsize=10)
-    value_bar(figure, axes, scale)
+    value_bar(figure, axes, scale, limits)
     figure.suptitle(
         f"Test picture {cases[case].index}: the median of {len(cases)} by error of {methods[0]}",
         fontsize=11,
@@ -158,19 +168,20 @@ def diversity(
         average = samples.mean(axis=0)
         spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)
         error = np.abs(average - truth).mean(axis=2, keepdims=True)
-        show(line[0], truth)
-        show(line[1], observed_only(truth, cases[case].observed))
+        limits = limits_of(truth)
+        show(line[0], truth, **limits)
+        show(line[1], observed_only(truth, cases[case].observed), **limits)
         for axis, field in zip(line[2:], [*samples[:count], average]):
-            show(axis, field)
-        show(line[-2], spread, cmap="magma", vmax=SPREAD_LIMIT)
-        show(line[-1], error, cmap="magma", vmax=SPREAD_LIMIT)
+            show(axis, field, **limits)
+        show(line[-2], spread / span(limits), cmap="magma", vmax=SPREAD_LIMIT)
+        show(line[-1], error / span(limits), cmap="magma", vmax=SPREAD_LIMIT)
+        value_bar(figure, line[:-2], scale, limits)
         line[0].set_ylabel(f"error: {share:.0%} quantile", fontsize=9)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)
-    value_bar(figure, axes[:, :-2], scale)
     colours = plt.cm.ScalarMappable(Normalize(0, SPREAD_LIMIT), "magma")
     figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
-                    label="share of the range")
+                    label=f"share of {whole(scale)}")
     figure.suptitle(f"Samples by {method}, {cases.rows} x {cases.columns}", fontsize=11)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

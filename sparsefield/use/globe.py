@@ -21,14 +21,18 @@ EARTH = 6371.0  # km
 POLE = 1e-9  # degrees from a pole
 
 
-def require_degrees(source: str, coords: np.ndarray) -> None:
-    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
+def require_degrees(source: str, coords: np.ndarray, are_points: bool = True) -> None:
+    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90.
+
+    Args:
+        are_points: and not the corners of something, none of which can be left out.
+    """
     if not len(coords):
         return
     lon, lat = coords.T
     for what, values, most in (("longitude", lon, FARTHEST), ("latitude", lat, 90)):
         wrong = np.unique(values[np.abs(values) > most])
-        if len(wrong) == 1:
+        if len(wrong) == 1 and are_points:
             raise UserError(
                 f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to {most:g}; "
                 f"if it is a mistake, leave it out with --missing {wrong[0]:.7g}"
@@ -36,7 +40,8 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
         if len(wrong):
             raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "
                             f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "
-                            "exchanged (give --x and --y), or are these metres (no --lonlat)?")
+                            f"exchanged{' (give --x and --y)' if are_points else ''}, or are these "
+                            "metres (no --lonlat)?")
 
 
 def refuse_exchanged(source: str, coords: np.ndarray) -> None:

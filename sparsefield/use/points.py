@@ -118,7 +118,7 @@ def _require_extent(extent: Sequence[float], lonlat: bool) -> None:
     if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
         raise UserError(f"{words}: give x0 x1 y0 y1 with x0 < x1 and y0 < y1")
     if lonlat:
-        globe.require_degrees(words, np.array([[x0, y0], [x1, y1]]))
+        globe.require_degrees(words, np.array([[x0, y0], [x1, y1]]), are_points=False)
 
 
 def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:

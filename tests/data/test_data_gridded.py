@@ -149,6 +149,10 @@ def test_netcdf_4_by_xarray(tmp_path):
     array.to_dataset(name="t").to_netcdf(tmp_path / "a.nc", engine="netcdf4")
     data = open_data(str(tmp_path / "a.nc"), variables=["t"])
     assert data.units == "K" and np.isnan(data.train.example(0)[0, 0, 0])
+    _truncated(tmp_path / "a.nc")
+    with pytest.raises(UserError, match="broken or cut off") as refused:
+        open_data(str(tmp_path / "a.nc"), variables=["t"])
+    assert "\n" not in str(refused.value)
 
 
 def test_what_was_never_written_is_missing(tmp_path):
