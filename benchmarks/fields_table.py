@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import ROOT, describe_machine, table
+from scipy.interpolate import RBFInterpolator
 
 sys.path.insert(0, str(ROOT))
 
@@ -190,6 +191,8 @@ def methods(
         yield "PyKrige, exponential", pykrige
     if case.shape:
         yield "biharmonic", biharmonic(case.shape)
+    else:
+        yield "biharmonic spline", spline(case.frame)
     yield "linear", holdout.linear(case.frame)
     yield "constant", holdout.constant
 
@@ -218,6 +221,17 @@ def biharmonic(shape: tuple[int, int]) -> Method:
         field = BASELINES["biharmonic"](given.coords, unit, shape)
         columns, rows = (places * shape[::-1]).astype(int).T
         return Forecast(low + (field[rows, columns] - 0.25) * span)
+
+    return method
+
+
+def spline(frame: Frame) -> Method:
+    """The biharmonic spline through scattered points of the plane (Sandwell 1987), by SciPy."""
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        points, queries = (p / frame.scaled_by for p in (given.coords, places))
+        found = RBFInterpolator(points, given.values, kernel="thin_plate_spline")(queries)
+        return Forecast(found)
 
     return method
 

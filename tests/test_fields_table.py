@@ -70,6 +70,7 @@ def test_lists_of_points_have_no_fields_to_learn_from(fields_table, capsys, monk
     monkeypatch.setattr(fields_table.holdout, "SAMPLES", 3)
     said = run(fields_table, capsys, monkeypatch, "example", "--seeds", "1")
     assert "| V2 | no fields to learn from |" in said and "200 points given and 50 hidden" in said
+    assert "| biharmonic spline |" in said
 
 
 def test_a_checkpoint_without_a_name(fields_table, capsys, monkeypatch):
