@@ -260,7 +260,7 @@ def measure(
     unit = f", {units}" if units else ""
     rows = [row(name, scores, len(every)) for name, scores in found.items()]
     why = "not measured" if there.fingerprint else "no fields to learn from"
-    rows[0:0] = [[name, *[why] * 4] for name in ("V1", "V2") if name not in found]
+    rows[0:0] = [[name, why, "–", "–", "–"] for name in ("V1", "V2") if name not in found]
     table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"], rows)
     for own in trained:
         if own.name in found:
