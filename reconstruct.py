@@ -351,6 +351,9 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, frame: F
                "fitted kriging": kriging}
     if model.scale is None and config.transform is None and not find_noise:
         methods = {"this (fitted kriging)": kriging}
+    if not find_noise and given.noise is None:
+        methods["fitted kriging, --noise_sd auto"] = holdout.by_model(
+            load("none", config.device), transform=None, find_noise=True, **settings)
     methods |= {"linear": holdout.linear(frame), "constant": holdout.constant}
     if (pykrige := holdout.pykrige(frame)) is not None:
         methods["PyKrige, exponential"] = pykrige

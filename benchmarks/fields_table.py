@@ -6,21 +6,23 @@
     python benchmarks/fields_table.py stations --ncarg debs/usr/share/ncarg/data/cdf
     python benchmarks/fields_table.py soil --meuse skgstat/data/samples/meuse.txt
     python benchmarks/fields_table.py terrain \\
-        --checkpoint V2=checkpoints_mamba_v2/terrain/mamba_v2_best.pth
+        --checkpoint V2=checkpoints_mamba_v2/terrain/mamba_v2_best.pth   # trained on DATA=terrain
 
 How to get the files: docs/fields.md. Fields are test tiles of 32 x 32 points, as training has them,
 of which 20 % are observed; stations and soil are lists of which 20 % are hidden, with --seeds
 different seeds. Scored are the hidden values, in their units: RMSE of the mean over all of them,
 mean CRPS (of methods without an uncertainty the mean absolute error), the share inside 90 %
-intervals, and seconds for each field. A checkpoint that has not learnt so many channels is left
-out, and after the table stands by how much each differs from fitted kriging, with a paired 95 %
-interval over fields.
+intervals, and seconds of the CPU for each field. Give --checkpoint NAME=PATH as often as there are
+models; each is asked about the data that it was trained on alone. Below the table stands how long
+that was, and by how much it differs from fitted kriging, with a paired 95 % interval over fields.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import ROOT, describe_machine, table
+from scipy.interpolate import RBFInterpolator
 
 sys.path.insert(0, str(ROOT))
 
@@ -41,7 +44,7 @@ from sparsefield.use import globe, holdout
 from sparsefield.use.holdout import Forecast, Method, Score
 from sparsefield.use.measurements import read_measurements
 from sparsefield.use.points import Measurements, average_duplicates
-from sparsefield.use.reconstruction import Frame
+from sparsefield.use.reconstruction import Frame, Reconstructor
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
 
@@ -58,6 +61,36 @@ class Case:
     hidden: Measurements
     frame: Frame
     shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Those of a data set. fingerprint: of the data that models may have been trained on."""
+
+    each: list[Case]
+    units: str | None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint. name: V1 or V2."""
+
+    name: str
+    model: Reconstructor
+    path: Path
+
+    def describe(self) -> str:
+        """How large it is and how long it was trained, in words."""
+        step = self.model.checkpoint["step"]
+        size = sum(p.numel() for p in self.model.network.parameters())
+        words = f"{self.name}: {size:,} parameters, {step:,} steps"
+        log = self.path.parent / "metrics.jsonl"
+        if not log.exists():
+            return words
+        minutes = [record["minutes"] for record in map(json.loads, log.read_text().splitlines())
+                   if record["step"] <= step and "minutes" in record]
+        return f"{words} in {max(minutes, default=0):.1f} minutes"
 
 
 @dataclass(frozen=True)
@@ -105,14 +138,14 @@ SOURCES = {
 # --- cases ----------------------------------------------------------------------------------------
 
 
-def cases(source: Source, folder: Path, most: int, seeds: int) -> tuple[list[Case], str | None]:
-    """Fields of the test, or as many ways to hide stations; and the units."""
+def cases(source: Source, folder: Path, most: int, seeds: int) -> Cases:
+    """Fields of the test, or as many ways to hide stations."""
     if source.lonlat is None:
         spec = str(folder / source.file) if source.file else "terrain"
         data = open_data(spec, variables=source.values or None)
         every = np.arange(source.part, len(data.test), source.parts)
         chosen = every[np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int)]
-        return [grid_case(data, int(i)) for i in chosen], data.units
+        return Cases([grid_case(data, int(i)) for i in chosen], data.units, data.fingerprint)
     path = folder / source.file if source.file else folder
     given = read_measurements(str(path), channels=1, value=source.values, missing=source.missing,
                               lonlat=source.lonlat)
@@ -121,7 +154,7 @@ def cases(source: Source, folder: Path, most: int, seeds: int) -> tuple[list[Cas
     scaled_by = (globe.scales(given.extent) if source.lonlat else
                  (max(np.diff(given.extent)[::2]),) * 2)
     frame = Frame(given.extent, scaled_by, source.lonlat)
-    return [Case(*holdout.split(given, 0.2, seed), frame) for seed in range(seeds)], units
+    return Cases([Case(*holdout.split(given, 0.2, seed), frame) for seed in range(seeds)], units)
 
 
 def grid_case(data, index: int) -> Case:
@@ -138,14 +171,15 @@ def grid_case(data, index: int) -> Case:
 # --- methods --------------------------------------------------------------------------------------
 
 
-def methods(case: Case, source: Source, models: dict[str, object]) -> Iterator[tuple[str, Method]]:
+def methods(
+    case: Case, source: Source, trained: list[Trained]
+) -> Iterator[tuple[str, Method]]:
     """By name, for one case."""
     settings = dict(lonlat=case.frame.lonlat, aspect="equal", seed=0, num_steps=4,
                     separately=False)
     kriging = partial(holdout.by_model, load("none"), **settings)
-    for name, model in models.items():
-        if model.channels == case.given.values.shape[1] and not case.frame.lonlat:
-            yield name, holdout.by_model(model, transform=None, **settings)
+    for own in trained:
+        yield own.name, holdout.by_model(own.model, transform=None, **settings)
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
     if source.transform:
@@ -157,6 +191,8 @@ def methods(case: Case, source: Source, models: dict[str, object]) -> Iterator[t
         yield "PyKrige, exponential", pykrige
     if case.shape:
         yield "biharmonic", biharmonic(case.shape)
+    else:
+        yield "biharmonic spline", spline(case.frame)
     yield "linear", holdout.linear(case.frame)
     yield "constant", holdout.constant
 
@@ -189,15 +225,32 @@ def biharmonic(shape: tuple[int, int]) -> Method:
     return method
 
 
+def spline(frame: Frame) -> Method:
+    """The biharmonic spline through scattered points of the plane (Sandwell 1987), by SciPy."""
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        points, queries = (p / frame.scaled_by for p in (given.coords, places))
+        found = RBFInterpolator(points, given.values, kernel="thin_plate_spline")(queries)
+        return Forecast(found)
+
+    return method
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def measure(source: Source, folder: Path, most: int, seeds: int, models: dict) -> None:
+def measure(
+    source: Source, folder: Path, most: int, seeds: int, models: list[Trained]
+) -> None:
     """Print the table of one data set."""
-    every, units = cases(source, folder, most, seeds)
+    there = cases(source, folder, most, seeds)
+    every, units = there.each, there.units
+    trained = [own for own in models if there.fingerprint is not None
+               and own.model.checkpoint["data"].get("fingerprint") == there.fingerprint]
     found: dict[str, list[Score]] = {}
     for case in every:
-        for score in holdout.compare(dict(methods(case, source, models)), case.given, case.hidden):
+        for score in holdout.compare(dict(methods(case, source, trained)), case.given, case.hidden,
+                                     time.process_time):
             found.setdefault(score.name, []).append(score)
     observed = np.mean([len(case.given.coords) for case in every])
     hidden = np.mean([len(case.hidden.coords) for case in every])
@@ -206,12 +259,13 @@ def measure(source: Source, folder: Path, most: int, seeds: int, models: dict) -
           f"hidden in each\n")
     unit = f", {units}" if units else ""
     rows = [row(name, scores, len(every)) for name, scores in found.items()]
-    why = "not for the globe" if every[0].frame.lonlat else "not measured"
-    rows[0:0] = [[name, *[why] * 4] for name in ("V1", "V2") if name not in found]
+    why = "not measured" if there.fingerprint else "no fields to learn from"
+    rows[0:0] = [[name, why, "–", "–", "–"] for name in ("V1", "V2") if name not in found]
     table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"], rows)
-    for name in models:
-        if name in found:
-            print(difference(name, found[name], found["fitted kriging"]), "\n")
+    for own in trained:
+        if own.name in found:
+            words = difference(own.name, found[own.name], found["fitted kriging"])
+            print(f"{own.describe()}. {words}\n")
 
 
 def row(name: str, scores: list[Score], count: int) -> list[str]:
@@ -246,8 +300,10 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=32, help="test tiles of each data set")
     parser.add_argument("--seeds", type=int, default=5, help="ways to hide stations")
     config = parser.parse_args()
-    models = {name: load(path) for name, path in
-              (given.split("=", 1) for given in config.checkpoint)}
+    if any("=" not in given for given in config.checkpoint):
+        parser.error("--checkpoint: give NAME=PATH, such as V2=runs/terrain/mamba_v2_best.pth")
+    models = [Trained(name, load(path), Path(path)) for name, path in
+              (given.split("=", 1) for given in config.checkpoint)]
     print(describe_machine(), "\n")
     for name in config.sets:
         for source in SOURCES[name]:

@@ -134,7 +134,7 @@ def open_netcdf(
     train, validation, testing = (
         TileSplit(part, size, scale, f"{path} ({name})")
         for part, name in zip(parts, ("training", "validation", "test")))
-    digest = hashlib.sha256(f"{size} {variables}".encode())
+    digest = hashlib.sha256(f"{size} {[part.shape for part in parts]}".encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part))
     return Data(path.name, *size, scale, digest.hexdigest(), train, validation.only(MOST_FROZEN),

@@ -93,6 +93,11 @@ def test_packed_values_land_and_years(sea):
     assert np.isfinite(batches[0].x_1.numpy()).all()
 
 
+def test_naming_the_only_variable_makes_no_other_data(sea):
+    assert open_data(str(sea[0])).fingerprint == open_data(
+        str(sea[0]), variables=["SST"]).fingerprint
+
+
 def test_two_variables_are_two_channels(tmp_path):
     u, v = np.random.default_rng(0).normal(size=(2, 48, 20, 24)).astype(np.float32)
     path = write(tmp_path / "wind.nc", {"U": (("time", "lat", "lon"), u),

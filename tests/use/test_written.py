@@ -210,7 +210,10 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
     assert code == 0, err
     assert "6 of 30 measurements hidden" in out and "RMSE" in out and "in 90 % intervals" in out
     assert "this (fitted kriging)" in out and "linear" in out and "95 % interval" in out
+    assert "fitted kriging, --noise_sd auto" in out and "noise found" in out
     assert not (tmp_path / "out").exists()
+    code, out, _ = command("b.csv", "--holdout", "0.2", "--value", "u wind")
+    assert code == 0 and "--noise_sd auto" not in out  # the noise is known
     code, out, _ = command("a.csv", "--holdout", "0.2", "--transform", "log")
     assert "this (closed form, log)" in out and "\nfitted kriging" in out
 

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Train V1 and V2 on the fields of docs/fields.md, with as many steps each, and print the table.
+#
+#   benchmarks/fields_models.sh terrain                     # 600 steps each of the quick models
+#   STEPS=2000 FERRET=debs/usr/share/ferret-vis/data benchmarks/fields_models.sh terrain sst winds relief
+#
+# The variables of the runners (docs/operations.md) hold here, too. What is trained lies in RUNS,
+# experiments/fields if that is not set; the same command goes on where it was stopped.
+set -euo pipefail
+CALLER=$PWD
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+. scripts/variables.sh
+. scripts/setup.sh
+require_count STEPS
+STEPS=${STEPS:-600} RUNS=$(from_caller "${RUNS:-experiments/fields}")
+export QUICK=1 BATCH_SIZE=16 EVAL_PICTURES=${EVAL_PICTURES:-16} WARMUP=${WARMUP:-50}
+[ -z "${FERRET-}" ] || FERRET=$(from_caller "$FERRET")
+[ $# -gt 0 ] || refuse "name one or more of terrain, sst, winds, relief"
+
+checkpoints=()
+for set in "$@"; do
+  export VARIABLES=
+  case $set in  # data, variables, and how many batches an epoch has
+    terrain) DATA=terrain per_epoch=32 ;;
+    relief)  DATA=${FERRET-}/etopo5.cdf per_epoch=452 ;;
+    sst)     DATA=${FERRET-}/coads_climatology.cdf VARIABLES=SST per_epoch=3 ;;
+    winds)   DATA=${FERRET-}/monthly_navy_winds.cdf VARIABLES="UWND VWND" per_epoch=54 ;;
+    *) refuse "$set: name one or more of terrain, sst, winds, relief" ;;
+  esac
+  [ "$set" = terrain ] || [ -n "${FERRET-}" ] || refuse "$set needs FERRET; docs/fields.md says where it is"
+  export DATA EPOCHS=$(((STEPS + per_epoch - 1) / per_epoch))
+  export EVAL_EVERY=$(((EPOCHS + 3) / 4)) SAVE_EVERY=$(((EPOCHS + 3) / 4)) VISUALIZE_EVERY=$EPOCHS
+  for model in V1 V2; do
+    case $model in V1) runner=run_mamba_training.sh best=mamba_best ;;
+                   V2) runner=run_mamba_v2_training.sh best=mamba_v2_best ;; esac
+    folder=$RUNS/$set/$model
+    mkdir -p "$folder"
+    SAVE_DIR=$folder LOG=$folder/training.log "./$runner"
+    checkpoints+=(--checkpoint "$model=$folder/$best.pth")
+  done
+done
+use_python requirements.txt
+exec "$PYTHON" benchmarks/fields_table.py "$@" ${FIELDS:+--fields "$FIELDS"} "${checkpoints[@]}" ${FERRET:+--ferret "$FERRET"}
