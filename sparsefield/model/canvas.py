@@ -144,6 +144,8 @@ class UNet(nn.Module):
 
     Args:
         inputs, outputs: channels. width: W, of the finest level.
+    Attributes:
+        last: from what `forward` gives to the outputs.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int):
@@ -162,9 +164,8 @@ class UNet(nn.Module):
             nn.init.zeros_(self.last.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to (B, outputs, n, n) and what they
-        are made of (B, W, n, n)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to what `last` reads (B, W, n, n)."""
         x, fine = self.first(x), []
         for block, coarser in zip(self.down, self.coarser):
             x = block(x)
@@ -173,22 +174,63 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for block, finer in zip(reversed(self.up), reversed(self.finer)):
             x = block(fine.pop() + finer(x))
-        x = F.silu(self.norm(x))
-        return self.last(x), x
+        return F.silu(self.norm(x))
 
 
 class Canvas(nn.Module):
-    """A sketch, painted: see the module. Args: channels: C. width: W."""
+    """A sketch, painted: see the module.
 
-    def __init__(self, channels: int, width: int):
+    The scale is read from the features, which learn from the mean's loss alone: they are what the
+    likelihood of the scale would spoil (docs/experiments.md).
+
+    Args:
+        channels: C. width: W. turns: how many symmetries of the square the training shows: 8, 4
+            (flips) or 1. What the trained canvas says is the mean over them.
+    """
+
+    def __init__(self, channels: int, width: int, turns: int = 8):
         super().__init__()
         self.unet = UNet(sketch_width(channels), 2 * channels, width)
-        self.channels, self.width = channels, width
+        self.channels, self.width, self.turns = channels, width, turns
 
     def forward(self, sketch: Tensor, *places: Tensor) -> list[Look]:
         """What is read at each of several sets of places (B, N, 2)."""
-        painted = torch.cat(self.unet(sketch), dim=1).float()             # (B, 2 C + W, n, n)
+        shift, raw, features = self.paint(sketch)
+        if not self.training:
+            for number in range(1, self.turns):
+                other_shift, other_raw, _ = self.paint(turned(sketch, number))
+                shift = shift + turned_back(other_shift, number)
+                raw = raw + turned_back(other_raw, number)
+            shift, raw = shift / self.turns, raw / self.turns
+        painted = torch.cat([shift, raw, features], dim=1)                # (B, 2 C + W, n, n)
         parts = self.channels, self.channels, self.width
         looks = (read(painted, coords).split(parts, dim=2) for coords in places)
         return [Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
                 for shift, raw, features in looks]
+
+    def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Shift, raw log of the scale (B, C, n, n) and features (B, W, n, n), float32."""
+        features = self.unet(sketch)
+        last = self.unet.last
+        shift, _ = last(features).float().split(self.channels, dim=1)
+        _, raw = last(features.detach()).float().split(self.channels, dim=1)
+        return shift, raw, features.float()
+
+
+def turned(x: Tensor, number: int) -> Tensor:
+    """(..., n, n) as symmetry `number` in 0 .. 7 of the square shows it, in the same memory format;
+    see sparsefield.data.symmetries."""
+    if number & 1:
+        x = x.flip(-2)
+    if number & 2:
+        x = x.flip(-1)
+    return x.mT.contiguous(memory_format=torch.channels_last) if number & 4 else x
+
+
+def turned_back(x: Tensor, number: int) -> Tensor:
+    """What `turned` undoes."""
+    if number & 4:
+        x = x.mT
+    if number & 2:
+        x = x.flip(-1)
+    return x.flip(-2) if number & 1 else x

@@ -170,7 +170,8 @@ class FieldModel(nn.Module):
             independent noise of the data's sd around 0.
         value_sd: sd of the data in [-1, 1], for prior "none".
         canvas_width: of the canvas (sparsefield.model.canvas), which improves the mean and sd that
-            the flow starts from; 0: none.
+            the flow starts from; 0: none. canvas_turns: symmetries of the data that it is
+            averaged over.
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
@@ -187,6 +188,7 @@ class FieldModel(nn.Module):
         prior: str = "fitted",
         value_sd: float = 0.5,
         canvas_width: int = 0,
+        canvas_turns: int = 8,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
@@ -203,7 +205,7 @@ class FieldModel(nn.Module):
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
         self.value_sd, self.channels = value_sd, channels
-        self.canvas = Canvas(channels, canvas_width) if canvas_width else None
+        self.canvas = Canvas(channels, canvas_width, canvas_turns) if canvas_width else None
         self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
         known = canvas_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from sparsefield.data import Data, TrainingBatches, parse_pattern
+from sparsefield.data import Data, TrainingBatches, parse_pattern, symmetries
 from sparsefield.errors import UserError
 from sparsefield.flow.path import draw_angles
 from sparsefield.model.precision import has_fast_bfloat16
@@ -24,8 +24,17 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
     names = {name for owner in model_class.__mro__ if owner is not nn.Module
              for name in inspect.signature(owner.__init__).parameters}
     chosen = {name: value for name, value in asdict(config).items() if name in names}
-    return {**chosen, "channels": data.channels, "value_sd": value_sd(data),
-            "max_frequency": min(data.height, data.width) / 2}
+    of_data = {"channels": data.channels, "value_sd": value_sd(data),
+               "canvas_turns": turns_shown(config, data),
+               "max_frequency": min(data.height, data.width) / 2}
+    return {**chosen, **of_data}
+
+
+def turns_shown(config: TrainingConfig, data: Data) -> int:
+    """How many turns and flips of fields with their observations the training shows."""
+    if not (data.train.is_symmetric and parse_pattern(config.observe).is_symmetric):
+        return 1
+    return symmetries.TURNS if data.height == data.width else symmetries.TURNS // 2
 
 
 def value_sd(data: Data) -> float:

@@ -1,0 +1,63 @@
+"""The canvas: what it is averaged over, and what teaches it."""
+
+import pytest
+import torch
+
+from sparsefield.coords import grid_coords
+from sparsefield.model.canvas import Canvas, sketch_width, turned, turned_back
+
+SIDE, CHANNELS = 8, 2
+
+
+@pytest.fixture
+def canvas() -> Canvas:
+    torch.manual_seed(0)
+    made = Canvas(CHANNELS, width=8)
+    for name, parameter in made.named_parameters():
+        if "conv_2" in name or "last" in name:  # which start at 0
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def a_sketch() -> torch.Tensor:
+    made = torch.randn(1, sketch_width(CHANNELS), SIDE, SIDE)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def shown(canvas: Canvas, sketch: torch.Tensor) -> torch.Tensor:
+    """Shift and log of the scale in the cells (4, n, n)."""
+    (look,) = canvas(sketch, grid_coords(SIDE, SIDE)[None])
+    return torch.cat(look[:2], dim=2)[0].T.unflatten(1, (SIDE, SIDE)).detach()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_is_turned_can_be_turned_back(number):
+    x = torch.randn(2, 3, SIDE, SIDE)
+    assert torch.equal(turned_back(turned(x, number), number), x)
+    assert torch.equal(turned(x, number), x) == (number == 0)
+
+
+@pytest.mark.parametrize(("turns", "symmetries"), [(8, range(8)), (4, range(4)), (1, [0])])
+def test_a_trained_canvas_is_as_symmetric_as_what_it_learnt_from(canvas, turns, symmetries):
+    canvas.turns, sketch = turns, a_sketch()
+    canvas.eval()
+    as_it_is = shown(canvas, sketch)
+    for number in range(8):
+        again = turned_back(shown(canvas, turned(sketch, number)), number)
+        assert torch.allclose(again, as_it_is, atol=1e-5) == (number in symmetries)
+
+
+def test_in_training_it_looks_once(canvas):
+    sketch = a_sketch()
+    canvas.train()
+    in_training = shown(canvas, sketch)
+    canvas.eval()
+    canvas.turns = 1
+    assert torch.equal(shown(canvas, sketch), in_training)
+
+
+def test_the_scale_teaches_no_feature(canvas):
+    (look,) = canvas.train()(a_sketch(), grid_coords(SIDE, SIDE)[None])
+    look.log_scale.sum().backward()
+    taught = {name for name, p in canvas.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {"unet.last.weight", "unet.last.bias"}
