@@ -49,7 +49,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
-from sparsefield.use import holdout, plots, transforms
+from sparsefield.use import holdout, plots, scores, transforms
 from sparsefield.use.columns import are_colours
 from sparsefield.use.domain import TRAINED_SHARE, other_density, outside_pictures
 from sparsefield.use.globe import WIDEST, around, require_degrees
@@ -357,12 +357,12 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, frame: F
     methods |= {"linear": holdout.linear(frame), "constant": holdout.constant}
     if (pykrige := holdout.pykrige(frame)) is not None:
         methods["PyKrige, exponential"] = pykrige
-    scores = holdout.compare(methods, kept, hidden)
+    found = holdout.compare(methods, kept, hidden)
     cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",
                  f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
-    for line in holdout.table(scores, unit_of(config, model, given)):
+    for line in scores.table(found, unit_of(config, model, given)):
         cli.log.info("%s", line)
-    cli.log.info("%s", holdout.verdict(scores))
+    cli.log.info("%s", scores.verdict(found))
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
 
