@@ -6,14 +6,16 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.spatial import QhullError
 
 from sparsefield.errors import UserError
+from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements
-from sparsefield.use.reconstruction import Frame, Reconstructor
+from sparsefield.use.reconstruction import Reconstructor
 from sparsefield.use.scores import Forecast, Score, score
 
 log = logging.getLogger("sparsefield")
@@ -74,6 +76,31 @@ def compare(
 # --- methods --------------------------------------------------------------------------------------
 
 
+def all_methods(
+    model: Reconstructor, given: Measurements, frame: Frame, *, transform: str | None,
+    find_noise: bool, seed: int, num_steps: int, separately: bool,
+) -> dict[str, Method]:
+    """What is compared, by name: first the one at hand, then others that need no training."""
+    settings = dict(lonlat=frame.lonlat, aspect=frame.aspect, seed=seed, num_steps=num_steps,
+                    separately=separately)
+    closed_form = Reconstructor.load("none", str(model.device))
+    kriging = by_model(closed_form, None, **settings)
+    if model.is_closed_form and transform is None and not find_noise:
+        methods = {"this (fitted kriging)": kriging}
+    else:
+        kind = "closed form" if model.is_closed_form else Path(model.path).name
+        this = ", ".join(filter(None, [kind, transform, "noise found" if find_noise else None]))
+        methods = {f"this ({this})": by_model(model, transform, find_noise=find_noise, **settings),
+                   "fitted kriging": kriging}
+    if not find_noise and given.noise is None:
+        methods["fitted kriging, --noise_sd auto"] = by_model(
+            closed_form, None, find_noise=True, **settings)
+    methods |= {"linear": linear(frame), "constant": constant}
+    if (other := pykrige(frame)) is not None:
+        methods["PyKrige, exponential"] = other
+    return methods
+
+
 def by_model(
     model: Reconstructor, transform: str | None, lonlat: bool, aspect: str, seed: int,
     num_steps: int, separately: bool, find_noise: bool = False,
@@ -83,19 +110,12 @@ def by_model(
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         found = model.at(
             places, given.coords, given.values, extent=given.extent, num_samples=SAMPLES,
-            noise_sd=noise_of(given, find_noise), num_steps=num_steps, seed=seed, aspect=aspect,
-            lonlat=lonlat, transform=transform, missing=[], separately=separately,
+            noise_sd="auto" if find_noise else given.noise_sd, num_steps=num_steps, seed=seed,
+            aspect=aspect, lonlat=lonlat, transform=transform, missing=[], separately=separately,
             with_noise=find_noise)
         return Forecast(found.mean, found.samples)
 
     return method
-
-
-def noise_of(given: Measurements, find: bool) -> np.ndarray | float | str:
-    """The argument noise_sd of a model."""
-    if find:
-        return "auto"
-    return 0.0 if given.noise is None else given.noise
 
 
 def constant(given: Measurements, places: np.ndarray) -> Forecast:

@@ -12,8 +12,8 @@ from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.uncertainty import fair_crps
 from sparsefield.use import globe, holdout, plots, transforms
+from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements, clean
-from sparsefield.use.reconstruction import Frame
 from sparsefield.use.scores import Forecast, sample_crps, verdict
 
 
