@@ -13,7 +13,7 @@ def load(path: str, device: str = "auto") -> Reconstructor:
 
     Args:
         path: checkpoint, .pth or .safetensors; "none" for the closed form alone, without training.
-            device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda, cuda:1 or mps.
     Raises:
         sparsefield.errors.UserError: the file is missing, damaged or no checkpoint.
     """

@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+import train_mamba
+import train_mamba_v2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,3 +45,11 @@ def test_another_number_would_be_noticed(numbers, stored):
 def test_marks_that_are_missing_are_an_error(numbers):
     with pytest.raises(SystemExit, match="0 places"):
         numbers.between("no marks", "headline table", "")
+
+
+@pytest.mark.parametrize("command", [train_mamba_v2, train_mamba])
+@pytest.mark.parametrize("more", [[], ["--canvas_width", "0"]])
+def test_the_page_on_models_says_how_large_the_default_models_are(command, more, capsys):
+    command.main(["--dry_run", "True", *more])
+    count = re.search(r"([\d,]+) parameters", capsys.readouterr().out)[1]
+    assert count in (ROOT / "docs/models.md").read_text()

@@ -1,14 +1,55 @@
-"""Whether a model has been trained on anything like these measurements."""
+"""Which model has anything to say about these measurements, and as what it reads them."""
 
 from __future__ import annotations
 
+import logging
 import re
 
 from sparsefield.use.columns import are_colours
 from sparsefield.use.points import Measurements
+from sparsefield.use.reconstruction import Reconstructor
 
-TRAINED_SHARE = "random:0.2"  # measured points in the training of the models that come along
+log = logging.getLogger("sparsefield")
+
+SHIPPED = "checkpoints_mamba_v2/mamba_v2_best.pth"  # the model that comes along
+TRAINED_SHARE = "random:0.2"  # measured points in its training
 FAR = 5.0  # times fewer or more measured points a cell: another kind of problem
+
+
+def choose_model(
+    asked: Reconstructor | None, given: Measurements, shape: tuple[int, int], lonlat: bool,
+    device: str,
+) -> Reconstructor:
+    """The model that is asked for, or the one that comes along where it has anything to say.
+
+    Args:
+        asked: warned of where it has not learnt such measurements. shape: rows and columns that are
+            asked for. lonlat: places are on a globe. device: see `sparsefield.load`.
+    """
+    if asked is not None:
+        if why := outside(asked, given, shape):
+            log.warning("WARNING: outside of what %s has learnt: %s; --checkpoint none needs no "
+                        "training", asked.path, why)
+        return asked
+    if lonlat:
+        return Reconstructor.load("none", device)
+    if why := outside_pictures(given, shape, TRAINED_SHARE):
+        log.info("the model that comes along is not used: %s", why)
+        return Reconstructor.load("none", device)
+    return Reconstructor.load(SHIPPED, device)
+
+
+# --- what was trained -----------------------------------------------------------------------------
+
+
+def outside(model: Reconstructor, given: Measurements, shape: tuple[int, int]) -> str | None:
+    """Why a model has not learnt such measurements, in words; None: it has, or needs not."""
+    if model.is_closed_form:
+        return None
+    observe = str(model.checkpoint.get("config", {}).get("observe", ""))
+    if model.is_of_pictures and model.channels == 3:
+        return outside_pictures(given, shape, observe)
+    return other_density(given, shape, observe)
 
 
 def outside_pictures(given: Measurements, shape: tuple[int, int], observe: str) -> str | None:
@@ -44,3 +85,35 @@ def other_density(given: Measurements, shape: tuple[int, int], observe: str) -> 
     if low / FAR <= share <= high * FAR:
         return None
     return f"{share:.2%} of the cells are measured, and in its training {observe[7:]} of them were"
+
+
+# --- as what measurements are read ----------------------------------------------------------------
+
+
+def are_other_things(given: Measurements) -> bool:
+    """Whether there are several channels whose names say that they are no colours."""
+    return len(given.names) > 1 and not given.is_picture and not are_colours(given.names) and (
+        not all(name.startswith("column ") for name in given.names))
+
+
+def are_separate(model: Reconstructor, given: Measurements) -> bool:
+    """Whether channels are different things: the argument `separately` of a model."""
+    return are_other_things(given) or (model.is_closed_form and not given.is_picture)
+
+
+def picture_range(model: Reconstructor, given: Measurements) -> tuple[float, float] | None:
+    """What is black and white in a picture: the argument `value_range` of a model.
+
+    None: no picture, or the training data tell.
+    """
+    if model.is_closed_form and given.is_picture:
+        return given.value_range or (0.0, 255.0)
+    if given.values.shape[1] == model.channels == 3 and given.value_range != (0.0, 255.0):
+        return given.value_range
+    return None
+
+
+def units_of(model: Reconstructor, given: Measurements) -> str | None:
+    """Of the values, as far as the file or the training data tell."""
+    trained = None if given.is_picture or model.is_closed_form else model.scale.units
+    return given.units or trained

@@ -1,47 +1,82 @@
-"""The grid that is asked for, and how places on it become coordinates that a model sees."""
+"""Grids that a field is asked for on: by a resolution, by axes, or like that of a file."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sparsefield.coords import grid_coords
+from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
+from sparsefield.use.frame import Frame, sides
 from sparsefield.use.points import LARGEST
 
-log = logging.getLogger("sparsefield")
-
-UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
-
-
-def sides(extent: Sequence[float]) -> tuple[float, float]:
-    """Width and height."""
-    x0, x1, y0, y1 = extent
-    return x1 - x0, y1 - y0
+DEGREES = {
+    "x": {"standard_name": "longitude", "units": "degrees_east"},
+    "y": {"standard_name": "latitude", "units": "degrees_north"},
+}
 
 
-def scales(extent: Sequence[float], aspect: str) -> tuple[float, float]:
-    """What becomes 1 on each axis: the longer side on both (equal), or each its own (free).
+@dataclass(frozen=True)
+class Grid:
+    """The axes of a field.
 
-    Args:
-        aspect: equal, free, or auto: free, and said, where the sides differ by more than 10 times.
-    Raises:
-        UserError: another aspect.
+    Attributes:
+        x: (W,), y: (H,), both growing. names: of x and y. attributes: of x and y.
+        downward: whether y falls in the file that the grid is like, and in those written.
     """
-    if aspect not in ("auto", "equal", "free"):
-        raise UserError(f"aspect {aspect!r}: give equal, free or auto")
-    width, height = sides(extent)
-    longer, shorter = max(width, height), min(width, height)
-    if aspect == "auto" and longer > UNLIKE * shorter:
-        log.info("x spans %.6g and y %.6g: each axis has a scale of its own (--aspect equal for "
-                 "one scale)", width, height)
-        aspect = "free"
-    return (width, height) if aspect == "free" else (longer, longer)
+
+    x: np.ndarray
+    y: np.ndarray
+    names: tuple[str, str] = ("x", "y")
+    attributes: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    downward: bool = False
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """x0 x1 y0 y1 of the outer sides of its cells."""
+        return (*_edges(self.x), *_edges(self.y))
+
+    @property
+    def is_global(self) -> bool:
+        """Whether its axes are degrees of longitude and latitude."""
+        return self.attributes[0].get("units") == DEGREES["x"]["units"]
+
+
+def _edges(axis: np.ndarray) -> tuple[float, float]:
+    if len(axis) == 1:
+        return float(axis[0]) - 0.5, float(axis[0]) + 0.5
+    return (float(axis[0] - (axis[1] - axis[0]) / 2), float(axis[-1] + (axis[-1] - axis[-2]) / 2))
+
+
+def grid_like(path: str) -> Grid:
+    """The grid of a NetCDF file.
+
+    Raises:
+        UserError: it has none, or a side is not in 1 ... 512.
+    """
+    x, y = grid_axes(Path(path))
+    if max(len(x.values), len(y.values)) > LARGEST:
+        raise UserError(f"--grid {path}: {len(y.values)} rows and {len(x.values)} columns, at most "
+                        f"{LARGEST} can be asked for; give --resolution and --extent")
+    kept = tuple({key: str(v.attributes[key]) for key in ("standard_name", "units", "long_name")
+                  if key in v.attributes} for v in (x, y))
+    if is_longitude(x):
+        kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept))
+        kept[0]["units"], kept[1]["units"] = DEGREES["x"]["units"], DEGREES["y"]["units"]
+    return Grid(np.sort(x.values), np.sort(y.values), (x.name, y.name), kept,
+                downward=len(y.values) > 1 and y.values[0] > y.values[1])
+
+
+def grid_of(coords: np.ndarray, lonlat: bool) -> Grid:
+    """The grid of a field that was asked for by resolution, from the middles (H, W, 2) of cells."""
+    x, y = coords[0, :, 0], coords[:, 0, 1]
+    return Grid(x, y, ("lon", "lat"), (DEGREES["x"], DEGREES["y"])) if lonlat else Grid(x, y)
 
 
 def grid_shape(
@@ -53,7 +88,7 @@ def grid_shape(
     Args:
         resolution: cells of the longer side, for cells that are square in the units that the
             model sees; or (rows, columns) as they are.
-        scaled_by: see `scales`; default one scale for both.
+        scaled_by: see `Frame`; default one scale for both.
     Raises:
         UserError: no whole numbers, or a side is not in 1 ... 512.
     """
@@ -72,6 +107,21 @@ def grid_shape(
     return max(1, round(wanted[0] * height)), max(1, round(wanted[0] * width))
 
 
+def cells(shape: tuple[int, int], frame: Frame) -> tuple[Tensor, np.ndarray]:
+    """Middles of the cells of a grid of (rows, columns) over the extent of a frame, row by row.
+
+    Returns:
+        float32 (N, 2), on a globe (N, 3), as a model sees them: where the unit square is filled,
+        those that training saw, to the bit; and (N, 2) float64 in the units of the extent.
+    """
+    x0, x1, y0, y1 = frame.extent
+    x = x0 + (np.arange(shape[1]) + 0.5) / shape[1] * (x1 - x0)
+    y = y0 + (np.arange(shape[0]) + 0.5) / shape[0] * (y1 - y0)
+    where = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    fills = not frame.lonlat and tuple(frame.scaled_by) == sides(frame.extent)
+    return (grid_coords(*shape) if fills else frame.inside(where)), where
+
+
 def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.ndarray]:
     """(rows, columns) and places (N, 2), row by row, of a grid with axes x (W,) and y (H,).
 
@@ -85,28 +135,3 @@ def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.n
         if not 1 <= len(axis) <= LARGEST:
             raise UserError(f"a grid of {len(y)} rows and {len(x)} columns: each is 1 to {LARGEST}")
     return (len(y), len(x)), np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-
-
-def to_square(
-    points: np.ndarray, extent: Sequence[float], scaled_by: Sequence[float]
-) -> Tensor:
-    """Coordinates (P, 2) in the unit square, float32; see `scales`."""
-    x0, _, y0, _ = extent
-    return torch.from_numpy(((np.asarray(points) - (x0, y0)) / scaled_by).astype(np.float32))
-
-
-def cells(
-    shape: tuple[int, int], extent: Sequence[float], scaled_by: Sequence[float]
-) -> tuple[Tensor, np.ndarray]:
-    """Middles of the cells of a grid over the extent, row by row.
-
-    Returns:
-        (N, 2) float32 in the unit square (where it is filled, those that training saw, to the
-        bit); and (N, 2) float64 in the units of the extent.
-    """
-    x0, x1, y0, y1 = extent
-    x = x0 + (np.arange(shape[1]) + 0.5) / shape[1] * (x1 - x0)
-    y = y0 + (np.arange(shape[0]) + 0.5) / shape[0] * (y1 - y0)
-    where = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    fills = tuple(scaled_by) == sides(extent)
-    return (grid_coords(*shape) if fills else to_square(where, extent, scaled_by)), where

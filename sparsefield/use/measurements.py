@@ -13,9 +13,9 @@ import numpy as np
 from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.data.missing import parse_missing
 from sparsefield.errors import UserError
-from sparsefield.use.globe import refuse_exchanged
+from sparsefield.use.globe import WIDEST, refuse_exchanged
 from sparsefield.use.pictures import measure_picture
-from sparsefield.use.points import Measurements, clean
+from sparsefield.use.points import Measurements, clean, noise_of
 from sparsefield.use.tables import Table, read_table
 
 log = logging.getLogger("sparsefield")
@@ -36,7 +36,7 @@ def read_measurements(
     y: str | None = None,
     value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None,
-    noise: str | None = None,
+    noise_sd: str | None = None,
     lonlat: bool = False,
     seed: int = 0,
 ) -> Measurements:
@@ -49,11 +49,13 @@ def read_measurements(
         channels: 1 or 3 turns pictures grey or coloured.
         mask, observe: of pictures: the points that are known, as a picture (white: known) or a
             rule; else the points that are not transparent.
-        extent: x0 x1 y0 y1, default the smallest rectangle around the points.
+        extent: x0 x1 y0 y1, default the smallest rectangle around the points; with lonlat x1 may be
+            below x0, across the 180th meridian.
         x, y, value: of tables: names of columns, or their numbers from 1.
         missing: numbers or words that mean: not measured. Without it a number that looks like it
             is refused; ("none",) takes all numbers as they are.
-        noise: of tables: the column of the noise's sd; default one of the name noise_sd.
+        noise_sd: of the noise in the values: a number, in their units; of tables: a column, by its
+            name; default one of the name noise_sd. auto: it is to be found, and none is read.
         lonlat: of points: x and y are degrees of longitude and latitude.
         seed: of rules that draw points.
     Raises:
@@ -62,41 +64,75 @@ def read_measurements(
     path = Path(source)
     if source != "-":
         _require_input(path)
+    number, column = _number_or_column(noise_sd)
     numbers, words = parse_missing(missing)
-    suffix = path.suffix.lower()
-    if source != "-" and suffix in PICTURES:
-        if extent is not None:
-            raise UserError("--extent is for scattered points: a picture has its pixels")
-        if x is not None or y is not None or value is not None:
-            raise UserError(f"{source}: --x, --y and --value choose columns of a table, and this "
-                            "is a picture")
-        if lonlat or noise is not None:
-            raise UserError(f"{source}: --lonlat and a column for --noise_sd are for lists of "
-                            "points, and this is a picture")
-        return measure_picture(path, channels, mask, observe, seed, numbers)
-    if mask or observe:
-        raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list of "
-                        "measurements every point is known")
+    if source != "-" and path.suffix.lower() in PICTURES:
+        _refuse_of_points(source, extent, (x, y, value), lonlat or column is not None)
+        given = measure_picture(path, channels, mask, observe, seed, numbers)
+    else:
+        if mask or observe:
+            raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
+                            "of measurements every point is known")
+        found = _read_points(source, x, y, value, [*words, *(missing or [])], column)
+        if found.on_globe and not lonlat:
+            _tell_of_globe(source, found, x is not None or y is not None)
+        if lonlat and extent is not None and extent[1] < extent[0]:
+            extent = (extent[0], extent[1] + WIDEST, *extent[2:])
+        given = clean(source, found.coords, found.values, found.names, extent, numbers,
+                      found.noise, lonlat)
+        given = replace(given, units=found.units)
+    if number is None:
+        return given
+    return replace(given, noise=noise_of(number, len(given.coords)) if number else None)
+
+
+def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
+    """What is said of noise as a number, or as the name of a column."""
+    if noise_sd is None or noise_sd == "auto":
+        return None, None
     try:
-        if suffix == ".npz":
-            if any(column is not None for column in (x, y, value, noise)):
-                raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
-                                "table; an .npz has coords, values and, if any, noise_sd")
-            found = _read_npz(path)
-        else:
-            found = read_table(source, x, y, value, [*words, *(missing or [])], noise)
+        return float(noise_sd), None
+    except ValueError:
+        return None, noise_sd
+
+
+def _refuse_of_points(
+    source: str, extent: Sequence[float] | None, columns: Sequence[object], of_lists: bool
+) -> None:
+    """Raises UserError for what is said of a picture and is for lists of points alone."""
+    if extent is not None:
+        raise UserError("--extent is for scattered points: a picture has its pixels")
+    if any(column is not None for column in columns):
+        raise UserError(f"{source}: --x, --y and --value choose columns of a table, and this "
+                        "is a picture")
+    if of_lists:
+        raise UserError(f"{source}: --lonlat and a column for --noise_sd are for lists of "
+                        "points, and this is a picture")
+
+
+def _read_points(
+    source: str, x: str | None, y: str | None, value: Sequence[str] | None,
+    missing: Sequence[str], noise: str | None,
+) -> Table:
+    try:
+        if Path(source).suffix.lower() != ".npz":
+            return read_table(source, x, y, value, missing, noise)
+        if any(column is not None for column in (x, y, value, noise)):
+            raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
+                            "table; an .npz has coords, values and, if any, noise_sd")
+        return _read_npz(Path(source))
     except PermissionError:
         raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from None
-    if found.on_globe and not lonlat:
-        if x is None and y is None:
-            refuse_exchanged(source, found.coords)
-        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
-                 source)
-    cleaned = clean(source, found.coords, found.values, found.names, extent, numbers, found.noise,
-                    lonlat)
-    return replace(cleaned, units=found.units)
+
+
+def _tell_of_globe(source: str, found: Table, axes_are_chosen: bool) -> None:
+    """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
+    if not axes_are_chosen:
+        refuse_exchanged(source, found.coords)
+    log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
+             source)
 
 
 def _require_input(path: Path) -> None:

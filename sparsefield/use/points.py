@@ -47,6 +47,11 @@ class Measurements:
     def is_picture(self) -> bool:
         return self.shape is not None
 
+    @property
+    def noise_sd(self) -> np.ndarray | float:
+        """The argument of that name of `Reconstructor.reconstruct`."""
+        return 0.0 if self.noise is None else self.noise
+
 
 def clean(
     source: str,
@@ -72,19 +77,14 @@ def clean(
     coords, values = without(coords, missing), without(values, missing)
     noise = None if noise is None else without(noise, missing)
     if missing != []:
-        for c in range(values.shape[1]):
-            name = f"{source}: {names[c] if names else 'values'}"
-            refuse_lone_extreme(name, values[:, c], codes_only=bool(missing))
-        for axis, column in zip("xy", coords.T):
-            refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
-    whole = np.isfinite(coords).all(axis=1) & np.isfinite(values).all(axis=1)
-    if noise is not None:
-        whole &= np.isfinite(noise)
-    if not whole.all():
+        _refuse_codes(source, coords, values, names, codes_only=bool(missing))
+    whole = np.isfinite(np.column_stack([coords, values, *([] if noise is None else [noise])]))
+    kept = whole.all(axis=1)
+    if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
-                 (~whole).sum(), len(whole))
-    coords, values = coords[whole], values[whole]
-    noise = None if noise is None else noise[whole]
+                 (~kept).sum(), len(kept))
+    coords, values = coords[kept], values[kept]
+    noise = None if noise is None else noise[kept]
     if len(coords) == 0:
         raise UserError(f"{source}: holds no measurement")
     if noise is not None and not (noise >= 0).all():
@@ -96,20 +96,41 @@ def clean(
         coords[:, 0] = globe.around(coords[:, 0], extent)
     if extent is None:
         extent = bounds(source, coords, lonlat)
-    x0, x1, y0, y1 = extent
-    inside = ((coords >= (x0, y0)) & (coords <= (x1, y1))).all(axis=1)
+    found = Measurements(coords, values, tuple(extent), names=names, noise=noise)
+    return _few_enough(source, _within_extent(source, found))
+
+
+def _refuse_codes(
+    source: str, coords: np.ndarray, values: np.ndarray, names: tuple[str, ...], codes_only: bool
+) -> None:
+    """Raises UserError for numbers that look as if they meant: not measured."""
+    for c in range(values.shape[1]):
+        name = f"{source}: {names[c] if names else 'values'}"
+        refuse_lone_extreme(name, values[:, c], codes_only=codes_only)
+    for axis, column in zip("xy", coords.T):
+        refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
+
+
+def _within_extent(source: str, given: Measurements) -> Measurements:
+    """Those that lie in the extent. Raises UserError where none does."""
+    x0, x1, y0, y1 = given.extent
+    inside = ((given.coords >= (x0, y0)) & (given.coords <= (x1, y1))).all(axis=1)
     if not inside.any():
         raise UserError(f"{source}: all points lie outside --extent {x0:g} {x1:g} {y0:g} {y1:g}")
     if not inside.all():
         log.info("%d of %d points lie outside the extent: left out", (~inside).sum(), len(inside))
-    found = Measurements(coords[inside], values[inside], (x0, x1, y0, y1), names=names,
-                         noise=None if noise is None else noise[inside])
-    if len(found.coords) > MOST_POINTS:
-        distinct, _ = average_duplicates(found, np.zeros(len(found.coords)))
+    noise = None if given.noise is None else given.noise[inside]
+    return replace(given, coords=given.coords[inside], values=given.values[inside], noise=noise)
+
+
+def _few_enough(source: str, given: Measurements) -> Measurements:
+    """As they are. Raises UserError for more places than can be used."""
+    if len(given.coords) > MOST_POINTS:
+        distinct, _ = average_duplicates(given, np.zeros(len(given.coords)))
         if len(distinct.coords) > MOST_POINTS:
             raise UserError(f"{source}: {len(distinct.coords):,} points, at most {MOST_POINTS:,} "
                             "can be used: average neighbours, or cut the region with --extent")
-    return found
+    return given
 
 
 def _require_extent(extent: Sequence[float], lonlat: bool) -> None:
@@ -176,48 +197,9 @@ def average_duplicates(
     return replace(given, coords=given.coords[first], values=values), noise
 
 
-def as_given(
-    coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
-    noise_sd: float | Sequence[float] = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives.
-
-    Points that are masked (numpy.ma), or whose value is in `missing`, are left out and counted in
-    the log. `missing` None refuses a value that looks like one that means: not measured.
-
-    Raises:
-        UserError: no real numbers, other shapes, NaN or infinity that is not masked.
-    """
-    masks = [np.ma.getmaskarray(a) if np.ma.isMaskedArray(a) else None for a in (coords, values)]
-    coords, values = _real("coords", coords), _real("values", values)
-    values = values[:, None] if values.ndim == 1 else values
-    if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
-        len(coords) != len(values) or values.shape[1] == 0
-    ):
-        turned = "; one row for each point" if len(coords) in coords.shape[1:] or (
-            values.shape[-1:] == coords.shape[:1]) or coords.shape[:1] == (2,) else ""
-        raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
-                        f"(M,) or (M, C){turned}")
-    kept = np.ones(len(coords), bool)
-    for mask in masks:
-        if mask is not None:
-            kept &= ~mask.reshape(len(kept), -1).any(axis=1)
-    if not (np.isfinite(coords[kept]).all() and np.isfinite(values[kept]).all()):
-        raise UserError("coords or values hold NaN or infinity: leave those points out")
-    kept &= np.isfinite(without(values, missing)).all(axis=1)
-    if not kept.all():
-        log.info("%d of %d points are masked or missing: left out", (~kept).sum(), len(kept))
-    noise = noise_of(noise_sd, len(coords))[kept]
-    coords, values = coords[kept], values[kept]
-    if missing is None:
-        for c in range(values.shape[1]):
-            refuse_lone_extreme(f"values, channel {c + 1}", values[:, c])
-    return coords, values, noise
-
-
 def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
     """(count,) sd of the noise of every value. Raises UserError for what is no such number."""
-    noise = _real("noise_sd", noise_sd)
+    noise = real_array("noise_sd", noise_sd)
     if noise.shape not in ((), (1,), (count,)):
         raise UserError(f"noise_sd {noise.shape}: give one number, or one for each of the {count} "
                         "points")
@@ -227,7 +209,8 @@ def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
     return np.broadcast_to(noise, count).copy()
 
 
-def _real(name: str, array: np.ndarray) -> np.ndarray:
+def real_array(name: str, array: np.ndarray) -> np.ndarray:
+    """An array as float64. Raises UserError for what is no array of real numbers."""
     try:
         found = np.asarray(array)
         if found.dtype.kind not in "buifO":

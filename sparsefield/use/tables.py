@@ -1,14 +1,10 @@
-"""Tables of measurements: text in the ways that programs write it, and Parquet."""
+"""Tables of measurements, from text, Parquet and NetCDF: which columns are what, as numbers."""
 
 from __future__ import annotations
 
 import collections
-import gzip
 import io
 import logging
-import re
-import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,18 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 
-from sparsefield.data.files import kind_by_beginning, refuse_foreign
+from sparsefield.data.files import refuse_foreign
 from sparsefield.data.netcdf import ENDINGS, axis_of, read_variables
 from sparsefield.errors import UserError
-from sparsefield.use.columns import GLOBE, PAIRS, bare, choose_columns, find_noise
+from sparsefield.use.columns import GLOBE, bare, choose_columns, find_noise
+from sparsefield.use.text import rows_of
 
 log = logging.getLogger("sparsefield")
-
-COMMENT = "#%"
-NO_VALUE = ("", "na", "n/a", "nan", "null", "none", "-", "--")
-LOOKED_AT = 200  # lines that tell how a table is written
-DECIMAL_COMMA = r"[-+]?\d*(,\d+)?([eE][-+]?\d+)?"
-SEPARATORS = ("\t", ";", ",", "|")
 
 
 class Table(NamedTuple):
@@ -72,7 +63,7 @@ def read_table(
         table, has_header = _read_parquet(source), True
     else:
         refuse_foreign(path, "tables are CSV, TSV or Parquet")
-        table, has_header = _read_text(source, _content(source), missing)
+        table, has_header = _read_text(source, missing)
     names = list(table.columns)
     noise_column = find_noise(source, names, noise) if has_header or noise else None
     columns = choose_columns(source, names, x, y, value, has_header, noise_column)
@@ -111,6 +102,23 @@ def _numbers(source: str, table: pandas.DataFrame, place: int) -> np.ndarray:
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def _read_text(source: str, missing: Sequence[str]) -> tuple[pandas.DataFrame, bool]:
+    """The table in a text, and whether it has a header."""
+    rows = rows_of(source, missing)
+    try:
+        table = pandas.read_csv(
+            io.StringIO("\n".join(rows.lines)), header=None, names=range(rows.width),
+            index_col=False, sep=r"\s+" if rows.separator is None else rows.separator,
+            decimal=rows.decimal, skipinitialspace=True, na_values=["-", "--", *missing],
+            skip_blank_lines=True, low_memory=False,
+        ) if rows.lines else pandas.DataFrame(columns=range(rows.width))
+    except (ValueError, OverflowError, MemoryError) as error:  # ParserError is a ValueError
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: no readable table of x,y,value rows ({reason})") from None
+    table.columns = rows.header or [f"column {k + 1}" for k in range(rows.width)]
+    return table, rows.header is not None
+
+
 def _read_parquet(source: str) -> pandas.DataFrame:
     try:
         table = pandas.read_parquet(source)
@@ -144,151 +152,3 @@ def _read_netcdf(
         raise UserError(f"{path}: which is the value? give --value, one of {', '.join(telling)}")
     table = pandas.DataFrame({v.name: v.values for v in lists})
     return table, {v.name: v.units for v in lists}
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def _content(source: str) -> bytes:
-    if source == "-":
-        stream = getattr(sys.stdin, "buffer", sys.stdin)
-        content = stream.read()
-        return content.encode() if isinstance(content, str) else content
-    content = Path(source).read_bytes()
-    if not source.lower().endswith(".gz"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: no readable gzip ({error})") from None
-
-
-def _decoded(source: str, content: bytes) -> str:
-    """The text, whatever wrote it; what is no text is named."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encodings = ("utf-16",)
-    elif b"\0" in content[:1000]:  # UTF-16 without its mark: every second byte of a number is 0
-        encodings = ("utf-16-le",) if content[1:2] == b"\0" else ("utf-16-be",)
-    else:
-        encodings = ("utf-8-sig", "latin-1")
-    if (kind := kind_by_beginning(content)) is None:
-        for encoding in encodings:
-            try:
-                text = content.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-            if "\0" not in text:
-                return text
-        kind = "no text"
-    raise UserError(f"{source}: no table of x,y,value rows but {kind}; give a CSV")
-
-
-def _read_text(
-    source: str, content: bytes, missing: Sequence[str]
-) -> tuple[pandas.DataFrame, bool]:
-    """The table in a text, and whether it has a header."""
-    lines, header = _lines(_decoded(source, content))
-    if not lines:
-        raise UserError(f"{source}: no readable table of x,y,value rows: it is empty")
-    separator = _separator(lines[:LOOKED_AT])
-    first = _fields(lines[0], separator)
-    decimal = "," if separator != "," and _has_decimal_commas(lines[:LOOKED_AT], separator) else "."
-    if header is not None and len(_fields(header, separator)) != len(first):
-        header = None
-    if header is None and any(_is_word(field, decimal, missing) for field in first):
-        header, lines = lines[0], lines[1:]
-    widest = _check_widths(source, lines, separator, header)
-    try:
-        table = pandas.read_csv(
-            io.StringIO("\n".join(lines)), header=None, names=range(widest), index_col=False,
-            sep=r"\s+" if separator is None else separator, decimal=decimal, skipinitialspace=True,
-            na_values=["-", "--", *missing], skip_blank_lines=True, low_memory=False,
-        ) if lines else pandas.DataFrame(columns=range(widest))
-    except (ValueError, OverflowError, MemoryError) as error:  # ParserError is a ValueError
-        reason = " ".join(str(error).split())
-        raise UserError(f"{source}: no readable table of x,y,value rows ({reason})") from None
-    if header is None:
-        table.columns = [f"column {k + 1}" for k in range(widest)]
-        return table, False
-    named = _fields(header, separator)
-    table.columns = named + [""] * (widest - len(named))
-    return table, True
-
-
-def _lines(text: str) -> tuple[list[str], str | None]:
-    """Lines that hold something, without comments and what trails; a header in a comment."""
-    lines, header = [], None
-    for line in text.splitlines():
-        if line.lstrip()[:1] in tuple(COMMENT):
-            words = line.lstrip().lstrip(COMMENT + " ")
-            if not lines and _names_axes(words):
-                header = words
-            continue
-        line = re.sub(r"\s#.*", "", line).strip(" ")
-        line = re.sub(r"[,;|\s]+$", "", line)
-        if line:
-            lines.append(line)
-    return lines, header
-
-
-def _names_axes(text: str) -> bool:
-    """Whether names of x and y are among these words, as in numpy.savetxt's header."""
-    names = {bare(field) for field in _fields(text, _separator([text]))}
-    return any(names & xs and names & ys for xs, ys in PAIRS)
-
-
-def _separator(lines: Sequence[str]) -> str | None:
-    """What stands between the columns in most lines; None: spaces."""
-    for separator in SEPARATORS:
-        if sum(separator in line for line in lines) > 0.6 * len(lines):
-            return None if separator == "," and all(map(_is_decimal_row, lines)) else separator
-    return None if any(" " in line for line in lines) else ","
-
-
-def _is_decimal_row(line: str) -> bool:
-    """Numbers with decimal commas and spaces between, such as "1,5 2,5 3"."""
-    fields = line.split()
-    return len(fields) > 1 and all(re.fullmatch(DECIMAL_COMMA, field) for field in fields)
-
-
-def _fields(line: str, separator: str | None) -> list[str]:
-    if '"' not in line:
-        return [part.strip() for part in line.split(separator)]
-    if separator is None:
-        parts = re.findall(r'"[^"]*"|\S+', line)
-    else:
-        parts = re.findall(rf'(?:^|{re.escape(separator)})\s*("[^"]*"|[^{re.escape(separator)}]*)',
-                           line)
-    return [part.strip().strip('"').strip() for part in parts]
-
-
-def _has_decimal_commas(lines: Sequence[str], separator: str | None) -> bool:
-    fields = [field for line in lines for field in _fields(line, separator)]
-    return any("," in field and re.fullmatch(DECIMAL_COMMA, field) for field in fields)
-
-
-def _is_word(field: str, decimal: str, missing: Sequence[str]) -> bool:
-    """Whether an entry of the first line is a name, not a number or a missing one."""
-    if field.lower() in (*NO_VALUE, *map(str.lower, missing)):
-        return False
-    try:
-        float(field.replace(decimal, "."))
-    except ValueError:
-        return True
-    return False
-
-
-def _check_widths(
-    source: str, lines: Sequence[str], separator: str | None, header: str | None
-) -> int:
-    """The most fields of a line; where a header has fewer, its names belong to other columns."""
-    counts = [len(_fields(line, separator)) for line in lines]
-    widest = max(counts, default=0)
-    first = counts[0] if header is None else len(_fields(header, separator))
-    if widest > first:
-        row = counts.index(widest)
-        hint = ("; are these decimal commas? put semicolons between the columns"
-                if separator == "," else "")
-        raise UserError(f"{source}: measurement {row + 1} has {widest} entries, the line on top "
-                        f"{first}{hint}; begin lines that are no measurements with #")
-    return first

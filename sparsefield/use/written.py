@@ -1,101 +1,63 @@
-"""A reconstructed field as files: CSV, NetCDF with CF attributes, GeoTIFF."""
+"""A reconstructed field as files: numbers, pictures, CSV, NetCDF with CF attributes, GeoTIFF."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from scipy.io import netcdf_file
 
-from sparsefield.data.netcdf import grid_axes, is_longitude
-from sparsefield.errors import UserError
-from sparsefield.use.points import LARGEST
-from sparsefield.use.reconstruction import Field
+from sparsefield.use import plots
+from sparsefield.use.field import Field
+from sparsefield.use.grids import Grid
+from sparsefield.use.points import Measurements
 
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.7g"
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
-DEGREES = {
-    "x": {"standard_name": "longitude", "units": "degrees_east"},
-    "y": {"standard_name": "latitude", "units": "degrees_north"},
-}
+OLD = r"sample_\d+\.png|field\.(nc|csv|tif)"  # of earlier runs, which may have had more
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The axes of a field.
-
-    Attributes:
-        x: (W,), y: (H,), both growing. names: of x and y. attributes: of x and y.
-        downward: whether y falls in the file that the grid is like, and in those written.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    names: tuple[str, str] = ("x", "y")
-    attributes: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    downward: bool = False
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """x0 x1 y0 y1 of the outer sides of its cells."""
-        return (*_edges(self.x), *_edges(self.y))
-
-    @property
-    def is_global(self) -> bool:
-        """Whether the file that it is like has longitudes."""
-        return self.attributes[0].get("units") == DEGREES["x"]["units"]
+def names_of(num_samples: int, is_picture: bool) -> list[str]:
+    """What a reconstruction leaves; field.tif where rasterio is installed."""
+    names = ["field.npz", "mean.png", "reconstruction.png",
+             *(f"sample_{k + 1}.png" for k in range(num_samples))]
+    return names if is_picture else [*names, "field.csv", "field.nc", "field.tif"]
 
 
-def _edges(axis: np.ndarray) -> tuple[float, float]:
-    if len(axis) == 1:
-        return float(axis[0]) - 0.5, float(axis[0]) + 0.5
-    return (float(axis[0] - (axis[1] - axis[0]) / 2), float(axis[-1] + (axis[-1] - axis[-2]) / 2))
-
-
-def grid_like(path: str) -> Grid:
-    """The grid of a NetCDF file.
-
-    Raises:
-        UserError: it has none, or a side is not in 1 ... 512.
-    """
-    x, y = grid_axes(Path(path))
-    if max(len(x.values), len(y.values)) > LARGEST:
-        raise UserError(f"--grid {path}: {len(y.values)} rows and {len(x.values)} columns, at most "
-                        f"{LARGEST} can be asked for; give --resolution and --extent")
-    kept = tuple({key: str(v.attributes[key]) for key in ("standard_name", "units", "long_name")
-                  if key in v.attributes} for v in (x, y))
-    if is_longitude(x):
-        kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept))
-        kept[0]["units"], kept[1]["units"] = DEGREES["x"]["units"], DEGREES["y"]["units"]
-    return Grid(np.sort(x.values), np.sort(y.values), (x.name, y.name), kept,
-                downward=len(y.values) > 1 and y.values[0] > y.values[1])
-
-
-def grid_of(field: Field, lonlat: bool) -> Grid:
-    """The axes of a field that was asked for by resolution."""
-    x, y = field.coords[0, :, 0], field.coords[:, 0, 1]
-    return Grid(x, y, ("lon", "lat"), (DEGREES["x"], DEGREES["y"])) if lonlat else Grid(x, y)
-
-
-def written(
-    field: Field, grid: Grid, names: Sequence[str], units: str | None, how: str
+def contents(
+    field: Field, grid: Grid, given: Measurements, units: str | None, lonlat: bool
 ) -> dict[str, bytes]:
-    """field.csv, field.nc and, where rasterio is installed, field.tif.
+    """Everything that a reconstruction leaves, by name.
 
     Args:
-        names: of the channels. how: the method, in words.
+        grid: the axes of the field. units: of the values. lonlat: x and y are degrees.
     """
-    names = list(names) or [f"value_{c + 1}" for c in range(field.mean.shape[2])]
-    files = {"field.csv": csv(field, grid, names), "field.nc": netcdf(field, grid, names, units,
-                                                                      how)}
+    files = {"field.npz": npz(field), "mean.png": plots.picture(field.mean, given)}
+    for k, sample in enumerate(field.samples):
+        files[f"sample_{k + 1}.png"] = plots.picture(sample, given)
+    seen = given if given.is_picture else replace(given, extent=grid.extent)
+    files["reconstruction.png"] = plots.reconstruction(field, seen, units, lonlat)
+    if given.is_picture:
+        return files
+    names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
+    files["field.csv"] = csv(field, grid, names)
+    files["field.nc"] = netcdf(field, grid, names, units)
     found = geotiff(field, grid, names, units)
     return files if found is None else files | {"field.tif": found}
+
+
+def npz(field: Field) -> bytes:
+    """coords, mean, sd and samples, as they stand in `Field`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples
+    )
+    return buffer.getvalue()
 
 
 def csv(field: Field, grid: Grid, names: Sequence[str]) -> bytes:
@@ -121,15 +83,13 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     return [f"{name if name[0].isalpha() else 'value_' + name}_" for name in unique]
 
 
-def netcdf(
-    field: Field, grid: Grid, names: Sequence[str], units: str | None, how: str
-) -> bytes:
+def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes:
     """Classic NetCDF by the CF conventions 1.8: mean, sd and samples, each on (y, x)."""
     buffer = io.BytesIO()
     file = netcdf_file(buffer, "w")
     file.Conventions = "CF-1.8"
     file.title = "field reconstructed from sparse measurements"
-    file.source = how
+    file.source = field.how
     x_name, y_name = grid.names
     step = slice(None, None, -1 if grid.downward else 1)
     for axis, name, values, own in zip("XY", grid.names, (grid.x, grid.y[step]), grid.attributes):
@@ -161,9 +121,7 @@ def _variable(file: netcdf_file, name: str, kind: str, dims: tuple[str, ...], va
         setattr(variable, key, value.encode("utf-8") if isinstance(value, str) else value)
 
 
-def geotiff(
-    field: Field, grid: Grid, names: Sequence[str], units: str | None
-) -> bytes | None:
+def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes | None:
     """Bands of mean and sd of every channel, north up; None without rasterio or even steps."""
     try:
         import rasterio
@@ -177,11 +135,10 @@ def geotiff(
             return None
     x0, x1, y0, y1 = grid.extent
     height, width, channels = field.mean.shape
-    is_degrees = grid.attributes[0].get("units") == DEGREES["x"]["units"]
     with rasterio.io.MemoryFile() as memory:
         with memory.open(driver="GTiff", height=height, width=width, count=2 * channels,
                          dtype="float32", compress="deflate",
-                         crs="EPSG:4326" if is_degrees else None,
+                         crs="EPSG:4326" if grid.is_global else None,
                          transform=from_bounds(x0, y0, x1, y1, width, height)) as file:
             for c, name in enumerate(names):
                 for k, (what, values) in enumerate((("mean", field.mean), ("sd", field.sd))):

@@ -12,8 +12,9 @@ from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.uncertainty import fair_crps
 from sparsefield.use import globe, holdout, plots, transforms
+from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements, clean
-from sparsefield.use.reconstruction import Frame
+from sparsefield.use.scores import Forecast, sample_crps, verdict
 
 
 def wave(lonlat: np.ndarray) -> np.ndarray:
@@ -199,8 +200,8 @@ def test_scores_of_a_gaussian_are_those_of_its_samples():
     sd = np.abs(sd) + 0.1
     hidden = Measurements(np.zeros((400, 2)), truth, (0, 1, 0, 1))
     samples = mean + sd * rng.normal(size=(999, 400, 1))
-    scores = holdout.compare({"closed": lambda *_: holdout.Forecast(mean, sd=sd),
-                              "drawn": lambda *_: holdout.Forecast(mean, samples)}, None, hidden)
+    scores = holdout.compare({"closed": lambda *_: Forecast(mean, sd=sd),
+                              "drawn": lambda *_: Forecast(mean, samples)}, None, hidden)
     assert scores[0].crps == pytest.approx(scores[1].crps, rel=0.02)
     assert scores[0].covered == pytest.approx(scores[1].covered, abs=0.01)
     assert scores[0].rmse == scores[1].rmse
@@ -209,7 +210,7 @@ def test_scores_of_a_gaussian_are_those_of_its_samples():
 def test_the_crps_of_each_value_is_the_fair_one():
     rng = np.random.default_rng(0)
     samples, truth = rng.normal(size=(9, 50)), rng.normal(size=50)
-    assert holdout.sample_crps(samples, truth).mean() == pytest.approx(fair_crps(samples, truth))
+    assert sample_crps(samples, truth).mean() == pytest.approx(fair_crps(samples, truth))
 
 
 def test_a_method_that_fails_is_named_and_left_out(caplog):
@@ -228,7 +229,7 @@ def test_values_that_are_all_alike_need_no_verdict(recwarn):
     frame = Frame(given.extent, (120, 120), False)
     scores = holdout.compare({"this": holdout.constant, "linear": holdout.linear(frame)}, kept,
                              hidden)
-    assert "foretells all of it exactly" in holdout.verdict(scores) and not recwarn.list
+    assert "foretells all of it exactly" in verdict(scores) and not recwarn.list
 
 
 class NoVariogram:
@@ -265,6 +266,6 @@ def test_all_methods_foretell_a_smooth_field(lonlat):
     methods["this"] = holdout.by_model(load("none"), None, lonlat, "equal", 0, 1, True)
     constant, *others = holdout.compare(methods, kept, hidden)
     assert all(score.rmse < 0.3 * constant.rmse for score in others)
-    assert "this is better than constant" in holdout.verdict([others[-1], constant])
-    assert "trust this rather" in holdout.verdict([constant, others[-1]])
-    assert "level with this" in holdout.verdict([others[-1], others[-1]])
+    assert "this is better than constant" in verdict([others[-1], constant])
+    assert "trust this rather" in verdict([constant, others[-1]])
+    assert "level with this" in verdict([others[-1], others[-1]])

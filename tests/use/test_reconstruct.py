@@ -16,8 +16,9 @@ from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.use.drawing import block_size
+from sparsefield.use.grids import grid_shape
 from sparsefield.use.measurements import read_measurements
-from sparsefield.use.reconstruction import block_size, grid_shape
 
 
 @pytest.fixture(scope="module")

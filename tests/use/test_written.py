@@ -8,7 +8,7 @@ from scipy.io import netcdf_file
 
 import reconstruct as script
 from sparsefield import cli
-from sparsefield.use.written import grid_like
+from sparsefield.use.grids import grid_like
 
 ROWS = np.random.default_rng(0).uniform(size=(30, 2)) * (20, 10) + (100, 40)
 

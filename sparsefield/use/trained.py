@@ -1,0 +1,82 @@
+"""A trained model, and what its checkpoint says of the fields that it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsefield.data.scale import Scale, given_range
+from sparsefield.device import pick_device
+from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import load_model
+from sparsefield.model.field import GaussianModel
+from sparsefield.use.scales import choose_scale, is_of_pictures, own_range
+
+
+class TrainedModel:
+    """A network and what it was trained on; the closed form alone is one that takes any values.
+
+    Attributes:
+        path: of the checkpoint, as it was given; "none" for the closed form alone.
+        channels: of the fields that it was trained on, and scale: their values and units; both None
+            for the closed form alone.
+        spread: factor on the spread of samples, fitted at the end of training; 1 if it was not.
+    """
+
+    def __init__(
+        self, network: nn.Module, checkpoint: dict, device: torch.device, path: str | Path = "none"
+    ):
+        self.network, self.checkpoint, self.device = network, checkpoint, device
+        self.path = str(path)
+        self.channels = self.scale = None
+        self.spread = 1.0
+        if not checkpoint:
+            return
+        data = checkpoint["data"]
+        try:
+            self.channels = int(data["channels"])
+            pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
+            self.scale = Scale(pairs, data.get("units"))
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint does not say what its data were (channels, "
+                            "value_range): it is damaged, or of another version") from None
+        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Self:
+        """See `sparsefield.load`."""
+        chosen = pick_device(device)
+        if str(path) == "none":
+            return cls(GaussianModel(), {}, chosen)
+        return cls(*load_model(path, chosen), chosen, path)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether it is the closed form alone, without training."""
+        return self.scale is None
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it was trained on pictures of 8 bits."""
+        return self.scale is not None and is_of_pictures(self.scale)
+
+    def require_channels(self, channels: int) -> None:
+        """Raises UserError for a number of values a point that it cannot read."""
+        if not (self.is_closed_form or self.is_of_pictures or channels == self.channels):
+            raise UserError(f"{channels} value(s) a point, the model was trained on "
+                            f"{self.channels}: choose columns with --value, or another checkpoint")
+
+    def scale_for(
+        self, values: np.ndarray, value_range: Sequence[float] | None
+    ) -> tuple[Scale, int]:
+        """How it sees values (M, C), and how often each is repeated; see `choose_scale`."""
+        if self.scale is not None:
+            return choose_scale(self.scale, values, value_range)
+        if value_range is not None:
+            return Scale(given_range(value_range, values.shape[1])), 1
+        return Scale(own_range(values)), 1
