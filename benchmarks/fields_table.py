@@ -41,10 +41,11 @@ from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.use import globe, holdout
+from sparsefield.use.frame import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
 from sparsefield.use.measurements import read_measurements
 from sparsefield.use.points import Measurements, average_duplicates
-from sparsefield.use.reconstruction import Frame, Reconstructor
+from sparsefield.use.reconstruction import Reconstructor
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
 

@@ -121,10 +121,15 @@ class Filters(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as x (He et al. 2016)."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as x (He et al. 2016).
 
-    def __init__(self, width: int):
+    Args:
+        dropout: share of the channels before the second convolution that training drops.
+    """
+
+    def __init__(self, width: int, dropout: float):
         super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
         self.norm_1, self.norm_2 = group_norm(width), group_norm(width)
         self.conv_1, self.conv_2 = Filters(width, width), Filters(width, width)
         nn.init.zeros_(self.conv_2.weight)
@@ -132,7 +137,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_1(F.silu(self.norm_1(x)))                           # (B, W, n, n)
-        return x + self.conv_2(F.silu(self.norm_2(y)))                    # (B, W, n, n)
+        y = self.dropout(F.silu(self.norm_2(y)))                          # (B, W, n, n)
+        return x + self.conv_2(y)                                         # (B, W, n, n)
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -143,20 +149,20 @@ class UNet(nn.Module):
     """Levels of twice the width and half the side, one residual block down and one up.
 
     Args:
-        inputs, outputs: channels. width: W, of the finest level.
+        inputs, outputs: channels. width: W, of the finest level. dropout: of its blocks.
     Attributes:
         last: from what `forward` gives to the outputs.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int):
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float = 0.0):
         super().__init__()
         widths = [width << level for level in range(LEVELS)]
         steps = list(pairwise(widths))
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
-        self.down = nn.ModuleList(ResidualBlock(w) for w in widths)
+        self.down = nn.ModuleList(ResidualBlock(w, dropout) for w in widths)
         self.coarser = nn.ModuleList(nn.Conv2d(w, v, 2, stride=2) for w, v in steps)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(v, w, 2, stride=2) for w, v in steps)
-        self.up = nn.ModuleList(ResidualBlock(w) for w in widths[:-1])
+        self.up = nn.ModuleList(ResidualBlock(w, dropout) for w in widths[:-1])
         self.norm = group_norm(width)
         self.last = nn.Conv2d(width, outputs, 1)
         nn.init.zeros_(self.last.weight)  # so that training starts at the closed form
@@ -185,12 +191,13 @@ class Canvas(nn.Module):
 
     Args:
         channels: C. width: W. turns: how many symmetries of the square the training shows: 8, 4
-            (flips) or 1. What the trained canvas says is the mean over them.
+            (flips) or 1. What the trained canvas says is the mean over them. dropout: see
+            ResidualBlock.
     """
 
-    def __init__(self, channels: int, width: int, turns: int = 8):
+    def __init__(self, channels: int, width: int, turns: int = 8, dropout: float = 0.0):
         super().__init__()
-        self.unet = UNet(sketch_width(channels), 2 * channels, width)
+        self.unet = UNet(sketch_width(channels), 2 * channels, width, dropout)
         self.channels, self.width, self.turns = channels, width, turns
 
     def forward(self, sketch: Tensor, *places: Tensor) -> list[Look]:

@@ -171,7 +171,7 @@ class FieldModel(nn.Module):
         value_sd: sd of the data in [-1, 1], for prior "none".
         canvas_width: of the canvas (sparsefield.model.canvas), which improves the mean and sd that
             the flow starts from; 0: none. canvas_turns: symmetries of the data that it is
-            averaged over.
+            averaged over. canvas_dropout: share of its channels that training drops, in [0, 1).
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
@@ -189,6 +189,7 @@ class FieldModel(nn.Module):
         value_sd: float = 0.5,
         canvas_width: int = 0,
         canvas_turns: int = 8,
+        canvas_dropout: float = 0.0,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
@@ -202,10 +203,14 @@ class FieldModel(nn.Module):
                            ("num_frequencies", num_frequencies)):
             if size < 0:
                 raise UserError(f"{name}={size}: give 0 (none) or more")
+        if not 0 <= canvas_dropout < 1:
+            raise UserError(f"canvas_dropout={canvas_dropout}: give a share in [0, 1)")
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
         self.value_sd, self.channels = value_sd, channels
-        self.canvas = Canvas(channels, canvas_width, canvas_turns) if canvas_width else None
+        self.canvas = None
+        if canvas_width:
+            self.canvas = Canvas(channels, canvas_width, canvas_turns, canvas_dropout)
         self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
         known = canvas_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels

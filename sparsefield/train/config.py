@@ -84,6 +84,8 @@ class TrainingConfig:
     canvas_width: int = 48
     """Width of the canvas, a U-Net that improves the mean and sd that the flow starts from; 0:
     none."""
+    canvas_dropout: float = 0.1
+    """Share of the canvas's channels that training drops, in [0, 1)."""
     canvas_first: float = 0.7
     """Share of the steps in which the canvas learns; it then stays as it is, the rest learns."""
     canvas_from: str | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class SlotDropout:
     """Draws the masks of all dropouts of a model, each field's from a generator of its own.
 
-    Every `nn.Dropout` of the model that drops anything is replaced. Its masks are then the same
+    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) that drops anything is replaced. Its masks are then the same
     in one process and in several, and however a batch is cut into parts.
     """
 
@@ -20,10 +20,11 @@ class SlotDropout:
         self.found = [
             (parent, name, child) for parent in model.modules()
             for name, child in parent.named_children()
-            if isinstance(child, nn.Dropout) and child.p > 0
+            if isinstance(child, (nn.Dropout, nn.Dropout2d)) and child.p > 0
         ]
         for parent, name, child in self.found:
-            setattr(parent, name, _Dropout(child.p, self))
+            whole = isinstance(child, nn.Dropout2d)
+            setattr(parent, name, _Dropout(child.p, self, whole_channels=whole))
 
     def seed(self, seeds: Sequence[int], device: torch.device) -> None:
         """Before a part of a batch: one seed for each of its fields."""
@@ -40,9 +41,11 @@ class SlotDropout:
 
 
 class _Dropout(nn.Module):
-    def __init__(self, p: float, slots: SlotDropout):
+    def __init__(self, p: float, slots: SlotDropout, whole_channels: bool):
         super().__init__()
-        self.p, self.slots = p, slots
+        self.p, self.slots, self.whole_channels = p, slots, whole_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.slots.mask(x, self.p) if self.training else x
+        if not self.training:
+            return x
+        return x * self.slots.mask(x[..., :1, :1] if self.whole_channels else x, self.p)

@@ -11,10 +11,7 @@ from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.flow.sampling import Progress
 from sparsefield.use.answering import answer
 from sparsefield.use.arguments import Settings, as_given, observe
-from sparsefield.use.drawing import block_size as block_size  # benchmarks ask for these here
-from sparsefield.use.drawing import which_observed as which_observed
 from sparsefield.use.field import Answer, Field
-from sparsefield.use.frame import Frame as Frame
 from sparsefield.use.grids import cells, grid_shape, own_grid
 from sparsefield.use.trained import TrainedModel
 
