@@ -13,7 +13,7 @@ from sparsefield.model.field import FieldModel
 
 LEVEL = 0.9
 # Of the samples that are calibrated, and drawn later.
-SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 4}
+SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # looked at, at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
