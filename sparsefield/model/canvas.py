@@ -150,8 +150,6 @@ class UNet(nn.Module):
 
     Args:
         inputs, outputs: channels. width: W, of the finest level. dropout: of its blocks.
-    Attributes:
-        last: from what `forward` gives to the outputs.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, dropout: float = 0.0):
@@ -170,8 +168,9 @@ class UNet(nn.Module):
             nn.init.zeros_(self.last.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to what `last` reads (B, W, n, n)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to (B, outputs, n, n) and what they
+        are made of (B, W, n, n)."""
         x, fine = self.first(x), []
         for block, coarser in zip(self.down, self.coarser):
             x = block(x)
@@ -180,14 +179,16 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for block, finer in zip(reversed(self.up), reversed(self.finer)):
             x = block(fine.pop() + finer(x))
-        return F.silu(self.norm(x))
+        x = F.silu(self.norm(x))
+        return self.last(x), x
 
 
 class Canvas(nn.Module):
     """A sketch, painted: see the module.
 
-    The scale is read from the features, which learn from the mean's loss alone: they are what the
-    likelihood of the scale would spoil (docs/experiments.md).
+    Two networks, since one for both has a worse mean (docs/experiments.md; Stirn et al. 2023 find
+    the same elsewhere): one says the shift, and a narrower one, which sees that shift but does not
+    teach it, the scale.
 
     Args:
         channels: C. width: W. turns: how many symmetries of the square the training shows: 8, 4
@@ -197,7 +198,9 @@ class Canvas(nn.Module):
 
     def __init__(self, channels: int, width: int, turns: int = 8, dropout: float = 0.0):
         super().__init__()
-        self.unet = UNet(sketch_width(channels), 2 * channels, width, dropout)
+        seen = sketch_width(channels)
+        self.shift = UNet(seen, channels, width, dropout)
+        self.scale = UNet(seen + channels, channels, max(1, width // 2), dropout)
         self.channels, self.width, self.turns = channels, width, turns
 
     def forward(self, sketch: Tensor, *places: Tensor) -> list[Look]:
@@ -217,11 +220,9 @@ class Canvas(nn.Module):
 
     def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shift, raw log of the scale (B, C, n, n) and features (B, W, n, n), float32."""
-        features = self.unet(sketch)
-        last = self.unet.last
-        shift, _ = last(features).float().split(self.channels, dim=1)
-        _, raw = last(features.detach()).float().split(self.channels, dim=1)
-        return shift, raw, features.float()
+        shift, features = self.shift(sketch)
+        raw, _ = self.scale(torch.cat([sketch, shift.detach().to(sketch)], dim=1))
+        return shift.float(), raw.float(), features.float()
 
 
 def turned(x: Tensor, number: int) -> Tensor:

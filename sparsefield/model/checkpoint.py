@@ -32,7 +32,12 @@ from torch import Tensor, nn
 from sparsefield.errors import UserError
 from sparsefield.model.shipped import find_shipped
 
-FORMAT = 2  # 1: flow in t around one kernel, with noise on every point of its own
+FORMAT = 3
+# What an earlier format's models were, and the last commit that reads it.
+FORMER = {
+    1: ("whose flow started from independent noise", "f7b6c33"),
+    2: ("whose canvas was one network", "8f15495"),
+}
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
@@ -123,9 +128,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{FORMAT}: update the project"
         )
     if checkpoint["format"] < FORMAT:
+        was, commit = FORMER.get(checkpoint["format"], ("of another model", "that wrote it"))
         raise UserError(
-            f"{path} was written by an earlier version, whose flow started from independent noise: "
-            "its weights mean nothing here. Train anew, or take commit f7b6c33, which reads it"
+            f"{path} was written by an earlier version, {was}: its weights mean nothing here. "
+            f"Train anew, or take commit {commit}, which reads it"
         )
     return checkpoint
 
