@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class SlotDropout:
     """Draws the masks of all dropouts of a model, each field's from a generator of its own.
 
-    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) that drops anything is replaced. Its masks are then the same
-    in one process and in several, and however a batch is cut into parts.
+    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) that drops anything is replaced. Its
+    masks are then the same in one process and in several, and however a batch is cut into parts.
     """
 
     def __init__(self, model: nn.Module):
