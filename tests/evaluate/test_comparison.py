@@ -157,7 +157,7 @@ def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp
                                      "pictures": 8, "fitted_on": 8}
         shrunk[key] = str(tmp_path / f"{key}.pth")
         save_checkpoint(tmp_path / f"{key}.pth", checkpoint)
-    results = script.evaluate(config(shrunk, tmp_path / "out", ensemble=3))
+    results = script.evaluate(config(shrunk, tmp_path / "out", ensemble=3, num_steps=3))
     for name, factor in (("V1", 0.25), ("V2", 0.5)):
         raw, calibrated = (results[kind][name] for kind in ("sample", "calibrated"))
         assert calibrated["spread_error"] < 1.2 * factor * raw["spread_error"]
