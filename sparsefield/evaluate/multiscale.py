@@ -56,12 +56,16 @@ class Runner:
         """Draws of every case by a sampler, at a resolution."""
         options = self.samplers[name] | changes
         total = draws * len(self.cases)
+        seconds = 0.1 if sys.stderr.isatty() else 30  # between lines of a log
         with tqdm(total=total, unit="field", desc=f"{name}, {rows} rows", file=sys.stderr,
-                  leave=False) as bar:
+                  leave=False, mininterval=seconds, miniters=0) as bar:
+
+            def called(done: int, calls: int | None) -> None:
+                bar.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
+                bar.update(0)
+
             return self.cases.sample(
-                self.model, rows=rows, draws=draws, done=bar.update,
-                progress=lambda done, calls: bar.set_postfix_str(f"call {done}/{calls or '?'}"),
-                **options,
+                self.model, rows=rows, draws=draws, done=bar.update, progress=called, **options
             )
 
 
