@@ -44,6 +44,7 @@ LADDERS = {
     "canvas": {
         "canvas": ALONE,
         "AdamW": f"{ALONE} --optimiser adamw",
+        "no dropout": f"{ALONE} --canvas_dropout 0",
         "width 32": f"{ALONE} --canvas_width 32",
         "width 64": f"{ALONE} --canvas_width 64",
         "LR 1e-3": f"{ALONE} --lr 1e-3",
