@@ -25,13 +25,14 @@ class SlotDropout:
         for parent, name, child in self.found:
             whole = isinstance(child, nn.Dropout2d)
             setattr(parent, name, _Dropout(child.p, self, whole_channels=whole))
+        if self.found:  # here, since only who trains should wait for the compiler's import
+            self.mask = torch.compiler.disable(self.mask)
 
     def seed(self, seeds: Sequence[int], device: torch.device) -> None:
         """Before a part of a batch: one seed for each of its fields."""
         if self.found:
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    @torch.compiler.disable
     def mask(self, x: Tensor, p: float) -> Tensor:
         """What x (B, ...) is multiplied by: 0 with probability p, else 1 / (1 - p)."""
         masks = torch.empty_like(x)
