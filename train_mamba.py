@@ -8,7 +8,7 @@
 The same command again continues where the last one stopped.
 
 Symbols: B batch, M observed points (context), N queried points, L = M + N tokens, C channels,
-D d_model. Flow time t runs from 0 (noise) to 1 (data).
+D d_model, theta the angle of the flow: 0 at a draw of the closed form, pi/2 at the data.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sparsefield.train.loop import train
 
 
 class MAMBADiffusion(FieldModel):
-    """Velocity field: tokens, one-way Mamba over all of them, one cross-attention, decoder.
+    """F(z, theta), the slope of the flow: tokens, one-way Mamba over all of them, one cross-attention, decoder.
 
     Preprocessing, prior and decoder are those of V2; the differences are what V2 is about.
 

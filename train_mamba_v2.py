@@ -8,7 +8,7 @@
 The same command again continues where the last one stopped.
 
 Symbols: B batch, M observed points (context), N queried points, L = M + N tokens, C channels,
-D d_model. Flow time t runs from 0 (noise) to 1 (data).
+D d_model, theta the angle of the flow: 0 at a draw of the closed form, pi/2 at the data.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class LightweightPerceiver(nn.Module):
 
 
 class MAMBADiffusionV2(FieldModel):
-    """Velocity field: tokens, two-way Mamba over all of them, perceiver, decoder.
+    """F(z, theta), the slope of the flow: tokens, two-way Mamba over all of them, perceiver, decoder.
 
     Args:
         d_model: D. num_layers: Mamba layers, half of them each way. d_state: of their scans.

@@ -39,6 +39,7 @@ ALONE = ("train_mamba_v2.py --canvas_first 1 --d_model 16 --num_layers 0 --perce
 TOKENS = "--batch_size 16 --queries_min 128 --queries_max 384"
 V2 = f"train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4 {TOKENS}"
 V1 = f"train_mamba.py --d_model 128 --num_layers 6 {TOKENS}"
+BARE, RESIDUAL = "--canvas_width 0", "--cross_attention_residual True"
 # Each row changes one thing of the first; of a setting given twice the last counts.
 LADDERS = {
     "canvas": {
@@ -51,23 +52,30 @@ LADDERS = {
         "LR 4e-3": f"{ALONE} --lr 4e-3",
         "batch 16": f"{ALONE} --batch_size 16",
         "batch 64": f"{ALONE} --batch_size 64",
+        # 205 points as before, but never a layout that another field or epoch has.
+        "no shared layouts": f"{ALONE} --observe random:0.2-0.2001",
     },
     "tokens": {
         "V2": V2,
         "V2, no Mamba": f"{V2} --num_layers 0",
+        "V2, attention in place of Mamba": f"{V2} --num_layers 0 --perceiver_iterations 6",
         "V2, no perceiver": f"{V2} --perceiver_iterations 0",
         "V2, all layers forward": f"{V2} --two_way False",
         "V2, queries do not attend to each other": f"{V2} --query_self_attention False",
         "V2, one curve": f"{V2} --order hilbert",
         "V2, no nearest observations": f"{V2} --neighbours 0",
         "V2, attention without distance": f"{V2} --distance_attention False",
-        "V2, AdamW": f"{V2} --optimiser adamw",
-        "V2, LR 1e-3": f"{V2} --lr 1e-3",
-        "V2, no canvas": f"{V2} --canvas_width 0",
-        "V2, no canvas, no prior": f"{V2} --canvas_width 0 --prior none",
         "V1": V1,
-        "V1, residual around the cross-attention": f"{V1} --cross_attention_residual True",
-        "V1, no canvas, no prior": f"{V1} --canvas_width 0 --prior none",
+        "V1, residual around the cross-attention": f"{V1} {RESIDUAL}",
+        "V2, no canvas": f"{V2} {BARE}",
+        "V2, no canvas, no Mamba": f"{V2} {BARE} --num_layers 0",
+        "V2, no canvas, no perceiver": f"{V2} {BARE} --perceiver_iterations 0",
+        "V2, no canvas, AdamW": f"{V2} {BARE} --optimiser adamw",
+        "V2, no canvas, no prior": f"{V2} {BARE} --prior none",
+        "V1, no canvas": f"{V1} {BARE}",
+        "V1, no canvas, residual": f"{V1} {BARE} {RESIDUAL}",
+        "V1, no canvas, no prior": f"{V1} {BARE} --prior none",
+        "V1, no canvas, residual, no prior": f"{V1} {BARE} {RESIDUAL} --prior none",
     },
 }
 
@@ -132,8 +140,8 @@ def table(rows: dict[str, dict]) -> str:
     lines = [
         "| row | parameters | posterior mean: PSNR, SSIM | PSNR over kriging, dB "
         f"| PSNR over the first row, dB | minutes | in training after {minutes:.1f} minutes, dB "
-        "| sample: PSNR | sample: speckle |",
-        "|---" * 9 + "|",
+        "| loss of the slope | sample: PSNR | sample: speckle |",
+        "|---" * 10 + "|",
     ]
     for name, row in rows.items():
         mean, drawn = row["mean"], row["sample"]
@@ -143,6 +151,7 @@ def table(rows: dict[str, dict]) -> str:
             f"{average(mean, 'ssim'):.4f} | {difference(mean, row['kriging'], 'psnr', 3)} | "
             + ("" if row is first else difference(mean, first["mean"], "psnr", 3))
             + f" | {row['curve'][-1]['minutes']:.1f} | {then[-1]:.2f} "
+            f"| {row['curve'][-1]['val_loss']:.3f} "
             f"| {average(drawn, 'psnr'):.2f} dB | {average(drawn, 'speckle_0.10'):.4f} |"
         )
     return "\n".join(lines)

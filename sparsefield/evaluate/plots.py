@@ -5,6 +5,7 @@ Fields are (H, W, C) in [0, 1] unless said otherwise.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,19 +115,32 @@ def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Pa
 
 
 def learning_curves(
-    records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
+    records: Sequence[dict[str, Any]],
+    baselines: dict[str, dict[str, float]],
+    path: Path,
+    painted: int = 0,
 ) -> None:
-    """Training loss, and PSNR of the posterior mean beside the baselines, against steps."""
+    """Training loss, and PSNR of the posterior mean beside the baselines, against steps.
+
+    Args:
+        painted: the steps up to this one taught the canvas, whose loss is another.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
     checks = [(r["step"], r["val_psnr"]) for r in records if "val_psnr" in r]
+    parts = {"canvas: its errors, in sd of kriging": [x for x in losses if x[0] <= painted],
+             "squared error of the slope": [x for x in losses if x[0] > painted]}
+    for (name, part), color in zip(parts.items(), ("tab:orange", "tab:blue"), strict=True):
+        if part:
+            left.plot(*zip(*part), color=color, marker=".", linewidth=1, label=name)
+    left.set(xlabel="optimiser steps", ylabel="training loss", title="What is learnt from")
     if losses:
-        left.plot(*zip(*losses), color="tab:blue", linewidth=1)
-    left.set(xlabel="optimiser steps", ylabel="training loss", title="Squared error of the slope")
+        left.legend(fontsize=8)
     if checks:
         right.plot(*zip(*checks), color="tab:blue", marker=".", label="model, posterior mean")
-    for (name, numbers), style in zip(baselines.items(), (":", "-.", "--")):
-        right.axhline(numbers["psnr"], color="0.4", linestyle=style, label=name)
+    styles = itertools.cycle((":", "-.", "--", "-"))
+    for (name, numbers), style in zip(baselines.items(), styles):
+        right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=style, label=name)
     right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
     right.legend(fontsize=8)
     for axis in (left, right):

@@ -161,7 +161,7 @@ class Training:
                 log.info(line)
             self.averaged.module.load_state_dict(self.model.state_dict())
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
-                                 self.progress, self.total, self.per_epoch)
+                                 self.progress, self.total, self.painted, self.per_epoch)
         self.pairs = Pairs(self.model, self.data.height, self.data.width, device)
         self.dropout = SlotDropout(self.model)
         if self.config.compile:

@@ -51,7 +51,7 @@ class Reporter:
     """Measures and tells; nothing that it does changes what is trained.
 
     Args:
-        total, per_epoch: steps.
+        total, painted, per_epoch: steps; the first `painted` of them are for the canvas.
     """
 
     def __init__(
@@ -62,11 +62,12 @@ class Reporter:
         world: World,
         progress,
         total: int,
+        painted: int,
         per_epoch: int,
     ):
         self.config, self.validation, self.folder = config, validation, folder
         self.world, self.progress = world, progress
-        self.total, self.per_epoch = total, per_epoch
+        self.total, self.painted, self.per_epoch = total, painted, per_epoch
         self.waited = self.worked = 0.0
         self.steps = 0
         self.clock = time.perf_counter()
@@ -161,7 +162,7 @@ class Reporter:
             with self.folder.tolerating("curves"):
                 plots.learning_curves(
                     self.folder.read_records(), self.baselines,
-                    self.folder.path / "training_loss.png",
+                    self.folder.path / "training_loss.png", self.painted,
                 )
         return is_best
 

@@ -52,7 +52,7 @@ class Validation:
                 for name in SHOWN_BASELINES}
 
     def evaluate(self, model: nn.Module) -> list[dict[str, float]]:
-        """Numbers per picture of the posterior mean, and the loss at a frozen time."""
+        """Numbers per picture of the posterior mean, and the loss at a frozen angle."""
         if not len(self.cases):
             return []
         losses = self.losses(model)

@@ -38,3 +38,15 @@ def test_colours_of_pictures_are_their_own():
     plots.value_bar(figure, axis, Scale(((0, 255),) * 3), limits)
     assert len(figure.axes) == 1
     plots.plt.close(figure)
+
+
+def test_curves_show_every_baseline_and_which_part_of_the_model_was_learning(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots.plt, "close", lambda _: None)
+    records = [{"step": step, "loss": 1 / step, "val_psnr": 20.0} for step in (10, 20, 30, 40)]
+    baselines = {name: {"psnr": 18.0 + k} for k, name in enumerate("abcdef")}
+    plots.learning_curves(records, baselines, tmp_path / "curves.png", painted=20)
+    left, right = plots.plt.gcf().axes
+    assert {*baselines} < {text.get_text() for text in right.get_legend().get_texts()}
+    assert [list(line.get_xdata()) for line in left.lines] == [[10, 20], [30, 40]]
+    monkeypatch.undo()
+    plots.plt.close("all")

@@ -1,0 +1,307 @@
+"""Crops a second in training: V1, V2, their canvas, a plain U-Net, and the former flow's models.
+
+    python benchmarks/throughput.py                  # both sizes, a quarter of an hour on one core
+    python benchmarks/throughput.py --sizes small --turns 3
+
+The former flow, which started from independent noise and knew no canvas, is commit f7b6c33,
+checked out into a temporary git worktree. Each row is a process of one thread; all take turns of a
+few steps, so that whatever else the machine does hits all alike. Fields keep their closed form for
+four epochs, so that a turn has steps of new fields and of known ones, which count three times as
+much. A step is what training does: a batch, its closed form, forward, backward, clipping,
+optimiser; crops of 32 x 32 of the photographs that come with scikit-image, 204 observations each,
+in bfloat16 where the CPU multiplies it. Steps of tokens are of 16 crops with 204 queries each, on a
+canvas that has learnt; those of the canvas and of the U-Net of 32 crops with all other points.
+Process time counts the work of the process alone, wall time the waiting too. Ratios are medians of
+the turns' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+FORMER = "f7b6c33"
+HERE = Path(__file__).resolve().parents[1]
+STEPS = 8  # of a turn with new fields, and as many with known ones
+REUSED = 4  # epochs that a field keeps its closed form for
+V1, V2 = ("train_mamba", "MAMBADiffusion"), ("train_mamba_v2", "MAMBADiffusionV2")
+SIZES = {"small": {V1: dict(d_model=128), V2: dict(d_model=64, perceiver_heads=4)},
+         "default": {V1: {}, V2: {}}}
+# Rows: which tree, which model, how it learns, crops a step.
+ROWS = {
+    "V1, former flow": ("former", V1, "former", 16),
+    "V2, former flow": ("former", V2, "former", 16),
+    "V1 without a canvas, AdamW": ("present", V1, "bare", 16),
+    "V2 without a canvas, AdamW": ("present", V2, "bare", 16),
+    "V1, tokens": ("present", V1, "tokens", 16),
+    "V2, tokens": ("present", V2, "tokens", 16),
+    "canvas of both": ("present", V2, "canvas", 32),
+    "U-Net": ("present", None, "unet", 32),
+}
+
+
+# --- in the process of a tree --------------------------------------------------------------------
+
+
+def network_of(kind: tuple[str, str], size: str, **more):
+    from importlib import import_module
+
+    module, name = kind
+    return getattr(import_module(module), name)(**SIZES[size][kind], **more)
+
+
+def token_steps(kind: tuple[str, str], size: str, canvas: bool) -> Callable[[int], None]:
+    """The step of a number: tokens learn, on a canvas of the default width or on none."""
+    import torch
+
+    from sparsefield.flow.path import draw_angles
+    from sparsefield.train.config import TrainingConfig
+    from sparsefield.train.optimiser import Optimiser
+    from sparsefield.train.pairs import Pairs, slope_loss
+
+    width = TrainingConfig.canvas_width if canvas else 0
+    model = network_of(kind, size, canvas_width=width)
+    optimiser = Optimiser(model, "muon" if canvas else "adamw", 1e-5, 0.01)
+    batches = open_batches(queries=(204, 204), draw_angles=draw_angles)
+    pairs = Pairs(model, 32, 32, torch.device("cpu"))
+
+    def step(number: int) -> None:
+        batch = batches[number]
+        pair = pairs(batch)
+        learn(model, optimiser, lambda: slope_loss(model, batch, pair).mean())
+
+    return step
+
+
+def canvas_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
+    import torch
+
+    from sparsefield.flow.path import draw_angles
+    from sparsefield.train.config import TrainingConfig
+    from sparsefield.train.optimiser import Optimiser
+    from sparsefield.train.pairs import Pairs, canvas_loss
+
+    model = network_of(kind, size, canvas_width=TrainingConfig.canvas_width)
+    optimiser = Optimiser(model, "muon", 1e-5, 0.01)
+    batches = open_batches(batch_size=32, queries=(1, 1), draw_angles=draw_angles,
+                           painted=sys.maxsize)
+    pairs = Pairs(model, 32, 32, torch.device("cpu"))
+
+    def step(number: int) -> None:
+        batch = batches[number]
+        pair = pairs(batch, with_draws=False)
+        learn(model, optimiser, lambda: canvas_loss(model, batch, pair).mean())
+
+    return step
+
+
+def former_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
+    import torch
+
+    from sparsefield import flow
+
+    model = network_of(kind, size)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    batches = open_batches(queries=(204, 204), draw_times=flow.draw_times)
+
+    def step(number: int) -> None:
+        batch = batches[number]
+        learn(model, optimiser, lambda: flow.velocity_loss(model, batch).mean())
+
+    return step
+
+
+def unet_steps() -> Callable[[int], None]:
+    sys.path.insert(0, str(HERE / "benchmarks"))
+    from peer_unet import Peer
+
+    from sparsefield.flow.path import draw_angles
+
+    peer = Peer(Namespace(data="photos", data_val=None, observe="random:0.2", seed=0,
+                          batch_size=32, width=88, lr=1e-3, pictures=1))
+    peer.batches = open_batches(batch_size=32, queries=(1, 1), draw_angles=draw_angles,
+                                painted=sys.maxsize)
+
+    def step(number: int) -> None:
+        peer.steps = number
+        peer.step(1e-5)
+
+    return step
+
+
+def learn(model, optimiser, loss: Callable) -> None:
+    """Forward in bfloat16 where it is fast, backward, clipping, the optimiser's step."""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    fast = any(getattr(torch.cpu, check, bool)() for check in checks)
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        value = loss()
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+class Few:
+    """The first `count` fields of a split."""
+
+    def __init__(self, split, count: int):
+        self._split, self._count = split, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getattr__(self, name: str):
+        return getattr(self._split, name)
+
+
+def open_batches(batch_size: int = 16, **more):
+    """Batches of which an epoch has STEPS."""
+    from sparsefield.data import TrainingBatches, open_data, parse_pattern
+
+    few = Few(open_data("photos", image_size=32).train, STEPS * batch_size)
+    return TrainingBatches(few, parse_pattern("random:0.2"), seed=0, batch_size=batch_size, **more)
+
+
+def work(tree: str, row: str, size: str) -> None:
+    """Take a turn for each line on standard input; print its (process, wall) seconds a step."""
+    sys.path.insert(0, tree)
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    _, kind, way, _ = ROWS[row]
+    step = {
+        "former": partial(former_steps, kind, size),
+        "bare": partial(token_steps, kind, size, canvas=False),
+        "tokens": partial(token_steps, kind, size, canvas=True),
+        "canvas": partial(canvas_steps, kind, size),
+        "unet": unet_steps,
+    }[way]()
+    for number in range(REUSED * STEPS):  # code is compiled, layouts are at hand
+        if number < STEPS or number % STEPS == 0:
+            step(number)
+    start = REUSED * STEPS
+    for _ in sys.stdin:
+        new = [clocked(step, number) for number in range(start, start + STEPS)]
+        known = [clocked(step, number) for number in range(start + STEPS, start + 2 * STEPS)]
+        start += REUSED * STEPS
+        print(json.dumps([(fresh + (REUSED - 1) * again) / REUSED for fresh, again in
+                          zip(means(new), means(known))]), flush=True)
+
+
+def clocked(step: Callable[[int], None], number: int) -> tuple[float, float]:
+    """Process and wall seconds of a step."""
+    process, wall = time.process_time(), time.perf_counter()
+    step(number)
+    return time.process_time() - process, time.perf_counter() - wall
+
+
+def means(turn: list[tuple[float, float]]) -> list[float]:
+    return [statistics.mean(clock) for clock in zip(*turn)]
+
+
+# --- in the process that compares ----------------------------------------------------------------
+
+
+@contextmanager
+def former_tree() -> Iterator[Path]:
+    """The former commit in a folder, within the block."""
+    git = ["git", "-C", str(HERE), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "former"
+        subprocess.run([*git, "add", "--detach", str(path), FORMER], check=True,
+                       capture_output=True)
+        try:
+            yield path
+        finally:
+            subprocess.run([*git, "remove", "--force", str(path)], check=True)
+
+
+def start(tree: Path, row: str, size: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--tree", str(tree), "--row", row, "--sizes", size],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )
+
+
+def take_turn(process: subprocess.Popen) -> tuple[float, float]:
+    """(process, wall) seconds a step."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        sys.exit("error: a row failed, its words are above")
+    return tuple(json.loads(line))
+
+
+def seconds_of_turns(former: Path, size: str, turns: int) -> dict[str, list[tuple[float, float]]]:
+    """(process, wall) seconds a step of each row, turn by turn."""
+    trees = {"former": former, "present": HERE}
+    processes = {row: start(trees[tree], row, size) for row, (tree, *_) in ROWS.items()}
+    try:
+        for process in processes.values():  # code is loaded and compiled
+            take_turn(process)
+        found = {row: [] for row in ROWS}
+        for _ in range(turns):
+            for row, process in processes.items():
+                found[row].append(take_turn(process))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return found
+
+
+def compare(former: Path, size: str, turns: int) -> None:
+    """Print the table of one size of model."""
+    found = seconds_of_turns(former, size, turns)
+    print(f"\n| {size} | seconds a step: process, wall | crops a second of one core "
+          "| of V2, former flow |\n" + "|---" * 4 + "|")
+    crop = {row: [process / ROWS[row][3] for process, _ in found[row]] for row in ROWS}
+    share = 0.7  # of the steps of a training, for the canvas (TrainingConfig.canvas_first)
+    for model in ("V1", "V2"):
+        crop[f"{model}, a whole training"] = [
+            share * canvas + (1 - share) * tokens
+            for canvas, tokens in zip(crop["canvas of both"], crop[f"{model}, tokens"])
+        ]
+    for row, seconds in crop.items():
+        clocks = ", ".join(f"{statistics.median(clock):.3f}" for clock in zip(*found.get(row, [])))
+        ratios = sorted(a / b for a, b in zip(crop["V2, former flow"], seconds))
+        print(f"| {row} | {clocks} | {1 / statistics.median(seconds):.1f} "
+              f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |",
+              flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--tree", help=argparse.SUPPRESS)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.tree:
+        work(given.tree, given.row, given.sizes[0])
+        return
+    with former_tree() as former:
+        for size in given.sizes:
+            compare(former, size, given.turns)
+
+
+if __name__ == "__main__":
+    main()
