@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.io import netcdf_file
+import scipy
 
 from sparsefield.data.files import require_file
 from sparsefield.errors import UserError
@@ -76,7 +76,7 @@ def _opened(path: Path) -> Iterator[object]:
     if beginning[:3] != b"CDF":
         raise UserError(f"{path}: no NetCDF file, whatever its name says")
     try:
-        with netcdf_file(path, mmap=False) as file:
+        with scipy.io.netcdf_file(path, mmap=False) as file:
             yield file
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__

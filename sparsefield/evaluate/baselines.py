@@ -15,7 +15,6 @@ import numpy as np
 import scipy
 import skimage
 import torch
-from scipy.spatial import KDTree
 
 from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
@@ -70,7 +69,7 @@ def constant_mean(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]
 @baseline("nearest")
 def nearest(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The value of the nearest observation."""
-    return values[KDTree(coords).query(_queries(shape))[1]]
+    return values[scipy.spatial.KDTree(coords).query(_queries(shape))[1]]
 
 
 @baseline("linear")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sparsefield.gaussian.answer import (
@@ -115,7 +115,7 @@ class FromNearest:
                  spacing: float):
         self.fit, self.spacing = fit, spacing
         self.coords, self.values, self.noise_variance = coords, values, noise_variance
-        self.trees = [cKDTree(x.cpu().numpy()) for x in coords]
+        self.trees = [scipy.spatial.cKDTree(x.cpu().numpy()) for x in coords]
 
     def around(self, b: int, points: Tensor, skip: int = 0) -> tuple[Fit, Tensor]:
         """The fit of field b around points (n, 2), n fields of their own, and their index (n, k).

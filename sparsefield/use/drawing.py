@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sparsefield.data.streams import noise_seed
@@ -58,7 +58,8 @@ def draw(
 
 def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:
     """(N,) index of the observation at each query, -1 where there is none."""
-    index = cKDTree(places.numpy()).query(queries.numpy(), distance_upper_bound=SAME_PLACE)[1]
+    tree = scipy.spatial.cKDTree(places.numpy())
+    index = tree.query(queries.numpy(), distance_upper_bound=SAME_PLACE)[1]
     return np.where(index < len(places), index, -1)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sparsefield.errors import UserError
@@ -91,4 +91,4 @@ def beyond(reach: float, places: np.ndarray, coords: np.ndarray, lonlat: bool) -
     if lonlat:
         places, coords = globe.on_sphere(places), globe.on_sphere(coords)
         reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)           # of the chord
-    return cKDTree(coords).query(places)[0] > reach
+    return scipy.spatial.cKDTree(coords).query(places)[0] > reach

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
-from scipy.spatial import QhullError
+import scipy
 
 from sparsefield.errors import UserError
 from sparsefield.use.frame import Frame
@@ -130,10 +129,10 @@ def linear(frame: Frame) -> Method:
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         points, queries = (p / frame.scaled_by for p in (given.coords, places))
-        nearest = NearestNDInterpolator(points, given.values)(queries)
+        nearest = scipy.interpolate.NearestNDInterpolator(points, given.values)(queries)
         try:
-            inside = LinearNDInterpolator(points, given.values)(queries)
-        except QhullError:  # fewer than three, or all on one line
+            inside = scipy.interpolate.LinearNDInterpolator(points, given.values)(queries)
+        except scipy.spatial.QhullError:  # fewer than three, or all on one line
             return Forecast(nearest)
         return Forecast(np.where(np.isnan(inside), nearest, inside))
 

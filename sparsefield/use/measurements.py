@@ -15,8 +15,7 @@ from sparsefield.data.missing import parse_missing
 from sparsefield.errors import UserError
 from sparsefield.use.globe import WIDEST, refuse_exchanged
 from sparsefield.use.pictures import measure_picture
-from sparsefield.use.points import Measurements, clean, noise_of
-from sparsefield.use.tables import Table, read_table
+from sparsefield.use.points import Measurements, Table, clean, noise_of
 
 log = logging.getLogger("sparsefield")
 
@@ -116,6 +115,8 @@ def _read_points(
 ) -> Table:
     try:
         if Path(source).suffix.lower() != ".npz":
+            from sparsefield.use.tables import read_table  # pandas: pictures need not wait for it
+
             return read_table(source, x, y, value, missing, noise)
         if any(column is not None for column in (x, y, value, noise)):
             raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,23 @@ log = logging.getLogger("sparsefield")
 LARGEST = 512  # rows or columns of a field that is asked for
 MOST_POINTS = 100_000
 FARTHEST = 1e15  # coordinates beyond it are no places
+
+
+class Table(NamedTuple):
+    """The columns of a table that were chosen, NaN where a value is missing.
+
+    Attributes:
+        coords: (M, 2). values: (M, C). names: of the values.
+        noise: (M,) sd of the noise in them, or None. units: of the values, where the file tells.
+        on_globe: whether the names say that places are longitude and latitude.
+    """
+
+    coords: np.ndarray
+    values: np.ndarray
+    names: tuple[str, ...]
+    noise: np.ndarray | None = None
+    units: str | None = None
+    on_globe: bool = False
 
 
 @dataclass(frozen=True)

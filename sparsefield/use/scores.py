@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+import scipy
 
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.use.points import Measurements
@@ -61,7 +61,7 @@ def score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) -
         return Score(name, rmse, None, seconds, np.abs(forecast.mean - truth).reshape(-1))
     sd = np.sqrt(forecast.sd**2 + noise[:, None] ** 2)
     z = (truth - forecast.mean) / sd
-    covered = float((np.abs(z) < ndtri((1 + LEVEL) / 2)).mean())
+    covered = float((np.abs(z) < scipy.special.ndtri((1 + LEVEL) / 2)).mean())
     return Score(name, rmse, covered, seconds, gaussian_crps(z, sd).reshape(-1))
 
 
@@ -76,7 +76,7 @@ def sample_crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
     """CRPS of N(m, sd^2) at m + sd z (Gneiting & Raftery 2007, equation 21)."""
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return sd * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
+    return sd * (z * (2 * scipy.special.ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
 
 
 def table(scores: list[Score], units: str | None) -> list[str]:

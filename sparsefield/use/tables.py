@@ -7,7 +7,6 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -16,26 +15,10 @@ from sparsefield.data.files import refuse_foreign
 from sparsefield.data.netcdf import ENDINGS, axis_of, read_variables
 from sparsefield.errors import UserError
 from sparsefield.use.columns import GLOBE, bare, choose_columns, find_noise
+from sparsefield.use.points import Table
 from sparsefield.use.text import rows_of
 
 log = logging.getLogger("sparsefield")
-
-
-class Table(NamedTuple):
-    """What `read_table` finds.
-
-    Attributes:
-        coords: (M, 2). values: (M, C). names: of the values.
-        noise: (M,) sd of the noise in them, or None. units: of the values, where the file tells.
-        on_globe: whether the names say that places are longitude and latitude.
-    """
-
-    coords: np.ndarray
-    values: np.ndarray
-    names: tuple[str, ...]
-    noise: np.ndarray | None = None
-    units: str | None = None
-    on_globe: bool = False
 
 
 def read_table(

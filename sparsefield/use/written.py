@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.io import netcdf_file
+import scipy
 
 from sparsefield.use import plots
 from sparsefield.use.field import Field
@@ -86,7 +86,7 @@ def _prefixes(names: Sequence[str]) -> list[str]:
 def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes:
     """Classic NetCDF by the CF conventions 1.8: mean, sd and samples, each on (y, x)."""
     buffer = io.BytesIO()
-    file = netcdf_file(buffer, "w")
+    file = scipy.io.netcdf_file(buffer, "w")
     file.Conventions = "CF-1.8"
     file.title = "field reconstructed from sparse measurements"
     file.source = field.how
@@ -113,8 +113,10 @@ def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) ->
     return buffer.getvalue()
 
 
-def _variable(file: netcdf_file, name: str, kind: str, dims: tuple[str, ...], values: np.ndarray,
-              **attributes: object) -> None:
+def _variable(
+    file: scipy.io.netcdf_file, name: str, kind: str, dims: tuple[str, ...], values: np.ndarray,
+    **attributes: object,
+) -> None:
     variable = file.createVariable(name, kind, dims)
     variable[:] = values
     for key, value in attributes.items():
