@@ -5,7 +5,7 @@
     python eval_v1_vs_v2.py --data photos --sampler sde --num_steps 50 --json
     python eval_v1_vs_v2.py --help                             # every setting, explained
 
-Both the posterior mean (one evaluation at t = 0) and a sample are scored, in tables of their own:
+Both the posterior mean (one evaluation at angle 0) and a sample are scored, in tables of their own:
 theory puts a sample 3 dB below the mean, so the two are never compared with each other.
 Written into --save_dir: comparison_results.txt and .json, v1_vs_v2_comparison.png and
 improvement_chart.png.
