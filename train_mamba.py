@@ -35,7 +35,7 @@ from sparsefield.train.loop import train
 
 
 class MAMBADiffusion(FieldModel):
-    """F(z, theta), the slope of the flow: tokens, one-way Mamba over all of them, one cross-attention, decoder.
+    """F(z, theta): tokens, one-way Mamba over all of them, one cross-attention, decoder.
 
     Preprocessing, prior and decoder are those of V2; the differences are what V2 is about.
 

@@ -153,7 +153,7 @@ class LightweightPerceiver(nn.Module):
 
 
 class MAMBADiffusionV2(FieldModel):
-    """F(z, theta), the slope of the flow: tokens, two-way Mamba over all of them, perceiver, decoder.
+    """F(z, theta): tokens, two-way Mamba over all of them, perceiver, decoder.
 
     Args:
         d_model: D. num_layers: Mamba layers, half of them each way. d_state: of their scans.
