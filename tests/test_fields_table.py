@@ -46,6 +46,7 @@ def run(module, capsys, monkeypatch, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_model_has_a_row_where_it_was_trained_on_the_data(
     fields_table, tmp_path, capsys, monkeypatch
 ):

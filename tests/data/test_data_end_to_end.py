@@ -55,7 +55,9 @@ def five_channels(folder) -> list[str]:
     return ["--data", str(folder / "five.npy")]
 
 
-@pytest.mark.parametrize("make", [cifar10, pictures, sea, five_channels])
+@pytest.mark.parametrize(
+    "make", [cifar10, pictures, sea, pytest.param(five_channels, marks=pytest.mark.long)]
+)
 def test_train_and_evaluate(make, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
