@@ -4,7 +4,7 @@
     python benchmarks/large_field.py --checkpoints none --points 2000 --resolution 256
 
 Three channels of a random field of power 1.2 in 0 ... 255, with an edge through the middle; two
-samples, Heun with 4 steps as by default. Each row runs in a process of its own, so that the peak is
+samples, Heun with 2 steps as by default. Each row runs in a process of its own, so that the peak is
 its own: of that process, torch included. Process time counts the work of all threads; a second
 number is wall time. Seams: the mean step between neighbouring pixels of two blocks over that of the
 pairs beside them, for samples and for the mean; 1 if nothing is to be seen (pairs next to a
