@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, describe_machine, table
+from common import ROOT, describe_machine
 
 sys.path.insert(0, str(ROOT))
 
@@ -98,15 +98,16 @@ def main() -> None:
         print("|".join(measure(given.checkpoints[0], given.points[0], given.resolution)))
         return
     print(describe_machine() + "\n")
-    rows = []
+    head = ["checkpoint", "points", "field", "blocks", "parts", "closed form, s",
+            "process / wall, s", "peak, GiB", "seams: samples / mean", "rms error"]
+    for cells in (head, ["---"] * len(head)):
+        print(f"| {' | '.join(cells)} |", flush=True)
     for checkpoint in given.checkpoints:
         for points in given.points:
             command = [sys.executable, __file__, "--one", "--checkpoints", checkpoint, "--points",
                        str(points), "--resolution", str(given.resolution)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(done.stdout.strip().split("|"))
-    table(["checkpoint", "points", "field", "blocks", "parts", "closed form, s",
-           "process / wall, s", "peak, GiB", "seams: samples / mean", "rms error"], rows)
+            print(f"| {' | '.join(done.stdout.strip().split('|'))} |", flush=True)
 
 
 if __name__ == "__main__":
