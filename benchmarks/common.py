@@ -94,5 +94,10 @@ def describe_machine() -> str:
 def table(head: list[str], rows: list[list[str]]) -> None:
     """Print a Markdown table."""
     for row in [head, ["---"] * len(head), *rows]:
-        print("| " + " | ".join(row) + " |")
+        print_row(row)
     print(flush=True)
+
+
+def print_row(cells: list[str]) -> None:
+    """Print one line of a Markdown table at once, for tables whose rows take long."""
+    print("| " + " | ".join(cells) + " |", flush=True)

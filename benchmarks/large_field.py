@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, describe_machine
+from common import ROOT, describe_machine, print_row
 
 sys.path.insert(0, str(ROOT))
 
@@ -101,13 +101,13 @@ def main() -> None:
     head = ["checkpoint", "points", "field", "blocks", "parts", "closed form, s",
             "process / wall, s", "peak, GiB", "seams: samples / mean", "rms error"]
     for cells in (head, ["---"] * len(head)):
-        print(f"| {' | '.join(cells)} |", flush=True)
+        print_row(cells)
     for checkpoint in given.checkpoints:
         for points in given.points:
             command = [sys.executable, __file__, "--one", "--checkpoints", checkpoint, "--points",
                        str(points), "--resolution", str(given.resolution)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            print(f"| {' | '.join(done.stdout.strip().split('|'))} |", flush=True)
+            print_row(done.stdout.strip().split("|"))
 
 
 if __name__ == "__main__":

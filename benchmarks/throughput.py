@@ -28,26 +28,27 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 FORMER = "f7b6c33"
 HERE = Path(__file__).resolve().parents[1]
 STEPS = 8  # of a turn with new fields, and as many with known ones
 REUSED = 4  # epochs that a field keeps its closed form for
+ASKED = dict(batch_size=16, queries=(204, 204))
+PAINTED = dict(batch_size=32, queries=(1, 1), painted=sys.maxsize)  # all other points
 V1, V2 = ("train_mamba", "MAMBADiffusion"), ("train_mamba_v2", "MAMBADiffusionV2")
 SIZES = {"small": {V1: dict(d_model=128), V2: dict(d_model=64, perceiver_heads=4)},
          "default": {V1: {}, V2: {}}}
 # Rows: which tree, which model, how it learns, crops a step.
 ROWS = {
-    "V1, former flow": ("former", V1, "former", 16),
-    "V2, former flow": ("former", V2, "former", 16),
-    "V1 without a canvas, AdamW": ("present", V1, "bare", 16),
-    "V2 without a canvas, AdamW": ("present", V2, "bare", 16),
-    "V1, tokens": ("present", V1, "tokens", 16),
-    "V2, tokens": ("present", V2, "tokens", 16),
-    "canvas of both": ("present", V2, "canvas", 32),
-    "U-Net": ("present", None, "unet", 32),
+    "V1, former flow": ("former", V1, "former", ASKED["batch_size"]),
+    "V2, former flow": ("former", V2, "former", ASKED["batch_size"]),
+    "V1 without a canvas, AdamW": ("present", V1, "bare", ASKED["batch_size"]),
+    "V2 without a canvas, AdamW": ("present", V2, "bare", ASKED["batch_size"]),
+    "V1, tokens": ("present", V1, "tokens", ASKED["batch_size"]),
+    "V2, tokens": ("present", V2, "tokens", ASKED["batch_size"]),
+    "canvas of both": ("present", V2, "canvas", PAINTED["batch_size"]),
+    "U-Net": ("present", None, "unet", PAINTED["batch_size"]),
 }
 
 
@@ -61,47 +62,27 @@ def network_of(kind: tuple[str, str], size: str, **more):
     return getattr(import_module(module), name)(**SIZES[size][kind], **more)
 
 
-def token_steps(kind: tuple[str, str], size: str, canvas: bool) -> Callable[[int], None]:
-    """The step of a number: tokens learn, on a canvas of the default width or on none."""
+def present_steps(kind: tuple[str, str], size: str, way: str) -> Callable[[int], None]:
+    """The step of a number. Ways: "bare", tokens without a canvas, by AdamW; "tokens", on a canvas
+    of the default width; "canvas", which learns before them."""
     import torch
 
     from sparsefield.flow.path import draw_angles
     from sparsefield.train.config import TrainingConfig
     from sparsefield.train.optimiser import Optimiser
-    from sparsefield.train.pairs import Pairs, slope_loss
+    from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
 
-    width = TrainingConfig.canvas_width if canvas else 0
-    model = network_of(kind, size, canvas_width=width)
-    optimiser = Optimiser(model, "muon" if canvas else "adamw", 1e-5, 0.01)
-    batches = open_batches(queries=(204, 204), draw_angles=draw_angles)
+    bare, paints = way == "bare", way == "canvas"
+    model = network_of(kind, size, canvas_width=0 if bare else TrainingConfig.canvas_width)
+    optimiser = Optimiser(model, "adamw" if bare else "muon", 1e-5, 0.01)
+    batches = open_batches(**(PAINTED if paints else ASKED), draw_angles=draw_angles)
     pairs = Pairs(model, 32, 32, torch.device("cpu"))
+    loss_of = canvas_loss if paints else slope_loss
 
     def step(number: int) -> None:
         batch = batches[number]
-        pair = pairs(batch)
-        learn(model, optimiser, lambda: slope_loss(model, batch, pair).mean())
-
-    return step
-
-
-def canvas_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
-    import torch
-
-    from sparsefield.flow.path import draw_angles
-    from sparsefield.train.config import TrainingConfig
-    from sparsefield.train.optimiser import Optimiser
-    from sparsefield.train.pairs import Pairs, canvas_loss
-
-    model = network_of(kind, size, canvas_width=TrainingConfig.canvas_width)
-    optimiser = Optimiser(model, "muon", 1e-5, 0.01)
-    batches = open_batches(batch_size=32, queries=(1, 1), draw_angles=draw_angles,
-                           painted=sys.maxsize)
-    pairs = Pairs(model, 32, 32, torch.device("cpu"))
-
-    def step(number: int) -> None:
-        batch = batches[number]
-        pair = pairs(batch, with_draws=False)
-        learn(model, optimiser, lambda: canvas_loss(model, batch, pair).mean())
+        pair = pairs(batch, with_draws=not paints)
+        learn(model, optimiser, lambda: loss_of(model, batch, pair).mean())
 
     return step
 
@@ -113,7 +94,7 @@ def former_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
 
     model = network_of(kind, size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    batches = open_batches(queries=(204, 204), draw_times=flow.draw_times)
+    batches = open_batches(**ASKED, draw_times=flow.draw_times)
 
     def step(number: int) -> None:
         batch = batches[number]
@@ -130,8 +111,7 @@ def unet_steps() -> Callable[[int], None]:
 
     peer = Peer(Namespace(data="photos", data_val=None, observe="random:0.2", seed=0,
                           batch_size=32, width=88, lr=1e-3, pictures=1))
-    peer.batches = open_batches(batch_size=32, queries=(1, 1), draw_angles=draw_angles,
-                                painted=sys.maxsize)
+    peer.batches = open_batches(**PAINTED, draw_angles=draw_angles)
 
     def step(number: int) -> None:
         peer.steps = number
@@ -167,7 +147,7 @@ class Few:
         return getattr(self._split, name)
 
 
-def open_batches(batch_size: int = 16, **more):
+def open_batches(batch_size: int, **more):
     """Batches of which an epoch has STEPS."""
     from sparsefield.data import TrainingBatches, open_data, parse_pattern
 
@@ -183,13 +163,12 @@ def work(tree: str, row: str, size: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     _, kind, way, _ = ROWS[row]
-    step = {
-        "former": partial(former_steps, kind, size),
-        "bare": partial(token_steps, kind, size, canvas=False),
-        "tokens": partial(token_steps, kind, size, canvas=True),
-        "canvas": partial(canvas_steps, kind, size),
-        "unet": unet_steps,
-    }[way]()
+    if way == "former":
+        step = former_steps(kind, size)
+    elif way == "unet":
+        step = unet_steps()
+    else:
+        step = present_steps(kind, size, way)
     for number in range(REUSED * STEPS):  # code is compiled, layouts are at hand
         if number < STEPS or number % STEPS == 0:
             step(number)
@@ -268,11 +247,14 @@ def seconds_of_turns(former: Path, size: str, turns: int) -> dict[str, list[tupl
 
 def compare(former: Path, size: str, turns: int) -> None:
     """Print the table of one size of model."""
+    sys.path.insert(0, str(HERE))
+    from sparsefield.train.config import TrainingConfig
+
     found = seconds_of_turns(former, size, turns)
     print(f"\n| {size} | seconds a step: process, wall | crops a second of one core "
           "| of V2, former flow |\n" + "|---" * 4 + "|")
     crop = {row: [process / ROWS[row][3] for process, _ in found[row]] for row in ROWS}
-    share = 0.7  # of the steps of a training, for the canvas (TrainingConfig.canvas_first)
+    share = TrainingConfig.canvas_first
     for model in ("V1", "V2"):
         crop[f"{model}, a whole training"] = [
             share * canvas + (1 - share) * tokens
