@@ -34,8 +34,8 @@ from sparsefield.evaluate.opening import open_test_data  # noqa: E402
 from sparsefield.model.checkpoint import load_checkpoint, load_model  # noqa: E402
 
 COMMON = "--batch_size 32 --lr 2e-3 --warmup 100"
-ALONE = ("train_mamba_v2.py --canvas_first 1 --d_model 16 --num_layers 0 --perceiver_iterations 0 "
-         "--perceiver_heads 2 --neighbours 0")
+ALONE = ("train_mamba_v2.py --canvas_first 1 --canvas_flow 0 --canvas_flow_width 0 --d_model 16 "
+         "--num_layers 0 --perceiver_iterations 0 --perceiver_heads 2 --neighbours 0")
 TOKENS = "--batch_size 16 --queries_min 128 --queries_max 384"
 V2 = f"train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4 {TOKENS}"
 V1 = f"train_mamba.py --d_model 128 --num_layers 6 {TOKENS}"
@@ -90,8 +90,10 @@ def train(name: str, command: str, folder: Path, settings: argparse.Namespace) -
     if settings.data_val:
         line += ["--data_val", settings.data_val]
     if settings.ladder == "tokens" and "--canvas_width 0" not in command:
-        width = load_checkpoint(settings.canvas_from)["config"]["canvas_width"]
-        line += ["--canvas_from", str(settings.canvas_from), "--canvas_width", str(width)]
+        theirs = load_checkpoint(settings.canvas_from)["model_args"]
+        line += ["--canvas_from", str(settings.canvas_from), "--canvas_flow", "0"]
+        for name in ("canvas_width", "canvas_flow_width"):
+            line += [f"--{name}", str(theirs.get(name, 0))]
     print(f"{name}: {' '.join(line[1:])}", file=sys.stderr, flush=True)
     with open(folder.with_suffix(".log"), "a") as log:
         done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)

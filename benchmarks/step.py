@@ -74,6 +74,7 @@ def make_batch(size: int, queries: int = POINTS) -> Batch:
         layout=torch.zeros(size, dtype=torch.long),
         field=torch.full((size,), -1),  # none comes again: its closed form is computed
         symmetry=torch.zeros(size, dtype=torch.long),
+        answered=torch.arange(POINTS).expand(size, -1),
         theta=torch.rand(size),
     )
 
@@ -83,7 +84,8 @@ class Training:
 
     def __init__(self):
         torch.manual_seed(0)
-        self.model = MAMBADiffusionV2(canvas_width=TrainingConfig.canvas_width)
+        self.model = MAMBADiffusionV2(canvas_width=TrainingConfig.canvas_width,
+                                      canvas_flow_width=TrainingConfig.canvas_flow_width)
         self.optimiser = Optimiser(self.model, TrainingConfig.optimiser, 1e-5, 0.01)
         self.pairs = Pairs(self.model, 32, 32, torch.device("cpu"))
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ HERE = Path(__file__).resolve().parents[1]
 STEPS = 8  # of a turn with new fields, and as many with known ones
 REUSED = 4  # epochs that a field keeps its closed form for
 ASKED = dict(batch_size=16, queries=(204, 204))
+SEEN = dict(batch_size=32, queries=(204, 204), sees_whole=True)  # all others or some of them
 PAINTED = dict(batch_size=32, queries=(1, 1), painted=sys.maxsize)  # all other points
 V1, V2 = ("train_mamba", "MAMBADiffusion"), ("train_mamba_v2", "MAMBADiffusionV2")
 SIZES = {"small": {V1: dict(d_model=128), V2: dict(d_model=64, perceiver_heads=4)},
@@ -47,7 +49,8 @@ ROWS = {
     "V2 without a canvas, AdamW": ("present", V2, "bare", ASKED["batch_size"]),
     "V1, tokens": ("present", V1, "tokens", ASKED["batch_size"]),
     "V2, tokens": ("present", V2, "tokens", ASKED["batch_size"]),
-    "canvas of both": ("present", V2, "canvas", PAINTED["batch_size"]),
+    "canvas of both: where the flow starts": ("present", V2, "canvas", PAINTED["batch_size"]),
+    "canvas of both: slope": ("present", V2, "flow", SEEN["batch_size"]),
     "U-Net": ("present", None, "unet", PAINTED["batch_size"]),
 }
 
@@ -64,20 +67,24 @@ def network_of(kind: tuple[str, str], size: str, **more):
 
 def present_steps(kind: tuple[str, str], size: str, way: str) -> Callable[[int], None]:
     """The step of a number. Ways: "bare", tokens without a canvas, by AdamW; "tokens", on a canvas
-    of the default width; "canvas", which learns before them."""
+    of the default width; "canvas" and "flow", what it learns before them."""
     import torch
 
     from sparsefield.flow.path import draw_angles
     from sparsefield.train.config import TrainingConfig
     from sparsefield.train.optimiser import Optimiser
-    from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
+    from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
     bare, paints = way == "bare", way == "canvas"
-    model = network_of(kind, size, canvas_width=0 if bare else TrainingConfig.canvas_width)
+    widths = dict(canvas_width=TrainingConfig.canvas_width,
+                  canvas_flow_width=TrainingConfig.canvas_flow_width)
+    model = network_of(kind, size, **({} if bare else widths))
     optimiser = Optimiser(model, "adamw" if bare else "muon", 1e-5, 0.01)
-    batches = open_batches(**(PAINTED if paints else ASKED), draw_angles=draw_angles)
+    asked = {"bare": ASKED, "tokens": ASKED | {"sees_whole": True}, "canvas": PAINTED,
+             "flow": SEEN}[way]
+    batches = open_batches(**asked, draw_angles=draw_angles)
     pairs = Pairs(model, 32, 32, torch.device("cpu"))
-    loss_of = canvas_loss if paints else slope_loss
+    loss_of = {"canvas": canvas_loss, "flow": flow_loss}.get(way, slope_loss)
 
     def step(number: int) -> None:
         batch = batches[number]
@@ -254,11 +261,13 @@ def compare(former: Path, size: str, turns: int) -> None:
     print(f"\n| {size} | seconds a step: process, wall | crops a second of one core "
           "| of V2, former flow |\n" + "|---" * 4 + "|")
     crop = {row: [process / ROWS[row][3] for process, _ in found[row]] for row in ROWS}
-    share = TrainingConfig.canvas_first
+    shares = TrainingConfig.canvas_first, TrainingConfig.canvas_flow
+    shares += (1 - sum(shares),)
+    canvas = [seconds for row, seconds in crop.items() if row.startswith("canvas of both")]
     for model in ("V1", "V2"):
         crop[f"{model}, a whole training"] = [
-            share * canvas + (1 - share) * tokens
-            for canvas, tokens in zip(crop["canvas of both"], crop[f"{model}, tokens"])
+            sum(map(operator.mul, shares, parts))
+            for parts in zip(*canvas, crop[f"{model}, tokens"])
         ]
     for row, seconds in crop.items():
         clocks = ", ".join(f"{statistics.median(clock):.3f}" for clock in zip(*found.get(row, [])))

@@ -22,6 +22,7 @@ LAYOUTS = 32
 RENEWED = 8
 REUSED = 4  # epochs
 MOST_PAINTED = 1024
+MOST_SEEN = 4096
 
 
 class Batch(NamedTuple):
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     layout: Tensor        # (B,) int64, which layout of observations, -1 for one of its own
     field: Tensor         # (B,) int64, equal for turns of one field with one layout, -1: one turn
     symmetry: Tensor      # (B,) int64, which of sparsefield.data.symmetries was applied
+    answered: Tensor      # (B, n) int64, which of the N queries the tokens answer
     theta: Tensor         # (B,) angles in [0, pi/2]
 
 
@@ -50,10 +52,13 @@ class TrainingBatches(Dataset):
 
     - Fields come in an endless row of permutations of the split, one for each epoch; epochs may
       end inside a batch.
-    - N is drawn from `queries` = (low, high), both included, once for each step, and M follows
+    - n is drawn from `queries` = (low, high), both included, once for each step, and M follows
       from the pattern, so that all slots have equally many.
+    - N is n, or, for a model that `sees_whole` draws, more: in every other step, by chance, all
+      unobserved points, up to the MOST_SEEN around a random place, else any number at random
+      places. Tokens answer n of them.
     - Queries are unobserved points, uniformly without replacement: at an observed point the
-      answer can be copied. Observed points fill up only where fewer than N are unobserved.
+      answer can be copied. Observed points fill up only where fewer than n are unobserved.
     - In the first `painted` steps, for the canvas, all unobserved points are queries, up to
       MOST_PAINTED.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
@@ -71,7 +76,7 @@ class TrainingBatches(Dataset):
     def __init__(
         self, split: Split, pattern: Pattern, *, seed: int, batch_size: int,
         queries: tuple[int, int], draw_angles: Callable[[np.random.Generator, int], np.ndarray],
-        painted: int = 0, rank: int = 0, world_size: int = 1,
+        painted: int = 0, sees_whole: bool = False, rank: int = 0, world_size: int = 1,
     ):
         if batch_size % world_size:
             raise UserError(
@@ -84,7 +89,7 @@ class TrainingBatches(Dataset):
         self.batch_size = batch_size
         self.queries = queries
         self.draw_angles = draw_angles
-        self.painted = painted
+        self.painted, self.sees_whole = painted, sees_whole
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)
         self.shares_layouts = not split.has_gaps and pattern.is_fixed
@@ -94,19 +99,27 @@ class TrainingBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         step_rng = generator(self.seed, Purpose.TRAINING_STEP, step)
         level = step_rng.random()
-        num_queries = int(step_rng.integers(self.queries[0], self.queries[1] + 1))
+        num_answered = int(step_rng.integers(self.queries[0], self.queries[1] + 1))
         angles = self.draw_angles(step_rng, self.batch_size)
+        is_compact, share = bool(step_rng.random() < 0.5), step_rng.random()
 
         # Gaps: how many points all slots can have is known only after a look at all of them.
         looked_at = range(self.batch_size) if self.split.has_gaps else self.own_slots
         slots = {slot: _Slot(self, step, slot, level) for slot in looked_at}
         num_inputs = min(len(slot.observed) for slot in slots.values())
+        unobserved = min(slot.num_valid - len(slot.observed) for slot in slots.values())
+        num_answered = min(num_answered, *(slot.num_valid for slot in slots.values()))
+        num_queries, is_compact = num_answered, is_compact and self.sees_whole
         if step < self.painted:
-            unobserved = min(slot.num_valid - len(slot.observed) for slot in slots.values())
-            num_queries = max(1, min(MOST_PAINTED, unobserved))
-        num_queries = min(num_queries, *(slot.num_valid for slot in slots.values()))
+            num_queries = num_answered = max(1, min(MOST_PAINTED, unobserved))
+            is_compact = False
+        elif self.sees_whole:
+            most = max(num_answered, min(MOST_SEEN, unobserved))
+            more = 1.0 if is_compact else share
+            num_queries = num_answered + round(more * (most - num_answered))
 
-        points = [slots[slot].points(num_inputs, num_queries) for slot in self.own_slots]
+        points = [slots[slot].points(num_inputs, num_queries, num_answered, is_compact)
+                  for slot in self.own_slots]
         stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*points)]
         own_angles = angles[self.own_slots.start:self.own_slots.stop]
         return Batch(*stacked, theta=torch.as_tensor(own_angles, dtype=torch.float32))
@@ -167,7 +180,9 @@ class _Slot:
         self.valid = valid.ravel()[turned.source]
         self.num_valid = int(np.count_nonzero(valid))
 
-    def points(self, num_inputs: int, num_queries: int) -> tuple[np.ndarray, ...]:
+    def points(
+        self, num_inputs: int, num_queries: int, num_answered: int, is_compact: bool
+    ) -> tuple[np.ndarray, ...]:
         """What a `Batch` holds of this field, in its order, up to the angle."""
         observed = self.observed
         if num_inputs < len(observed):
@@ -175,13 +190,18 @@ class _Slot:
             observed = observed[np.sort(kept)]
         # The smallest random keys win; observed points come after all unobserved ones.
         keys = self.rng.random(len(self.valid))
-        keys[self.observed] += 1
+        if is_compact:  # the points nearest to a random place
+            keys = ((self.coords - self.rng.random(2)) ** 2).sum(axis=1)
+        keys[self.observed] += 2
         keys[~self.valid] = np.inf
         queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
+        answered = np.arange(num_answered)
+        if num_answered < num_queries:
+            answered = np.sort(self.rng.choice(num_queries, num_answered, replace=False))
         return (observed, self.coords[observed], self.values[observed], queried,
                 self.coords[queried], self.values[queried], np.int64(self.draws),
                 np.int64(self.turn), np.int64(self.layout), np.int64(self.field),
-                np.int64(self.symmetry))
+                np.int64(self.symmetry), answered)
 
 
 @lru_cache(maxsize=4)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sparsefield.coords import grid_coords
 from sparsefield.model.field import FieldModel
 from sparsefield.model.mamba import Mamba
+
+
+def _convolution(
+    shape: list[int], weight: list[int], bias: object, stride: object, padding: object,
+    dilation: object, transposed: bool, *_: object, out_shape: list[int], **__: object,
+) -> int:
+    """Of pictures; convolutions of sequences, in the Mamba layers, are counted apart."""
+    return conv_flop_count(shape, weight, out_shape, transposed) if len(shape) > 3 else 0
 
 
 @torch.no_grad()
@@ -44,9 +52,11 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
     try:
         # The fused attention of a CPU is unknown to the counter and would count nothing.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution: lambda *_, **__: 0}
+            display=False, custom_mapping={torch.ops.aten.convolution: _convolution}
         ) as products:
-            model(form.mean, torch.ones(1, device=device), prepared)
+            angle = torch.ones(1, device=device)
+            seen = model.overview(form.mean, angle, model.outlook(start, query_coords))
+            model(seen, angle, prepared)
     finally:
         for hook in hooks:
             hook.remove()

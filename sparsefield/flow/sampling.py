@@ -43,13 +43,19 @@ class FlowModel(Protocol):
     def start(self, form: Any, query_coords: Tensor, input_coords: Tensor, /) -> Any:
         """Where the flow starts: has mean, sd (B, N, C) and take(queries, observations)."""
 
+    def outlook(self, start: Any, query_coords: Tensor, /) -> Any:
+        """What `overview` needs of a field: None, or has repeat(times)."""
+
+    def overview(self, z: Tensor, theta: Tensor, outlook: Any, /) -> Tensor:
+        """z at all queries of a field, and what is seen of it as a whole: (B, N, C + ...)."""
+
     def prepare(
         self, start: Any, query_coords: Tensor, input_coords: Tensor, input_values: Tensor, /
     ) -> Any:
         """What places alone determine: has repeat(times)."""
 
-    def __call__(self, z: Tensor, theta: Tensor, prepared: Any, /) -> Tensor:
-        """F (B, N, C) of z (B, N, C) at theta (B,)."""
+    def __call__(self, seen: Tensor, theta: Tensor, prepared: Any, /) -> Tensor:
+        """F (B, n, C) at theta (B,), of what `overview` gave, at the n points of `prepared`."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ class _Slope:
         halo = 0 if start.mean.shape[1] <= block_size else int(HALO * block_size)
         self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
+        self.outlook = model.outlook(start, self.query_coords)
         self.bfloat16 = bfloat16
         self._repeated: dict[int, Any] = {}
         self.count = count
@@ -217,24 +224,21 @@ class _Slope:
     def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
         by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)
         slope = torch.zeros(by_field.shape, dtype=z.dtype, device=z.device)
-        for b, block in enumerate(self.blocks):
-            for part in self._parts(draws):
-                some = by_field[:, part.start:part.stop].flatten(0, 1)
-                size = len(part)
-                index = block.index.repeat_interleave(size, dim=0)
-                found = self._call(b, size, take(some, index), theta)
-                found = found[:, :block.core].to(z).unflatten(0, (-1, size))  # (B, size, core, C)
-                core = block.index[:, None, :block.core, None].expand_as(found)
-                slope[:, part.start:part.stop].scatter_(2, core, found)
+        for part in self._parts(draws):
+            size = len(part)
+            some = by_field[:, part.start:part.stop].flatten(0, 1)        # (B size, N, C)
+            angle = some.new_full((len(some),), theta, dtype=torch.float32)
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
+                outlook = self.outlook and self.outlook.repeat(size)
+                seen = self.model.overview(some, angle, outlook)
+                for b, block in enumerate(self.blocks):
+                    index = block.index.repeat_interleave(size, dim=0)
+                    found = self.model(take(seen, index), angle, self._prepared_for(b, size))
+                    self.count.step()
+                    found = found[:, :block.core].to(z).unflatten(0, (-1, size))
+                    core = block.index[:, None, :block.core, None].expand_as(found)
+                    slope[:, part.start:part.stop].scatter_(2, core, found)
         return slope.flatten(0, 1)
-
-    def _call(self, b: int, size: int, z: Tensor, theta: float) -> Tensor:
-        """F of block b, for `size` draws of every field (B size, n, C)."""
-        angle = z.new_full((len(z),), theta, dtype=torch.float32)
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
-            found = self.model(z, angle, self._prepared_for(b, size))
-        self.count.step()
-        return found
 
     def _prepared_for(self, b: int, size: int) -> Any:
         """What block b determines, `size` times; kept for all evaluations of a small field."""

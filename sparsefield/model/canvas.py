@@ -1,10 +1,12 @@
-"""A dense first look at the observations: a U-Net on a lattice, which points read.
+"""A dense look at observations and draws: U-Nets on a lattice, which points read.
 
 The closed form is linear in the values and knows no edges. The canvas holds it on a lattice as fine
 as the observations are dense, and a U-Net (Ronneberger et al. 2015) says in every cell by how much
 its mean is off and how much narrower or wider the truth lies around it. A point at any place reads
-the canvas by bilinear interpolation, as in gridded neural processes (Ashman et al. 2024). It
-depends on the observations alone: once a field, whatever is drawn from it.
+the canvas by bilinear interpolation, as in gridded neural processes (Ashman et al. 2024). That
+depends on the observations alone: once a field, whatever is drawn from it. Another U-Net sees it
+together with z, the state of a draw, laid on the lattice, and says which way all of it should go:
+what is grain and what is edge shows where neighbours are seen together.
 
 Symbols: B fields, M observations, N queries, C channels, n cells a side, W width.
 """
@@ -42,6 +44,23 @@ class Look(NamedTuple):
     features: Tensor
 
 
+class Outlook(NamedTuple):
+    """What the canvas says of a field, for all its draws.
+
+    Attributes:
+        painted: (B, F, n, n) on its lattice. coords: (B, N, 2), where z will be.
+    """
+
+    painted: Tensor
+    coords: Tensor
+
+    def repeat(self, times: int) -> Outlook:
+        """Every field `times` times, side by side: for as many draws."""
+        if times == 1:
+            return self
+        return Outlook(*(part.repeat_interleave(times, dim=0) for part in self))
+
+
 def lattice_side(observations: int) -> int:
     """Cells a side: 0.45 mean spacings each; 32 for 204 observations."""
     cells = max(FEWEST, CELLS * observations**0.5)
@@ -71,20 +90,34 @@ def sketch(
     side = round(mean.shape[1] ** 0.5)
     level = values.mean(dim=(1, 2), keepdim=True)                         # (B, 1, 1)
     scale = values.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
-    column, row = (coords * side).long().clamp(0, side - 1).unbind(dim=-1)
-    cell = (row * side + column)[..., None]                               # (B, M, 1)
-    count = torch.zeros_like(spread).scatter_add(1, cell, torch.ones_like(coords[..., :1]))
-    surprise = surprise.clamp(-SURPRISE_LIMIT, SURPRISE_LIMIT)
-    told = torch.zeros_like(mean).scatter_add(1, cell.expand_as(surprise), surprise)
+    held, told = laid_out(surprise.clamp(-SURPRISE_LIMIT, SURPRISE_LIMIT), coords, side)
     seen = torch.cat([
-        count.clamp(max=1),
-        told / count.clamp_min(1),
+        held,
+        told,
         (mean - level) / scale,
         (sd / scale).log(),
         spread / sd.mean(dim=2, keepdim=True),
         scale.log().expand_as(spread),
     ], dim=2)                                                             # (B, n n, F)
-    return seen.mT.unflatten(2, (side, side)).contiguous(memory_format=torch.channels_last)
+    return as_picture(seen, side)
+
+
+def laid_out(values: Tensor, coords: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Values (B, N, F) at coords (B, N, 2) on the lattice: which cells hold any (B, n n, 1), as 0
+    and 1, and the mean in each (B, n n, F), 0 where there is none."""
+    column, row = (coords * side).long().clamp(0, side - 1).unbind(dim=-1)
+    cell = (row * side + column)[..., None]                               # (B, N, 1)
+    count = values.new_zeros(len(values), side * side, 1)
+    count = count.scatter_add(1, cell, torch.ones_like(values[..., :1]))
+    total = values.new_zeros(len(values), side * side, values.shape[2])
+    total = total.scatter_add(1, cell.expand_as(values), values)
+    return count.clamp(max=1), total / count.clamp_min(1)
+
+
+def as_picture(cells: Tensor, side: int) -> Tensor:
+    """(B, n n, F) to (B, F, n, n), channels last."""
+    cells = cells.mT.unflatten(2, (side, side))
+    return cells.contiguous(memory_format=torch.channels_last)
 
 
 def sketch_width(channels: int) -> int:
@@ -186,25 +219,31 @@ class UNet(nn.Module):
 class Canvas(nn.Module):
     """A sketch, painted: see the module.
 
-    Two networks, since one for both has a worse mean (docs/experiments.md; Stirn et al. 2023 find
-    the same elsewhere): one says the shift, and a narrower one, which sees that shift but does not
-    teach it, the scale.
+    Two networks before the flow, since one for both has a worse mean (docs/experiments.md; Stirn
+    et al. 2023 find the same elsewhere): one says the shift, and a narrower one, which sees that
+    shift but does not teach it, the scale. A third follows the flow.
 
     Args:
         channels: C. width: W. turns: how many symmetries of the square the training shows: 8, 4
-            (flips) or 1. What the trained canvas says is the mean over them. dropout: see
-            ResidualBlock.
+            (flips) or 1. What the trained canvas says before the flow is the mean over them.
+            dropout: see ResidualBlock; of the first two. flow_width: of the third, 0: none.
     """
 
-    def __init__(self, channels: int, width: int, turns: int = 8, dropout: float = 0.0):
+    def __init__(
+        self, channels: int, width: int, turns: int = 8, dropout: float = 0.0, flow_width: int = 0
+    ):
         super().__init__()
         seen = sketch_width(channels)
         self.shift = UNet(seen, channels, width, dropout)
         self.scale = UNet(seen + channels, channels, max(1, width // 2), dropout)
+        self.flow = None
+        if flow_width:  # sees sketch, painting, z, where there is any, and the angle
+            seen += 2 * channels + width + channels + 1 + 2
+            self.flow = UNet(seen, channels, flow_width)
         self.channels, self.width, self.turns = channels, width, turns
 
-    def forward(self, sketch: Tensor, *places: Tensor) -> list[Look]:
-        """What is read at each of several sets of places (B, N, 2)."""
+    def forward(self, sketch: Tensor) -> Tensor:
+        """Shift, raw log of the scale and features, (B, 2 C + W, n, n) float32."""
         shift, raw, features = self.paint(sketch)
         if not self.training:
             for number in range(1, self.turns):
@@ -212,11 +251,28 @@ class Canvas(nn.Module):
                 shift = shift + turned_back(other_shift, number)
                 raw = raw + turned_back(other_raw, number)
             shift, raw = shift / self.turns, raw / self.turns
-        painted = torch.cat([shift, raw, features], dim=1)                # (B, 2 C + W, n, n)
+        return torch.cat([shift, raw, features], dim=1)
+
+    def look(self, painted: Tensor, coords: Tensor) -> Look:
+        """What points at coords (B, N, 2) read from what `forward` gave."""
         parts = self.channels, self.channels, self.width
-        looks = (read(painted, coords).split(parts, dim=2) for coords in places)
-        return [Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
-                for shift, raw, features in looks]
+        shift, raw, features = read(painted, coords).split(parts, dim=2)
+        return Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
+
+    def follow(self, z: Tensor, theta: Tensor, outlook: Outlook) -> Tensor:
+        """The slope, and what it is made of, where z is: (B, N, C + flow_width) float32.
+
+        Args:
+            z: (B, N, C). theta: (B,).
+        """
+        assert self.flow is not None
+        side = outlook.painted.shape[-1]
+        held, there = laid_out(z.float(), outlook.coords, side)
+        angle = torch.stack([theta.cos(), theta.sin()], dim=1)[:, None]   # (B, 1, 2)
+        draw = torch.cat([there, held, angle.expand(-1, side * side, -1)], dim=2)
+        seen = torch.cat([outlook.painted, as_picture(draw, side)], dim=1)
+        slope, features = self.flow(seen)
+        return read(torch.cat([slope, features], dim=1).float(), outlook.coords)
 
     def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shift, raw log of the scale (B, C, n, n) and features (B, W, n, n), float32."""

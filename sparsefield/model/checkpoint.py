@@ -262,13 +262,17 @@ def take_canvas(model: nn.Module, path: str | Path) -> str:
     if not isinstance(canvas, nn.Module) or not theirs:
         where = str(path) if isinstance(canvas, nn.Module) else "this model"
         raise UserError(f"canvas_from={path}: {where} has no canvas")
+    own = canvas.state_dict()
+    has_flow = any(name.startswith("flow.") for name in theirs)
+    new = {} if has_flow else {k: v for k, v in own.items() if k.startswith("flow.")}
     try:
-        canvas.load_state_dict(theirs)
+        canvas.load_state_dict(theirs | new)
     except RuntimeError as error:
         raise UserError(
-            f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH to its own"
+            f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH and "
+            "CANVAS_FLOW_WIDTH to its own"
         ) from error
-    return f"canvas taken from {path}; it stays as it is"
+    return f"canvas taken from {path}" + ("; what it says of the slope is new" if new else "")
 
 
 def load_model(

@@ -1,6 +1,7 @@
 """What V1 and V2 share: the closed form, the canvas that improves it, tokens, order and decoder.
 
-    closed form  ->  canvas: mean and sd where the flow starts  ->  tokens  ->  mix  ->  F
+    closed form  ->  canvas: mean and sd where the flow starts
+    z            ->  canvas: a first slope  ->  tokens  ->  mix  ->  F
 
 A subclass adds only what it does between tokens and decoder (`mix`). Everything that depends on
 the points alone, not on the draw, is computed once (`closed_form`, `start`, `prepare`) and reused
@@ -21,7 +22,7 @@ from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.neighbours import gather_points, nearest
-from sparsefield.model.canvas import Canvas, Look, lattice, lattice_side, sketch
+from sparsefield.model.canvas import Canvas, Look, Outlook, lattice, lattice_side, sketch
 from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.model.ordering import Reading, check_order, read_along
 
@@ -54,6 +55,7 @@ class Start(NamedTuple):
     Attributes:
         mean, sd: (B, N, C) at the queries. loo_sd, surprise: (B, M, C), of the closed form.
         at_queries, at_inputs: (B, N, W), (B, M, W) features of the canvas; W = 0 without one.
+        painted: (B, F, n, n) sketch and canvas, or None where z does not go through the canvas.
     """
 
     mean: Tensor
@@ -62,12 +64,14 @@ class Start(NamedTuple):
     loo_sd: Tensor
     surprise: Tensor
     at_inputs: Tensor
+    painted: Tensor | None = None
 
     def take(self, queries: Tensor, observations: Tensor | None) -> Start:
         """At some of the queries (B, n) and of the observations (B, m), None for all."""
-        parts = [take(part, queries) for part in self[:3]]
-        parts += self[3:] if observations is None else [take(p, observations) for p in self[3:]]
-        return Start(*parts)
+        at_queries = [take(part, queries) for part in (self.mean, self.sd, self.at_queries)]
+        at_inputs = [part if observations is None else take(part, observations)
+                     for part in (self.loo_sd, self.surprise, self.at_inputs)]
+        return Start(*at_queries, *at_inputs)
 
 
 class Prepared(NamedTuple):
@@ -144,6 +148,12 @@ class GaussianModel(nn.Module):
     def start(self, form: ClosedForm, *places: Tensor) -> Start:
         return started(form)
 
+    def outlook(self, start: Start, query_coords: Tensor) -> None:
+        return None
+
+    def overview(self, z: Tensor, theta: Tensor, outlook: None) -> Tensor:
+        return z
+
     def prepare(self, start: Start, *places: Tensor) -> GaussianModel:
         return self
 
@@ -172,6 +182,7 @@ class FieldModel(nn.Module):
         canvas_width: of the canvas (sparsefield.model.canvas), which improves the mean and sd that
             the flow starts from; 0: none. canvas_turns: symmetries of the data that it is
             averaged over. canvas_dropout: share of its channels that training drops, in [0, 1).
+            canvas_flow_width: of its part that sees z; 0: none.
         neighbours: how many nearest observations each query token holds; 0 for none.
         order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
@@ -190,6 +201,7 @@ class FieldModel(nn.Module):
         canvas_width: int = 0,
         canvas_turns: int = 8,
         canvas_dropout: float = 0.0,
+        canvas_flow_width: int = 0,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
@@ -200,6 +212,7 @@ class FieldModel(nn.Module):
         if prior not in PRIORS:
             raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(PRIORS)}")
         for name, size in (("neighbours", neighbours), ("canvas_width", canvas_width),
+                           ("canvas_flow_width", canvas_flow_width),
                            ("num_frequencies", num_frequencies)):
             if size < 0:
                 raise UserError(f"{name}={size}: give 0 (none) or more")
@@ -209,15 +222,18 @@ class FieldModel(nn.Module):
         self.prior, self.neighbours, self.order = prior, neighbours, order
         self.value_sd, self.channels = value_sd, channels
         self.canvas = None
+        flow_width = canvas_flow_width if canvas_width else 0
         if canvas_width:
-            self.canvas = Canvas(channels, canvas_width, canvas_turns, canvas_dropout)
+            self.canvas = Canvas(channels, canvas_width, canvas_turns, canvas_dropout, flow_width)
+        self.sees_whole_draws = flow_width > 0
         self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
         known = canvas_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels
         places = self.fourier.width if self.fourier else 0
         self.input_proj = projection(places + channels + known, d_model)
+        followed = channels + flow_width if flow_width else 0
         self.query_proj = projection(
-            places + channels + known + neighbours * (2 + channels), d_model
+            places + channels + followed + known + neighbours * (2 + channels), d_model
         )
         last = nn.Linear(d_model, channels)
         nn.init.zeros_(last.weight)  # so that training starts at the closed form
@@ -230,21 +246,22 @@ class FieldModel(nn.Module):
         """Let tokens inform each other: (B, M, D), (B, N, D) to queries (B, N, D)."""
         raise NotImplementedError
 
-    def forward(self, z: Tensor, theta: Tensor, prepared: Prepared) -> Tensor:
+    def forward(self, seen: Tensor, theta: Tensor, prepared: Prepared) -> Tensor:
         """F(z, theta) at the queries.
 
         Args:
-            z: (B, N, C), as sparsefield.flow.path.seen gives it. theta: (B,) in [0, pi/2].
-            prepared: what `prepare` gave for the points.
+            seen: (B, N, C + ...), what `overview` gave for all queries of the field, at these.
+            theta: (B,) in [0, pi/2]. prepared: what `prepare` gave for the points.
         Returns:
             (B, N, C) float32.
         """
         time = self.time_embedding(theta / END)[:, None]                  # (B, 1, D)
         context = self.input_proj(prepared.input_features) + time         # (B, M, D)
-        queries = torch.cat([z, prepared.query_features], dim=-1)         # (B, N, F)
+        queries = torch.cat([seen, prepared.query_features], dim=-1)      # (B, N, F)
         queries = self.query_proj(queries) + time                         # (B, N, D)
         queries = self.mix(context, queries, prepared)                    # (B, N, D)
-        return self.decoder(queries).float()                              # (B, N, C)
+        slope = self.decoder(queries).float()                             # (B, N, C)
+        return slope + self.first_slope(seen) if self.sees_whole_draws else slope
 
     def closed_form(
         self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
@@ -288,15 +305,37 @@ class FieldModel(nn.Module):
         """Where the flow starts: the closed form, improved by what the canvas says."""
         if self.canvas is None:
             return started(form)
-        at_queries, at_inputs = self.look(form, query_coords, input_coords)
+        painted = self.canvas(form.sketch)                                # (B, 2 C + W, n, n)
+        at_queries = self.canvas.look(painted, query_coords)
+        whole = None
+        if self.sees_whole_draws:
+            assert form.sketch is not None
+            whole = torch.cat([form.sketch.float(), painted], dim=1)
         return Start(form.mean + form.sd * at_queries.shift, form.sd * at_queries.log_scale.exp(),
-                     at_queries.features, form.loo_sd, form.surprise, at_inputs.features)
+                     at_queries.features, form.loo_sd, form.surprise,
+                     self.canvas.look(painted, input_coords).features, whole)
 
-    def look(self, form: ClosedForm, *places: Tensor) -> list[Look]:
-        """What the canvas, which the model has, says at sets of places (B, N, 2)."""
+    def look(self, form: ClosedForm, query_coords: Tensor) -> Look:
+        """What the canvas, which the model has, says at places (B, N, 2)."""
         assert self.canvas is not None
-        looks: list[Look] = self.canvas(form.sketch, *places)
-        return looks
+        look: Look = self.canvas.look(self.canvas(form.sketch), query_coords)
+        return look
+
+    def outlook(self, start: Start, query_coords: Tensor) -> Outlook | None:
+        """What `overview` needs to know of a field, whatever is drawn: has repeat(times)."""
+        return None if start.painted is None else Outlook(start.painted, query_coords)
+
+    def overview(self, z: Tensor, theta: Tensor, outlook: Outlook | None) -> Tensor:
+        """z at all queries of a field (B, N, C) and, beside it, what the canvas says of it as a
+        whole: a first slope (B, N, C) and features of it."""
+        if outlook is None:
+            return z
+        assert self.canvas is not None
+        return torch.cat([z, self.canvas.follow(z, theta, outlook)], dim=2)
+
+    def first_slope(self, seen: Tensor) -> Tensor:
+        """The part of an overview that says a slope, (B, N, C)."""
+        return seen[..., self.channels : 2 * self.channels]
 
     def prepare(
         self, start: Start, query_coords: Tensor, input_coords: Tensor, input_values: Tensor

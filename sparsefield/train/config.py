@@ -82,14 +82,20 @@ class TrainingConfig:
     """What the flow starts from: the Gaussian posterior fitted to the field, or independent
     noise."""
     canvas_width: int = 48
-    """Width of the canvas, a U-Net that improves the mean and sd that the flow starts from; 0:
-    none."""
+    """Width of the canvas, U-Nets that improve the mean and sd that the flow starts from; 0: no
+    canvas at all."""
     canvas_dropout: float = 0.1
-    """Share of the canvas's channels that training drops, in [0, 1)."""
-    canvas_first: float = 0.7
-    """Share of the steps in which the canvas learns; it then stays as it is, the rest learns."""
+    """Share of their channels that training drops, in [0, 1)."""
+    canvas_flow_width: int = 48
+    """Width of the canvas's U-Net that says a first slope of the flow; 0: none."""
+    canvas_first: float = 0.5
+    """Share of the steps in which the canvas learns where the flow starts; that then stays."""
+    canvas_flow: float = 0.25
+    """Share of the steps, after these, in which it learns the slope; the tokens learn in what is
+    left."""
     canvas_from: str | None = None
-    """Checkpoint whose canvas a new training takes as it is; all steps are then for the rest."""
+    """Checkpoint whose canvas a new training takes: canvas_first is then 0; with canvas_flow 0 all
+    steps are for the tokens."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "several"
@@ -145,8 +151,14 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
-        if not 0 <= self.canvas_first <= 1:
-            raise UserError(f"canvas_first={self.canvas_first}: give a share in [0, 1]")
+        for name in ("canvas_first", "canvas_flow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
+        if self.canvas_from is None and self.canvas_first + self.canvas_flow > 1:
+            raise UserError(
+                f"canvas_first={self.canvas_first} and canvas_flow={self.canvas_flow} are shares "
+                "of the same steps: together at most 1"
+            )
         if not 0 <= self.zero_share <= 1:
             raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")
         for name in ("data", "data_val", "data_test", "observe"):

@@ -28,7 +28,7 @@ from sparsefield.train.distributed import World, join_world
 from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.feeding import stream
 from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
+from sparsefield.train.pairs import Pair, Pairs, canvas_loss, flow_loss, slope_loss
 from sparsefield.train.progress import Progress, averaging_decay, give_up_when_stuck, learning_rate
 from sparsefield.train.reporter import Reporter, announce
 from sparsefield.train.resuming import resume
@@ -36,7 +36,7 @@ from sparsefield.train.runfolder import RunFolder
 from sparsefield.train.setup import (
     model_arguments,
     open_batches,
-    painted_steps,
+    parts_of_training,
     pictures_at_once,
     steps_per_epoch,
     uses_bfloat16,
@@ -117,8 +117,8 @@ class Training:
         self.folder, self.world = folder, world
         self.per_epoch = steps_per_epoch(config, data)
         self.total = config.epochs * self.per_epoch
-        self.painted = painted_steps(config, self.total)
-        self.batches = open_batches(config, data, world, self.painted)
+        self.parts = parts_of_training(config, self.total)
+        self.batches = open_batches(config, data, world, self.parts.painted)
         self.at_once = pictures_at_once(config, world)
         self.progress = Progress(world.device)
         self.averaged = AveragedModel(model, multi_avg_fn=self._average)
@@ -161,7 +161,7 @@ class Training:
                 log.info(line)
             self.averaged.module.load_state_dict(self.model.state_dict())
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
-                                 self.progress, self.total, self.painted, self.per_epoch)
+                                 self.progress, self.total, self.parts.painted, self.per_epoch)
         self.pairs = Pairs(self.model, self.data.height, self.data.width, device)
         self.dropout = SlotDropout(self.model)
         if self.config.compile:
@@ -201,15 +201,20 @@ class Training:
 
     @property
     def paints(self) -> bool:
-        """Whether the canvas is learning; else the rest is."""
-        return self.progress.step < self.painted
+        """Whether the canvas is learning where the flow starts."""
+        return self.progress.step < self.parts.painted
+
+    def loss_of_part(self) -> Callable[[nn.Module, Batch, Pair], Tensor]:
+        """What the part of the training that this step is in learns from."""
+        if self.paints:
+            return canvas_loss
+        return flow_loss if self.progress.step < self.parts.followed else slope_loss
 
     def planned_rate(self) -> float:
-        """Learning rate of this step: canvas and rest have a cosine each."""
-        step, end = self.progress.step, self.painted
-        if not self.paints:
-            step, end = step - self.painted, self.total - self.painted
-        return learning_rate(step, end, self.config.warmup, self.config.lr)
+        """Learning rate of this step: every part has a cosine of its own."""
+        first, end = self.parts.around(self.progress.step)
+        step = self.progress.step - first
+        return learning_rate(step, end - first, self.config.warmup, self.config.lr)
 
     def step(self, batch: Batch, asked_to_stop: bool) -> Tensor:
         """One step of the optimiser.
@@ -233,7 +238,7 @@ class Training:
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of a batch, part by part; this process's share of the mean loss."""
-        loss_of = canvas_loss if self.paints else slope_loss
+        loss_of = self.loss_of_part()
         pair = self.pairs(batch, with_draws=not self.paints)
         total = torch.zeros((), device=self.world.device)
         for k, part in enumerate(parts_of(batch, pair, self.config.accumulate)):

@@ -16,9 +16,10 @@ from sparsefield.data.streams import noise_seed
 from sparsefield.data.symmetries import Symmetry
 from sparsefield.device import has_float64
 from sparsefield.flow import path
+from sparsefield.flow.blocks import take
 from sparsefield.gaussian.layouts import GridPosteriors
-from sparsefield.model.canvas import lattice, sketch
-from sparsefield.model.field import ClosedForm
+from sparsefield.model.canvas import Outlook, lattice, sketch
+from sparsefield.model.field import ClosedForm, Start
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
 KEPT_BYTES = 1 << 29  # of closed forms whose fields come again in the next epochs
@@ -167,19 +168,38 @@ def canvas_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
     Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too
     small, squares would let a few points teach the most.
     """
-    look, _ = model.look(pair.form, batch.query_coords, batch.input_coords)
+    look = model.look(pair.form, batch.query_coords)
     error = (batch.x_1 - pair.form.mean) / pair.form.sd - look.shift
     narrowed = error.detach() * (-look.log_scale).exp()
     far = 2 * ((1 + error**2).sqrt() - 1)
     return far + look.log_scale + 0.5 * narrowed**2
 
 
+def flow_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
+    """Squared error of the canvas's slope (B, N, C), about 1 where it is 0. What the flow starts
+    from learns nothing from it."""
+    _, z, target, outlook = on_path(model, batch, pair)
+    return (model.first_slope(model.overview(z, batch.theta, outlook)) - target) ** 2
+
+
 def slope_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
-    """Squared error of F (B, N, C), about 1 where F = 0. The canvas learns nothing from it."""
+    """Squared error of F (B, n, C), about 1 where F = 0. The canvas learns nothing from it."""
+    start, z, target, outlook = on_path(model, batch, pair)
     with torch.no_grad():
-        start = model.start(pair.form, batch.query_coords, batch.input_coords)
+        seen = model.overview(z, batch.theta, outlook)
+    which = batch.answered
+    prepared = model.prepare(start.take(which, None), take(batch.query_coords, which),
+                             batch.input_coords, batch.input_values)
+    return (model(take(seen, which), batch.theta, prepared) - take(target, which)) ** 2
+
+
+@torch.no_grad()
+def on_path(
+    model: nn.Module, batch: Batch, pair: Pair
+) -> tuple[Start, Tensor, Tensor, Outlook | None]:
+    """Where the flow of a batch starts, its z and slope at theta (B, N, C), and its outlook."""
+    start = model.start(pair.form, batch.query_coords, batch.input_coords)
     z_1 = (batch.x_1 - start.mean) / start.sd
-    prepared = model.prepare(start, batch.query_coords, batch.input_coords, batch.input_values)
     z = path.seen(path.interpolate(pair.z_0, z_1, batch.theta), batch.theta)
-    slope = model(z, batch.theta, prepared)
-    return (slope - path.target(pair.z_0, z_1, batch.theta)) ** 2
+    target = path.target(pair.z_0, z_1, batch.theta)
+    return start, z, target, model.outlook(start, batch.query_coords)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import asdict
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -50,17 +51,41 @@ def steps_per_epoch(config: TrainingConfig, data: Data) -> int:
     return max(1, len(data.train) // config.batch_size)
 
 
-def painted_steps(config: TrainingConfig, total: int) -> int:
-    """How many steps, from the first, are for the canvas; the others are for the rest."""
-    if not config.canvas_width or config.canvas_from is not None:
-        return 0
-    return round(config.canvas_first * total)
+class Parts(NamedTuple):
+    """Ends of the parts of a training, in steps.
+
+    Attributes:
+        painted: until here the canvas learns where the flow starts. followed: until here it learns
+            the slope. end: until here the tokens learn the rest.
+    """
+
+    painted: int
+    followed: int
+    end: int
+
+    def around(self, step: int) -> tuple[int, int]:
+        """First step of the part that a step is in, and its end."""
+        start = 0
+        for end in self:
+            if step < end:
+                return start, end
+            start = end
+        return start, self.end
+
+
+def parts_of_training(config: TrainingConfig, total: int) -> Parts:
+    """The parts of so many steps, as the settings of the canvas say."""
+    if not config.canvas_width:
+        return Parts(0, 0, total)
+    painted = 0 if config.canvas_from is not None else round(config.canvas_first * total)
+    followed = round(config.canvas_flow * total) if config.canvas_flow_width else 0
+    return Parts(painted, min(painted + followed, total), total)
 
 
 def open_batches(
     config: TrainingConfig, data: Data, world: World, painted: int
 ) -> TrainingBatches:
-    """This process's part of every batch, for the canvas in the first `painted` steps.
+    """This process's part of every batch, for where the flow starts in the first `painted` steps.
 
     Raises:
         UserError: a batch does not divide.
@@ -73,6 +98,7 @@ def open_batches(
         queries=(config.queries_min, config.queries_max),
         draw_angles=partial(draw_angles, zero_share=config.zero_share),
         painted=painted,
+        sees_whole=bool(config.canvas_width and config.canvas_flow_width),
         rank=world.rank,
         world_size=world.size,
     )

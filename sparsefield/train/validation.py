@@ -92,6 +92,7 @@ class Validation:
             "layout": np.full(len(cases), -1),
             "field": np.full(len(cases), -1),
             "symmetry": np.zeros(len(cases), dtype=np.int64),
+            "answered": np.stack([np.arange(len(own)) for own in index]),
             "theta": np.array([END * rng.random() for rng in rngs], dtype=np.float32),
         }
         tensors = {name: torch.from_numpy(part).to(self.cases.device)

@@ -219,6 +219,12 @@ class OneBlock(torch.nn.Module):
     def prepare(self, start, *places):
         return places
 
+    def outlook(self, start, query_coords):
+        return None
+
+    def overview(self, z, theta, outlook):
+        return z
+
     def forward(self, z, theta, places):
         query_coords, input_coords, input_values = places
         if isinstance(self.block, Mamba):

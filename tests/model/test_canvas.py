@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from sparsefield.coords import grid_coords
-from sparsefield.model.canvas import Canvas, sketch_width, turned, turned_back
+from sparsefield.model.canvas import (
+    Canvas,
+    Outlook,
+    laid_out,
+    sketch_width,
+    turned,
+    turned_back,
+)
 
 SIDE, CHANNELS = 8, 2
 
@@ -26,7 +33,7 @@ def a_sketch() -> torch.Tensor:
 
 def shown(canvas: Canvas, sketch: torch.Tensor) -> torch.Tensor:
     """Shift and log of the scale in the cells (4, n, n)."""
-    (look,) = canvas(sketch, grid_coords(SIDE, SIDE)[None])
+    look = canvas.look(canvas(sketch), grid_coords(SIDE, SIDE)[None])
     return torch.cat(look[:2], dim=2)[0].T.unflatten(1, (SIDE, SIDE)).detach()
 
 
@@ -57,7 +64,58 @@ def test_in_training_it_looks_once(canvas):
 
 
 def test_the_scale_does_not_teach_the_shift(canvas):
-    (look,) = canvas.train()(a_sketch(), grid_coords(SIDE, SIDE)[None])
+    look = canvas.look(canvas.train()(a_sketch()), grid_coords(SIDE, SIDE)[None])
     look.log_scale.sum().backward()
     taught = {name for name, p in canvas.named_parameters() if p.grad is not None and p.grad.any()}
     assert taught and all(name.startswith("scale.") for name in taught)
+
+
+def test_values_are_laid_out_in_the_cells_where_they_lie():
+    coords = torch.tensor([[[0.1, 0.6], [0.2, 0.7], [0.9, 0.1], [1.0, 1.0]]])
+    held, mean = laid_out(torch.tensor([[[1.0], [3.0], [5.0], [7.0]]]), coords, side=2)
+    assert held[0, :, 0].tolist() == [0, 1, 1, 1]
+    assert mean[0, :, 0].tolist() == [0, 5, 2, 7]
+
+
+@pytest.fixture
+def following() -> Canvas:
+    torch.manual_seed(0)
+    made = Canvas(CHANNELS, width=8, flow_width=8)
+    torch.nn.init.normal_(made.flow.last.weight)
+    return made
+
+
+def outlook_of(canvas: Canvas, coords: torch.Tensor) -> Outlook:
+    sketch = a_sketch()
+    return Outlook(torch.cat([sketch, canvas(sketch)], dim=1), coords)
+
+
+def test_a_slope_knows_what_the_draw_is_around_it(following):
+    coords = grid_coords(SIDE, SIDE)[None]
+    outlook, theta = outlook_of(following, coords), torch.tensor([0.7])
+    z = torch.zeros(1, SIDE**2, CHANNELS, requires_grad=True)
+    slope = following.follow(z, theta, outlook)[..., :CHANNELS]
+    slope[0, 0].sum().backward()
+    assert slope.shape == (1, SIDE**2, CHANNELS)
+    assert z.grad[0, 1].abs().max() > 0 and z.grad[0, -1].abs().max() > 0
+    other = following.follow(z, torch.tensor([0.2]), outlook)[..., :CHANNELS]
+    assert not torch.allclose(other, slope)
+
+
+def test_a_slope_tells_no_draw_from_a_draw_of_nothing(following):
+    coords = grid_coords(SIDE, SIDE)[None]
+    outlook, theta = outlook_of(following, coords), torch.tensor([0.7])
+    few = outlook._replace(coords=coords[:, ::2])
+    everywhere = following.follow(torch.zeros(1, SIDE**2, CHANNELS), theta, outlook)[:, ::2]
+    seldom = following.follow(torch.zeros(1, SIDE**2 // 2, CHANNELS), theta, few)
+    assert not torch.allclose(everywhere, seldom)
+
+
+def test_draws_of_a_field_do_not_see_each_other(following):
+    coords = grid_coords(SIDE, SIDE)[None]
+    z, theta = torch.randn(3, SIDE**2, CHANNELS), torch.tensor([0.7])
+    outlook = outlook_of(following, coords)
+    together = following.follow(z, theta.expand(3), outlook.repeat(3))
+    for k in range(3):
+        torch.testing.assert_close(together[k:k + 1], following.follow(z[k:k + 1], theta, outlook),
+                                   rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ def v1(tmp_path_factory) -> str:
 def v2(d_model: int) -> train_mamba_v2.MAMBADiffusionV2:
     torch.manual_seed(5)
     return train_mamba_v2.MAMBADiffusionV2(
-        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8
+        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8, canvas_flow_width=4
     )
 
 
@@ -64,9 +64,9 @@ def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
     command = ["--data", str(pictures), "--epochs", "1", "--d_model", "16", "--num_layers", "2",
                "--perceiver_heads", "2", "--neighbours", "4", "--canvas_width", "8",
-               "--batch_size", "18", "--queries_min", "8", "--queries_max", "16", "--lr", "1e-12",
-               "--eval_pictures", "1", "--device", "cpu", "--init_from_v1", v1,
-               "--save_dir", str(tmp_path / "v2")]
+               "--canvas_flow_width", "4", "--batch_size", "18", "--queries_min", "8",
+               "--queries_max", "16", "--lr", "1e-12", "--eval_pictures", "1", "--device", "cpu",
+               "--init_from_v1", v1, "--save_dir", str(tmp_path / "v2")]
     train_mamba_v2.main(command)
     assert f"taken from {v1}: decoder" in capsys.readouterr().out
     trained = load_checkpoint(tmp_path / "v2/mamba_v2_latest.pth")["weights"]

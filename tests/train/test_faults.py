@@ -289,8 +289,8 @@ def test_setting_aside_leaves_other_files_alone(data, tmp_path):
 
 
 def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):
-    train(settings(data, tmp_path, epochs=1, canvas_first=0.0))
-    train(settings(data, tmp_path, epochs=3, canvas_first=0.0))
+    train(settings(data, tmp_path, epochs=1, canvas_first=0.0, canvas_flow=0.0))
+    train(settings(data, tmp_path, epochs=3, canvas_first=0.0, canvas_flow=0.0))
     assert "EPOCHS was 1 and is 3" in capsys.readouterr().out
     rates = [record["lr"] for record in records(tmp_path) if "lr" in record]
     assert rates[1:] == [training.learning_rate(step - 1, 18, 2, 1e-3) for step in (12, 18)]

@@ -10,7 +10,7 @@ from sparsefield.data import TrainingBatches, open_data, parse_pattern
 from sparsefield.data.symmetries import Symmetry
 from sparsefield.flow.path import draw_angles
 from sparsefield.model.canvas import Look
-from sparsefield.train.pairs import Pair, Pairs, canvas_loss, slope_loss
+from sparsefield.train.pairs import Pair, Pairs, canvas_loss, flow_loss, slope_loss
 from train_mamba_v2 import MAMBADiffusionV2
 
 SMALL = dict(d_model=16, num_layers=2, perceiver_iterations=1, perceiver_heads=2, neighbours=4)
@@ -135,15 +135,18 @@ def test_the_closed_form_loses_about_one(batches):
 
 
 def test_the_canvas_learns_and_only_from_its_own_loss(batches):
-    made, batch = pairs(canvas_width=8), batches[3]
+    made, batch = pairs(canvas_width=8, canvas_flow_width=8), batches[3]
     pair = made(batch)
-    canvas_loss(made.model, batch, pair).mean().backward()
-    got = {name for name, p in made.model.named_parameters() if p.grad is not None}
-    assert got and all(name.startswith("canvas.") for name in got)
-    made.model.zero_grad(set_to_none=True)
-    slope_loss(made.model, batch, pair).mean().backward()
-    got = {name for name, p in made.model.named_parameters() if p.grad is not None}
-    assert got and not any(name.startswith("canvas.") for name in got)
+
+    def taught_by(loss_of) -> set[str]:
+        made.model.zero_grad(set_to_none=True)
+        loss_of(made.model, batch, pair).mean().backward()
+        names = [name for name, p in made.model.named_parameters() if p.grad is not None]
+        return {".".join(name.split(".")[:2]) if "canvas" in name else "tokens" for name in names}
+
+    assert taught_by(canvas_loss) == {"canvas.shift", "canvas.scale"}
+    assert taught_by(flow_loss) == {"canvas.flow"}
+    assert taught_by(slope_loss) == {"tokens"}
 
 
 def test_the_loss_of_the_canvas_is_least_at_the_truth(batches):
@@ -154,7 +157,7 @@ def test_the_loss_of_the_canvas_is_least_at_the_truth(batches):
 
     def loss(shift, scale) -> float:
         look = Look(shift, scale.log(), None)
-        made.model.look = lambda *_: [look, look]
+        made.model.look = lambda *_: look
         return canvas_loss(made.model, batch, pair).mean().item()
 
     one = torch.ones_like(error)
@@ -173,3 +176,47 @@ def test_all_unobserved_points_are_asked_for_while_the_canvas_learns():
     batch = batches[1]
     everything = torch.cat([batch.query_index, batch.input_index], dim=1).sort(dim=1).values
     assert (everything == torch.arange(256)).all()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return TrainingBatches(
+        open_data("photos", image_size=16).train, parse_pattern("random:0.2"), seed=0, batch_size=4,
+        queries=(20, 40), draw_angles=draw_angles, sees_whole=True,
+    )
+
+
+def test_whole_draws_are_asked_for_and_tokens_answer_a_part(whole):
+    counts = [(batch.query_index.shape[1], batch.answered.shape[1])
+              for batch in (whole[step] for step in range(40))]
+    assert all(20 <= answered <= 40 and answered <= asked <= 205 for asked, answered in counts)
+    assert 10 <= sum(asked == 205 for asked, _ in counts) <= 30
+    for row in whole[3].answered:
+        assert len(row.unique()) == len(row) and row.max() < whole[3].query_index.shape[1]
+
+
+def test_a_draw_too_large_is_asked_for_around_a_place(whole, monkeypatch):
+    monkeypatch.setattr("sparsefield.data.batches.MOST_SEEN", 60)
+    widths = []
+    for step in range(12):
+        coords = whole[step].query_coords
+        if coords.shape[1] == 60:
+            widths.append(coords.std(dim=1).mean().item())
+    assert len(widths) >= 3 and max(widths) < 0.2  # 0.29 if all over the square
+
+
+def test_without_a_flow_of_the_canvas_all_that_is_asked_for_is_answered(batches):
+    for step in range(3):
+        answered = batches[step].answered
+        assert (answered == torch.arange(batches[step].query_index.shape[1])).all()
+
+
+def test_tokens_answer_their_queries_whichever_they_are(whole):
+    made, batch = pairs(canvas_width=8, canvas_flow_width=8), whole[1]
+    torch.nn.init.normal_(made.model.canvas.flow.last.weight)
+    made.model.eval()
+    pair, every = made(batch), torch.arange(batch.query_index.shape[1]).expand(4, -1)
+    some = slope_loss(made.model, batch, pair)
+    grid = flow_loss(made.model, batch, pair)  # the untrained tokens add 0
+    torch.testing.assert_close(some, grid.gather(1, batch.answered[..., None].expand_as(some)))
+    torch.testing.assert_close(slope_loss(made.model, batch._replace(answered=every), pair), grid)
