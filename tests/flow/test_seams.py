@@ -12,6 +12,7 @@ from sparsefield.gaussian import Kernel
 from sparsefield.gaussian.draws import FEATURES, Waves
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
+from train_mamba_v2 import MAMBADiffusionV2
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints_mamba_v2" / "mamba_v2_best.pth"
 
@@ -44,6 +45,23 @@ def seams(model, side: int, inputs: int, block_size: int, draws: int, **settings
 def test_no_seam_is_visible(name):
     of_samples, of_mean = seams(models()[name], 48, 150, 300, draws=2)
     assert 0.9 < of_samples < 1.1 and 0.85 < of_mean < 1.15
+
+
+def test_the_canvas_sees_draws_whole_whatever_the_blocks():
+    """Tokens that say nothing, and a canvas that says much: blocks then change nothing at all."""
+    torch.manual_seed(0)
+    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, neighbours=4,
+                             canvas_width=8, canvas_flow_width=8)
+    torch.nn.init.normal_(model.canvas.flow.last.weight)
+    model.eval()
+    queries, coords = grid_coords(24, 24)[None], torch.rand(1, 60, 2)
+    whole, cut, untold = (
+        sample(told, queries, coords, field_at(coords[0])[None], seeds=[[0, 1]], clip=False, **how)
+        for told, how in ((model, {}), (model, {"block_size": 100}), (GaussianModel(), {}))
+    )
+    assert cut.blocks > 4
+    torch.testing.assert_close(cut.values, whole.values, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(whole.values, untold.values, atol=0.05)
 
 
 @pytest.mark.long

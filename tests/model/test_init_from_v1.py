@@ -22,7 +22,8 @@ def v1(tmp_path_factory) -> str:
 def v2(d_model: int) -> train_mamba_v2.MAMBADiffusionV2:
     torch.manual_seed(5)
     return train_mamba_v2.MAMBADiffusionV2(
-        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8, canvas_flow_width=4
+        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8,
+        canvas_flow_width=4,
     )
 
 

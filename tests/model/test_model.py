@@ -57,7 +57,9 @@ def start_of(model: nn.Module, scene: Scene) -> Start:
 def slope(model: nn.Module, scene: Scene) -> Tensor:
     start = start_of(model, scene)
     z = path.interpolate(scene.z_0, (scene.x_1 - start.mean) / start.sd, scene.theta)
-    return model(path.seen(z, scene.theta), scene.theta, model.prepare(start, *scene.places))
+    outlook = model.outlook(start, scene.query_coords)
+    seen = model.overview(path.seen(z, scene.theta), scene.theta, outlook)
+    return model(seen, scene.theta, model.prepare(start, *scene.places))
 
 
 def loss_of(model: nn.Module, scene: Scene) -> Tensor:
