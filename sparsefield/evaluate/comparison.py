@@ -218,6 +218,10 @@ def block(
     lines += [f"  V2 − V1: {change:+.{digits}f} [{difference['low']:+.{digits}f}, "
               f"{difference['high']:+.{digits}f}]{unit}",
               f"  Medians: {', '.join(medians)}{unit}"]
+    if name == "speckle_0.10":
+        own = (f"{m} {found[m]['mean']['missed_0.10']:.{digits}f}" for m in ("V1", "V2"))
+        lines.append(f"  The truth's own that are missed (as much, for an exact sample): "
+                     f"{', '.join(own)}")
     if name == "psnr" and "expected_psnr" in found["V1"]:
         expected = (f"{model} {found[model]['expected_psnr']:.2f}" for model in ("V1", "V2"))
         lines.append(f"  Mean − 3.01 dB: {', '.join(expected)}{unit}")

@@ -21,7 +21,8 @@ SPECKLE_THRESHOLDS = (0.05, 0.10, 0.20)
 
 
 def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Every per-image number, by name: psnr, ssim, ssim_default, mse, mae, speckle_*, flat_hf."""
+    """Every per-image number, by name: psnr, ssim, ssim_default, mse, mae, speckle_*, missed_0.10,
+    flat_hf."""
     numbers = {
         "psnr": psnr(reconstruction, truth),
         "ssim": ssim_wang(reconstruction, truth),
@@ -31,6 +32,7 @@ def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     }
     for threshold in SPECKLE_THRESHOLDS:
         numbers[f"speckle_{threshold:.2f}"] = speckle(reconstruction, truth, threshold)
+    numbers["missed_0.10"] = missed(reconstruction, truth)
     numbers["flat_hf"] = flat_hf(reconstruction, truth)
     return numbers
 
@@ -100,11 +102,23 @@ def speckle(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.
         mean[ |x - med3(x)| > threshold  and not  |g - med3(g)| > threshold ]
 
     over existing points and channels; med3 is the median per channel, borders reflected. It is 0
-    for the truth and never negative, so that blurring earns nothing.
+    for the truth and never negative. A sample that is as rough as the truth has some: see `missed`.
     """
     x, g, exists = _pair(reconstruction, truth)
     new = _stands_out(x, threshold) & ~_stands_out(g, threshold)
     return float(np.mean(new[exists]))
+
+
+def missed(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.10) -> float:
+    """Share of values that stand out in the truth and do not in the reconstruction: the converse
+    of `speckle`.
+
+    Truth and a sample of the exact posterior can be exchanged, so that there both shares have the
+    same expectation: speckle beyond what is missed is grain, speckle below it is smoothing.
+    """
+    x, g, exists = _pair(reconstruction, truth)
+    lost = _stands_out(g, threshold) & ~_stands_out(x, threshold)
+    return float(np.mean(lost[exists]))
 
 
 def _stands_out(image: np.ndarray, threshold: float) -> np.ndarray:

@@ -32,7 +32,8 @@ INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, f
 MEAN = "mean"
 ENOUGH_PICTURES = 64  # for saying which sampler is best
 COLUMNS = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4),
-           "speckle_0.10": ("speckle", 4), "flat_hf": ("flat_hf", 4), "psnr_base": ("base", 2)}
+           "speckle_0.10": ("speckle", 4), "missed_0.10": ("missed", 4),
+           "flat_hf": ("flat_hf", 4), "psnr_base": ("base", 2)}
 
 
 # --- numbers -------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ SAMPLE_COLUMNS = {  # of `sample_table`: number, title, decimals
     "speckle_0.05": ("spk 0.05", 5),
     "speckle_0.10": ("spk 0.10", 5),
     "speckle_0.20": ("spk 0.20", 5),
+    "missed_0.10": ("missed .10", 5),
     "flat_hf": ("flat_hf", 5),
 }
 NOTE_ON_PSNR = (
@@ -40,8 +41,9 @@ NOTE_ON_PSNR = (
 NOTE_ON_SAMPLES = (
     "points, 4x4, 8x8, lumin.: share of the truth in the {interval} interval, for\nhidden points, "
     "means of blocks and the mean over channels. spr/err: rms spread, corrected for the number\n"
-    "of samples, over rms error of their mean (1 if calibrated). PSNR, spk, flat_hf: of the first "
-    "sample."
+    "of samples, over rms error of their mean (1 if calibrated). PSNR, spk, missed, flat_hf: of "
+    "the first sample.\nmissed .10: values that stand out in the truth and not in the sample; an exact "
+    "sample has as much spk 0.10:\nmore is grain, less is smoothing."
 )
 
 
@@ -156,19 +158,19 @@ def percent(change: float, of: float, sign: str = "+") -> str:
 def sample_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     """Everything about samples, a row for each summary of them; single draws lack half of it."""
     members = next(iter(rows.values()))["members"]
-    heads = "".join(f"{head:>10}" for head, _ in SAMPLE_COLUMNS.values())
+    heads = "".join(f"{head:>11}" for head, _ in SAMPLE_COLUMNS.values())
     lines = [title, "=" * len(title), f"{'':16}{heads}{'NFE':>6}{'s/sample':>10}"]
     for name, row in rows.items():
         numbers = {**row["mean"], **{key: row[key] for key in ("spread_error", "expected_psnr")
                                      if key in row}}
-        cells = "".join(cell(numbers.get(column, math.nan), digits)
+        cells = "".join(cell(numbers.get(column, math.nan), digits, width=11)
                         for column, (_, digits) in SAMPLE_COLUMNS.items())
         lines.append(f"{name:16}{cells}{row['nfe']:6.0f}{row['seconds_per_image']:10.4f}")
     if members > 1:
         highest = min(uncertainty.LEVEL, uncertainty.largest_coverage(members))
-        ideal = "".join(f"{highest:10.3f}" for column in SAMPLE_COLUMNS
+        ideal = "".join(f"{highest:11.3f}" for column in SAMPLE_COLUMNS
                         if column.startswith("coverage"))
-        lines.append(f"{'calibrated':16}{'':30}{ideal}{1:10.2f}")
+        lines.append(f"{'calibrated':16}{'':33}{ideal}{1:11.2f}")
     lines.append(NOTE_ON_PSNR)
     if members > 1:
         interval = uncertainty.interval_name(uncertainty.LEVEL, members)

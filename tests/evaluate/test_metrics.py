@@ -64,6 +64,20 @@ def test_speckle_agrees_with_loops(threshold):
     assert metrics.speckle(image, truth, threshold) == pytest.approx(count / truth.size)
 
 
+@pytest.mark.parametrize(("width", "is_more"), [(1, None), (0.6, False), (1.5, True)])
+def test_samples_of_the_posterior_have_as_much_speckle_as_they_miss(width, is_more):
+    """Truth and sample scatter around a smooth mean, the sample `width` times as wide."""
+    rng = np.random.default_rng(5)
+    mean = smooth_image(rng, (120, 120, 3))
+    truth, sample = (noisy(rng, mean, sd) for sd in (0.06, width * 0.06))
+    speckle, missed = metrics.speckle(sample, truth), metrics.missed(sample, truth)
+    assert missed == metrics.speckle(truth, sample)
+    if is_more is None:
+        assert speckle == pytest.approx(missed, rel=0.1) and speckle > 0.01
+    else:
+        assert (speckle > 2 * missed) if is_more else (speckle < missed / 2)
+
+
 def test_speckle_ranks_noise_above_blur_and_shift_at_equal_psnr():
     rng = np.random.default_rng(4)
     truth = np.kron(rng.uniform(size=(8, 8, 3)), np.ones((4, 4, 1)))
