@@ -42,8 +42,8 @@ NOTE_ON_SAMPLES = (
     "points, 4x4, 8x8, lumin.: share of the truth in the {interval} interval, for\nhidden points, "
     "means of blocks and the mean over channels. spr/err: rms spread, corrected for the number\n"
     "of samples, over rms error of their mean (1 if calibrated). PSNR, spk, missed, flat_hf: of "
-    "the first sample.\nmissed .10: values that stand out in the truth and not in the sample; an exact "
-    "sample has as much spk 0.10:\nmore is grain, less is smoothing."
+    "the first sample.\nmissed .10: values that stand out in the truth and not in the sample; an "
+    "exact sample has as much spk 0.10:\nmore is grain, less is smoothing."
 )
 
 
