@@ -18,7 +18,7 @@ COMMON_FLAGS=(
   "EVAL_PICTURES eval_pictures" "KEEP_LAST keep_last" "RESUME resume"
   "D_MODEL d_model" "NUM_LAYERS num_layers" "PRIOR prior" "CANVAS_WIDTH canvas_width"
   "CANVAS_DROPOUT canvas_dropout" "CANVAS_FIRST canvas_first" "CANVAS_FROM canvas_from"
-  "OPTIMISER optimiser"
+  "CANVAS_FLOW canvas_flow" "CANVAS_FLOW_WIDTH canvas_flow_width" "OPTIMISER optimiser"
   "NEIGHBOURS neighbours" "ORDER order"
   "QUERIES_MIN queries_min" "QUERIES_MAX queries_max" "ZERO_SHARE zero_share"
   "DEVICE device" "PRECISION precision" "COMPILE compile" "SAVE_DIR save_dir" "SEED seed"

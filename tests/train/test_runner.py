@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_foreground_trains_and_writes_the_log(variables, tmp_path):
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files >= {"mamba_v2_best.pth", "mamba_v2_latest.pth", "mamba_v2_epoch_0002.pth",
                      "metrics.jsonl", "training_loss.png", "pictures_epoch_0002.png"}
+
+
+def test_every_setting_of_the_page_is_a_variable():
+    """A variable that no script passes on would be ignored without a word."""
+    page = (ROOT / "docs/operations.md").read_text()
+    cells = (line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    named = {name for cell in cells for name in re.findall(r"`([A-Z][A-Z_0-9]*)`", cell)}
+    scripts = "".join((ROOT / path).read_text() for path in (
+        "run_mamba_v2_training.sh", "scripts/runner.sh", "scripts/variables.sh", "scripts/setup.sh"
+    ))
+    known = set(re.findall(r"\b[A-Z][A-Z_0-9]*\b", scripts))
+    assert len(named) > 40 and not named - known
+
+
+def test_a_setting_of_the_canvas_arrives(variables):
+    done = runner({**variables, "DRY_RUN": "1", "CANVAS_FLOW": "0.125", "CANVAS_FLOW_WIDTH": "8"})
+    assert '"canvas_flow": 0.125' in done.stdout and '"canvas_flow_width": 8' in done.stdout
 
 
 def test_background_status_second_start_and_stop(variables, tmp_path):
