@@ -1,5 +1,6 @@
 # Sourced by the runners with QUICK=1: what two CPU cores can train in minutes, the same for V1 and
 # V2 so that they can be compared. Each value is still yours to set.
 : "${FOREGROUND:=1}" "${BATCH_SIZE:=32}" "${EPOCHS:=10}" "${LR:=2e-3}" "${WARMUP:=50}"
-: "${CANVAS_WIDTH:=32}" "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
+: "${CANVAS_WIDTH:=32}" "${CANVAS_FLOW_WIDTH:=32}" "${CANVAS_FIRST:=0.6}" "${CANVAS_FLOW:=0.2}"
+: "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
 : "${EVAL_EVERY:=1}" "${VISUALIZE_EVERY:=5}" "${SAVE_EVERY:=2}"
