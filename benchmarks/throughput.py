@@ -10,7 +10,8 @@ four epochs, so that a turn has steps of new fields and of known ones, which cou
 much. A step is what training does: a batch, its closed form, forward, backward, clipping,
 optimiser; crops of 32 x 32 of the photographs that come with scikit-image, 204 observations each,
 in bfloat16 where the CPU multiplies it. Steps of tokens are of 16 crops with 204 queries each, on a
-canvas that has learnt; those of the canvas and of the U-Net of 32 crops with all other points.
+canvas that has learnt; those of the canvas and of the U-Net of 32 crops with all other points (the
+slope: in every other step fewer).
 Process time counts the work of the process alone, wall time the waiting too. Ratios are medians of
 the turns' ratios.
 """

@@ -187,6 +187,8 @@ class FieldModel(nn.Module):
         order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
             FourierFeatures.
+    Attributes:
+        sees_whole_draws: whether the canvas has a part that sees z, of all queries together.
     Raises:
         UserError: a value that no model can be built from, with the reason.
     """

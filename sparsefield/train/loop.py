@@ -118,7 +118,9 @@ class Training:
         self.per_epoch = steps_per_epoch(config, data)
         self.total = config.epochs * self.per_epoch
         self.parts = parts_of_training(config, self.total)
-        self.batches = open_batches(config, data, world, self.parts.painted)
+        self.batches = open_batches(
+            config, data, world, self.parts.painted, model.sees_whole_draws
+        )
         self.at_once = pictures_at_once(config, world)
         self.progress = Progress(world.device)
         self.averaged = AveragedModel(model, multi_avg_fn=self._average)

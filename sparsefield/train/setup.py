@@ -83,10 +83,12 @@ def parts_of_training(config: TrainingConfig, total: int) -> Parts:
 
 
 def open_batches(
-    config: TrainingConfig, data: Data, world: World, painted: int
+    config: TrainingConfig, data: Data, world: World, painted: int, sees_whole: bool
 ) -> TrainingBatches:
     """This process's part of every batch, for where the flow starts in the first `painted` steps.
 
+    Args:
+        sees_whole: whether the model sees whole draws, see FieldModel.
     Raises:
         UserError: a batch does not divide.
     """
@@ -98,7 +100,7 @@ def open_batches(
         queries=(config.queries_min, config.queries_max),
         draw_angles=partial(draw_angles, zero_share=config.zero_share),
         painted=painted,
-        sees_whole=bool(config.canvas_width and config.canvas_flow_width),
+        sees_whole=sees_whole,
         rank=world.rank,
         world_size=world.size,
     )
