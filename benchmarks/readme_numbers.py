@@ -97,6 +97,8 @@ def samples(found: dict) -> str:
         row("spread / error", lambda c: f"{c['spread_error']:.2f}", "1"),
         row("truth in 90 % intervals: points, 4 × 4 means, 8 × 8 means, luminance", shares, "90 %"),
         row("speckle above 0.05 / 0.10 / 0.20", speckle),
+        row("missed above 0.10 (speckle of an exact sample)",
+            lambda c: f"{c['mean']['missed_0.10']:.3f}"),
         row("grain in flat areas", lambda c: f"{c['mean']['flat_hf']:.4f}"),
     ]
     crps = found["differences"]["sample"]["crps"]
