@@ -214,6 +214,17 @@ def correlation_root(covariance: Tensor) -> Tensor:
     return torch.linalg.cholesky(covariance / (sd[..., :, None] * sd[..., None, :])).float()
 
 
+def heaviest_kernels(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (B, R), of sum 1, some 0, and the kernels (B, R) that they are of, heaviest first.
+
+    Args:
+        score: (B, K), R = min(K, KEPT).
+    """
+    weight, kernel = score.softmax(dim=1).topk(min(KEPT, score.shape[1]), dim=1)
+    weight = weight * (weight >= weight[:, :1].clamp(max=LEAST_WEIGHT))
+    return weight / weight.sum(dim=1, keepdim=True), kernel
+
+
 def choose(score: Tensor) -> tuple[Tensor, Tensor]:
     """Which hypotheses answer, and with what weights.
 
@@ -222,9 +233,7 @@ def choose(score: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         rows into (B K,), by field and heaviest first, and weights (R,).
     """
+    weight, kernel = heaviest_kernels(score)
     fields, kernels = score.shape
-    weight, index = score.softmax(dim=1).topk(min(KEPT, kernels), dim=1)
-    weight = weight * (weight >= weight[:, :1].clamp(max=LEAST_WEIGHT))
-    weight = weight / weight.sum(dim=1, keepdim=True)
-    rows = index + kernels * torch.arange(fields, device=index.device)[:, None]
+    rows = kernel + kernels * torch.arange(fields, device=kernel.device)[:, None]
     return rows[weight > 0], weight[weight > 0]

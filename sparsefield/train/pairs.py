@@ -20,6 +20,7 @@ from sparsefield.flow.blocks import take
 from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.model.canvas import Outlook, lattice, sketch
 from sparsefield.model.field import ClosedForm, Start
+from sparsefield.train.together import Together
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
 KEPT_BYTES = 1 << 29  # of closed forms whose fields come again in the next epochs
@@ -53,7 +54,11 @@ class Turns(NamedTuple):
 
 
 class Pairs:
-    """`pairs(batch)` for a model; a pure function of the batch, whatever was asked before."""
+    """`pairs(batch)` for a model; a pure function of the batch, whatever was asked before.
+
+    On a CPU bit for bit. On a GPU, where a batch is answered together, up to rounding; draws there
+    are other ones.
+    """
 
     def __init__(self, model: nn.Module, height: int, width: int, device: torch.device):
         self.model, self.shape = model, (height, width)
@@ -63,10 +68,15 @@ class Pairs:
         is_small = height * width <= LARGEST_GRID
         if model.prior != "none" and is_small and has_float64(device):
             self.on_grid = GridPosteriors(height, width, grid_coords(height, width, device))
+        self.together = None
+        if self.on_grid is not None and device.type == "cuda":
+            self.together = Together(model, height, width, device)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_draws: bool = True) -> Pair:
         """Without draws z_0 is empty."""
+        if self.together is not None and int(batch.layout.min()) >= 0:
+            return Pair(*self.together(batch, with_draws))
         if self.on_grid is None:
             form, noise = self.model.closed_form(
                 batch.query_coords, batch.input_coords, batch.input_values

@@ -1,0 +1,99 @@
+"""Closed forms of a whole batch at once, for a GPU; `sparsefield.train.pairs` goes field by field."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsefield.coords import grid_coords
+from sparsefield.data import Batch
+from sparsefield.data.streams import noise_seed
+from sparsefield.data.symmetries import TURNS, Symmetry
+from sparsefield.gaussian.stacked import StackedPosteriors
+from sparsefield.model.canvas import lattice, sketch
+from sparsefield.model.field import ClosedForm
+
+AT_ONCE = 128  # fields, which take 4 MB each while they are answered
+
+
+class Together:
+    """`together(batch)` for batches whose fields all have shared layouts. Fields are answered as
+    they are in the data; what a batch shows of them is turned afterwards."""
+
+    def __init__(self, model: nn.Module, height: int, width: int, device: torch.device):
+        self.model, self.shape, self.device = model, (height, width), device
+        self.posteriors: StackedPosteriors | None = None
+
+    def __call__(self, batch: Batch, with_draws: bool) -> tuple[ClosedForm, Tensor]:
+        """The closed form, and draws z_0 (B, N, C), empty if none are wanted."""
+        side = self.model.lattice_side(batch.input_index.shape[1])
+        if self.posteriors is None:
+            self._open(side, batch.input_values.shape[2])
+        number = batch.symmetry
+        points = self.points[number % TURNS]                              # (B, P)
+        channels = self.channels[number // TURNS]                         # (B, C)
+        observed = points.gather(1, batch.input_index)
+        values = _of_channels(batch.input_values, channels.argsort(dim=1))
+        seeds = None
+        if with_draws:
+            seeds = [noise_seed(*own) for own in zip(batch.draws.tolist(), batch.turn.tolist())]
+        layouts, parts = batch.layout.tolist(), []
+        for first in range(0, len(layouts), AT_ONCE):
+            own = slice(first, first + AT_ONCE)
+            parts.append(self.posteriors(
+                layouts[own], observed[own], values[own], seeds and seeds[own]
+            ))
+        answer = [torch.cat(column) for column in zip(*parts)]
+        *everywhere, loo_sd, surprise, draws = answer
+        mean, sd, spread = (_of_channels(part, channels) for part in everywhere)
+        loo_sd, surprise = (_of_channels(part, channels) for part in (loo_sd, surprise))
+        asked = points.gather(1, batch.query_index)
+        form = ClosedForm(*(_of_points(part, asked) for part in (mean, sd, spread)), loo_sd,
+                          surprise)
+        if side is not None:
+            cells = self.cells[number % TURNS]                            # (B, L)
+            there = tuple(_of_points(part, cells) for part in (mean, sd, spread))
+            form = form._replace(
+                sketch=sketch(there, batch.input_coords, batch.input_values, surprise)
+            )
+        if not with_draws:
+            return form, draws
+        return form, _of_points(_of_channels(draws, channels), asked)
+
+    def _open(self, side: int | None, channels: int) -> None:
+        """What every batch needs: grid, lattice and symmetries."""
+        further = None
+        if side is not None and self.shape != (side, side):
+            further = lattice(side, self.device)
+        self.posteriors = StackedPosteriors(
+            *self.shape, grid_coords(*self.shape, self.device), further
+        )
+        turns = TURNS if self.shape[0] == self.shape[1] else TURNS // 2
+        self.points = self._stacked([Symmetry(k, *self.shape, channels).source
+                                     for k in range(turns)])              # (turns, P)
+        self.cells = self.points
+        if further is not None:
+            assert side is not None
+            self.cells = math.prod(self.shape) + self._stacked(
+                [Symmetry(k, side, side, channels).source for k in range(turns)]
+            )
+        self.channels = self._stacked([
+            Symmetry(TURNS * k, *self.shape, channels).channels
+            for k in range(math.factorial(channels))
+        ])                                                                # (C!, C)
+
+    def _stacked(self, rows: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(rows)).to(self.device)
+
+
+def _of_points(x: Tensor, index: Tensor) -> Tensor:
+    """(B, P, F) at (B, N)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _of_channels(x: Tensor, index: Tensor) -> Tensor:
+    """(B, N, C) in the order (B, C); (B, N, 1), which is of all channels, as it is."""
+    return x if x.shape[2] == 1 else x.gather(2, index[:, None].expand(-1, x.shape[1], -1))
