@@ -8,9 +8,9 @@ Errors are relative, of the output and of the worst gradient, against the recurr
 The scan's bytes are those that it must read and write (inputs, output; backward: also their
 gradients); the share is of what a copy from the device to itself moves here, counting both
 directions. A step is what training does: closed form, forward, backward, clipping, optimiser, on
-batches of the photographs that come with scikit-image, made beforehand; its share is of the floating
-point operations of matrix products and convolutions that a product of 8192 x 8192 bfloat16 matrices
-reaches here. Times are medians of runs that the device has finished.
+batches of the photographs that come with scikit-image, made beforehand; its share is of the
+floating point operations of matrix products and convolutions that a product of 8192 x 8192
+bfloat16 matrices reaches here. Times are medians of runs that the device has finished.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sparsefield import scan
 from sparsefield.data import Batch, TrainingBatches, open_data, parse_pattern
 from sparsefield.flow.path import draw_angles
 from sparsefield.gaussian.layouts import GridPosteriors
+from sparsefield.hashed import seeds_of
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.optimiser import Optimiser
@@ -140,8 +141,8 @@ def scan_row(name: str, sizes: tuple[int, int, int], dtype: torch.dtype, peak: f
 def batches(batch_size: int, painted: int = 0) -> TrainingBatches:
     return TrainingBatches(
         open_data("photos", image_size=32).train, parse_pattern("random:0.2"), seed=0,
-        batch_size=batch_size, queries=(256, 256), draw_angles=partial(draw_angles, zero_share=0.25),
-        painted=painted, sees_whole=True,
+        batch_size=batch_size, queries=(256, 256), painted=painted, sees_whole=True,
+        draw_angles=partial(draw_angles, zero_share=TrainingConfig.zero_share),
     )
 
 
@@ -196,6 +197,7 @@ class Training:
         self.at_hand, self.number = at_hand, 0
 
     def step(self, part: str) -> None:
+        self.optimiser.zero_grad()
         self.learn(part, self.closed_form(part))
         self.update()
 
@@ -205,14 +207,13 @@ class Training:
 
     def learn(self, part: str, pair) -> None:
         batch = self.at_hand[self.number]
-        self.dropout.seed(range(len(batch.theta)), GPU)
+        self.dropout.seed(seeds_of(0, range(len(batch.theta)), GPU))
         with torch.autocast("cuda", torch.bfloat16):
             LOSSES[part](self.model, batch, pair).mean().backward()
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
-        self.optimiser.zero_grad()
 
 
 def steps(canvas_width: int, flow_width: int, d_model: int, batch_sizes: list[int]) -> None:

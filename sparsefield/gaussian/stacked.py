@@ -6,7 +6,7 @@ product of matrices for each step of the way. On a GPU a field then costs a hund
 on a CPU it would be copies alone. What rounding does to a field depends on those it comes with.
 
 Symbols: B fields, M observations, C channels, P points of the grid, L further places, K kernels of
-the bank, R = KEPT hypotheses a field, S layouts at hand.
+the bank, R hypotheses that are kept of a field.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ from sparsefield.gaussian.fit import (
     restricted_likelihood,
 )
 from sparsefield.gaussian.kernels import BANK, without_directions
-from sparsefield.gaussian.layouts import KEPT, GridAnswer
+from sparsefield.gaussian.layouts import GridAnswer
+from sparsefield.hashed import normal
+
+KEPT_BYTES = 1 << 33  # of layouts; those of one batch always
+FIRST = 32  # layouts that there is room for at first
 
 
 class StackedPosteriors:
@@ -56,14 +60,14 @@ class StackedPosteriors:
     @torch.no_grad()
     def __call__(
         self, layouts: Sequence[int], observed: Tensor, values: Tensor,
-        seeds: Sequence[int] | None,
+        seeds: Tensor | None,
     ) -> GridAnswer:
         """The closed forms of B fields, each part with a first axis of them.
 
         Args:
             layouts: B; equal numbers promise equal `observed`, also between calls.
             observed: (B, M) int64. values: (B, M, C) in [-1, 1].
-            seeds: B, of one draw a field; None: no draws.
+            seeds: (B,) int64, of one draw a field; None: no draws.
         """
         with full_precision(values.device):
             slot = self._slots(layouts, observed)
@@ -104,17 +108,17 @@ class StackedPosteriors:
         return torch.tensor([self.slots[layout] for layout in layouts], device=observed.device)
 
     def _add(self, layout: int, observed: Tensor, needed: int) -> None:
-        made = self._layout(observed)
-        room = max(KEPT, needed)
-        if not self.stacks or len(self.stacks[0]) < room:
-            former = self.stacks or tuple(part[:0] for part in made)
-            self.stacks = tuple(
-                torch.cat([old, new.new_empty(room - len(old), *new.shape[1:])])
-                for old, new in zip(former, made)
-            )
-        slot = len(self.slots)
-        if slot == len(self.stacks[0]):
+        """Factor a layout, at a free place or where the one not used for longest is."""
+        made, slot = self._layout(observed), len(self.slots)
+        room = len(self.stacks[0]) if self.stacks else 0
+        most = max(needed, KEPT_BYTES // sum(part.nbytes for part in made))
+        if slot >= most:
             _, slot = self.slots.popitem(last=False)
+        elif slot == room:
+            more = min(max(FIRST, room), most - room)
+            former = self.stacks or tuple(part[:0] for part in made)
+            self.stacks = tuple(torch.cat([old, new.new_empty(more, *new.shape[1:])])
+                                for old, new in zip(former, made))
         for stack, new in zip(self.stacks, made):
             stack[slot] = new[0]
         self.slots[layout] = slot
@@ -125,9 +129,7 @@ class StackedPosteriors:
         of every place; and how near places are to observations (1, P + L, M)."""
         coords = self.places[observed][None]
         self.kernels = without_directions(BANK, len(observed))
-        factored = factor(
-            Hypotheses.every(self.kernels, 1, coords.device), coords
-        )
+        factored = factor(Hypotheses.every(self.kernels, 1, coords.device), coords)
         kriged = krige(factored, self.places[None])
         near = closeness(self.places[None], coords, len(observed) ** -0.5)
         parts = (factored.inverse, precisions(factored.inverse), kriged.whitened.mT,
@@ -137,18 +139,15 @@ class StackedPosteriors:
 
     def _draws(
         self, channels: Tensor, kernel: Tensor, observed: Tensor, inverse: Tensor,
-        whitened: Tensor, variance: Tensor, seeds: Sequence[int],
+        whitened: Tensor, variance: Tensor, seeds: Tensor,
     ) -> Tensor:
         """Prior fields minus their own kriging (Matheron), of unit variance: (B, P, C)."""
-        device, count = observed.device, channels.shape[1]
+        count = channels.shape[1]
         if self.roots is None:
             self.roots = torch.stack([
                 grid_root(each, self.height, self.width) for each in self.kernels
-            ]).to(device)                                                 # (K, P, P)
-        numbers = torch.stack([
-            torch.randn(self.points, count, device=device,
-                        generator=torch.Generator(device).manual_seed(seed)) for seed in seeds
-        ])                                                                # (B, P, C)
+            ]).to(observed.device)                                        # (K, P, P)
+        numbers = normal(seeds, self.points * count).unflatten(1, (self.points, count))
         fields = self.roots[kernel] @ (numbers @ correlation_root(channels).mT)
         known = fields.gather(1, observed[..., None].expand(-1, -1, count))  # (B, M, C)
         kriged = known[:, :1] + whitened @ (inverse @ (known[:, 1:] - known[:, :1]))

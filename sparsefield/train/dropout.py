@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-STRIDE = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
-FACTORS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
-BITS = 24
+from sparsefield.hashed import STRIDE, uniform
 
 
 class SlotDropout:
@@ -17,8 +13,7 @@ class SlotDropout:
 
     Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) that drops anything is replaced. Its
     masks are then the same in one process and in several, on any device, and however a batch is cut
-    into parts. They come from a hash of (seed, which dropout, element), for all fields at once: a
-    generator for each field would be a call for each, which a GPU has no time for.
+    into parts.
     """
 
     def __init__(self, model: nn.Module):
@@ -34,10 +29,9 @@ class SlotDropout:
         if self.found:  # here, since only who trains should wait for the compiler's import
             self.mask = torch.compiler.disable(self.mask)
 
-    def seed(self, seeds: Sequence[int], device: torch.device) -> None:
-        """Before a part of a batch: one seed for each of its fields."""
-        if self.found:
-            self.state = torch.tensor(seeds, device=device)
+    def seed(self, seeds: Tensor) -> None:
+        """Before a part of a batch: a seed for each of its fields (B,) int64."""
+        self.state = seeds
 
     def mask(self, x: Tensor, p: float) -> Tensor:
         """What x (B, ...) is multiplied by: 0 with probability p, else 1 / (1 - p).
@@ -48,23 +42,8 @@ class SlotDropout:
         if len(x) != len(self.state):
             raise ValueError(f"{len(x)} fields, but {len(self.state)} seeds")
         self.state = self.state + STRIDE  # the next dropout's
-        own = scrambled(self.state)                                       # (B,)
-        element = torch.arange(1, x[0].numel() + 1, device=x.device)
-        bits = scrambled(own[:, None] + element * STRIDE) & ((1 << BITS) - 1)
-        return ((bits >= p * (1 << BITS)) / (1 - p)).to(x.dtype).view(x.shape)
-
-
-def scrambled(x: Tensor) -> Tensor:
-    """Numbers (...) int64 whose bits look random, another for each x (Steele et al. 2014,
-    "Fast splittable pseudorandom number generators", figure 16)."""
-    for shift, factor in FACTORS:
-        x = (x ^ _shifted(x, shift)) * factor
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left."""
-    return (x >> places) & ((1 << (64 - places)) - 1)
+        kept = uniform(self.state, x[0].numel()) >= p
+        return (kept / (1 - p)).to(x.dtype).view(x.shape)
 
 
 class _Dropout(nn.Module):

@@ -21,6 +21,7 @@ from sparsefield.data import Batch, Data, open_as_configured
 from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
+from sparsefield.hashed import seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, take_canvas
 from sparsefield.model.field import ClosedForm
 from sparsefield.train.config import TrainingConfig
@@ -166,6 +167,7 @@ class Training:
                                  self.progress, self.total, self.parts.painted, self.per_epoch)
         self.pairs = Pairs(self.model, self.data.height, self.data.width, device)
         self.dropout = SlotDropout(self.model)
+        torch.backends.cudnn.benchmark = True  # the same shapes come again and again
         if self.config.compile:
             for part in filter(None, (self.model, self.model.canvas)):
                 part.compile()
@@ -258,7 +260,7 @@ class Training:
         torch.manual_seed(noise_seed(seed, step))  # should it draw for other ends than dropout
         first = self.batches.own_slots.start + part * self.at_once
         slots = range(first, first + self.at_once)
-        self.dropout.seed([noise_seed(seed, step, slot) for slot in slots], self.world.device)
+        self.dropout.seed(seeds_of(noise_seed(seed, step), slots, self.world.device))
 
     def _average(self, old: list[Tensor], new: list[Tensor], _: object) -> None:
         decay = averaging_decay(self.progress.step, self.config.ema_decay)

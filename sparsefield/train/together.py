@@ -1,4 +1,4 @@
-"""Closed forms of a whole batch at once, for a GPU; `sparsefield.train.pairs` goes field by field."""
+"""Closed forms of a whole batch at once, for a GPU (sparsefield.train.pairs: field by field)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
-from sparsefield.data.streams import noise_seed
 from sparsefield.data.symmetries import TURNS, Symmetry
 from sparsefield.gaussian.stacked import StackedPosteriors
+from sparsefield.hashed import scrambled
 from sparsefield.model.canvas import lattice, sketch
 from sparsefield.model.field import ClosedForm
 
@@ -37,14 +37,12 @@ class Together:
         channels = self.channels[number // TURNS]                         # (B, C)
         observed = points.gather(1, batch.input_index)
         values = _of_channels(batch.input_values, channels.argsort(dim=1))
-        seeds = None
-        if with_draws:
-            seeds = [noise_seed(*own) for own in zip(batch.draws.tolist(), batch.turn.tolist())]
+        seeds = scrambled(batch.draws) + batch.turn if with_draws else None
         layouts, parts = batch.layout.tolist(), []
         for first in range(0, len(layouts), AT_ONCE):
             own = slice(first, first + AT_ONCE)
             parts.append(self.posteriors(
-                layouts[own], observed[own], values[own], seeds and seeds[own]
+                layouts[own], observed[own], values[own], None if seeds is None else seeds[own]
             ))
         answer = [torch.cat(column) for column in zip(*parts)]
         *everywhere, loo_sd, surprise, draws = answer
