@@ -167,7 +167,6 @@ class Training:
                                  self.progress, self.total, self.parts.painted, self.per_epoch)
         self.pairs = Pairs(self.model, self.data.height, self.data.width, device)
         self.dropout = SlotDropout(self.model)
-        torch.backends.cudnn.benchmark = True  # the same shapes come again and again
         if self.config.compile:
             for part in filter(None, (self.model, self.model.canvas)):
                 part.compile()
