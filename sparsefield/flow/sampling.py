@@ -184,8 +184,9 @@ class _Slope:
         halo = 0 if start.mean.shape[1] <= block_size else int(HALO * block_size)
         self.blocks = cut_blocks(self.query_coords, block_size, halo)
         self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
-        self.outlook = model.outlook(start, self.query_coords)
         self.bfloat16 = bfloat16
+        with torch.autocast(self.query_coords.device.type, torch.bfloat16, enabled=bfloat16):
+            self.outlook = model.outlook(start, self.query_coords)
         self._repeated: dict[int, Any] = {}
         self.count = count
         self.evaluations = 0

@@ -48,10 +48,11 @@ class Outlook(NamedTuple):
     """What the canvas says of a field, for all its draws.
 
     Attributes:
-        painted: (B, F, n, n) on its lattice. coords: (B, N, 2), where z will be.
+        begun: (B, W, n, n), the first layer of the network that follows the flow, without z.
+        coords: (B, N, 2), where z will be.
     """
 
-    painted: Tensor
+    begun: Tensor
     coords: Tensor
 
     def repeat(self, times: int) -> Outlook:
@@ -204,7 +205,11 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, inputs, n, n), n a multiple of SIDE_MULTIPLE, to (B, outputs, n, n) and what they
         are made of (B, W, n, n)."""
-        x, fine = self.first(x), []
+        return self.go_on(self.first(x))
+
+    def go_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from what the first layer gave (B, W, n, n)."""
+        fine = []
         for block, coarser in zip(self.down, self.coarser):
             x = block(x)
             fine.append(x)
@@ -259,6 +264,16 @@ class Canvas(nn.Module):
         shift, raw, features = read(painted, coords).split(parts, dim=2)
         return Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
 
+    def outlook(self, painted: Tensor, coords: Tensor) -> Outlook:
+        """What all draws of a field share, in the first layer already, which is linear.
+
+        Args:
+            painted: (B, F, n, n), sketch and what `forward` gave. coords: (B, N, 2).
+        """
+        assert self.flow is not None
+        weight = self.flow.first.weight[:, : painted.shape[1]]
+        return Outlook(F.conv2d(painted, weight, padding=1), coords)
+
     def follow(self, z: Tensor, theta: Tensor, outlook: Outlook) -> Tensor:
         """The slope, and what it is made of, where z is: (B, N, C + flow_width) float32.
 
@@ -266,12 +281,14 @@ class Canvas(nn.Module):
             z: (B, N, C). theta: (B,).
         """
         assert self.flow is not None
-        side = outlook.painted.shape[-1]
+        side = outlook.begun.shape[-1]
         held, there = laid_out(z.float(), outlook.coords, side)
         angle = torch.stack([theta.cos(), theta.sin()], dim=1)[:, None]   # (B, 1, 2)
         draw = torch.cat([there, held, angle.expand(-1, side * side, -1)], dim=2)
-        seen = torch.cat([outlook.painted, as_picture(draw, side)], dim=1)
-        slope, features = self.flow(seen)
+        first = self.flow.first
+        of_draw = F.conv2d(as_picture(draw, side), first.weight[:, -draw.shape[2]:], first.bias,
+                           padding=1)                                     # (B, W, n, n)
+        slope, features = self.flow.go_on(outlook.begun + of_draw)
         return read(torch.cat([slope, features], dim=1).float(), outlook.coords)
 
     def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -325,7 +325,11 @@ class FieldModel(nn.Module):
 
     def outlook(self, start: Start, query_coords: Tensor) -> Outlook | None:
         """What `overview` needs to know of a field, whatever is drawn: has repeat(times)."""
-        return None if start.painted is None else Outlook(start.painted, query_coords)
+        if start.painted is None:
+            return None
+        assert self.canvas is not None
+        outlook: Outlook = self.canvas.outlook(start.painted, query_coords)
+        return outlook
 
     def overview(self, z: Tensor, theta: Tensor, outlook: Outlook | None) -> Tensor:
         """z at all queries of a field (B, N, C) and, beside it, what the canvas says of it as a

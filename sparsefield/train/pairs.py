@@ -18,7 +18,7 @@ from sparsefield.device import has_float64
 from sparsefield.flow import path
 from sparsefield.flow.blocks import take
 from sparsefield.gaussian.layouts import GridPosteriors
-from sparsefield.model.canvas import Outlook, lattice, sketch
+from sparsefield.model.canvas import lattice, sketch
 from sparsefield.model.field import ClosedForm, Start
 from sparsefield.train.together import Together
 
@@ -188,15 +188,16 @@ def canvas_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
 def flow_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
     """Squared error of the canvas's slope (B, N, C), about 1 where it is 0. What the flow starts
     from learns nothing from it."""
-    _, z, target, outlook = on_path(model, batch, pair)
+    start, z, target = on_path(model, batch, pair)
+    outlook = model.outlook(start, batch.query_coords)
     return (model.first_slope(model.overview(z, batch.theta, outlook)) - target) ** 2
 
 
 def slope_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
     """Squared error of F (B, n, C), about 1 where F = 0. The canvas learns nothing from it."""
-    start, z, target, outlook = on_path(model, batch, pair)
+    start, z, target = on_path(model, batch, pair)
     with torch.no_grad():
-        seen = model.overview(z, batch.theta, outlook)
+        seen = model.overview(z, batch.theta, model.outlook(start, batch.query_coords))
     which = batch.answered
     prepared = model.prepare(start.take(which, None), take(batch.query_coords, which),
                              batch.input_coords, batch.input_values)
@@ -206,10 +207,10 @@ def slope_loss(model: nn.Module, batch: Batch, pair: Pair) -> Tensor:
 @torch.no_grad()
 def on_path(
     model: nn.Module, batch: Batch, pair: Pair
-) -> tuple[Start, Tensor, Tensor, Outlook | None]:
-    """Where the flow of a batch starts, its z and slope at theta (B, N, C), and its outlook."""
+) -> tuple[Start, Tensor, Tensor]:
+    """Where the flow of a batch starts, its z and its slope at theta (B, N, C)."""
     start = model.start(pair.form, batch.query_coords, batch.input_coords)
     z_1 = (batch.x_1 - start.mean) / start.sd
     z = path.seen(path.interpolate(pair.z_0, z_1, batch.theta), batch.theta)
     target = path.target(pair.z_0, z_1, batch.theta)
-    return start, z, target, model.outlook(start, batch.query_coords)
+    return start, z, target

@@ -8,6 +8,7 @@ from sparsefield.model.canvas import (
     Canvas,
     Outlook,
     laid_out,
+    read,
     sketch_width,
     turned,
     turned_back,
@@ -87,7 +88,7 @@ def following() -> Canvas:
 
 def outlook_of(canvas: Canvas, coords: torch.Tensor) -> Outlook:
     sketch = a_sketch()
-    return Outlook(torch.cat([sketch, canvas(sketch)], dim=1), coords)
+    return canvas.outlook(torch.cat([sketch, canvas(sketch)], dim=1), coords)
 
 
 def test_a_slope_knows_what_the_draw_is_around_it(following):
@@ -109,6 +110,19 @@ def test_a_slope_tells_no_draw_from_a_draw_of_nothing(following):
     everywhere = following.follow(torch.zeros(1, SIDE**2, CHANNELS), theta, outlook)[:, ::2]
     seldom = following.follow(torch.zeros(1, SIDE**2 // 2, CHANNELS), theta, few)
     assert not torch.allclose(everywhere, seldom)
+
+
+def test_the_first_layer_in_two_parts_is_the_first_layer(following):
+    """Of painting and draw, as of both together."""
+    coords = grid_coords(SIDE, SIDE)[None]
+    sketch, z, theta = a_sketch(), torch.randn(1, SIDE**2, CHANNELS), torch.tensor([0.7])
+    painted = torch.cat([sketch, following(sketch)], dim=1)
+    draw = torch.cat([z, torch.ones(1, SIDE**2, 1), theta.cos().expand(1, SIDE**2, 1),
+                      theta.sin().expand(1, SIDE**2, 1)], dim=2)
+    whole = torch.cat([painted, draw.mT.unflatten(2, (SIDE, SIDE))], dim=1)
+    expected = read(following.flow(whole)[0], coords)
+    found = following.follow(z, theta, following.outlook(painted, coords))[..., :CHANNELS]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_draws_of_a_field_do_not_see_each_other(following):
