@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def before(path: Path, side: int) -> np.ndarray:
     return images
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path, help="the .npz to write")
@@ -100,9 +101,11 @@ def main() -> None:
                         help="longer side of a picture when it is cropped, least and most")
     parser.add_argument("--flat", type=float, default=0.2, help="share of flat crops that is kept")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    if given.target.suffix != ".npz":
-        raise UserError(f"{given.target}: crops are written as .npz: give such a name")
+    given = parser.parse_args(arguments)
+    if given.target.suffix != ".npz" or not given.target.resolve().parent.is_dir():
+        raise UserError(f"{given.target}: crops are written as .npz into a folder that is there")
+    if min(given.count, given.side, *given.sides) < 1:
+        raise UserError("--count, --side and --sides must be at least 1")
     images = gather(given.folder, given)
     count = len(images)
     if given.base is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 STRIDE = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
 FACTORS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
-BITS = 52  # of a uniform number
+BITS = 52  # of a number
 
 
 def seeds_of(seed: int, places: range, device: torch.device) -> Tensor:
@@ -19,16 +19,21 @@ def seeds_of(seed: int, places: range, device: torch.device) -> Tensor:
     return scrambled(torch.tensor(seed, device=device) + place * STRIDE)
 
 
-def uniform(seeds: Tensor, count: int) -> Tensor:
-    """Numbers (B, count) in (0, 1), float64, of seeds (B,) int64."""
+def bits(seeds: Tensor, count: int) -> Tensor:
+    """Numbers (B, count) in 0 ... 2^BITS - 1, int64, of seeds (B,) int64."""
     place = torch.arange(1, count + 1, device=seeds.device)
-    bits = scrambled(scrambled(seeds)[:, None] + place * STRIDE) & ((1 << BITS) - 1)
-    return (bits.double() + 0.5) * 2.0**-BITS
+    return scrambled(scrambled(seeds)[:, None] + place * STRIDE) & ((1 << BITS) - 1)
+
+
+def happens(seeds: Tensor, count: int, probability: float) -> Tensor:
+    """(B, count) bool, each true with this probability."""
+    return bits(seeds, count) < round(probability * (1 << BITS))
 
 
 def normal(seeds: Tensor, count: int) -> Tensor:
-    """Numbers (B, count) of N(0, 1), float32, of seeds (B,) int64."""
-    return torch.special.ndtri(uniform(seeds, count)).float()
+    """Numbers (B, count) of N(0, 1), float32, of seeds (B,) int64; needs float64."""
+    uniform = (bits(seeds, count).double() + 0.5) * 2.0**-BITS
+    return torch.special.ndtri(uniform).float()
 
 
 def scrambled(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from sparsefield.hashed import STRIDE, normal, scrambled, seeds_of, uniform
+from sparsefield.hashed import BITS, STRIDE, bits, happens, normal, scrambled, seeds_of
 
 CPU = torch.device("cpu")
 
@@ -14,8 +14,8 @@ def test_known_answer():
 
 def test_numbers_are_uniform_and_unrelated():
     seeds = seeds_of(7, range(8), CPU)
-    u = uniform(seeds, 40_000)
-    assert u.min() > 0 and u.max() < 1
+    u = bits(seeds, 40_000).double() / 2**BITS
+    assert u.min() >= 0 and u.max() < 1
     counts = torch.stack([torch.histc(row, 20, 0, 1) for row in u])
     assert ((counts - 2000) / 2000**0.5).abs().max() < 4.5
     between = torch.corrcoef(torch.cat([u[:, 1:], u[:, :-1]]))  # seeds, and neighbouring places
@@ -32,4 +32,10 @@ def test_normal_numbers():
 def test_a_number_depends_on_its_seed_and_place_alone():
     seeds = seeds_of(3, range(2, 6), CPU)
     assert torch.equal(seeds_of(3, range(6), CPU)[2:], seeds)
-    assert torch.equal(uniform(seeds, 9)[1:2, :5], uniform(seeds[1:2], 5))
+    assert torch.equal(bits(seeds, 9)[1:2, :5], bits(seeds[1:2], 5))
+
+
+def test_what_happens_with_a_probability():
+    for probability in (0.0, 0.1, 0.9, 1.0):
+        share = happens(seeds_of(1, range(2), CPU), 40_000, probability).double().mean(dim=1)
+        assert (share - probability).abs().max() < 0.01

@@ -56,6 +56,7 @@ class StackedPosteriors:
         self.slots: OrderedDict[int, int] = OrderedDict()  # of layouts, the oldest first
         self.stacks: tuple[Tensor, ...] = ()
         self.roots: Tensor | None = None
+        self.kernels = BANK  # of which few observations can tell only some
 
     @torch.no_grad()
     def __call__(

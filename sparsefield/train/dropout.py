@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsefield.hashed import STRIDE, uniform
+from sparsefield.hashed import STRIDE, happens
 
 
 class SlotDropout:
@@ -42,7 +42,7 @@ class SlotDropout:
         if len(x) != len(self.state):
             raise ValueError(f"{len(x)} fields, but {len(self.state)} seeds")
         self.state = self.state + STRIDE  # the next dropout's
-        kept = uniform(self.state, x[0].numel()) >= p
+        kept = happens(self.state, x[0].numel(), 1 - p)
         return (kept / (1 - p)).to(x.dtype).view(x.shape)
 
 

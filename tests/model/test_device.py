@@ -6,7 +6,9 @@ import torch
 from sparsefield.device import has_float64, pick_device
 from sparsefield.errors import UserError
 from sparsefield.flow.samplers import adaptive
+from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
+from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.pairs import Pairs
 
 MPS = torch.device("mps")
@@ -69,6 +71,18 @@ def test_training_computes_no_shared_layouts_there():
     model = GaussianModel()
     model.prior = "fitted"
     assert Pairs(model, 8, 8, MPS).on_grid is None
+
+
+def test_masks_of_dropout_there(monkeypatch):
+    original = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda *ends, device: original(*ends))
+    net = torch.nn.Sequential(torch.nn.Dropout(0.5))
+    masks = SlotDropout(net)
+    seeds = seeds_of(0, range(2), torch.device("cpu"))
+    masks.seed(seeds)
+    expected = net(torch.ones(2, 50))
+    masks.seed(seeds.as_subclass(OnMps))
+    assert torch.equal(net(torch.ones(2, 50).as_subclass(OnMps)).cpu(), expected)
 
 
 def test_the_adaptive_sampler_counts_its_angles_in_float32_there(monkeypatch):
