@@ -38,7 +38,8 @@ from sparsefield.gaussian.kernels import BANK, without_directions
 from sparsefield.gaussian.layouts import GridAnswer
 from sparsefield.hashed import normal
 
-KEPT_BYTES = 1 << 33  # of layouts; those of one batch always
+KEPT_BYTES = 1 << 33  # of layouts, and at most KEPT_SHARE of a GPU; those of one batch always
+KEPT_SHARE = 1 / 8
 FIRST = 32  # layouts that there is room for at first
 
 
@@ -112,7 +113,7 @@ class StackedPosteriors:
         """Factor a layout, at a free place or where the one not used for longest is."""
         made, slot = self._layout(observed), len(self.slots)
         room = len(self.stacks[0]) if self.stacks else 0
-        most = max(needed, KEPT_BYTES // sum(part.nbytes for part in made))
+        most = max(needed, kept_bytes(observed.device) // sum(part.nbytes for part in made))
         if slot >= most:
             _, slot = self.slots.popitem(last=False)
         elif slot == room:
@@ -153,3 +154,11 @@ class StackedPosteriors:
         known = fields.gather(1, observed[..., None].expand(-1, -1, count))  # (B, M, C)
         kriged = known[:, :1] + whitened @ (inverse @ (known[:, 1:] - known[:, :1]))
         return (fields - kriged) / variance.sqrt()[..., None]
+
+
+def kept_bytes(device: torch.device) -> int:
+    """How much of a device's memory layouts may take."""
+    if device.type != "cuda":
+        return KEPT_BYTES
+    _, total = torch.cuda.mem_get_info(device)
+    return min(KEPT_BYTES, int(KEPT_SHARE * total))
