@@ -65,7 +65,7 @@ class _Brought(NamedTuple):
     variance: Tensor
 
 
-class _Layout:
+class Layout:
     """Observed points (M,) of a grid, the first of the places asked for, factored under every
     kernel."""
 
@@ -95,7 +95,7 @@ class GridPosteriors:
 
     def __init__(self, height: int, width: int, grid: Tensor):
         self.height, self.width, self.grid = height, width, grid
-        self.layouts: OrderedDict[int, _Layout] = OrderedDict()
+        self.layouts: OrderedDict[int, Layout] = OrderedDict()
 
     @torch.no_grad()
     def __call__(
@@ -129,12 +129,12 @@ class GridPosteriors:
         return GridAnswer(answer.mean[0], (answer.sd * amplitude)[0],
                           (answer.spread * amplitude)[0], loo.sd[0], loo.surprise[0], draws.half())
 
-    def _places(self, layout: int, observed: Tensor, further: Tensor | None) -> _Layout:
+    def _places(self, layout: int, observed: Tensor, further: Tensor | None) -> Layout:
         everywhere = self.grid if further is None else torch.cat([self.grid, further])
         if layout < 0:
-            return _Layout(everywhere, observed)
+            return Layout(everywhere, observed)
         if layout not in self.layouts:
-            self.layouts[layout] = _Layout(everywhere, observed)
+            self.layouts[layout] = Layout(everywhere, observed)
             if len(self.layouts) > KEPT:
                 self.layouts.popitem(last=False)
         self.layouts.move_to_end(layout)
@@ -160,7 +160,7 @@ class GridPosteriors:
         return error.mT.unflatten(0, (len(seeds), channels)).mT
 
 
-def fit(place: _Layout, values: Tensor) -> tuple[Mixture, Tensor]:
+def fit(place: Layout, values: Tensor) -> tuple[Mixture, Tensor]:
     """Hypotheses with weight about a field (1, M, C); the field whitened by them (R, M - 1, C)."""
     white = place.factored.whiten(values)                                 # (K, M - 1, C)
     rows, weight = choose(restricted_likelihood(white[None], place.log_det[None]))

@@ -20,13 +20,12 @@ from torch import Tensor
 from sparsefield.gaussian.answer import (
     amplitude_around,
     answer_of,
-    closeness,
     krige,
     left_out,
     precisions,
 )
 from sparsefield.gaussian.draws import grid_root
-from sparsefield.gaussian.factor import Hypotheses, factor, full_precision
+from sparsefield.gaussian.factor import Hypotheses, full_precision
 from sparsefield.gaussian.fit import (
     Mixture,
     correlation_root,
@@ -34,8 +33,8 @@ from sparsefield.gaussian.fit import (
     heaviest_kernels,
     restricted_likelihood,
 )
-from sparsefield.gaussian.kernels import BANK, without_directions
-from sparsefield.gaussian.layouts import GridAnswer
+from sparsefield.gaussian.kernels import BANK
+from sparsefield.gaussian.layouts import GridAnswer, Layout
 from sparsefield.hashed import normal
 
 KEPT_BYTES = 1 << 33  # of layouts, and at most KEPT_SHARE of a GPU; those of one batch always
@@ -129,15 +128,13 @@ class StackedPosteriors:
         """Of a layout (M,), each with a first axis of length 1 before that of the K kernels:
         L^-1 (M - 1, M - 1), log det, P_ii (M,), rows L^-1 c (P + L, M - 1) and variance (P + L,)
         of every place; and how near places are to observations (1, P + L, M)."""
-        coords = self.places[observed][None]
-        self.kernels = without_directions(BANK, len(observed))
-        factored = factor(Hypotheses.every(self.kernels, 1, coords.device), coords)
+        layout = Layout(self.places, observed)
+        self.kernels, factored = layout.kernels, layout.factored
         kriged = krige(factored, self.places[None])
-        near = closeness(self.places[None], coords, len(observed) ** -0.5)
         parts = (factored.inverse, precisions(factored.inverse), kriged.whitened.mT,
                  kriged.variance)
         inverse, precision, whitened, variance = (part[None].float() for part in parts)
-        return inverse, factored.log_det()[None], precision, whitened, variance, near
+        return inverse, layout.log_det[None], precision, whitened, variance, layout.near[None]
 
     def _draws(
         self, channels: Tensor, kernel: Tensor, observed: Tensor, inverse: Tensor,

@@ -31,10 +31,10 @@ class Together:
         """The closed form, and draws z_0 (B, N, C), empty if none are wanted."""
         side = self.model.lattice_side(batch.input_index.shape[1])
         if self.posteriors is None:
-            self._open(side, batch.input_values.shape[2])
-        number = batch.symmetry
-        points = self.points[number % TURNS]                              # (B, P)
-        channels = self.channels[number // TURNS]                         # (B, C)
+            self._open(side)
+        turn = batch.symmetry % TURNS
+        points = self.points[turn]                                        # (B, P)
+        channels = self._channels(batch)                                  # (B, C)
         observed = points.gather(1, batch.input_index)
         values = _of_channels(batch.input_values, channels.argsort(dim=1))
         seeds = scrambled(batch.draws) + batch.turn if with_draws else None
@@ -52,7 +52,7 @@ class Together:
         form = ClosedForm(*(_of_points(part, asked) for part in (mean, sd, spread)), loo_sd,
                           surprise)
         if side is not None:
-            cells = self.cells[number % TURNS]                            # (B, L)
+            cells = self.cells[turn]                                      # (B, L)
             there = tuple(_of_points(part, cells) for part in (mean, sd, spread))
             form = form._replace(
                 sketch=sketch(there, batch.input_coords, batch.input_values, surprise)
@@ -61,7 +61,13 @@ class Together:
             return form, draws
         return form, _of_points(_of_channels(draws, channels), asked)
 
-    def _open(self, side: int | None, channels: int) -> None:
+    def _channels(self, batch: Batch) -> Tensor:
+        """(B, C), which channel of its field each channel shows: of so many orders no table."""
+        count = batch.input_values.shape[2]
+        return self._stacked([Symmetry(number, *self.shape, count).channels
+                              for number in batch.symmetry.tolist()])
+
+    def _open(self, side: int | None) -> None:
         """What every batch needs: grid, lattice and symmetries."""
         further = None
         if side is not None and self.shape != (side, side):
@@ -70,18 +76,14 @@ class Together:
             *self.shape, grid_coords(*self.shape, self.device), further
         )
         turns = TURNS if self.shape[0] == self.shape[1] else TURNS // 2
-        self.points = self._stacked([Symmetry(k, *self.shape, channels).source
+        self.points = self._stacked([Symmetry(k, *self.shape, 1).source
                                      for k in range(turns)])              # (turns, P)
         self.cells = self.points
         if further is not None:
             assert side is not None
             self.cells = math.prod(self.shape) + self._stacked(
-                [Symmetry(k, side, side, channels).source for k in range(turns)]
+                [Symmetry(k, side, side, 1).source for k in range(turns)]
             )
-        self.channels = self._stacked([
-            Symmetry(TURNS * k, *self.shape, channels).channels
-            for k in range(math.factorial(channels))
-        ])                                                                # (C!, C)
 
     def _stacked(self, rows: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(rows)).to(self.device)
