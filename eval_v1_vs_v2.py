@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class Config:
     """Checkpoint of V1."""
     v2_checkpoint: str = "checkpoints_mamba_v2/mamba_v2_best.pth"
     """Checkpoint of V2."""
+    v1_seeds: tuple[str, ...] = ()
+    """Further checkpoints of V1, which differ from it in the seed of their training alone."""
+    v2_seeds: tuple[str, ...] = ()
+    """As many of V2: the report then says how much V2 − V1 varies from seed to seed."""
     num_samples: int = 20
     """Test pictures, evenly spread over the test part (at most all of it)."""
     ensemble: int = 20
@@ -90,12 +95,15 @@ class Config:
         for name in ("num_samples", "ensemble", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if len(self.v1_seeds) != len(self.v2_seeds):
+            raise UserError(f"v1_seeds has {len(self.v1_seeds)} checkpoints and v2_seeds "
+                            f"{len(self.v2_seeds)}: give equally many of both")
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-def load(name: str, path: str) -> dict:
+def load(name: str, path: str, flag: str = "checkpoint") -> dict:
     """The checkpoint of V1 or V2. Raises UserError if it is missing, damaged or the other one."""
     if not find_shipped(path).exists():
         latest = Path(path.replace("_best", "_latest"))
@@ -106,7 +114,7 @@ def load(name: str, path: str) -> dict:
     checkpoint = load_checkpoint(path)
     if checkpoint["model_class"] != CLASSES[name]:
         raise UserError(
-            f"--{name.lower()}_checkpoint {path} holds a {checkpoint['model_class']}, not a "
+            f"--{name.lower()}_{flag} {path} holds a {checkpoint['model_class']}, not a "
             f"{CLASSES[name]} ({name}): check the two paths, or train {name}: {RUNNERS[name]}"
         )
     return checkpoint
@@ -134,6 +142,33 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
     sizes = {"d_model", "num_layers"}  # another model's
     shared = (set(v1) & set(v2)) - beside_learning(TrainingConfig) - sizes
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
+
+
+def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
+    """Checkpoints of trainings like the first's, each of another seed. Raises UserError else."""
+    found, seeds = [], {first["config"].get("seed")}
+    ignored = beside_learning(TrainingConfig) | {"seed", "canvas_from"}  # a canvas has a seed, too
+    for path in paths:
+        checkpoint = load(name, path, "seeds")
+        differing = [
+            key for key in first["config"]
+            if key not in ignored and checkpoint["config"].get(key) != first["config"][key]
+        ]
+        differing += [key for key in ("data", "step", "model_args")
+                      if checkpoint[key] != first[key]]
+        if differing:
+            raise UserError(
+                f"--{name.lower()}_seeds {path} is of another training than the {name} that is "
+                f"compared (differs in {', '.join(differing)}): trainings that differ in their "
+                "seed alone, please"
+            )
+        seed = checkpoint["config"].get("seed")
+        if seed in seeds:
+            raise UserError(f"--{name.lower()}_seeds {path} was trained with seed {seed}, as "
+                            f"another {name} was: give each of another seed")
+        seeds.add(seed)
+        found.append(checkpoint)
+    return found
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -168,9 +203,12 @@ def evaluate(config: Config) -> dict:
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     require_same_data(checkpoints)
+    more = {"V1": load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
+            "V2": load_seeds("V2", config.v2_seeds, checkpoints["V2"])}
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
     out = OutputFolder(config.save_dir, "--save_dir", [
-        config.v1_checkpoint, config.v2_checkpoint, config.data, config.data_test])
+        config.v1_checkpoint, config.v2_checkpoint, *config.v1_seeds, *config.v2_seeds, config.data,
+        config.data_test])
     out.require(FILES)
     models = {name: build_model(checkpoint, device) for name, checkpoint in checkpoints.items()}
     cases = Cases(
@@ -178,7 +216,11 @@ def evaluate(config: Config) -> dict:
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
-    results, fields = compare(cases, models, checkpoints, sampler, config.ensemble, config.seed)
+    pairs = [{"V1": build_model(v1, device), "V2": build_model(v2, device)}
+             for v1, v2 in zip(more["V1"], more["V2"])]
+    results, fields = compare(
+        cases, models, checkpoints, sampler, config.ensemble, config.seed, pairs
+    )
     for name, model in results["models"].items():
         model["checkpoint"] = paths[name]
     results |= {

@@ -92,8 +92,8 @@ def train(name: str, command: str, folder: Path, settings: argparse.Namespace) -
     if settings.ladder == "tokens" and "--canvas_width 0" not in command:
         theirs = load_checkpoint(settings.canvas_from)["model_args"]
         line += ["--canvas_from", str(settings.canvas_from), "--canvas_flow", "0"]
-        for name in ("canvas_width", "canvas_flow_width"):
-            line += [f"--{name}", str(theirs.get(name, 0))]
+        for width in ("canvas_width", "canvas_flow_width"):
+            line += [f"--{width}", str(theirs.get(width, 0))]
     print(f"{name}: {' '.join(line[1:])}", file=sys.stderr, flush=True)
     with open(folder.with_suffix(".log"), "a") as log:
         done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)

@@ -11,7 +11,8 @@ the trainings, and so is the unit of its loss, the closed form's sd, in which it
 works on one grid alone, and gives a mean alone.
 
 Printed: PSNR of the mean on the frozen pictures against crops seen and seconds of training, without
-evaluation; and kriging on the same pictures. Threads as OMP_NUM_THREADS says.
+evaluation; and kriging on the same pictures. Threads as OMP_NUM_THREADS says; --device cuda
+wants --num_workers as well.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ sys.path.insert(0, str(ROOT))
 
 
 from sparsefield.coords import grid_coords  # noqa: E402
-from sparsefield.data import TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
+from sparsefield.data import Batch, TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
+from sparsefield.device import pick_device  # noqa: E402
 from sparsefield.evaluate import metrics  # noqa: E402
 from sparsefield.evaluate.cases import Case, Cases  # noqa: E402
 from sparsefield.flow.path import draw_angles  # noqa: E402
@@ -45,6 +47,7 @@ from sparsefield.gaussian import condition  # noqa: E402
 from sparsefield.model.field import FieldModel  # noqa: E402
 from sparsefield.model.precision import has_fast_bfloat16  # noqa: E402
 from sparsefield.train.config import TrainingConfig  # noqa: E402
+from sparsefield.train.feeding import stream  # noqa: E402
 from sparsefield.train.pairs import Pairs  # noqa: E402
 from sparsefield.train.progress import averaging_decay  # noqa: E402
 
@@ -106,10 +109,11 @@ class Peer:
         )
         channels = self.data.channels
         no_canvas = FieldModel(channels=channels, d_model=8)
-        self.pairs = Pairs(no_canvas, *self.shape, torch.device("cpu"))
+        self.device = pick_device(given.device)
+        self.pairs = Pairs(no_canvas, *self.shape, self.device)
         torch.manual_seed(given.seed)
         self.unet = PlainUNet(1 + 3 * channels, channels, given.width)
-        self.unet.to(memory_format=torch.channels_last)
+        self.unet.to(self.device, memory_format=torch.channels_last)
         self.optimiser = torch.optim.AdamW(
             self.unet.parameters(), lr=given.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
@@ -118,7 +122,10 @@ class Peer:
         count = min(given.pictures, len(self.data.val))
         self.cases = Cases(self.data.val, pattern, range(count), points=16 * size)
         self.frozen = [self._frozen(case) for case in self.cases]
-        self.amp = torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16())
+        on_cpu = self.device.type == "cpu"
+        self.amp = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=not on_cpu or has_fast_bfloat16()
+        )
 
     def _average(self, old: list[Tensor], new: list[Tensor], _: object) -> None:
         torch._foreach_lerp_(old, new, 1 - averaging_decay(self.steps, 0.999))
@@ -135,14 +142,13 @@ class Peer:
         seen = pictures(mask, inside, answer.mean, sd, self.shape)
         return seen, answer.mean[0], answer.sd[0]
 
-    def step(self, rate: float) -> None:
-        batch = self.batches[self.steps]
+    def step(self, batch: Batch, rate: float) -> None:
         form = self.pairs(batch, with_draws=False).form
         size = math.prod(self.shape)
         count, _, channels = form.mean.shape
 
         def whole(at_queries: Tensor, at_inputs: Tensor) -> Tensor:
-            every = torch.zeros(count, size, at_queries.shape[2])
+            every = at_queries.new_zeros(count, size, at_queries.shape[2])
             every.scatter_(1, batch.query_index[..., None].expand_as(at_queries), at_queries)
             return every.scatter_(1, batch.input_index[..., None].expand_as(at_inputs), at_inputs)
 
@@ -171,7 +177,7 @@ class Peer:
         found = []
         for case, (seen, mean, sd) in zip(self.cases, self.frozen):
             with self.amp:
-                z = self.averaged(seen).float().flatten(2)[0].mT
+                z = self.averaged(seen.to(self.device)).float().cpu().flatten(2)[0].mT
             field = to_unit((mean + sd * z).clamp(-1, 1)).reshape(*self.shape, -1).numpy()
             field.reshape(-1, field.shape[2])[case.observed] = to_unit(case.values.numpy())
             found.append(metrics.psnr(field, case.truth))
@@ -185,10 +191,11 @@ class Peer:
 def train(peer: Peer, given: argparse.Namespace) -> list[dict[str, float]]:
     """Until the time is over; a point of the curve at every twelfth of it."""
     budget, spent, curve = 60 * given.minutes, 0.0, []
+    feed = stream(peer.batches, 0, sys.maxsize, given.num_workers, peer.device)
     while spent < budget:
         start = time.perf_counter()
         warm = min(1.0, (peer.steps + 1) / 100)
-        peer.step(given.lr * warm * 0.5 * (1 + math.cos(math.pi * spent / budget)))
+        peer.step(next(feed), given.lr * warm * 0.5 * (1 + math.cos(math.pi * spent / budget)))
         spent += time.perf_counter() - start
         if spent >= min(budget, budget * (len(curve) + 1) / 12):
             curve.append({"seconds": spent, "crops": peer.steps * given.batch_size,
@@ -219,6 +226,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--pictures", type=int, default=160, help="the first of the validation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare data")
     parser.add_argument("--out", type=Path, help="JSON file for the curve")
     parser.add_argument("--beside", type=Path, help="folder of a training, to print its curve too")
     given = parser.parse_args()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from sparsefield.evaluate import seeds
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS, describe
 from sparsefield.evaluate.cases import Cases, Outcome
@@ -56,17 +58,19 @@ def compare(
     sampler: dict[str, Any],
     ensemble: int,
     seed: int,
+    further: Sequence[dict[str, FieldModel]] = (),
 ) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
     """Evaluate V1, V2 and the baselines.
 
     Args:
         sampler: `method` and options of the samples. ensemble: samples of each case.
-        seed: of the bootstrap.
+        seed: of the bootstrap. further: pairs of other seeds of training.
     Returns:
         what the report says, and fields of every case of both means and the best baseline.
     """
     outcomes: dict[str, dict[str, Outcome]] = {"mean": {}, "sample": {}, "calibrated": {}}
-    with tqdm(total=(1 + ensemble) * 2 * len(cases), unit="picture", file=sys.stderr) as bar:
+    total = (1 + ensemble) * 2 * len(cases) * (1 + len(further))
+    with tqdm(total=total, unit="picture", file=sys.stderr) as bar:
         for name, model in models.items():
             cases.warm_up(model)
             bar.set_description(f"{name}, mean")
@@ -75,6 +79,8 @@ def compare(
             outcomes["sample"][name] = cases.sample(
                 model, draws=ensemble, done=bar.update, **sampler
             )
+        bar.set_description("other seeds" if further else "done")
+        others = seeds.further(cases, further, sampler, ensemble, bar.update)
     gaussian = cases.sample(GaussianModel(), draws=ensemble, **sampler)
     for name, outcome in outcomes["sample"].items():
         fitted = checkpoints[name].get("calibration")
@@ -103,6 +109,8 @@ def compare(
         "baselines": baselines,
         "draws": {"kriging, fitted": draws},  # of the closed form alone
     }
+    if others:
+        results["seeds"] = seeds.over_seeds([seeds.of_summaries(results), *others])
     return results, fields
 
 
@@ -136,6 +144,7 @@ def report(results: dict[str, Any]) -> str:
         section("Posterior mean (1 evaluation, at the start)", results, "mean"),
         section(f"Sample ({samples['V2']['how']})", results, "sample"),
         calibrated_section(results),
+        *([seeds.section(results["seeds"])] if "seeds" in results else []),
         table("Point estimates", {**results["mean"], **results["baselines"]}),
         sample_table("Samples (not comparable with point estimates: 3 dB lower by theory)", {
             **samples,

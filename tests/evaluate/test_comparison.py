@@ -261,6 +261,60 @@ def test_rows_are_quantiles_of_the_error():
     assert len(plots_comparison.quantile_rows(range(20))) == 5
 
 
+# --- seeds ---------------------------------------------------------------------------------------
+
+
+def of_seed(path: Path, seed: int, to: Path, **config) -> str:
+    """The same checkpoint as if of a training with another seed: other weights, too."""
+    checkpoint = load_checkpoint(path)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: value + 0.01 * torch.randn(value.shape, generator=generator)
+               for name, value in checkpoint["weights"].items()}
+    changed = {**checkpoint, "weights": weights,
+               "config": {**checkpoint["config"], "seed": seed, **config}}
+    save_checkpoint(to, changed)
+    return str(to)
+
+
+@pytest.fixture(scope="module")
+def seeds(checkpoints, tmp_path_factory) -> dict[str, tuple[str, ...]]:
+    folder = tmp_path_factory.mktemp("seeds")
+    return {f"{name}_seeds": tuple(
+        of_seed(Path(checkpoints[f"{name}_checkpoint"]), seed, folder / f"{name}_{seed}.pth")
+        for seed in (1, 2)) for name in ("v1", "v2")}
+
+
+def test_the_report_says_how_far_seeds_differ(checkpoints, seeds, tmp_path):
+    results = script.evaluate(config({**checkpoints, **seeds}, tmp_path / "all"))
+    row = results["seeds"]["sample"]["crps"]["V2 - V1"]
+    assert len(row["each"]) == 3 and row["mean"] == pytest.approx(np.mean(row["each"]))
+    assert row["sd"] == pytest.approx(np.std(row["each"], ddof=1)) and row["sd"] > 0
+    assert row["each"][0] == pytest.approx(results["differences"]["sample"]["crps"]["mean"])
+    second = {"v1_checkpoint": seeds["v1_seeds"][0], "v2_checkpoint": seeds["v2_seeds"][0]}
+    alone = script.evaluate(config(second, tmp_path / "second"))
+    for kind, metric in (("mean", "psnr"), ("sample", "crps"), ("sample", "speckle_0.10")):
+        change = alone["differences"][kind][metric]["mean"]
+        assert results["seeds"][kind][metric]["V2 - V1"]["each"][1] == pytest.approx(change)
+    text = (tmp_path / "all/comparison_results.txt").read_text()
+    assert "Over 3 seeds of training" in text and "nan" not in text and "seeds" not in alone
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"v2_seeds": ()}, "equally many"),
+    ({"seed": 0}, "trained with seed 0"),
+    ({"lr": 0.5}, "differs in lr"),
+])
+def test_seeds_of_other_trainings_are_refused(checkpoints, seeds, tmp_path, changes, reason):
+    given = {**checkpoints, **seeds}
+    if "v2_seeds" in changes:
+        given |= changes
+    else:
+        first, changed = Path(checkpoints["v1_checkpoint"]), {"seed": 7, **changes}
+        given["v1_seeds"] = (of_seed(first, to=tmp_path / "other.pth", **changed),
+                             given["v1_seeds"][1])
+    assert reason in refused(config(given, tmp_path / "out"))
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 

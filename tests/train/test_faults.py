@@ -182,9 +182,13 @@ def test_the_lock_says_who_holds_it(data, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_end(data, tmp_path, whole, monkeypatch, capsys, number):
-    with monkeypatch.context() as patch:
-        at_step(patch, 8, lambda: signal.raise_signal(number))
-        train(settings(data, tmp_path, epochs=3))
+    former = signal.signal(number, signal.SIG_DFL)  # nohup, if pytest runs in it, ignores SIGHUP
+    try:
+        with monkeypatch.context() as patch:
+            at_step(patch, 8, lambda: signal.raise_signal(number))
+            train(settings(data, tmp_path, epochs=3))
+    finally:
+        signal.signal(number, former)
     assert "stopped after step 8" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "mamba_v2_latest.pth")["step"] == 8
     train(settings(data, tmp_path, epochs=3, resume="must"))
