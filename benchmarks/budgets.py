@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, nargs="+", default=[6000, 12000, 24000])
     parser.add_argument("--beside", nargs="*", default=[], metavar="CROPS=DB")
     parser.add_argument("--kriging", type=float, required=True,
-                        help="PSNR of the fitted kriging on the same pictures, as peer_unet.py says")
+                        help="PSNR of the fitted kriging on these pictures: peer_unet.py prints it")
     parser.add_argument("--goal", type=float, default=30.5, help="in dB")
     parser.add_argument("--width", type=int, default=80)
     parser.add_argument("--batch_size", type=int, default=32)
