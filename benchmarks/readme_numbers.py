@@ -32,12 +32,12 @@ BASELINES = ("linear", "biharmonic", "thin-plate RBF", "kriging, one kernel", "k
 
 def measure() -> dict:
     """Run the comparison; what the tables need of it."""
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
+                            capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         found = plain(eval_v1_vs_v2.evaluate(eval_v1_vs_v2.Config(
             num_samples=PICTURES, ensemble=ENSEMBLE, save_dir=folder
         )))
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
-                            capture_output=True, text=True).stdout.strip()
 
     def short(row: dict) -> dict:
         kept = {"mean": row["mean"], "median": {"psnr": row["median"]["psnr"]}}
