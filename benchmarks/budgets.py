@@ -5,7 +5,8 @@
 
 Each budget is a training of its own, from nothing to the end of its learning rate, on as many crops
 of the data, drawn at random (several epochs of all of them, if they do not suffice); started again,
-it goes on. Gains are those of the posterior mean on the first pictures of the validation. Fitted is
+it goes on. Gains are those of the posterior mean on the validation pictures of these trainings,
+over what the untrained canvas has there, which is the fitted kriging. Fitted is
 g(n) = g_inf - a n^-b, by least squares; with as many budgets as unknowns it has no error to show,
 and beyond the budgets it is a guess.
 """
@@ -48,7 +49,7 @@ def gain(count: int, images: np.ndarray, given: argparse.Namespace) -> tuple[int
     ], check=True, stdout=sys.stderr)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if "val_psnr" in record]
-    return records[-1]["step"] * given.batch_size, records[-1]["val_psnr"] - given.kriging
+    return records[-1]["step"] * given.batch_size, records[-1]["val_psnr"] - records[0]["val_psnr"]
 
 
 def fit(crops: np.ndarray, gains: np.ndarray) -> tuple[float, float, float]:
@@ -69,9 +70,7 @@ def main() -> None:
     parser.add_argument("--data_val", required=True)
     parser.add_argument("--crops", type=int, nargs="+", default=[6000, 12000, 24000])
     parser.add_argument("--beside", nargs="*", default=[], metavar="CROPS=DB")
-    parser.add_argument("--kriging", type=float, required=True,
-                        help="PSNR of the fitted kriging on these pictures: peer_unet.py prints it")
-    parser.add_argument("--goal", type=float, default=30.5, help="in dB")
+    parser.add_argument("--goal", type=float, default=2.0, help="a gain, in dB")
     parser.add_argument("--width", type=int, default=80)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -91,8 +90,8 @@ def main() -> None:
           [[f"{n:,.0f}", f"{g:+.3f}", f"{limit - a * (n / 1000) ** -b:+.3f}"]
            for n, g in zip(crops, gains)])
     print(f"gain = {limit:.3f} - {a:.3f} (n / 1000)^-{b:.3f} dB: at most {limit:.2f} dB")
-    left = limit - (given.goal - given.kriging)
-    print(f"{given.goal} dB: " + (f"{1000 * (a / left) ** (1 / b):,.0f} crops" if left > 0 else
+    left = limit - given.goal
+    print(f"{given.goal:+.2f} dB: " + (f"{1000 * (a / left) ** (1 / b):,.0f} crops" if left > 0 else
                                   "never, with these pictures and this network"))
 
 
