@@ -1,7 +1,7 @@
 """Gain over the fitted kriging against crops seen: a canvas for each budget, and a power law.
 
     python benchmarks/budgets.py --data crops.npz --data_val val.npz --crops 6000 12000 24000
-    python benchmarks/budgets.py ... --beside 588000=0.872      # a gain measured elsewhere, too
+    python benchmarks/budgets.py ... --beside 588000=0.848      # a gain measured elsewhere, too
 
 Each budget is a training of its own, from nothing to the end of its learning rate, on as many crops
 of the data, drawn at random (several epochs of all of them, if they do not suffice); started again,
@@ -91,7 +91,7 @@ def main() -> None:
            for n, g in zip(crops, gains)])
     print(f"gain = {limit:.3f} - {a:.3f} (n / 1000)^-{b:.3f} dB: at most {limit:.2f} dB")
     left = limit - given.goal
-    print(f"{given.goal:+.2f} dB: " + (f"{1000 * (a / left) ** (1 / b):,.0f} crops" if left > 0 else
+    print(f"{given.goal:+.2f} dB: " + (f"{1000 * (a / left) ** (1 / b):.1e} crops" if left > 0 else
                                   "never, with these pictures and this network"))
 
 
