@@ -423,7 +423,7 @@ def test_closed_pipes_and_ascii_terminals(tmp_path, encoding, closed):
 
 def test_interrupted_while_it_is_imported():
     code = ("import os, signal, sys; sys.argv = ['x']; from sparsefield import commands; "
-            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored in the background
+            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell may ignore it
             "commands.end_in_one_line_on_interrupt(); os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
