@@ -135,27 +135,31 @@ def require_same_data(checkpoints: dict[str, dict]) -> None:
         )
 
 
+def learnt_from(checkpoint: dict) -> dict:
+    """The settings that what was learnt depends on, steps among them."""
+    beside = beside_learning(TrainingConfig)
+    settings = {key: value for key, value in checkpoint["config"].items() if key not in beside}
+    return {**settings, "steps": checkpoint["step"]}
+
+
 def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
-    """{setting: [V1's, V2's]} that both have, differ and matter; steps among them."""
-    v1, v2 = ({**checkpoints[name]["config"], "steps": checkpoints[name]["step"]}
-              for name in ("V1", "V2"))
-    sizes = {"d_model", "num_layers"}  # another model's
-    shared = (set(v1) & set(v2)) - beside_learning(TrainingConfig) - sizes
+    """{setting: [V1's, V2's]} that both have, differ and matter."""
+    v1, v2 = (learnt_from(checkpoints[name]) for name in ("V1", "V2"))
+    shared = (set(v1) & set(v2)) - {"d_model", "num_layers"}  # another model's
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
 
 
 def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     """Checkpoints of trainings like the first's, each of another seed. Raises UserError else."""
     found, seeds = [], {first["config"].get("seed")}
-    ignored = beside_learning(TrainingConfig) | {"seed", "canvas_from"}  # a canvas has a seed, too
+    own = learnt_from(first)
     for path in paths:
         checkpoint = load(name, path, "seeds")
-        differing = [
-            key for key in first["config"]
-            if key not in ignored and checkpoint["config"].get(key) != first["config"][key]
-        ]
-        differing += [key for key in ("data", "step", "model_args")
-                      if checkpoint[key] != first[key]]
+        its = learnt_from(checkpoint)
+        differing = [key for key in own if its.get(key) != own[key]
+                     and key not in ("seed", "canvas_from")]  # a canvas has a seed, too
+        differing += [key for key in ("data", "model_args")
+                      if key not in differing and checkpoint[key] != first[key]]
         if differing:
             raise UserError(
                 f"--{name.lower()}_seeds {path} is of another training than the {name} that is "
@@ -203,8 +207,8 @@ def evaluate(config: Config) -> dict:
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     require_same_data(checkpoints)
-    more = {"V1": load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
-            "V2": load_seeds("V2", config.v2_seeds, checkpoints["V2"])}
+    further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
+                  load_seeds("V2", config.v2_seeds, checkpoints["V2"]))
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
     out = OutputFolder(config.save_dir, "--save_dir", [
         config.v1_checkpoint, config.v2_checkpoint, *config.v1_seeds, *config.v2_seeds, config.data,
@@ -216,8 +220,7 @@ def evaluate(config: Config) -> dict:
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
-    pairs = [{"V1": build_model(v1, device), "V2": build_model(v2, device)}
-             for v1, v2 in zip(more["V1"], more["V2"])]
+    pairs = [{"V1": build_model(v1, device), "V2": build_model(v2, device)} for v1, v2 in further]
     results, fields = compare(
         cases, models, checkpoints, sampler, config.ensemble, config.seed, pairs
     )

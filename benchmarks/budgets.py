@@ -14,25 +14,23 @@ and beyond the budgets it is a guess.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, table
+from common import ROOT, describe_machine, table, validations
 from scipy.optimize import least_squares
 
-ALONE = ("--canvas_first 1 --canvas_flow 0 --canvas_flow_width 0 --d_model 16 --num_layers 0 "
-         "--perceiver_iterations 0 --perceiver_heads 2 --neighbours 0 --warmup 50 "
-         "--eval_every 1000 --visualize_every 100000 --keep_last 1")
+from experiments import ALONE
+
+RARELY = "--warmup 50 --eval_every 1000 --visualize_every 100000 --keep_last 1"
 
 
 def subset(images: np.ndarray, count: int, path: Path) -> int:
     """Write so many crops, drawn at random, or all of them; the number of epochs for `count`."""
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
-    if not path.exists():
-        np.savez(path, images=images[np.sort(chosen)])
+    np.savez(path, images=images[np.sort(chosen)])
     return max(1, round(count / len(images)))
 
 
@@ -41,15 +39,15 @@ def gain(count: int, images: np.ndarray, given: argparse.Namespace) -> tuple[int
     folder = given.out / str(count)
     folder.mkdir(parents=True, exist_ok=True)
     epochs = subset(images, count, folder / "crops.npz")
+    script, *flags = ALONE.split()
     subprocess.run([
-        sys.executable, str(ROOT / "train_mamba_v2.py"), *ALONE.split(),
+        sys.executable, str(ROOT / script), *flags, *RARELY.split(),
         "--data", str(folder / "crops.npz"), "--data_val", given.data_val, "--epochs", str(epochs),
         "--canvas_width", str(given.width), "--batch_size", str(given.batch_size), "--lr",
         str(given.lr), "--eval_pictures", str(given.pictures), "--save_dir", str(folder),
     ], check=True, stdout=sys.stderr)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "val_psnr" in record]
-    return records[-1]["step"] * given.batch_size, records[-1]["val_psnr"] - records[0]["val_psnr"]
+    first, *_, last = validations(folder)
+    return last["step"] * given.batch_size, last["val_psnr"] - first["val_psnr"]
 
 
 def fit(crops: np.ndarray, gains: np.ndarray) -> tuple[float, float, float]:

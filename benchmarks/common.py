@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import subprocess
@@ -75,6 +76,12 @@ def print_added_memory(run: Callable[[], object]) -> None:
 def _status(key: str) -> float:
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
+
+
+def validations(folder: Path) -> list[dict]:
+    """What a training logged at its validations, from its metrics."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "val_psnr" in record]
 
 
 def describe_machine() -> str:

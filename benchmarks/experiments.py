@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import ROOT, validations
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.data import parse_pattern  # noqa: E402
-from sparsefield.evaluate.cases import Cases  # noqa: E402
-from sparsefield.evaluate.metrics import paired_bootstrap  # noqa: E402
-from sparsefield.evaluate.opening import open_test_data  # noqa: E402
-from sparsefield.model.checkpoint import load_checkpoint, load_model  # noqa: E402
+from sparsefield.data import parse_pattern
+from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.metrics import paired_bootstrap
+from sparsefield.evaluate.opening import open_test_data
+from sparsefield.model.checkpoint import load_checkpoint, load_model
 
 COMMON = "--batch_size 32 --lr 2e-3 --warmup 100"
 ALONE = ("train_mamba_v2.py --canvas_first 1 --canvas_flow 0 --canvas_flow_width 0 --d_model 16 "
@@ -99,12 +99,6 @@ def train(name: str, command: str, folder: Path, settings: argparse.Namespace) -
         done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)
     if done.returncode:
         sys.exit(f"error: {name} failed, see {folder.with_suffix('.log')}")
-
-
-def curve(folder: Path) -> list[dict]:
-    """Validations of a run, from its metrics."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "val_psnr" in record]
 
 
 def score(folder: Path, settings: argparse.Namespace) -> dict:
@@ -197,10 +191,11 @@ def main() -> None:
         folder = settings.out / f"{settings.ladder}_{name}".replace(" ", "_").replace(",", "")
         folder.parent.mkdir(parents=True, exist_ok=True)
         train(name, every[name], folder, settings)
-        scores, last = folder / "scores.json", curve(folder)[-1]["step"]
+        curve = validations(folder)
+        scores, last = folder / "scores.json", curve[-1]["step"]
         if not scores.exists() or json.loads(scores.read_text())["step"] < last:
             scores.write_text(json.dumps(score(folder, settings)))
-        results[name] = {**json.loads(scores.read_text()), "curve": curve(folder)}
+        results[name] = {**json.loads(scores.read_text()), "curve": curve}
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
                             capture_output=True, text=True).stdout.strip()
     print(f"{settings.data}, {settings.epochs} epochs, seed {settings.seed}, commit {commit}, "

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import describe_machine, table
+from common import describe_machine, table, validations
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -207,10 +207,8 @@ def train(peer: Peer, given: argparse.Namespace) -> list[dict[str, float]]:
 
 def beside(folder: Path) -> list[list[str]]:
     """The curve of a training, from its metrics."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if "val_psnr" in record]
     return [[f"{60 * record['minutes']:,.0f}", f"{record['step']:,} steps",
-             f"{record['val_psnr']:.2f}"] for record in records]
+             f"{record['val_psnr']:.2f}"] for record in validations(folder)]
 
 
 def main() -> None:

@@ -68,26 +68,20 @@ def compare(
     Returns:
         what the report says, and fields of every case of both means and the best baseline.
     """
-    outcomes: dict[str, dict[str, Outcome]] = {"mean": {}, "sample": {}, "calibrated": {}}
     total = (1 + ensemble) * 2 * len(cases) * (1 + len(further))
     with tqdm(total=total, unit="picture", file=sys.stderr) as bar:
-        for name, model in models.items():
+        for model in models.values():
             cases.warm_up(model)
-            bar.set_description(f"{name}, mean")
-            outcomes["mean"][name] = cases.sample(model, done=bar.update, **MEAN)
-            bar.set_description(f"{name}, sample")
-            outcomes["sample"][name] = cases.sample(
-                model, draws=ensemble, done=bar.update, **sampler
-            )
-        bar.set_description("other seeds" if further else "done")
-        others = seeds.further(cases, further, sampler, ensemble, bar.update)
+        outcomes = draw(cases, models, sampler, ensemble, bar)
+        others = [summaries_of(draw(cases, pair, sampler, ensemble, bar), cases)
+                  for pair in further]
+    outcomes["calibrated"] = {}
     gaussian = cases.sample(GaussianModel(), draws=ensemble, **sampler)
     for name, outcome in outcomes["sample"].items():
         fitted = checkpoints[name].get("calibration")
         if fitted and ensemble > 1:
             outcomes["calibrated"][name] = recalibrated(outcome, cases, fitted["spread"])
-    summaries = {kind: {name: summarise(outcome, cases.numbers(outcome))
-                        for name, outcome in found.items()} for kind, found in outcomes.items()}
+    summaries = summaries_of(outcomes, cases)
     for kind in ("sample", "calibrated"):
         for name, summary in summaries[kind].items():
             expect_psnr(summary, summaries["mean"][name])
@@ -110,8 +104,29 @@ def compare(
         "draws": {"kriging, fitted": draws},  # of the closed form alone
     }
     if others:
-        results["seeds"] = seeds.over_seeds([seeds.of_summaries(results), *others])
+        results["seeds"] = seeds.over_seeds([summaries, *others])
     return results, fields
+
+
+def draw(
+    cases: Cases, models: dict[str, FieldModel], sampler: dict[str, Any], ensemble: int, bar: tqdm
+) -> dict[str, dict[str, Outcome]]:
+    """{"mean", "sample": {V1, V2: outcome}} of a pair."""
+    outcomes: dict[str, dict[str, Outcome]] = {"mean": {}, "sample": {}}
+    for name, model in models.items():
+        bar.set_description(f"{name}, mean")
+        outcomes["mean"][name] = cases.sample(model, done=bar.update, **MEAN)
+        bar.set_description(f"{name}, sample")
+        outcomes["sample"][name] = cases.sample(model, draws=ensemble, done=bar.update, **sampler)
+    return outcomes
+
+
+def summaries_of(
+    outcomes: dict[str, dict[str, Outcome]], cases: Cases
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same with the numbers of `sparsefield.evaluate.report.summarise`."""
+    return {kind: {name: summarise(outcome, cases.numbers(outcome))
+                   for name, outcome in found.items()} for kind, found in outcomes.items()}
 
 
 def describe_model(checkpoint: dict[str, Any], model: FieldModel, cases: Cases) -> dict[str, Any]:

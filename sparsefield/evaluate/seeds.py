@@ -7,14 +7,9 @@ another seed would lie from it only further trainings can tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-
-from sparsefield.evaluate.cases import Cases
-from sparsefield.evaluate.metrics import average
-from sparsefield.model.field import FieldModel
 
 SHOWN = {  # kind: metric: title, decimals
     "mean": {"psnr": ("posterior mean: PSNR, dB", 3), "ssim": ("posterior mean: SSIM", 4)},
@@ -24,54 +19,26 @@ SHOWN = {  # kind: metric: title, decimals
 }
 
 
-def further(
-    cases: Cases, pairs: Iterable[dict[str, FieldModel]], sampler: dict[str, Any], ensemble: int,
-    done: Callable[[int], object],
-) -> list[dict[str, dict[str, dict[str, float]]]]:
-    """{kind: {V1, V2: {metric: mean over the cases}}} of every pair, as `of_summaries` has it.
+def over_seeds(pairs: list[dict[str, dict[str, dict[str, Any]]]]) -> dict[str, Any]:
+    """How numbers vary between trainings.
 
     Args:
-        sampler, ensemble: as in `sparsefield.evaluate.comparison.compare`. done: called with the
-            number of pictures that have been drawn.
+        pairs: two or more {kind: {V1, V2: summary}}, see `sparsefield.evaluate.report.summarise`.
+    Returns:
+        {kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}} of what is SHOWN and there.
     """
-    found = []
-    for models in pairs:
-        numbers: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in SHOWN}
-        for name, model in models.items():
-            for kind, options in (("mean", {"method": "mean"}),
-                                  ("sample", {**sampler, "draws": ensemble})):
-                rows = cases.numbers(cases.sample(model, done=done, **options))
-                numbers[kind][name] = {
-                    metric: average([row[metric] for row in rows])
-                    for metric in SHOWN[kind] if metric in rows[0]
-                }
-        found.append(numbers)
-    return found
-
-
-def of_summaries(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """The same of the pair that was compared, from its results."""
-    return {kind: {name: {metric: row["mean"][metric] for metric in SHOWN[kind]
-                          if metric in row["mean"]}
-                   for name, row in results[kind].items()} for kind in SHOWN}
-
-
-def over_seeds(pairs: list[dict[str, dict[str, dict[str, float]]]]) -> dict[str, Any]:
-    """{kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}}; sd between seeds, of a single one
-    undefined."""
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {kind: {} for kind in SHOWN}
     for kind, metrics in SHOWN.items():
-        result[kind] = {}
         for metric in metrics:
-            if metric not in pairs[0][kind]["V1"]:
+            if metric not in pairs[0][kind]["V1"]["mean"]:
                 continue
-            one, other = (np.array([pair[kind][name][metric] for pair in pairs])
+            one, other = (np.array([pair[kind][name]["mean"][metric] for pair in pairs])
                           for name in ("V1", "V2"))
             rows = {"V1": one, "V2": other, "V2 - V1": other - one}
-            result[kind][metric] = {name: {
-                "each": row.tolist(), "mean": float(row.mean()),
-                "sd": float(row.std(ddof=1)) if len(row) > 1 else math.nan,
-            } for name, row in rows.items()}
+            result[kind][metric] = {
+                name: {"each": row.tolist(), "mean": float(row.mean()),
+                       "sd": float(row.std(ddof=1))} for name, row in rows.items()
+            }
     return result
 
 
@@ -86,7 +53,8 @@ def section(found: dict[str, Any]) -> str:
             if rows is None or math.isnan(rows["V2 - V1"]["mean"]):
                 continue
             parts = [f"{name.replace('-', '−')} {row['mean']:{sign}.{digits}f} ± "
-                     f"{row['sd']:.{digits}f}" for (name, row), sign in zip(rows.items(), "  +")]
+                     f"{row['sd']:.{digits}f}"
+                     for (name, row), sign in zip(rows.items(), ("", "", "+"))]
             each = ", ".join(f"{value:+.{digits}f}" for value in rows["V2 - V1"]["each"])
-            lines.append(f"{label}: {'; '.join(parts)} ({each})".replace("  ", " "))
+            lines.append(f"{label}: {'; '.join(parts)} ({each})")
     return "\n".join(lines)
