@@ -19,10 +19,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, table, validations
+from common import ALONE, ROOT, describe_machine, table, validations
 from scipy.optimize import least_squares
-
-from experiments import ALONE
 
 RARELY = "--warmup 50 --eval_every 1000 --visualize_every 100000 --keep_last 1"
 

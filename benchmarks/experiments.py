@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, validations
+from common import ALONE, ROOT, validations
 
 sys.path.insert(0, str(ROOT))
 
@@ -34,8 +34,6 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.model.checkpoint import load_checkpoint, load_model
 
 COMMON = "--batch_size 32 --lr 2e-3 --warmup 100"
-ALONE = ("train_mamba_v2.py --canvas_first 1 --canvas_flow 0 --canvas_flow_width 0 --d_model 16 "
-         "--num_layers 0 --perceiver_iterations 0 --perceiver_heads 2 --neighbours 0")
 TOKENS = "--batch_size 16 --queries_min 128 --queries_max 384"
 V2 = f"train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4 {TOKENS}"
 V1 = f"train_mamba.py --d_model 128 --num_layers 6 {TOKENS}"
