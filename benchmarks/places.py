@@ -3,7 +3,7 @@
     python benchmarks/places.py                                       # the weights that come along
     python benchmarks/places.py --checkpoint a.pth --data_test natural32_val.npz --pictures 160
 
-20 % of the points of each picture are observed, at pixel centres, or anywhere within these pixels
+20 % of the points of each picture (or `--shares`) are observed, at pixel centres, or anywhere within these pixels
 (the picture between centres is bilinear, as its measurements are then); the posterior mean is asked
 at all pixel centres that were not observed, by the model and by the fitted kriging that it starts
 from, from the same measurements. Where the data have finer pictures (`photos`), both are asked for
@@ -38,9 +38,6 @@ from sparsefield.flow.sampling import sample  # noqa: E402
 from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.model.field import GaussianModel  # noqa: E402
 
-SHARE = 0.2
-
-
 class Question(NamedTuple):
     """Measurements (M, 2), (M, C), places (N, 2), and the truth there (N, C), in [-1, 1]."""
 
@@ -50,11 +47,14 @@ class Question(NamedTuple):
     truth: Tensor
 
 
-def on_the_grid(picture: np.ndarray, rng: np.random.Generator, shift: float) -> Question:
-    """Of a picture (H, W, C); measured up to `shift` pixels from their centres."""
+def on_the_grid(
+    picture: np.ndarray, rng: np.random.Generator, share: float, shift: float
+) -> Question:
+    """Of a picture (H, W, C); a share of the pixels is measured, up to `shift` pixels from their
+    centres."""
     height, width, channels = picture.shape
     order = rng.permutation(height * width)
-    observed, hidden = np.split(order, [int(SHARE * len(order))])
+    observed, hidden = np.split(order, [int(share * len(order))])
     row, column = (part.astype(np.float64) for part in np.divmod(observed, width))
     row += rng.uniform(-shift, shift, len(row))
     column += rng.uniform(-shift, shift, len(column))
@@ -67,9 +67,11 @@ def on_the_grid(picture: np.ndarray, rng: np.random.Generator, shift: float) -> 
                     grid_coords(height, width)[torch.as_tensor(hidden)], as_tensor(truth))
 
 
-def twice_as_fine(picture: np.ndarray, finer: np.ndarray, rng: np.random.Generator) -> Question:
+def twice_as_fine(
+    picture: np.ndarray, finer: np.ndarray, rng: np.random.Generator, share: float
+) -> Question:
     """Measured at the centres of a picture's pixels, asked for a finer one."""
-    coarse = on_the_grid(picture, rng, 0.0)
+    coarse = on_the_grid(picture, rng, share, 0.0)
     height, width, channels = finer.shape
     return coarse._replace(places=grid_coords(height, width),
                            truth=as_tensor(finer.reshape(-1, channels)))
@@ -79,14 +81,21 @@ def as_tensor(values: np.ndarray) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32)
 
 
-def questions(split: Split, count: int) -> Iterator[tuple[str, Question]]:
+def questions(
+    split: Split, count: int, shares: list[float]
+) -> Iterator[tuple[tuple[str, str], Question]]:
+    """What is asked of each picture, by observed share and places."""
     for i in tqdm(range(min(count, len(split))), unit="picture", disable=None):
         picture = split.example(i)
-        for name, shift in (("pixel centres", 0.0), ("anywhere in the pixels", 0.5)):
-            yield name, on_the_grid(picture, np.random.default_rng([i, 1]), shift)
         finer = split.high_resolution(i, 2 * len(picture))
-        if finer is not None:
-            yield "twice as fine", twice_as_fine(picture, finer, np.random.default_rng([i, 1]))
+        for share in shares:
+            observed = f"{share:.0%}"
+            for name, shift in (("pixel centres", 0.0), ("anywhere in the pixels", 0.5)):
+                rng = np.random.default_rng([i, 1])
+                yield (observed, name), on_the_grid(picture, rng, share, shift)
+            if finer is not None:
+                rng = np.random.default_rng([i, 1])
+                yield (observed, "twice as fine"), twice_as_fine(picture, finer, rng, share)
 
 
 def answer(model: nn.Module, question: Question) -> float:
@@ -105,23 +114,25 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--data_test")
     parser.add_argument("--pictures", type=int, default=64, help="the first of the test part")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.2],
+                        help="of the pixels, that are observed")
     given = parser.parse_args()
     model, checkpoint = load_model(given.checkpoint)
     model.eval()
     kriging = GaussianModel()
     data = open_test_data(checkpoint, given.data, given.data_test)
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, question in questions(data.test, given.pictures):
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, question in questions(data.test, given.pictures, given.shares):
         found.setdefault(name, []).append((answer(kriging, question), answer(model, question)))
     print(f"{describe_machine()}; {given.checkpoint}, {data.name}, "
           f"{min(given.pictures, len(data.test))} pictures\n")
     rows = []
     for name, pairs in found.items():
         before, after = np.array(pairs).T
-        rows.append([name, f"{before.mean():.2f}", f"{after.mean():.2f}",
+        rows.append([*name, f"{before.mean():.2f}", f"{after.mean():.2f}",
                      f"{(after - before).mean():+.2f}", f"{(after < before).mean():.0%}",
                      f"{(after - before).min():+.2f}"])
-    table(["measured, asked", "fitted kriging", "model", "gain", "behind", "worst gain"], rows)
+    table(["observed", "measured, asked", "fitted kriging", "model", "gain", "behind", "worst gain"], rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ the bank, R hypotheses that are kept of a field.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,13 +46,14 @@ class StackedPosteriors:
     """The fitted posteriors of fields on a grid of height x width pixels, a batch at a time.
 
     Args:
-        grid: (P, 2), on the device that computes. further: (L, 2) places off the grid, or None.
+        grid: (P, 2), on the device that computes. further: places off the grid (1, L, 2), given
+            the observed ones (1, M, 2); None: none.
     """
 
-    def __init__(self, height: int, width: int, grid: Tensor, further: Tensor | None = None):
+    def __init__(self, height: int, width: int, grid: Tensor,
+                 further: Callable[[Tensor], Tensor] | None = None):
         self.height, self.width = height, width
-        self.points = len(grid)
-        self.places = grid if further is None else torch.cat([grid, further])
+        self.grid, self.points, self.further = grid, len(grid), further
         self.slots: OrderedDict[int, int] = OrderedDict()  # of layouts, the oldest first
         self.stacks: tuple[Tensor, ...] = ()
         self.roots: Tensor | None = None
@@ -128,9 +129,12 @@ class StackedPosteriors:
         """Of a layout (M,), each with a first axis of length 1 before that of the K kernels:
         L^-1 (M - 1, M - 1), log det, P_ii (M,), rows L^-1 c (P + L, M - 1) and variance (P + L,)
         of every place; and how near places are to observations (1, P + L, M)."""
-        layout = Layout(self.places, observed)
+        places = self.grid
+        if self.further is not None:
+            places = torch.cat([places, self.further(places[observed][None])[0]])
+        layout = Layout(places, observed)
         self.kernels, factored = layout.kernels, layout.factored
-        kriged = krige(factored, self.places[None])
+        kriged = krige(factored, places[None])
         parts = (factored.inverse, precisions(factored.inverse), kriged.whitened.mT,
                  kriged.variance)
         inverse, precision, whitened, variance = (part[None].float() for part in parts)

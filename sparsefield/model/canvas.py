@@ -8,6 +8,10 @@ depends on the observations alone: once a field, whatever is drawn from it. Anot
 together with z, the state of a draw, laid on the lattice, and says which way all of it should go:
 what is grain and what is edge shows where neighbours are seen together.
 
+Measurements lie anywhere in their cells, while a picture's lie in the middle. A cell that holds some
+looks at the closed form where they are, as it does in a picture, and what it says itself, which no
+picture asks for, is not read: its neighbours speak for it.
+
 Symbols: B fields, M observations, N queries, C channels, n cells a side, W width.
 """
 
@@ -49,11 +53,12 @@ class Outlook(NamedTuple):
 
     Attributes:
         begun: (B, W, n, n), the first layer of the network that follows the flow, without z.
-        coords: (B, N, 2), where z will be.
+        coords: (B, N, 2), where z will be. held: (B, 1, n, n), 1 in cells with observations.
     """
 
     begun: Tensor
     coords: Tensor
+    held: Tensor
 
     def repeat(self, times: int) -> Outlook:
         """Every field `times` times, side by side: for as many draws."""
@@ -73,6 +78,13 @@ def lattice(side: int, device: torch.device | str | None = None) -> Tensor:
     return grid_coords(side, side, device)
 
 
+def lookouts(coords: Tensor, side: int) -> Tensor:
+    """Where cells look at the closed form, (B, n n, 2): in their middles, or, where they hold
+    observations, in the middle of these; coords (B, M, 2)."""
+    held, place = laid_out(coords, coords, side)
+    return torch.where(held > 0, place, lattice(side, coords.device).to(coords))
+
+
 def sketch(
     answer: tuple[Tensor, Tensor, Tensor], coords: Tensor, values: Tensor, surprise: Tensor
 ) -> Tensor:
@@ -82,7 +94,7 @@ def sketch(
     level and contrast look alike.
 
     Args:
-        answer: mean, sd (B, n n, C) and spread (B, n n, 1) of the closed form in the cells.
+        answer: mean, sd (B, n n, C) and spread (B, n n, 1) of the closed form at `lookouts`.
         coords: (B, M, 2). values, surprise: (B, M, C); observations of one cell are averaged.
     Returns:
         (B, sketch_width(C), n, n) float32.
@@ -121,9 +133,29 @@ def as_picture(cells: Tensor, side: int) -> Tensor:
     return cells.contiguous(memory_format=torch.channels_last)
 
 
+def holding(sketch: Tensor) -> Tensor:
+    """Which cells hold observations: (B, 1, n, n), 0 and 1, the first channel of a sketch."""
+    return sketch[:, :1]
+
+
 def sketch_width(channels: int) -> int:
     """Channels of a sketch."""
     return 3 * channels + 3
+
+
+def spoken_for(canvas: Tensor, held: Tensor) -> Tensor:
+    """Cells that hold observations say what their neighbours say, nearer ones more, unless all of
+    these hold some, too.
+
+    Args:
+        canvas: (B, F, n, n). held: (B, 1, n, n), 1 in such cells, 0 elsewhere.
+    """
+    binomial = canvas.new_tensor([1.0, 2.0, 1.0])
+    around = (binomial[:, None] * binomial).expand(canvas.shape[1] + 1, 1, 3, 3)
+    free = 1 - held.to(canvas)
+    summed = F.conv2d(torch.cat([canvas * free, free], dim=1), around, padding=1, groups=len(around))
+    total, weight = summed[:, :-1], summed[:, -1:]
+    return torch.where((held > 0) & (weight > 0), total / weight.clamp_min(1), canvas)
 
 
 def read(canvas: Tensor, coords: Tensor) -> Tensor:
@@ -258,9 +290,12 @@ class Canvas(nn.Module):
             shift, raw = shift / self.turns, raw / self.turns
         return torch.cat([shift, raw, features], dim=1)
 
-    def look(self, painted: Tensor, coords: Tensor) -> Look:
-        """What points at coords (B, N, 2) read from what `forward` gave."""
+    def look(self, painted: Tensor, coords: Tensor, held: Tensor | None = None) -> Look:
+        """What points at coords (B, N, 2) read from what `forward` gave; held: see `spoken_for`,
+        None for points that are observations."""
         parts = self.channels, self.channels, self.width
+        if held is not None:
+            painted = spoken_for(painted, held)
         shift, raw, features = read(painted, coords).split(parts, dim=2)
         return Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
 
@@ -272,7 +307,7 @@ class Canvas(nn.Module):
         """
         assert self.flow is not None
         weight = self.flow.first.weight[:, : painted.shape[1]]
-        return Outlook(F.conv2d(painted, weight, padding=1), coords)
+        return Outlook(F.conv2d(painted, weight, padding=1), coords, holding(painted))
 
     def follow(self, z: Tensor, theta: Tensor, outlook: Outlook) -> Tensor:
         """The slope, and what it is made of, where z is: (B, N, C + flow_width) float32.
@@ -289,7 +324,8 @@ class Canvas(nn.Module):
         of_draw = F.conv2d(as_picture(draw, side), first.weight[:, -draw.shape[2]:], first.bias,
                            padding=1)                                     # (B, W, n, n)
         slope, features = self.flow.go_on(outlook.begun + of_draw)
-        return read(torch.cat([slope, features], dim=1).float(), outlook.coords)
+        slope = spoken_for(torch.cat([slope, features], dim=1).float(), outlook.held)
+        return read(slope, outlook.coords)
 
     def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shift, raw log of the scale (B, C, n, n) and features (B, W, n, n), float32."""

@@ -22,7 +22,7 @@ from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.neighbours import gather_points, nearest
-from sparsefield.model.canvas import Canvas, Look, Outlook, lattice, lattice_side, sketch
+from sparsefield.model.canvas import Canvas, Look, Outlook, holding, lattice_side, lookouts, sketch
 from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
 from sparsefield.model.ordering import Reading, check_order, read_along
 
@@ -121,8 +121,7 @@ def fitted_form(
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
     form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
     if side is not None:
-        cells = lattice(side, input_coords.device).expand(len(input_coords), -1, -1)
-        there = posterior.at(cells)
+        there = posterior.at(lookouts(input_coords, side))
         form = form._replace(sketch=sketch(
             (there.mean, there.sd, there.spread), input_coords, input_values, loo.surprise
         ))
@@ -308,7 +307,7 @@ class FieldModel(nn.Module):
         if self.canvas is None:
             return started(form)
         painted = self.canvas(form.sketch)                                # (B, 2 C + W, n, n)
-        at_queries = self.canvas.look(painted, query_coords)
+        at_queries = self.canvas.look(painted, query_coords, holding(form.sketch))
         whole = None
         if self.sees_whole_draws:
             assert form.sketch is not None
@@ -320,7 +319,9 @@ class FieldModel(nn.Module):
     def look(self, form: ClosedForm, query_coords: Tensor) -> Look:
         """What the canvas, which the model has, says at places (B, N, 2)."""
         assert self.canvas is not None
-        look: Look = self.canvas.look(self.canvas(form.sketch), query_coords)
+        look: Look = self.canvas.look(
+            self.canvas(form.sketch), query_coords, holding(form.sketch)
+        )
         return look
 
     def outlook(self, start: Start, query_coords: Tensor) -> Outlook | None:

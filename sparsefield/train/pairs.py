@@ -18,7 +18,7 @@ from sparsefield.device import has_float64
 from sparsefield.flow import path
 from sparsefield.flow.blocks import take
 from sparsefield.gaussian.layouts import GridPosteriors
-from sparsefield.model.canvas import lattice, sketch
+from sparsefield.model.canvas import lookouts, sketch
 from sparsefield.model.field import ClosedForm, Start
 from sparsefield.train.together import Together
 
@@ -119,7 +119,7 @@ class Pairs:
         seeds = [noise_seed(seed, turn) for turn in range(count)]
         cells = None
         if side is not None and self.shape != (side, side):
-            cells = lattice(side, values.device)
+            cells = lookouts(self.on_grid.grid[observed][None], side)[0]
         return Turns(*self.on_grid(layout, observed, values, seeds, cells))
 
     def _kept(self, field: int, with_draws: bool, make) -> Turns:

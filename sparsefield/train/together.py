@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from sparsefield.data import Batch
 from sparsefield.data.symmetries import TURNS, Symmetry
 from sparsefield.gaussian.stacked import StackedPosteriors
 from sparsefield.hashed import scrambled
-from sparsefield.model.canvas import lattice, sketch
+from sparsefield.model.canvas import lookouts, sketch
 from sparsefield.model.field import ClosedForm
 
 AT_ONCE = 128  # fields, which take 4 MB each while they are answered
@@ -71,7 +72,7 @@ class Together:
         """What every batch needs: grid, lattice and symmetries."""
         further = None
         if side is not None and self.shape != (side, side):
-            further = lattice(side, self.device)
+            further = partial(lookouts, side=side)
         self.posteriors = StackedPosteriors(
             *self.shape, grid_coords(*self.shape, self.device), further
         )

@@ -7,12 +7,18 @@ from sparsefield.coords import grid_coords
 from sparsefield.model.canvas import (
     Canvas,
     Outlook,
+    holding,
     laid_out,
+    lattice,
+    lattice_side,
+    lookouts,
     read,
     sketch_width,
+    spoken_for,
     turned,
     turned_back,
 )
+from sparsefield.model.field import fitted_form
 
 SIDE, CHANNELS = 8, 2
 
@@ -29,6 +35,7 @@ def canvas() -> Canvas:
 
 def a_sketch() -> torch.Tensor:
     made = torch.randn(1, sketch_width(CHANNELS), SIDE, SIDE)
+    made[:, :1] = (made[:, :1] > 0.8).float()
     return made.contiguous(memory_format=torch.channels_last)
 
 
@@ -78,6 +85,61 @@ def test_values_are_laid_out_in_the_cells_where_they_lie():
     assert mean[0, :, 0].tolist() == [0, 5, 2, 7]
 
 
+def test_cells_look_from_where_their_observations_are():
+    coords = torch.tensor([[[0.05, 0.6], [0.25, 0.8], [0.9, 0.1]]])
+    places = lookouts(coords, side=2)[0]
+    expected = [[0.25, 0.25], [0.9, 0.1], [0.15, 0.7], [0.75, 0.75]]
+    torch.testing.assert_close(places, torch.tensor(expected))
+
+
+def test_pixels_look_from_their_middles_whether_observed_or_not():
+    middles = lattice(SIDE)
+    assert torch.equal(lookouts(middles[None, ::3], SIDE)[0], middles)
+
+
+def test_cells_know_what_was_measured_in_them_wherever_it_was():
+    generator, count = torch.Generator().manual_seed(0), 60
+    side = lattice_side(count)
+    own = torch.randperm(side**2, generator=generator)[:count]
+    shift = 0.8 * (torch.rand(count, 2, generator=generator) - 0.5)
+    coords = (lattice(side)[own] + shift / side)[None]
+    values = torch.rand(1, count, 1, generator=generator) - 0.5
+    form, _ = fitted_form(coords, coords, values, side=side)
+    held, _, mean, log_sd, *_ = form.sketch[0].flatten(1)
+    assert torch.equal(held.nonzero()[:, 0], own.sort().values)
+    known = (values - values.mean()) / values.std(correction=0)
+    torch.testing.assert_close(mean[own], known[0, :, 0], rtol=0, atol=1e-2)
+    assert log_sd[own].max() < log_sd[held == 0].min()
+
+
+def test_neighbours_speak_for_cells_that_hold_observations():
+    canvas = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(1, 2, 1, 1)
+    held = torch.zeros(1, 1, 4, 4)
+    held[0, 0, 1, 1], held[0, 0, 1, 2] = 1, 1
+    spoken = spoken_for(canvas, held)
+    assert torch.equal(spoken[:, :, 2:], canvas[:, :, 2:])
+    assert torch.equal(spoken[:, :, 0], canvas[:, :, 0])
+    # Its own 5 and the held 6 beside it have no voice.
+    around = (0 + 2 * 1 + 2 + 2 * 4 + 8 + 2 * 9 + 10) / 10
+    torch.testing.assert_close(spoken[0, :, 1, 1], torch.tensor([around, around]))
+
+
+def test_a_cell_speaks_for_itself_where_all_around_it_hold_observations():
+    canvas = torch.randn(1, 2, SIDE, SIDE)
+    assert torch.equal(spoken_for(canvas, torch.ones(1, 1, SIDE, SIDE)), canvas)
+
+
+def test_what_held_cells_say_is_not_read(canvas):
+    sketch = a_sketch()
+    held, painted = holding(sketch), canvas.eval()(sketch)
+    anywhere = torch.rand(1, 200, 2)
+    garbled = torch.where(held > 0, 100.0, painted)
+    torch.testing.assert_close(canvas.look(garbled, anywhere, held),
+                               canvas.look(painted, anywhere, held))
+    assert not torch.equal(canvas.look(garbled, anywhere).shift,
+                           canvas.look(painted, anywhere).shift)
+
+
 @pytest.fixture
 def following() -> Canvas:
     torch.manual_seed(0)
@@ -120,7 +182,7 @@ def test_the_first_layer_in_two_parts_is_the_first_layer(following):
     draw = torch.cat([z, torch.ones(1, SIDE**2, 1), theta.cos().expand(1, SIDE**2, 1),
                       theta.sin().expand(1, SIDE**2, 1)], dim=2)
     whole = torch.cat([painted, draw.mT.unflatten(2, (SIDE, SIDE))], dim=1)
-    expected = read(following.flow(whole)[0], coords)
+    expected = read(spoken_for(following.flow(whole)[0], holding(painted)), coords)
     found = following.follow(z, theta, following.outlook(painted, coords))[..., :CHANNELS]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
