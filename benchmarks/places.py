@@ -3,10 +3,10 @@
     python benchmarks/places.py                                       # the weights that come along
     python benchmarks/places.py --checkpoint a.pth --data_test natural32_val.npz --pictures 160
 
-20 % of the points of each picture (or `--shares`) are observed, at pixel centres, or anywhere within these pixels
-(the picture between centres is bilinear, as its measurements are then); the posterior mean is asked
-at all pixel centres that were not observed, by the model and by the fitted kriging that it starts
-from, from the same measurements. Where the data have finer pictures (`photos`), both are asked for
+20 % of the points of each picture (or `--shares`) are observed, at pixel centres, or anywhere
+within these pixels (the picture between centres is bilinear, as its measurements are then); the
+posterior mean is asked at all pixel centres that were not observed, by the model and by the fitted
+kriging that it starts from, from the same measurements. Where the data have finer pictures (`photos`), both are asked for
 twice the resolution, too, from measurements at the centres of the coarse pixels, and scored on the
 finer truth. PSNR over pictures, in dB, with the share of pictures where the model is behind.
 """
@@ -37,6 +37,7 @@ from sparsefield.evaluate.opening import open_test_data  # noqa: E402
 from sparsefield.flow.sampling import sample  # noqa: E402
 from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.model.field import GaussianModel  # noqa: E402
+
 
 class Question(NamedTuple):
     """Measurements (M, 2), (M, C), places (N, 2), and the truth there (N, C), in [-1, 1]."""
@@ -132,7 +133,8 @@ def main() -> None:
         rows.append([*name, f"{before.mean():.2f}", f"{after.mean():.2f}",
                      f"{(after - before).mean():+.2f}", f"{(after < before).mean():.0%}",
                      f"{(after - before).min():+.2f}"])
-    table(["observed", "measured, asked", "fitted kriging", "model", "gain", "behind", "worst gain"], rows)
+    table(["observed", "measured, asked", "fitted kriging", "model", "gain", "behind",
+           "worst gain"], rows)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ depends on the observations alone: once a field, whatever is drawn from it. Anot
 together with z, the state of a draw, laid on the lattice, and says which way all of it should go:
 what is grain and what is edge shows where neighbours are seen together.
 
-Measurements lie anywhere in their cells, while a picture's lie in the middle. A cell that holds some
-looks at the closed form where they are, as it does in a picture, and what it says itself, which no
-picture asks for, is not read: its neighbours speak for it.
+Measurements lie anywhere in their cells, while a picture's lie in the middle. A cell that holds
+some looks at the closed form where they are, as it does in a picture, and what it says itself,
+which no picture asks for, is not read: its neighbours speak for it.
 
 Symbols: B fields, M observations, N queries, C channels, n cells a side, W width.
 """
@@ -153,8 +153,9 @@ def spoken_for(canvas: Tensor, held: Tensor) -> Tensor:
     binomial = canvas.new_tensor([1.0, 2.0, 1.0])
     around = (binomial[:, None] * binomial).expand(canvas.shape[1] + 1, 1, 3, 3)
     free = 1 - held.to(canvas)
-    summed = F.conv2d(torch.cat([canvas * free, free], dim=1), around, padding=1, groups=len(around))
-    total, weight = summed[:, :-1], summed[:, -1:]
+    heard = torch.cat([canvas * free, free], dim=1)
+    heard = F.conv2d(heard, around, padding=1, groups=len(around))
+    total, weight = heard[:, :-1], heard[:, -1:]
     return torch.where((held > 0) & (weight > 0), total / weight.clamp_min(1), canvas)
 
 
