@@ -6,9 +6,10 @@
 20 % of the points of each picture (or `--shares`) are observed, at pixel centres, or anywhere
 within these pixels (the picture between centres is bilinear, as its measurements are then); the
 posterior mean is asked at all pixel centres that were not observed, by the model and by the fitted
-kriging that it starts from, from the same measurements. Where the data have finer pictures (`photos`), both are asked for
-twice the resolution, too, from measurements at the centres of the coarse pixels, and scored on the
-finer truth. PSNR over pictures, in dB, with the share of pictures where the model is behind.
+kriging that it starts from, from the same measurements. Where the data have finer pictures
+(`photos`), both are asked for twice the resolution, too, from measurements at the centres of the
+coarse pixels, and scored on the finer truth. PSNR over pictures, in dB, with the share of pictures
+where the model is behind.
 """
 
 from __future__ import annotations
