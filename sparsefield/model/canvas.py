@@ -296,7 +296,8 @@ class Canvas(nn.Module):
         None for points that are observations."""
         parts = self.channels, self.channels, self.width
         if held is not None:
-            painted = spoken_for(painted, held)
+            said, features = painted.split([2 * self.channels, self.width], dim=1)
+            painted = torch.cat([spoken_for(said, held), features], dim=1)
         shift, raw, features = read(painted, coords).split(parts, dim=2)
         return Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
 
@@ -325,8 +326,8 @@ class Canvas(nn.Module):
         of_draw = F.conv2d(as_picture(draw, side), first.weight[:, -draw.shape[2]:], first.bias,
                            padding=1)                                     # (B, W, n, n)
         slope, features = self.flow.go_on(outlook.begun + of_draw)
-        slope = spoken_for(torch.cat([slope, features], dim=1).float(), outlook.held)
-        return read(slope, outlook.coords)
+        slope = spoken_for(slope.float(), outlook.held)
+        return read(torch.cat([slope, features.float()], dim=1), outlook.coords)
 
     def paint(self, sketch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Shift, raw log of the scale (B, C, n, n) and features (B, W, n, n), float32."""

@@ -306,11 +306,11 @@ class FieldModel(nn.Module):
         """Where the flow starts: the closed form, improved by what the canvas says."""
         if self.canvas is None:
             return started(form)
+        assert form.sketch is not None
         painted = self.canvas(form.sketch)                                # (B, 2 C + W, n, n)
         at_queries = self.canvas.look(painted, query_coords, holding(form.sketch))
         whole = None
         if self.sees_whole_draws:
-            assert form.sketch is not None
             whole = torch.cat([form.sketch.float(), painted], dim=1)
         return Start(form.mean + form.sd * at_queries.shift, form.sd * at_queries.log_scale.exp(),
                      at_queries.features, form.loo_sd, form.surprise,
@@ -318,7 +318,7 @@ class FieldModel(nn.Module):
 
     def look(self, form: ClosedForm, query_coords: Tensor) -> Look:
         """What the canvas, which the model has, says at places (B, N, 2)."""
-        assert self.canvas is not None
+        assert self.canvas is not None and form.sketch is not None
         look: Look = self.canvas.look(
             self.canvas(form.sketch), query_coords, holding(form.sketch)
         )
