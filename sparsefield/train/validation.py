@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsefield.data import Batch, Pattern, Split
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases, evaluating, spread
 from sparsefield.flow.path import END
-from sparsefield.train.pairs import Pairs, slope_loss
+from sparsefield.model.field import ClosedForm, FieldModel
+from sparsefield.train.pairs import Pair, Pairs, slope_loss
 
 EVAL_SEED = 0
 SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
@@ -27,6 +29,8 @@ class Validation:
         batch_size: pictures per model call. share: (rank, size), which of them are ours.
     Attributes:
         count: cases of all processes together. cases: ours.
+
+    One serves models of one architecture: their closed forms are computed once.
     """
 
     def __init__(
@@ -45,36 +49,34 @@ class Validation:
         self.cases = Cases(
             split, pattern, indices[rank::size], seed=EVAL_SEED, points=points, device=device
         )
+        self.pairs: Pairs | None = None
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
         """Numbers per picture of the methods in SHOWN_BASELINES."""
-        return {name: self._numbers(self.cases.interpolate(name).fields) if len(self.cases) else []
-                for name in SHOWN_BASELINES}
+        return {name: _numbers(self.cases, self.cases.interpolate(name).fields)
+                if len(self.cases) else [] for name in SHOWN_BASELINES}
 
     def evaluate(self, model: nn.Module) -> list[dict[str, float]]:
         """Numbers per picture of the posterior mean, and the loss at a frozen angle."""
-        if not len(self.cases):
-            return []
-        losses = self.losses(model)
-        numbers = self._numbers(self.cases.sample(model, **MEAN).fields)
-        return [{"loss": loss, **found} for loss, found in zip(losses, numbers)]
-
-    def _numbers(self, fields: list[np.ndarray]) -> list[dict[str, float]]:
-        return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
-                 "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, self.cases)]
+        results: list[dict[str, float]] = [{} for _ in self.cases]
+        for group in self.cases.groups():
+            pair, losses = self._losses(model, group)
+            some = self.cases.subset(group)
+            mean = some.sample(cast(FieldModel, Answered(model, pair.form)), **MEAN)
+            for k, loss, numbers in zip(group, losses, _numbers(some, mean.fields)):
+                results[k] = {"loss": loss, **numbers}
+        return results
 
     @torch.no_grad()
-    def losses(self, model: nn.Module) -> list[float]:
-        """Of each case, at a frozen angle, at the points that were not observed."""
-        pairs = Pairs(model, *self.cases.shape(self.cases.rows), self.cases.device)
-        losses = [math.nan] * len(self.cases)
-        for group in self.cases.groups():
-            batch = self._batch(group)
-            with evaluating(model):
-                found = slope_loss(model, batch, pairs(batch)).mean(dim=(1, 2)).tolist()
-            for k, loss in zip(group, found):
-                losses[k] = loss
-        return losses
+    def _losses(self, model: nn.Module, group: list[int]) -> tuple[Pair, list[float]]:
+        """What cases start from; the loss of each at a frozen angle, at the points that were not
+        observed."""
+        if self.pairs is None:
+            self.pairs = Pairs(model, *self.cases.shape(self.cases.rows), self.cases.device)
+        batch = self._batch(group)
+        with evaluating(model):
+            pair = self.pairs(batch)
+            return pair, slope_loss(model, batch, pair).mean(dim=(1, 2)).tolist()
 
     def _batch(self, which: list[int]) -> Batch:
         queries, input_coords, input_values = self.cases.stack(which)
@@ -90,7 +92,7 @@ class Validation:
             "draws": np.array([rng.integers(2**63) for rng in rngs]),
             "turn": np.zeros(len(cases), dtype=np.int64),
             "layout": np.full(len(cases), -1),
-            "field": np.full(len(cases), -1),
+            "field": np.array([case.index for case in cases]),
             "symmetry": np.zeros(len(cases), dtype=np.int64),
             "answered": np.stack([np.arange(len(own)) for own in index]),
             "theta": np.array([END * rng.random() for rng in rngs], dtype=np.float32),
@@ -99,6 +101,28 @@ class Validation:
                    for name, part in parts.items()}
         return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
                      **tensors)
+
+
+class Answered:
+    """A model whose closed form of one batch is at hand: for means, which draw nothing."""
+
+    def __init__(self, model: nn.Module, form: ClosedForm):
+        self.model, self.form = model, form
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *given: Any) -> Tensor:
+        slope: Tensor = self.model(*given)
+        return slope
+
+    def closed_form(self, *points: Tensor) -> tuple[ClosedForm, None]:
+        return self.form, None
+
+
+def _numbers(cases: Cases, fields: list[np.ndarray]) -> list[dict[str, float]]:
+    return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
+             "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, cases)]
 
 
 def mean_numbers(results: list[dict[str, float]]) -> dict[str, float]:
