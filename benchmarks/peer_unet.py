@@ -211,7 +211,8 @@ def beside(folder: Path) -> list[list[str]]:
              f"{record['val_psnr']:.2f}"] for record in validations(folder)]
 
 
-def main() -> None:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or of a list."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -228,8 +229,11 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare data")
     parser.add_argument("--out", type=Path, help="JSON file for the curve")
     parser.add_argument("--beside", type=Path, help="folder of a training, to print its curve too")
-    given = parser.parse_args()
+    return parser.parse_args(given)
 
+
+def main() -> None:
+    given = arguments()
     peer = Peer(given)
     parameters = sum(p.numel() for p in peer.unet.parameters())
     curve = train(peer, given)

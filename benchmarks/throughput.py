@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,12 +112,11 @@ def former_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
 
 def unet_steps() -> Callable[[int], None]:
     sys.path.insert(0, str(HERE / "benchmarks"))
-    from peer_unet import Peer
+    from peer_unet import Peer, arguments
 
     from sparsefield.flow.path import draw_angles
 
-    peer = Peer(Namespace(data="photos", data_val=None, observe="random:0.2", seed=0,
-                          batch_size=32, width=88, lr=1e-3, pictures=1))
+    peer = Peer(arguments(["--pictures", "1"]))
     peer.batches = open_batches(**PAINTED, draw_angles=draw_angles)
 
     def step(number: int) -> None:
