@@ -117,11 +117,10 @@ def unet_steps() -> Callable[[int], None]:
     from sparsefield.flow.path import draw_angles
 
     peer = Peer(arguments(["--pictures", "1"]))
-    peer.batches = open_batches(**PAINTED, draw_angles=draw_angles)
+    batches = open_batches(**PAINTED, draw_angles=draw_angles)
 
     def step(number: int) -> None:
-        peer.steps = number
-        peer.step(1e-5)
+        peer.step(batches[number], 1e-5)
 
     return step
 
