@@ -16,6 +16,9 @@ from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
+from sparsefield.gaussian import layouts, posterior
+from sparsefield.gaussian.layouts import fit
+from sparsefield.model.field import GaussianModel
 from sparsefield.train.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2
 
@@ -172,6 +175,28 @@ def test_dropout_does_not_reach_validation(ramps):
     model = network(dropout=0.5).train()
     assert validation.evaluate(model) == validation.evaluate(model)
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["ramps", "seas"])
+def test_training_scores_the_mean_as_evaluations_do(request, kind):
+    data, model = open_data(str(request.getfixturevalue(kind))), network()
+    validation = Validation(data.val, parse_pattern("random:0.2"), 5, 2, torch.device("cpu"))
+    theirs = validation.cases.numbers(validation.cases.sample(model, method="mean"))
+    bare = validation.cases.numbers(validation.cases.sample(GaussianModel(), method="mean"))
+    assert all(want["psnr"] != kriged["psnr"] for want, kriged in zip(theirs, bare))
+    for mine, want in zip(validation.evaluate(model), theirs, strict=True):
+        assert mine["psnr"] == pytest.approx(want["psnr"], abs=0.01)
+        assert mine["ssim"] == pytest.approx(want["ssim"], abs=1e-3)
+
+
+def test_a_field_is_fitted_once_for_all_validations(ramps, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(layouts, "fit", lambda *given: fitted.append(1) or fit(*given))
+    monkeypatch.setattr(posterior, "fit", lambda *given: pytest.fail("fitted again"))
+    validation = Validation(open_data(str(ramps)).val, parse_pattern("random:0.2"), 3, 2,
+                            torch.device("cpu"))
+    first = validation.evaluate(network())
+    assert validation.evaluate(network()) == first and len(fitted) == 3
 
 
 def test_every_part_gets_its_own_mode_back():
