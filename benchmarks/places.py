@@ -9,7 +9,7 @@ posterior mean is asked at all pixel centres that were not observed, by the mode
 kriging that it starts from, from the same measurements. Where the data have finer pictures
 (`photos`), both are asked for twice the resolution, too, from measurements at the centres of the
 coarse pixels, and scored on the finer truth. PSNR over pictures, in dB, with the share of pictures
-where the model is behind.
+where the model is behind. With `--draws` samples of both are scored, too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from sparsefield.data import Split  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
 from sparsefield.evaluate.metrics import psnr  # noqa: E402
 from sparsefield.evaluate.opening import open_test_data  # noqa: E402
+from sparsefield.evaluate.uncertainty import (  # noqa: E402
+    fair_crps,
+    moments,
+    spread_error_ratio,
+)
 from sparsefield.flow.sampling import sample  # noqa: E402
 from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.model.field import GaussianModel  # noqa: E402
@@ -108,6 +113,17 @@ def answer(model: nn.Module, question: Question) -> float:
     return psnr(*(to_unit(part.numpy())[None] for part in (found, question.truth)))
 
 
+def uncertainty_of(model: nn.Module, question: Question, draws: int) -> tuple[float, float, float]:
+    """CRPS, in [0, 1] like the data, variance of samples and squared error of their mean."""
+    places, coords, values = (part[None] for part in
+                              (question.places, question.coords, question.values))
+    drawn = sample(model, places, coords, values, seeds=[list(range(draws))], method="heun",
+                   num_steps=2).values[0]
+    samples, truth = (to_unit(part.numpy()) for part in (drawn.flatten(1), question.truth.ravel()))
+    variance, squared_error = moments(samples, truth)
+    return fair_crps(samples, truth), float(variance.mean()), float(squared_error.mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,14 +134,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64, help="the first of the test part")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.2],
                         help="of the pixels, that are observed")
+    parser.add_argument("--draws", type=int, default=0, help="samples of each, at least 2; 0: none")
     given = parser.parse_args()
     model, checkpoint = load_model(given.checkpoint)
     model.eval()
     kriging = GaussianModel()
     data = open_test_data(checkpoint, given.data, given.data_test)
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    drawn: dict[tuple[str, str], list] = {}
     for name, question in questions(data.test, given.pictures, given.shares):
         found.setdefault(name, []).append((answer(kriging, question), answer(model, question)))
+        if given.draws:
+            drawn.setdefault(name, []).append([uncertainty_of(each, question, given.draws)
+                                               for each in (kriging, model)])
     print(f"{describe_machine()}; {given.checkpoint}, {data.name}, "
           f"{min(given.pictures, len(data.test))} pictures\n")
     rows = []
@@ -136,6 +157,16 @@ def main() -> None:
                      f"{(after - before).min():+.2f}"])
     table(["observed", "measured, asked", "fitted kriging", "model", "gain", "behind",
            "worst gain"], rows)
+    if given.draws:
+        table(["observed", "measured, asked", "CRPS: kriging, model", "spread / error"],
+              [[*name, *in_words(np.array(pairs))] for name, pairs in drawn.items()])
+
+
+def in_words(scores: np.ndarray) -> list[str]:
+    """Of (pictures, kriging and model, 3): CRPS, and spread over error, of both."""
+    crps = scores[..., 0].mean(axis=0)
+    ratios = [spread_error_ratio(*scores[:, k, 1:].T) for k in range(2)]
+    return [f"{crps[0]:.5f}, {crps[1]:.5f}", f"{ratios[0]:.2f}, {ratios[1]:.2f}"]
 
 
 if __name__ == "__main__":
