@@ -105,23 +105,34 @@ def questions(
                 yield (observed, "twice as fine"), twice_as_fine(picture, finer, rng, share)
 
 
-def answer(model: nn.Module, question: Question) -> float:
-    """PSNR of the posterior mean."""
-    places, coords, values = (part[None] for part in
-                              (question.places, question.coords, question.values))
-    found = sample(model, places, coords, values, seeds=[[0]], method="mean").values[0, 0]
-    return psnr(*(to_unit(part.numpy())[None] for part in (found, question.truth)))
+class Scores(NamedTuple):
+    """Of one picture: PSNR of the posterior mean, in dB; CRPS of samples, in [0, 1] like the data,
+    their variance and the squared error of their mean, NaN without samples."""
+
+    psnr: float
+    crps: float = float("nan")
+    variance: float = float("nan")
+    squared_error: float = float("nan")
 
 
-def uncertainty_of(model: nn.Module, question: Question, draws: int) -> tuple[float, float, float]:
-    """CRPS, in [0, 1] like the data, variance of samples and squared error of their mean."""
-    places, coords, values = (part[None] for part in
-                              (question.places, question.coords, question.values))
-    drawn = sample(model, places, coords, values, seeds=[list(range(draws))], method="heun",
-                   num_steps=2).values[0]
-    samples, truth = (to_unit(part.numpy()) for part in (drawn.flatten(1), question.truth.ravel()))
-    variance, squared_error = moments(samples, truth)
-    return fair_crps(samples, truth), float(variance.mean()), float(squared_error.mean())
+def scores(model: nn.Module, question: Question, draws: int) -> Scores:
+    coords, values, places, truth = (part[None] for part in question)
+    sampler = {"method": "heun", "num_steps": 2} if draws else {"method": "mean"}
+    found = sample(model, places, coords, values, seeds=[list(range(max(1, draws)))], **sampler)
+    mean, samples, truth = (to_unit(part.numpy()) for part in
+                            (found.mean, found.values[0].flatten(1), truth))
+    score = psnr(mean, truth)
+    if not draws:
+        return Scores(score)
+    variance, squared_error = moments(samples, truth.ravel())
+    return Scores(score, fair_crps(samples, truth.ravel()), variance.mean(), squared_error.mean())
+
+
+def in_words(pairs: np.ndarray) -> list[str]:
+    """Of (pictures, kriging and model, Scores): CRPS, and spread over error, of both."""
+    crps = pairs[..., 1].mean(axis=0)
+    ratios = [spread_error_ratio(*pairs[:, k, 2:].T) for k in range(2)]
+    return [f"{crps[0]:.5f}, {crps[1]:.5f}", f"{ratios[0]:.2f}, {ratios[1]:.2f}"]
 
 
 def main() -> None:
@@ -140,18 +151,15 @@ def main() -> None:
     model.eval()
     kriging = GaussianModel()
     data = open_test_data(checkpoint, given.data, given.data_test)
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    drawn: dict[tuple[str, str], list] = {}
+    found: dict[tuple[str, str], list[list[Scores]]] = {}
     for name, question in questions(data.test, given.pictures, given.shares):
-        found.setdefault(name, []).append((answer(kriging, question), answer(model, question)))
-        if given.draws:
-            drawn.setdefault(name, []).append([uncertainty_of(each, question, given.draws)
-                                               for each in (kriging, model)])
+        found.setdefault(name, []).append([scores(each, question, given.draws)
+                                           for each in (kriging, model)])
     print(f"{describe_machine()}; {given.checkpoint}, {data.name}, "
           f"{min(given.pictures, len(data.test))} pictures\n")
     rows = []
     for name, pairs in found.items():
-        before, after = np.array(pairs).T
+        before, after = np.array(pairs)[..., 0].T
         rows.append([*name, f"{before.mean():.2f}", f"{after.mean():.2f}",
                      f"{(after - before).mean():+.2f}", f"{(after < before).mean():.0%}",
                      f"{(after - before).min():+.2f}"])
@@ -159,14 +167,7 @@ def main() -> None:
            "worst gain"], rows)
     if given.draws:
         table(["observed", "measured, asked", "CRPS: kriging, model", "spread / error"],
-              [[*name, *in_words(np.array(pairs))] for name, pairs in drawn.items()])
-
-
-def in_words(scores: np.ndarray) -> list[str]:
-    """Of (pictures, kriging and model, 3): CRPS, and spread over error, of both."""
-    crps = scores[..., 0].mean(axis=0)
-    ratios = [spread_error_ratio(*scores[:, k, 1:].T) for k in range(2)]
-    return [f"{crps[0]:.5f}, {crps[1]:.5f}", f"{ratios[0]:.2f}, {ratios[1]:.2f}"]
+              [[*name, *in_words(np.array(pairs))] for name, pairs in found.items()])
 
 
 if __name__ == "__main__":

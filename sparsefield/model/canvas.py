@@ -294,12 +294,11 @@ class Canvas(nn.Module):
     def look(self, painted: Tensor, coords: Tensor, held: Tensor | None = None) -> Look:
         """What points at coords (B, N, 2) read from what `forward` gave; held: see `spoken_for`,
         None for points that are observations."""
-        parts = self.channels, self.channels, self.width
+        said, features = painted.split([2 * self.channels, self.width], dim=1)
         if held is not None:
-            said, features = painted.split([2 * self.channels, self.width], dim=1)
-            painted = torch.cat([spoken_for(said, held), features], dim=1)
-        shift, raw, features = read(painted, coords).split(parts, dim=2)
-        return Look(shift, WIDEST * (raw / WIDEST).tanh(), features)
+            said = spoken_for(said, held)
+        shift, raw = read(said, coords).chunk(2, dim=2)
+        return Look(shift, WIDEST * (raw / WIDEST).tanh(), read(features, coords))
 
     def outlook(self, painted: Tensor, coords: Tensor) -> Outlook:
         """What all draws of a field share, in the first layer already, which is linear.
