@@ -146,6 +146,8 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
     """{setting: [V1's, V2's]} that both have, differ and matter."""
     v1, v2 = (learnt_from(checkpoints[name]) for name in ("V1", "V2"))
     shared = (set(v1) & set(v2)) - {"d_model", "num_layers"}  # another model's
+    if v1.get("init_from") and v2.get("init_from"):  # each went on from its own
+        shared.remove("init_from")
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
 
 

@@ -20,6 +20,7 @@ from sparsefield.errors import UserError
 
 LAYOUTS = 32
 RENEWED = 8
+COUNTS = 4
 REUSED = 4  # epochs
 MOST_PAINTED = 1024
 MOST_SEEN = 4096
@@ -63,11 +64,12 @@ class TrainingBatches(Dataset):
       MOST_PAINTED.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
-    - Where the pattern draws equally many points on every field, work is shared. LAYOUTS layouts
-      of observations are in use at a time, of which every RENEWED steps one makes way for a new
-      one: what is computed from places alone then serves many fields. And for REUSED epochs a
-      field keeps its layout, so that its closed form serves as many turns; pictures show another
-      of their symmetries each time.
+    - In data without gaps work is shared: LAYOUTS layouts of observations are in use at a time,
+      and what is computed from places alone then serves many fields. Where the pattern draws
+      equally many points each time, every RENEWED steps one of them makes way for a new one, and
+      for REUSED epochs a field keeps its layout, so that its closed form serves as many turns;
+      pictures show another of their symmetries each time. Where how many varies, steps take turns
+      among COUNTS such numbers, each with LAYOUTS / COUNTS layouts for RENEWED of its steps.
 
     Raises:
         UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.
@@ -92,7 +94,8 @@ class TrainingBatches(Dataset):
         self.painted, self.sees_whole = painted, sees_whole
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)
-        self.shares_layouts = not split.has_gaps and pattern.is_fixed
+        self.shares_layouts = not split.has_gaps
+        self.keeps_layouts = self.shares_layouts and pattern.is_fixed
         self.shape = split.example(0).shape[:2]
         self.coords = grid_coords(*self.shape).numpy()
 
@@ -124,10 +127,19 @@ class TrainingBatches(Dataset):
         own_angles = angles[self.own_slots.start:self.own_slots.stop]
         return Batch(*stacked, theta=torch.as_tensor(own_angles, dtype=torch.float32))
 
+    def layout(self, step: int, rng: np.random.Generator) -> int:
+        """A shared layout for a field that is new in this step."""
+        if self.pattern.is_fixed:
+            return step // RENEWED + int(rng.integers(LAYOUTS))
+        of_count = step // (COUNTS * RENEWED) * COUNTS + step % COUNTS
+        return of_count * (LAYOUTS // COUNTS) + int(rng.integers(LAYOUTS // COUNTS))
+
     def observed(self, layout: int) -> np.ndarray:
         """(M,) observed points of a shared layout, a function of (seed, layout)."""
         rng = generator(self.seed, Purpose.LAYOUT, layout)
-        return self.pattern.draw(np.ones(self.shape, dtype=bool), rng)
+        of_count = layout // (LAYOUTS // COUNTS)
+        level = generator(self.seed, Purpose.LAYOUT_COUNT, of_count).random()
+        return self.pattern.draw(np.ones(self.shape, dtype=bool), rng, level)
 
     def field_of(self, step: int, slot: int) -> int:
         """Index in the split of the field that this slot of this step shows."""
@@ -151,9 +163,9 @@ class _Slot:
 
     def __init__(self, batches: TrainingBatches, step: int, slot: int, level: float):
         self.rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
-        self.layout, self.field, self.turn = -1, -1, 0
+        self.layout, self.field, self.turn, first_step = -1, -1, 0, step
         own = self.rng
-        if batches.shares_layouts:  # the same numbers at every turn
+        if batches.keeps_layouts:  # the same numbers at every turn
             self.field, self.turn, first_step = batches.turn(step, slot)
             own = generator(batches.seed, Purpose.TRAINING_FIELD, self.field)
         values = batches.split.training_example(batches.field_of(step, slot), own)
@@ -169,7 +181,7 @@ class _Slot:
         if batches.split.has_gaps:
             valid = ~np.isnan(values[..., 0])
         if batches.shares_layouts:
-            self.layout = first_step // RENEWED + int(own.integers(LAYOUTS))
+            self.layout = batches.layout(first_step, own)
             observed = batches.observed(self.layout)
         else:
             observed = batches.pattern.draw(valid, own, level)

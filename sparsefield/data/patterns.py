@@ -6,6 +6,7 @@
     block:0.3          everything but a block of 0.3 of the area (inpainting)
     lines:8            8 whole rows
     mask.png           what is white, and opaque, in a picture of the size of the fields
+    random:0.2,lines:8 one of several rules, equally often: for who will measure in several ways
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Pattern(Protocol):
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """int(share * existing points), uniformly without replacement; share in [low, high]."""
+    """int(share * existing points), uniformly without replacement; share in [low, high], its
+    logarithm uniform."""
 
     low: float
     high: float
@@ -74,7 +76,7 @@ class RandomPoints:
         share = self.low
         if self.high > self.low:
             level = rng.random() if level is None else level
-            share += level * (self.high - self.low)
+            share *= (self.high / self.low) ** level
         count = min(max(int(share * len(points)), 1), len(points) - 1)
         return np.sort(rng.choice(points, count, replace=False, shuffle=False))
 
@@ -164,6 +166,26 @@ class Mask:
         return _points(self.observed, valid, rng)
 
 
+@dataclass(frozen=True)
+class AnyOf:
+    """One of several rules, equally often; rules named twice twice as often. The whole counts as
+    symmetric: who names several rules has no direction of the grid in mind."""
+
+    rules: tuple[Pattern, ...]
+
+    is_fixed, is_symmetric = False, True
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.rules))
+
+    def draw(
+        self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
+    ) -> np.ndarray:
+        level = rng.random() if level is None else level
+        which, level = divmod(level * len(self.rules), 1)
+        return self.rules[int(which)].draw(valid, rng, level)
+
+
 def parse_pattern(text: str) -> Pattern:
     """The pattern that `--observe` names (see the top of this file).
 
@@ -171,6 +193,12 @@ def parse_pattern(text: str) -> Pattern:
         UserError: unknown rule, a mask that cannot be read, or a rule that observes nothing or
             everything.
     """
+    if "," in text and not os.path.isfile(text):
+        return AnyOf(tuple(map(_parse_rule, text.split(","))))
+    return _parse_rule(text)
+
+
+def _parse_rule(text: str) -> Pattern:
     rule, colon, argument = text.partition(":")
     if not colon or rule not in _RULES:
         return _read_mask(text)

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     FROZEN_CASE = 5
     LAYOUT = 6
     TRAINING_FIELD = 7
+    LAYOUT_COUNT = 8
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

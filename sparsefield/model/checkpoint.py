@@ -39,6 +39,8 @@ FORMER = {
     2: ("whose canvas was one network", "8f15495"),
 }
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
+# Arguments of a model that follow from its training and data: they tell no models apart.
+OF_TRAINING = {"dropout", "canvas_dropout", "canvas_turns", "value_sd", "max_frequency"}
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
@@ -245,6 +247,32 @@ def take_shared_components(model: nn.Module, path: str | Path, model_class: str)
             child.load_state_dict({key: value.float() for key, value in theirs.items()})
             lines.append(f"taken from {path}: {name}")
     return lines
+
+
+def take_weights(model: nn.Module, arguments: dict[str, Any], path: str | Path) -> str:
+    """Copy all weights of a checkpoint into a model of the same sizes, and say so.
+
+    Args:
+        arguments: what the model was constructed with.
+    Raises:
+        UserError: as `build_model`, or the checkpoint holds another class or other sizes.
+    """
+    checkpoint = load_checkpoint(path)
+    own, theirs = type(model).__name__, checkpoint["model_class"]
+    if theirs != own:
+        raise UserError(f"init_from={path}: it holds a {theirs}, and this is a {own}: give another")
+    differing = {name: value for name, value in checkpoint["model_args"].items()
+                 if name not in OF_TRAINING and arguments.get(name, value) != value}
+    if "channels" in differing:
+        raise UserError(
+            f"init_from={path}: its fields have {differing['channels']} channel(s), and the data "
+            f"{arguments['channels']}: give another, or train from the start"
+        )
+    if differing:
+        flags = " ".join(f"--{name} {value}" for name, value in differing.items())
+        raise UserError(f"init_from={path}: a model of other sizes: train with {flags}")
+    model.load_state_dict(build_model(checkpoint).state_dict())
+    return f"weights taken from {path}"
 
 
 def take_canvas(model: nn.Module, path: str | Path) -> str:

@@ -22,7 +22,13 @@ from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.hashed import seeds_of
-from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint, take_canvas
+from sparsefield.model.checkpoint import (
+    FORMAT,
+    build_model,
+    load_checkpoint,
+    take_canvas,
+    take_weights,
+)
 from sparsefield.model.field import ClosedForm
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.distributed import World, join_world
@@ -157,7 +163,11 @@ class Training:
         """What only a training that takes steps needs; a new one starts as `initialise` says."""
         device = self.world.device
         if self.progress.step == 0:
-            lines = initialise(self.model) if initialise is not None else []
+            lines = []
+            if self.config.init_from is not None:
+                lines.append(take_weights(self.model, self.arguments, self.config.init_from))
+            if initialise is not None:
+                lines += initialise(self.model)
             if self.config.canvas_from is not None:
                 lines.append(take_canvas(self.model, self.config.canvas_from))
             for line in lines:

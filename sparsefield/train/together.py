@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
+from sparsefield.data.batches import COUNTS
 from sparsefield.data.symmetries import TURNS, Symmetry
 from sparsefield.gaussian.stacked import StackedPosteriors
 from sparsefield.hashed import scrambled
@@ -21,18 +23,47 @@ AT_ONCE = 128  # fields, which take 4 MB each while they are answered
 
 
 class Together:
-    """`together(batch)` for batches whose fields all have shared layouts. Fields are answered as
-    they are in the data; what a batch shows of them is turned afterwards."""
+    """`together(batch)` for batches whose fields all have shared layouts. Layouts of equally many
+    points lie together; the numbers of points in use are at most COUNTS."""
 
     def __init__(self, model: nn.Module, height: int, width: int, device: torch.device):
         self.model, self.shape, self.device = model, (height, width), device
-        self.posteriors: StackedPosteriors | None = None
+        self.of_counts: OrderedDict[int, OfCount] = OrderedDict()
 
     def __call__(self, batch: Batch, with_draws: bool) -> tuple[ClosedForm, Tensor]:
         """The closed form, and draws z_0 (B, N, C), empty if none are wanted."""
-        side = self.model.lattice_side(batch.input_index.shape[1])
-        if self.posteriors is None:
-            self._open(side)
+        count = batch.input_index.shape[1]
+        if count not in self.of_counts:
+            if len(self.of_counts) == COUNTS:
+                self.of_counts.popitem(last=False)
+            side = self.model.lattice_side(count)
+            self.of_counts[count] = OfCount(self.shape, side, self.device)
+        self.of_counts.move_to_end(count)
+        return self.of_counts[count](batch, with_draws)
+
+
+class OfCount:
+    """The same for layouts of equally many points, on a lattice of `side` cells a side, None: no
+    lattice. Fields are answered as they are in the data; what a batch shows of them is turned
+    afterwards."""
+
+    def __init__(self, shape: tuple[int, int], side: int | None, device: torch.device):
+        self.shape, self.side, self.device = shape, side, device
+        further = None
+        if side is not None and shape != (side, side):
+            further = partial(lookouts, side=side)
+        self.posteriors = StackedPosteriors(*shape, grid_coords(*shape, device), further)
+        turns = TURNS if shape[0] == shape[1] else TURNS // 2
+        self.points = self._stacked([Symmetry(k, *shape, 1).source
+                                     for k in range(turns)])              # (turns, P)
+        self.cells = self.points
+        if further is not None:
+            assert side is not None
+            self.cells = math.prod(shape) + self._stacked(
+                [Symmetry(k, side, side, 1).source for k in range(turns)]
+            )
+
+    def __call__(self, batch: Batch, with_draws: bool) -> tuple[ClosedForm, Tensor]:
         turn = batch.symmetry % TURNS
         points = self.points[turn]                                        # (B, P)
         channels = self._channels(batch)                                  # (B, C)
@@ -52,7 +83,7 @@ class Together:
         asked = points.gather(1, batch.query_index)
         form = ClosedForm(*(_of_points(part, asked) for part in (mean, sd, spread)), loo_sd,
                           surprise)
-        if side is not None:
+        if self.side is not None:
             cells = self.cells[turn]                                      # (B, L)
             there = tuple(_of_points(part, cells) for part in (mean, sd, spread))
             form = form._replace(
@@ -67,24 +98,6 @@ class Together:
         count = batch.input_values.shape[2]
         return self._stacked([Symmetry(number, *self.shape, count).channels
                               for number in batch.symmetry.tolist()])
-
-    def _open(self, side: int | None) -> None:
-        """What every batch needs: grid, lattice and symmetries."""
-        further = None
-        if side is not None and self.shape != (side, side):
-            further = partial(lookouts, side=side)
-        self.posteriors = StackedPosteriors(
-            *self.shape, grid_coords(*self.shape, self.device), further
-        )
-        turns = TURNS if self.shape[0] == self.shape[1] else TURNS // 2
-        self.points = self._stacked([Symmetry(k, *self.shape, 1).source
-                                     for k in range(turns)])              # (turns, P)
-        self.cells = self.points
-        if further is not None:
-            assert side is not None
-            self.cells = math.prod(self.shape) + self._stacked(
-                [Symmetry(k, side, side, 1).source for k in range(turns)]
-            )
 
     def _stacked(self, rows: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(rows)).to(self.device)

@@ -76,15 +76,17 @@ def other_density(given: Measurements, shape: tuple[int, int], observe: str) -> 
 
     A picture counts by its own pixels, points by the cells that are asked for.
     """
-    rule = re.fullmatch(r"random:([\d.]+)(?:-([\d.]+))?", observe)
-    if not rule:
+    rules = re.findall(r"random:([\d.]+)(?:-([\d.]+))?(?:,|$)", observe)
+    if not rules:
         return None
-    low, high = float(rule[1]), float(rule[2] or rule[1])
+    low, high = (pick(float(share) for rule in rules for share in rule if share)
+                 for pick in (min, max))
     rows, columns = given.shape or shape
     share = len(given.coords) / (rows * columns)
     if low / FAR <= share <= high * FAR:
         return None
-    return f"{share:.2%} of the cells are measured, and in its training {observe[7:]} of them were"
+    trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    return f"{share:.2%} of the cells are measured, and in its training {trained} of them were"
 
 
 # --- as what measurements are read ----------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from sparsefield.coords import grid_coords
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
-from sparsefield.data.batches import LAYOUTS, RENEWED
+from sparsefield.data.batches import COUNTS, LAYOUTS, RENEWED
 from sparsefield.data.pictures import Box, Picture
 from sparsefield.data.symmetries import Symmetry
 from sparsefield.errors import UserError
@@ -175,9 +175,39 @@ def test_a_field_keeps_its_layout_and_shows_other_symmetries(photos):
     assert len({own["symmetry"] for own in per_field.values()}) > 1
 
 
-@pytest.mark.parametrize("pattern", ["random:0.1-0.4"])
-def test_layouts_of_other_sizes_are_not_shared(numbered, pattern):
-    assert (batches(numbered.train, pattern=pattern)[3].layout == -1).all()
+def test_where_the_number_of_points_varies_steps_take_turns_among_a_few(numbered):
+    used = batches(numbered.train, batch_size=32, pattern="random:0.1-0.9")
+    steps = COUNTS * RENEWED
+    by_layout, counts = {}, []
+    for step in range(2 * steps):
+        batch = used[step]
+        counts.append(batch.input_index.shape[1])
+        assert (batch.field == -1).all() and (batch.turn == 0).all()
+        for layout, observed in zip(batch.layout.tolist(), batch.input_index.tolist()):
+            assert by_layout.setdefault(layout, observed) == observed
+    for first in (0, steps):
+        era = counts[first:first + steps]
+        assert era == era[:COUNTS] * RENEWED
+    assert len(set(counts)) > COUNTS
+    assert len(by_layout) == 2 * LAYOUTS and len(set(map(tuple, by_layout.values()))) > 50
+
+
+def test_layouts_of_data_with_gaps_are_not_shared():
+    class Gappy:
+        has_gaps, is_symmetric = True, False
+
+        def __len__(self):
+            return 9
+
+        def example(self, index):
+            field = np.zeros((6, 8, 1), dtype=np.float32)
+            field[index % 6] = np.nan
+            return field
+
+        def training_example(self, index, rng):
+            return self.example(index)
+
+    assert (batches(Gappy(), pattern="random:0.2")[3].layout == -1).all()
 
 
 @pytest.mark.parametrize("kind", ["photos", "numbered"])

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from sparsefield.data import TrainingBatches, parse_pattern
+from sparsefield.errors import UserError
 
 FULL = np.ones((12, 16), dtype=bool)
 
@@ -46,7 +47,9 @@ def test_varied_share_covers_its_range():
     assert 0.04 <= min(shares) < 0.07 and 0.47 < max(shares) < 0.5
     fixed = parse_pattern("random:0.05-0.5")
     rng = np.random.default_rng(0)
-    assert {len(fixed.draw(FULL, rng, level=0.5)) for _ in range(5)} == {int(0.275 * FULL.size)}
+    share = (0.05 * 0.5) ** 0.5  # as likely above as below
+    assert {len(fixed.draw(FULL, rng, level=0.5)) for _ in range(5)} == {int(share * FULL.size)}
+    assert 0.4 < np.mean(np.array(shares) < share) < 0.6
 
 
 def test_varied_share_is_one_number_per_batch():
@@ -66,8 +69,28 @@ def test_varied_share_is_one_number_per_batch():
         Flat(), parse_pattern("random:0.05-0.5"), seed=0, batch_size=4, queries=(1, 5),
         draw_angles=lambda rng, size: rng.random(size),
     )
-    counts = {batches[step].input_coords.shape[1] for step in range(30)}
-    assert len(counts) > 15 and min(counts) < 30 and max(counts) > 80
+    counts = {batches[step].input_coords.shape[1] for step in range(300)}
+    assert len(counts) > 15 and min(counts) < 15 and max(counts) > 80
+
+
+def test_one_of_several_rules_equally_often(tmp_path):
+    text = "random:0.1-0.3,lines:4,lines:4,grid:3"
+    pattern = parse_pattern(text)
+    assert str(pattern) == text and not pattern.is_fixed
+    rng = np.random.default_rng(0)
+    counts = [len(pattern.draw(FULL, rng)) for _ in range(400)]
+    lines, grid = 4 * FULL.shape[1], len(np.flatnonzero(drawn("grid:3")))
+    assert 160 < counts.count(lines) < 240 and 70 < counts.count(grid) < 130
+    assert len(set(counts)) > 10
+    by_level = [len(pattern.draw(FULL, rng, level)) for level in (0.3, 0.6, 0.8)]
+    assert by_level == [lines, lines, grid]
+    assert len(pattern.draw(FULL, rng, 0.125)) == int(0.03**0.5 * FULL.size)
+
+
+def test_every_rule_of_several_is_looked_at():
+    for text in ("random:0.2,block:1.5", "random:0.2,", "random:0.2,nothing.png"):
+        with pytest.raises(UserError, match="--observe"):
+            parse_pattern(text)
 
 
 def test_mask_file(tmp_path):

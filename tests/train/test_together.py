@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
+from sparsefield.data.batches import COUNTS
 from sparsefield.flow.path import draw_angles
 from sparsefield.train.pairs import Pairs
 from sparsefield.train.together import Together
@@ -15,9 +16,9 @@ SMALL = dict(d_model=16, num_layers=2, perceiver_iterations=1, perceiver_heads=2
 CPU = torch.device("cpu")
 
 
-def batches(size: int, data: str = "photos") -> TrainingBatches:
+def batches(size: int, data: str = "photos", pattern: str = "random:0.2") -> TrainingBatches:
     return TrainingBatches(
-        open_data(data, image_size=size).train, parse_pattern("random:0.2"), seed=0, batch_size=6,
+        open_data(data, image_size=size).train, parse_pattern(pattern), seed=0, batch_size=6,
         queries=(40, 60), draw_angles=partial(draw_angles, zero_share=0.5),
     )
 
@@ -27,14 +28,16 @@ def model(canvas_width: int, channels: int = 3) -> MAMBADiffusionV2:
     return MAMBADiffusionV2(**SMALL, canvas_width=canvas_width, channels=channels)
 
 
-@pytest.mark.parametrize("size, canvas_width, data, channels", [
-    (16, 8, "photos", 3), (16, 0, "photos", 3), (17, 8, "photos", 3), (16, 8, "terrain", 1),
+@pytest.mark.parametrize("size, canvas_width, data, channels, pattern", [
+    (16, 8, "photos", 3, "random:0.2"), (16, 0, "photos", 3, "random:0.2"),
+    (17, 8, "photos", 3, "random:0.2"), (16, 8, "terrain", 1, "random:0.2"),
+    (16, 8, "photos", 3, "random:0.02-0.4"),
 ])
-def test_together_as_one_by_one(size, canvas_width, data, channels):
-    net, made = model(canvas_width, channels), batches(size, data)
+def test_together_as_one_by_one(size, canvas_width, data, channels, pattern):
+    net, made = model(canvas_width, channels), batches(size, data, pattern)
     together, singly = Together(net, size, size, CPU), Pairs(net, size, size, CPU)
     assert singly.together is None
-    for step in (0, 3, 700):
+    for step in (0, 3, 1, 2, 0, 700, 3):
         with torch.no_grad():
             form, _ = together(made[step], with_draws=True)
         want = singly(made[step]).form
@@ -79,7 +82,18 @@ def test_layouts_that_find_no_room_are_made_again(monkeypatch):
             form, z = short(made[step], True)
             torch.testing.assert_close(form.mean, expected[step][0].mean)
             torch.testing.assert_close(z, expected[step][1], rtol=1e-3, atol=1e-3)
-    assert len(short.posteriors.slots) <= 6 < len(want.posteriors.slots)
+    kept = [len(each.of_counts[51].posteriors.slots) for each in (short, want)]
+    assert kept[0] <= 6 < kept[1]
+
+
+def test_few_numbers_of_points_are_at_hand():
+    net, made = model(8), batches(16, pattern="random:0.02-0.9")
+    together, used = Together(net, 16, 16, CPU), set()
+    for step in range(0, 140, 7):
+        used.add(made[step].input_index.shape[1])
+        with torch.no_grad():
+            together(made[step], with_draws=False)
+    assert len(together.of_counts) == COUNTS < len(used)
 
 
 def test_the_gpu_has_batches_together_and_fields_of_their_own_singly(monkeypatch):

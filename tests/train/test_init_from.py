@@ -1,0 +1,62 @@
+"""Trainings that start from the weights of another."""
+
+import pytest
+import torch
+from small import settings, train, write_checkpoint, write_pictures
+
+from sparsefield.errors import UserError
+from sparsefield.model.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def former(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("former")
+    train(settings(data, folder))
+    return folder / "mamba_v2_latest.pth"
+
+
+def weights_of(path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["weights"]
+
+
+def test_a_training_starts_where_the_other_ended(data, former, tmp_path, capsys):
+    command = settings(data, tmp_path, epochs=1, init_from=str(former), lr=1e-12)
+    train(command)
+    assert f"weights taken from {former}" in capsys.readouterr().out
+    after = weights_of(tmp_path / "mamba_v2_latest.pth")
+    for name, before in weights_of(former).items():
+        torch.testing.assert_close(after[name], before, rtol=1e-5, atol=1e-6)
+    train(command)
+    assert "weights taken" not in capsys.readouterr().out  # it goes on instead
+
+
+def test_every_part_learns_on_with_other_measurements(data, former, tmp_path):
+    train(settings(data, tmp_path, init_from=str(former), observe="random:0.1-0.5", dropout=0.1))
+    before, after = weights_of(former), weights_of(tmp_path / "mamba_v2_latest.pth")
+    for part in ("canvas.shift.", "canvas.scale.", "canvas.flow.", "mamba.", "perceiver."):
+        names = [name for name in before if name.startswith(part)]
+        assert names and not all(torch.equal(before[name], after[name]) for name in names)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(d_model=32), "train with --d_model 16"),
+    (dict(canvas_width=16, neighbours=2), "train with --canvas_width 8 --neighbours 4"),
+    (dict(perceiver_heads=4), "train with --perceiver_heads 2"),  # fits, and means something else
+    (dict(order="hilbert"), "train with --order several"),
+])
+def test_another_model_is_refused_with_what_to_say(data, former, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(settings(data, tmp_path, init_from=str(former), **changes))
+
+
+def test_other_channels_are_refused(former, tmp_path):
+    grey = write_pictures(tmp_path / "grey.npz", channels=1)
+    with pytest.raises(UserError, match=r"have 3 channel\(s\), and the data 1"):
+        train(settings(grey, tmp_path / "v2", init_from=str(former)))
+
+
+def test_v1_is_no_v2(data, tmp_path):
+    pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
+    v1 = write_checkpoint(tmp_path / "v1.pth", "V1", pictures)
+    with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
+        train(settings(data, tmp_path / "v2", init_from=str(v1)))
