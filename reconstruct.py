@@ -20,7 +20,8 @@ Written into --out, in the units of the input: field.npz (coords, mean, sd, samp
 sample_1.png ..., reconstruction.png with everything side by side, and for lists of points
 field.csv, field.nc (CF) and, where rasterio is installed, field.tif. Files there that this command
 did not write are never replaced. With --holdout nothing is written: a share of the measurements is
-hidden, foretold by this and by other methods, and scored.
+hidden, foretold by this and by other methods, and scored; where the model that comes along is not
+used by itself, but could be, it is one of them.
 """
 
 from __future__ import annotations
@@ -191,10 +192,13 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     """Print how well hidden measurements are foretold, by this and by other methods."""
     given = asked.given
     kept, hidden = holdout.split(given, config.holdout, config.seed)
+    also = None
+    if config.checkpoint is None and model.is_closed_form and not config.lonlat:
+        also = load(domain.SHIPPED, config.device)
     methods = holdout.all_methods(
         model, given, asked.frame, transform=config.transform,
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
-        separately=domain.are_separate(model, given),
+        also=also,
     )
     found = holdout.compare(methods, kept, hidden)
     cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",

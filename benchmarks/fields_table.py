@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ from sparsefield.coords import grid_coords
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
-from sparsefield.use import globe, holdout
+from sparsefield.use import domain, globe, holdout
 from sparsefield.use.frame import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
 from sparsefield.use.measurements import read_measurements
@@ -48,6 +48,7 @@ from sparsefield.use.points import Measurements, average_duplicates
 from sparsefield.use.reconstruction import Reconstructor
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
+GREY = "V2 as it comes, in shades of grey"
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,9 @@ def methods(
     kriging = partial(holdout.by_model, load("none"), **settings)
     for own in trained:
         yield own.name, holdout.by_model(own.model, transform=None, **settings)
+    if not case.frame.lonlat:
+        yield GREY, holdout.by_model(shipped(), transform=None,
+                                     **(settings | dict(separately=True)))
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
     if source.transform:
@@ -196,6 +200,12 @@ def methods(
         yield "biharmonic spline", spline(case.frame)
     yield "linear", holdout.linear(case.frame)
     yield "constant", holdout.constant
+
+
+@cache
+def shipped() -> Reconstructor:
+    """The model that comes with the project."""
+    return load(domain.SHIPPED)
 
 
 def one_kernel(frame: Frame) -> Method:
@@ -263,6 +273,8 @@ def measure(
     why = "not measured" if there.fingerprint else "no fields to learn from"
     rows[0:0] = [[name, why, "–", "–", "–"] for name in ("V1", "V2") if name not in found]
     table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"], rows)
+    if GREY in found:
+        print(f"{difference(GREY, found[GREY], found['fitted kriging'])}\n")
     for own in trained:
         if own.name in found:
             words = difference(own.name, found[own.name], found["fitted kriging"])

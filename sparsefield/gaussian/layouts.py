@@ -37,6 +37,7 @@ from sparsefield.gaussian.fit import (
 from sparsefield.gaussian.kernels import BANK, without_directions
 
 KEPT = 36  # layouts: those in use and a few before
+KEPT_BYTES = 1 << 31  # of them, and at least one
 
 
 class GridAnswer(NamedTuple):
@@ -56,7 +57,7 @@ class _Brought(NamedTuple):
 
     Attributes:
         inverse: (M - 1, M - 1), L^-1. precision: (M,), see `answer.precisions`.
-        whitened: (P, M - 1), rows L^-1 c. variance: (P,), relative to the amplitude.
+        whitened: (P, M - 1) float32, rows L^-1 c. variance: (P,), relative to the amplitude.
     """
 
     inverse: Tensor
@@ -84,9 +85,15 @@ class Layout:
             kriged = krige(one, self.grid[None])
             self.on_grid[kernel] = _Brought(
                 one.inverse[0], precisions(one.inverse)[0],
-                kriged.whitened[0].mT.contiguous(), kriged.variance[0],
+                kriged.whitened[0].mT.float().contiguous(), kriged.variance[0],
             )
         return self.on_grid[kernel]
+
+    @property
+    def bytes(self) -> int:
+        """Of what is large: grows as hypotheses are brought to the grid."""
+        brought = sum(one.whitened.nbytes for one in self.on_grid.values())
+        return self.factored.inverse.nbytes + self.near.nbytes + brought
 
 
 class GridPosteriors:
@@ -134,9 +141,11 @@ class GridPosteriors:
         if layout < 0:
             return Layout(everywhere, observed)
         if layout not in self.layouts:
+            room = KEPT_BYTES - sum(each.bytes for each in self.layouts.values())
+            while self.layouts and (room < 0 or len(self.layouts) >= KEPT):
+                _, oldest = self.layouts.popitem(last=False)
+                room += oldest.bytes
             self.layouts[layout] = Layout(everywhere, observed)
-            if len(self.layouts) > KEPT:
-                self.layouts.popitem(last=False)
         self.layouts.move_to_end(layout)
         return self.layouts[layout]
 
@@ -155,7 +164,7 @@ class GridPosteriors:
         fields = (root @ numbers).flatten(0, 1) @ of_grid.mT              # (T C, P)
         known = fields[:, observed].mT                                    # (M, T C)
         white = one.inverse @ (known[1:] - known[:1]).to(one.inverse)     # (M - 1, T C)
-        kriged = known[:1] + (one.whitened[:count] @ white).float()       # (P, T C)
+        kriged = known[:1] + one.whitened[:count] @ white.float()         # (P, T C)
         error = (fields.mT - kriged) / one.variance[:count, None].sqrt().float()
         return error.mT.unflatten(0, (len(seeds), channels)).mT
 

@@ -34,7 +34,8 @@ def choose_model(
     if lonlat:
         return Reconstructor.load("none", device)
     if why := outside_pictures(given, shape, TRAINED_SHARE):
-        log.info("the model that comes along is not used: %s", why)
+        log.info("the model that comes along is not used: %s; --checkpoint %s uses it all the "
+                 "same, and --holdout 0.2 tells whether it should be", why, SHIPPED)
         return Reconstructor.load("none", device)
     return Reconstructor.load(SHIPPED, device)
 

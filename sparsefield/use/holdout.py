@@ -12,6 +12,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
+from sparsefield.use.domain import are_separate
 from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements
 from sparsefield.use.reconstruction import Reconstructor
@@ -77,23 +78,31 @@ def compare(
 
 def all_methods(
     model: Reconstructor, given: Measurements, frame: Frame, *, transform: str | None,
-    find_noise: bool, seed: int, num_steps: int, separately: bool,
+    find_noise: bool, seed: int, num_steps: int, also: Reconstructor | None = None,
 ) -> dict[str, Method]:
-    """What is compared, by name: first the one at hand, then others that need no training."""
-    settings = dict(lonlat=frame.lonlat, aspect=frame.aspect, seed=seed, num_steps=num_steps,
-                    separately=separately)
+    """What is compared, by name: first the one at hand, then others that need no training.
+
+    Args:
+        also: a model to try beside it.
+    """
+    settings = dict(lonlat=frame.lonlat, aspect=frame.aspect, seed=seed, num_steps=num_steps)
+
+    def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
+        return by_model(which, transform, find_noise=find_noise,
+                        separately=are_separate(which, given), **settings)
+
     closed_form = Reconstructor.load("none", str(model.device))
-    kriging = by_model(closed_form, None, **settings)
+    kriging = by(closed_form, None)
     if model.is_closed_form and transform is None and not find_noise:
         methods = {"this (fitted kriging)": kriging}
     else:
         kind = "closed form" if model.is_closed_form else Path(model.path).name
         this = ", ".join(filter(None, [kind, transform, "noise found" if find_noise else None]))
-        methods = {f"this ({this})": by_model(model, transform, find_noise=find_noise, **settings),
-                   "fitted kriging": kriging}
+        methods = {f"this ({this})": by(model, transform, find_noise), "fitted kriging": kriging}
+    if also is not None:
+        methods[f"--checkpoint {also.path}"] = by(also, transform, find_noise)
     if not find_noise and given.noise is None:
-        methods["fitted kriging, --noise_sd auto"] = by_model(
-            closed_form, None, find_noise=True, **settings)
+        methods["fitted kriging, --noise_sd auto"] = by(closed_form, None, True)
     methods |= {"linear": linear(frame), "constant": constant}
     if (other := pykrige(frame)) is not None:
         methods["PyKrige, exponential"] = other

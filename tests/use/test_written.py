@@ -218,7 +218,18 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
     assert "this (closed form, log)" in out and "\nfitted kriging" in out
 
 
+def test_holdout_tries_the_model_that_comes_along(command):
+    """Where it is not used by itself, and can be."""
+    row = "\n--checkpoint checkpoints_mamba_v2/mamba_v2_best.pth "
+    code, out, err = command("a.csv", "--holdout", "0.2", "--num_steps", "1")
+    assert code == 0 and row in out, err
+    assert "--holdout 0.2 tells whether it should be" in out
+    for rest in (["--lonlat"], ["--checkpoint", "none"]):
+        code, out, err = command("a.csv", "--holdout", "0.2", *rest)
+        assert code == 0 and row not in out, err
+
+
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
     code, out, _ = command("a.csv")
     assert code == 0 and "the model that comes along is not used: one channel" in out
-    assert "grey" not in out
+    assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out

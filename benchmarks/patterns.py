@@ -1,0 +1,65 @@
+"""How weights do on other measurements than they learnt: the posterior mean, by pattern.
+
+    python benchmarks/patterns.py                                        # the weights that come along
+    python benchmarks/patterns.py --data_test natural32_val.npz --pictures 160 --observe grid:2 lines:8
+    python benchmarks/patterns.py --checkpoints a.pth b.pth
+
+PSNR over evenly spread pictures of the test part, in dB, of three methods that need no training and of
+each checkpoint; then by how much the last checkpoint is ahead of the fitted kriging that it starts
+from, on how large a share of the pictures it is behind, and where it is worst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from common import describe_machine, table
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sparsefield.data import parse_pattern  # noqa: E402
+from sparsefield.evaluate.cases import Cases, spread  # noqa: E402
+from sparsefield.evaluate.opening import open_test_data  # noqa: E402
+from sparsefield.model.checkpoint import load_model  # noqa: E402
+
+PATTERNS = ["random:0.05", "random:0.1", "random:0.2", "random:0.4", "grid:2", "grid:4",
+            "block:0.3", "lines:8"]
+SHIPPED = ["checkpoints_mamba/mamba_best.safetensors",
+           "checkpoints_mamba_v2/mamba_v2_best.safetensors"]
+UNTRAINED = ["linear", "biharmonic", "kriging, fitted"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoints", nargs="+", default=SHIPPED)
+    parser.add_argument("--data")
+    parser.add_argument("--data_test")
+    parser.add_argument("--observe", nargs="+", default=PATTERNS)
+    parser.add_argument("--pictures", type=int, default=64)
+    given = parser.parse_args()
+    models = [load_model(path) for path in given.checkpoints]
+    data = open_test_data(models[-1][1], given.data, given.data_test)
+    pictures = spread(range(len(data.test)), given.pictures)
+    rows = []
+    for text in tqdm(given.observe, unit="pattern", disable=None):
+        cases = Cases(data.test, parse_pattern(text), pictures)
+        made = [cases.interpolate(name) for name in UNTRAINED]
+        made += [cases.sample(model, method="mean") for model, _ in models]
+        psnr = np.array([[each["psnr"] for each in cases.numbers(outcome)] for outcome in made])
+        gain = psnr[-1] - psnr[UNTRAINED.index("kriging, fitted")]
+        rows.append([text, *(f"{mean:.2f}" for mean in psnr.mean(axis=1)), f"{gain.mean():+.2f}",
+                     f"{(gain < 0).mean():.0%}", f"{gain.min():+.2f}"])
+    print(f"{describe_machine()}; {data.name}, {len(pictures)} pictures\n")
+    names = [Path(path).stem for path in given.checkpoints]
+    table(["observed", *UNTRAINED, *names, "gain", "behind", "worst"], rows)
+
+
+if __name__ == "__main__":
+    main()
