@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
-from sparsefield.model.checkpoint import take_shared_components
 from sparsefield.model.field import FieldModel, Prepared, require_positive
 from sparsefield.model.mamba import MambaLayer
 from sparsefield.model.ordering import Reading, reread
+from sparsefield.model.starting import take_shared_components
 from sparsefield.train.loop import TrainingConfig, train
 
 

@@ -39,8 +39,6 @@ FORMER = {
     2: ("whose canvas was one network", "8f15495"),
 }
 MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
-# Arguments of a model that follow from its training and data: they tell no models apart.
-OF_TRAINING = {"dropout", "canvas_dropout", "canvas_turns", "value_sd", "max_frequency"}
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
@@ -179,7 +177,7 @@ def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") 
         raise UserError(
             f"the checkpoint holds a {name!r}; known models: {', '.join(MODEL_MODULES)}"
         )
-    _check_weights(checkpoint["weights"])
+    check_weights(checkpoint["weights"])
     model_class = getattr(importlib.import_module(MODEL_MODULES[name]), name)
     try:
         model = model_class(**checkpoint["model_args"])
@@ -193,7 +191,7 @@ def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") 
     return model.to(device).eval()
 
 
-def _check_weights(weights: dict[str, Tensor]) -> None:
+def check_weights(weights: dict[str, Tensor]) -> None:
     """Raises UserError for weights that no model of ours can have, and names what they have."""
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
@@ -209,98 +207,6 @@ def _check_weights(weights: dict[str, Tensor]) -> None:
                 f"the checkpoint's weights hold NaN or infinity (in {name}): its training went "
                 "wrong; give another checkpoint"
             )
-
-
-def take_shared_components(model: nn.Module, path: str | Path, model_class: str) -> list[str]:
-    """Copy into a model what it shares with a checkpoint of another class.
-
-    A component is a direct child of the model (encoders, decoder). It is taken whole, when every
-    tensor of it has the same name and shape, or not at all.
-
-    Args:
-        model_class: which class the checkpoint must hold.
-    Returns:
-        lines that say what was and what was not taken.
-    Raises:
-        UserError: as `load_checkpoint`, or the checkpoint holds another class.
-    """
-    checkpoint = load_checkpoint(path)
-    if checkpoint["model_class"] != model_class:
-        raise UserError(
-            f"{path} holds a {checkpoint['model_class']}, not a {model_class}: give another file"
-        )
-    _check_weights(checkpoint["weights"])
-    lines = []
-    for name, child in model.named_children():
-        ours = child.state_dict()
-        theirs = {key: checkpoint["weights"].get(f"{name}.{key}") for key in ours}
-        differing = [key for key, value in theirs.items()
-                     if value is None or value.shape != ours[key].shape]
-        if not ours:
-            continue
-        if differing:
-            there = theirs[differing[0]]
-            what = "not there" if there is None else f"{tuple(there.shape)}"
-            lines.append(f"not taken from {path}: {name} ({differing[0]}: {what}, here "
-                         f"{tuple(ours[differing[0]].shape)})")
-        else:
-            child.load_state_dict({key: value.float() for key, value in theirs.items()})
-            lines.append(f"taken from {path}: {name}")
-    return lines
-
-
-def take_weights(model: nn.Module, arguments: dict[str, Any], path: str | Path) -> str:
-    """Copy all weights of a checkpoint into a model of the same sizes, and say so.
-
-    Args:
-        arguments: what the model was constructed with.
-    Raises:
-        UserError: as `build_model`, or the checkpoint holds another class or other sizes.
-    """
-    checkpoint = load_checkpoint(path)
-    own, theirs = type(model).__name__, checkpoint["model_class"]
-    if theirs != own:
-        raise UserError(f"init_from={path}: it holds a {theirs}, and this is a {own}: give another")
-    differing = {name: value for name, value in checkpoint["model_args"].items()
-                 if name not in OF_TRAINING and arguments.get(name, value) != value}
-    if "channels" in differing:
-        raise UserError(
-            f"init_from={path}: its fields have {differing['channels']} channel(s), and the data "
-            f"{arguments['channels']}: give another, or train from the start"
-        )
-    if differing:
-        flags = " ".join(f"--{name} {value}" for name, value in differing.items())
-        raise UserError(f"init_from={path}: a model of other sizes: train with {flags}")
-    model.load_state_dict(build_model(checkpoint).state_dict())
-    return f"weights taken from {path}"
-
-
-def take_canvas(model: nn.Module, path: str | Path) -> str:
-    """Copy the canvas of a checkpoint into a model, and say so.
-
-    Raises:
-        UserError: as `load_checkpoint`, or one of the two has no canvas, or they differ in size.
-    """
-    weights = load_checkpoint(path)["weights"]
-    _check_weights(weights)
-    prefix = "canvas."
-    theirs = {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()
-              if name.startswith(prefix)}
-    canvas = model.canvas
-    if not isinstance(canvas, nn.Module) or not theirs:
-        where = str(path) if isinstance(canvas, nn.Module) else "this model"
-        raise UserError(f"canvas_from={path}: {where} has no canvas")
-    own = canvas.state_dict()
-    has_flow = any(name.startswith("flow.") for name in theirs)
-    new = {} if has_flow else {k: v for k, v in own.items() if k.startswith("flow.")}
-    try:
-        canvas.load_state_dict(theirs | new)
-    except RuntimeError as error:
-        raise UserError(
-            f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH and "
-            "CANVAS_FLOW_WIDTH to its own"
-        ) from error
-    return f"canvas taken from {path}" + ("; what it says of the slope is new" if new else "")
 
 
 def load_model(

@@ -97,8 +97,9 @@ class TrainingConfig:
     """Checkpoint whose canvas a new training takes: canvas_first is then 0; with canvas_flow 0 all
     steps are for the tokens."""
     init_from: str | None = None
-    """Checkpoint of the same model and sizes whose weights a new training starts from, to learn
-    your fields or patterns on top: every part learns on."""
+    """Checkpoint whose weights a new training starts from, to learn your fields or patterns on top:
+    every part learns on. Sizes of the model that are not set are those of the checkpoint; its
+    fields may have more channels than yours (colours, and you have one quantity)."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "several"

@@ -22,14 +22,9 @@ from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.hashed import seeds_of
-from sparsefield.model.checkpoint import (
-    FORMAT,
-    build_model,
-    load_checkpoint,
-    take_canvas,
-    take_weights,
-)
+from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.model.field import ClosedForm
+from sparsefield.model.starting import take_canvas, take_weights
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.distributed import World, join_world
 from sparsefield.train.dropout import SlotDropout
@@ -45,6 +40,7 @@ from sparsefield.train.setup import (
     open_batches,
     parts_of_training,
     pictures_at_once,
+    sized_as_init_from,
     steps_per_epoch,
     uses_bfloat16,
 )
@@ -82,6 +78,7 @@ def train(
     except OSError as error:
         raise UserError(f"log_file={config.log_file}: {error.strerror}") from error
     try:
+        config = sized_as_init_from(config, model_class)
         data = world.one_first(lambda: open_as_configured(asdict(config)))
         arguments = model_arguments(config, model_class, data)
         torch.manual_seed(config.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from torch import nn
 from sparsefield.data import Data, TrainingBatches, parse_pattern, symmetries
 from sparsefield.errors import UserError
 from sparsefield.flow.path import draw_angles
+from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.model.starting import OF_TRAINING
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.distributed import World
 
@@ -22,13 +24,35 @@ SD_FIELDS = 64
 
 def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:
     """Constructor arguments: the settings whose names the model's classes take, and the data's."""
-    names = {name for owner in model_class.__mro__ if owner is not nn.Module
-             for name in inspect.signature(owner.__init__).parameters}
+    names = argument_names(model_class)
     chosen = {name: value for name, value in asdict(config).items() if name in names}
     of_data = {"channels": data.channels, "value_sd": value_sd(data),
                "canvas_turns": turns_shown(config, data),
                "max_frequency": min(data.height, data.width) / 2}
     return {**chosen, **of_data}
+
+
+def argument_names(model_class: type[nn.Module]) -> set[str]:
+    """What the constructors of a model's classes take."""
+    return {name for owner in model_class.__mro__ if owner is not nn.Module
+            for name in inspect.signature(owner.__init__).parameters}
+
+
+def sized_as_init_from(config: TrainingConfig, model_class: type[nn.Module]) -> TrainingConfig:
+    """Settings whose model is that of `init_from`: what is as it comes is taken from there.
+
+    What was set otherwise stays, and is refused when the weights are taken.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if config.init_from is None:
+        return config
+    theirs = load_checkpoint(config.init_from)["model_args"]
+    as_it_comes = {name: value for name, value in asdict(config).items()
+                   if name in argument_names(model_class) - OF_TRAINING
+                   and value == getattr(type(config), name)}
+    return replace(config, **{name: theirs[name] for name in as_it_comes if name in theirs})
 
 
 def turns_shown(config: TrainingConfig, data: Data) -> int:

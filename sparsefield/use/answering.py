@@ -64,8 +64,9 @@ def _together(
     value_range: Sequence[float] | None, settings: Settings,
 ) -> Answer:
     """The answer of one call of the model, brought back from -1 ... 1."""
-    scale, copies = model.scale_for(observed.values, value_range)
-    inside = torch.from_numpy(scale.to_inside(np.repeat(observed.values, copies, axis=1)))
+    model = model.for_values(observed.values)
+    scale = model.scale_for(observed.values, value_range)
+    inside = torch.from_numpy(scale.to_inside(observed.values))
     half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
     if settings.find_noise:
         found = _found_noise(observed, inside)
@@ -73,7 +74,7 @@ def _together(
         _tell_noise(found * half_widths, settings.transform)
     else:
         noise = observed.noise[:, None] / half_widths
-    is_within = copies == 1 and excess(observed.values, scale) <= 0
+    is_within = excess(observed.values, scale) <= 0
     drawn = draw(
         model, queries, observed.places, inside, noise if noise.any() else None,
         num_samples=settings.num_samples, num_steps=settings.num_steps, seed=settings.seed,
@@ -84,13 +85,9 @@ def _together(
         rng = np.random.default_rng(settings.seed)
         samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
 
-    def outside(values: np.ndarray) -> np.ndarray:
-        full = scale.to_physical(values)
-        return full.mean(axis=-1, keepdims=True) if copies > 1 else full
-
-    samples = outside(samples)
+    samples = scale.to_physical(samples)
     sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
-    return replace(drawn, mean=outside(drawn.mean), sd=sd, samples=samples)
+    return replace(drawn, mean=scale.to_physical(drawn.mean), sd=sd, samples=samples)
 
 
 def _found_noise(observed: Observed, inside: Tensor) -> np.ndarray:

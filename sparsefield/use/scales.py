@@ -26,43 +26,39 @@ def is_of_pictures(trained: Scale) -> bool:
 
 def choose_scale(
     trained: Scale, values: np.ndarray, value_range: Sequence[float] | None
-) -> tuple[Scale, int]:
-    """The scale of a model's channels for these values, and how often each value is repeated.
+) -> Scale:
+    """The scale of a model's channels for these values.
 
     Args:
-        trained: the scale of the training data. values: (M, C) finite, C that of the model, or 1
-            for a model of colour pictures, which reads it as shades of grey.
+        trained: the scale of the training data. values: (M, C) finite, C that of the model.
         value_range: what the user says: low high, or so for each channel.
     Raises:
         UserError: no range; values that lie far outside of it; values that cannot be colours.
     """
     channels = values.shape[1]
-    copies = trained.channels // channels
     if value_range is not None:
         pairs = given_range(value_range, channels)
         _check_inside(values, Scale(pairs))
-        return Scale(pairs * copies, trained.units), copies
-    if copies > 1:
-        return Scale(own_range(values) * copies), copies
+        return Scale(pairs, trained.units)
     outside = excess(values, trained)
     if outside <= ROUNDING:
         _warn_if_narrow(values, trained)
-        return trained, 1
+        return trained
     found = f"values from {values.min():.6g} to {values.max():.6g}"
     if is_of_pictures(trained) and channels > 1:
         raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, "
                         "if they are colours, say what is darkest and brightest with --value_range "
                         "low high")
     if is_of_pictures(trained):
-        return Scale(own_range(values)), 1
+        return Scale(own_range(values))
     if outside <= FAR:
         log.warning("WARNING: %s leave the range of the training data (%s)", found,
                     trained.describe())
-        return trained, 1
+        return trained
     log.warning("WARNING: %s lie far outside the training data (%s): their own range is used "
                 "instead; if that is not meant, convert the units, or give --value_range low high",
                 found, trained.describe())
-    return Scale(own_range(values), trained.units), 1
+    return Scale(own_range(values), trained.units)
 
 
 def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:

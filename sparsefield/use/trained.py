@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,8 @@ from torch import nn
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
-from sparsefield.model.checkpoint import load_model
+from sparsefield.model.channels import for_channels
+from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.use.scales import choose_scale, is_of_pictures, own_range
 
@@ -71,12 +73,37 @@ class TrainedModel:
             raise UserError(f"{channels} value(s) a point, the model was trained on "
                             f"{self.channels}: choose columns with --value, or another checkpoint")
 
-    def scale_for(
-        self, values: np.ndarray, value_range: Sequence[float] | None
-    ) -> tuple[Scale, int]:
-        """How it sees values (M, C), and how often each is repeated; see `choose_scale`."""
+    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
+        """How it sees values (M, C); see `choose_scale`."""
         if self.scale is not None:
             return choose_scale(self.scale, values, value_range)
         if value_range is not None:
-            return Scale(given_range(value_range, values.shape[1])), 1
-        return Scale(own_range(values)), 1
+            return Scale(given_range(value_range, values.shape[1]))
+        return Scale(own_range(values))
+
+    def for_values(self, values: np.ndarray) -> TrainedModel:
+        """The model that takes values (M, C): another one where a model of colours gets one
+        channel."""
+        if self.is_of_pictures and self.channels != 1 and values.shape[1] == 1:
+            return self._of_one_channel
+        return self
+
+    @cached_property
+    def _of_one_channel(self) -> TrainedModel:
+        return _OneChannel(self)
+
+
+class _OneChannel(TrainedModel):
+    """What a model of colour pictures knows, for one channel of whatever unit and range."""
+
+    def __init__(self, colours: TrainedModel):
+        checkpoint = for_channels(colours.checkpoint, 1)
+        super().__init__(build_model(checkpoint, colours.device), checkpoint, colours.device,
+                         colours.path)
+
+    @property
+    def is_of_pictures(self) -> bool:
+        return False
+
+    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
+        return choose_scale(Scale(own_range(values)), values, value_range)

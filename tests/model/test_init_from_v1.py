@@ -6,7 +6,8 @@ from small import write_checkpoint, write_pictures
 
 import train_mamba_v2
 from sparsefield.errors import UserError
-from sparsefield.model.checkpoint import load_checkpoint, take_shared_components
+from sparsefield.model.checkpoint import load_checkpoint
+from sparsefield.model.starting import take_shared_components
 
 SHARED = {"canvas", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
 

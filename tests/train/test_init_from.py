@@ -1,11 +1,15 @@
 """Trainings that start from the weights of another."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import settings, train, write_checkpoint, write_pictures
 
 from sparsefield.errors import UserError
+from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import load_checkpoint
+from train_mamba_v2 import Config
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,18 @@ def test_every_part_learns_on_with_other_measurements(data, former, tmp_path):
         assert names and not all(torch.equal(before[name], after[name]) for name in names)
 
 
+def test_sizes_that_are_not_set_are_the_checkpoints(data, former, tmp_path):
+    as_it_comes = {name: getattr(Config, name) for name in (
+        "d_model", "num_layers", "perceiver_iterations", "perceiver_heads", "neighbours",
+        "canvas_width", "canvas_flow_width")}
+    command = settings(data, tmp_path, init_from=str(former), **as_it_comes)
+    train(command)
+    ended = load_checkpoint(tmp_path / "mamba_v2_latest.pth")
+    assert ended["model_args"] == load_checkpoint(former)["model_args"]
+    train(replace(command, epochs=3))  # goes on
+    assert load_checkpoint(tmp_path / "mamba_v2_latest.pth")["step"] == 18
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     (dict(d_model=32), "train with --d_model 16"),
     (dict(canvas_width=16, neighbours=2), "train with --canvas_width 8 --neighbours 4"),
@@ -49,10 +65,23 @@ def test_another_model_is_refused_with_what_to_say(data, former, tmp_path, chang
         train(settings(data, tmp_path, init_from=str(former), **changes))
 
 
-def test_other_channels_are_refused(former, tmp_path):
+@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
+def test_fewer_channels_start_from_what_colours_taught(former, tmp_path, capsys, flag):
     grey = write_pictures(tmp_path / "grey.npz", channels=1)
-    with pytest.raises(UserError, match=r"have 3 channel\(s\), and the data 1"):
-        train(settings(grey, tmp_path / "v2", init_from=str(former)))
+    train(settings(grey, tmp_path / "v2", epochs=1, lr=1e-12, **{flag: str(former)}))
+    assert f"taken from {former}, of 3 channels, for 1" in capsys.readouterr().out
+    expected = for_channels(load_checkpoint(former), 1)["weights"]
+    name = "canvas.shift.first.weight"
+    torch.testing.assert_close(weights_of(tmp_path / "v2" / "mamba_v2_latest.pth")[name],
+                               expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
+def test_more_channels_are_refused(data, tmp_path, flag):
+    grey = write_checkpoint(tmp_path / "one.pth", "V2",
+                            write_pictures(tmp_path / "grey.npz", channels=1))
+    with pytest.raises(UserError, match=rf"{flag}=.*have 1 channel\(s\), the data 3: give another"):
+        train(settings(data, tmp_path / "v2", **{flag: str(grey)}))
 
 
 def test_v1_is_no_v2(data, tmp_path):
