@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Train V1 and V2 on the fields of docs/fields.md, with as many steps each, and print the table.
+# Train V1 and V2 on the fields of docs/fields.md, with as many steps each, and V2 once more from the
+# weights that come with the project (INIT_FROM), and print the table.
 #
-#   benchmarks/fields_models.sh terrain                     # 600 steps each of the quick models
-#   STEPS=2000 FERRET=debs/usr/share/ferret-vis/data benchmarks/fields_models.sh terrain sst winds relief
+#   benchmarks/fields_models.sh terrain       # 600 steps each of the quick models, 200 from weights
+#   STEPS=2000 TUNED=400 FERRET=debs/usr/share/ferret-vis/data benchmarks/fields_models.sh terrain sst winds relief
 #
 # The variables of the runners (docs/operations.md) hold here, too. What is trained lies in RUNS,
 # experiments/fields if that is not set; the same command goes on where it was stopped.
@@ -12,8 +13,9 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 . scripts/variables.sh
 . scripts/setup.sh
 require_count STEPS
-STEPS=${STEPS:-600} RUNS=$(from_caller "${RUNS:-experiments/fields}")
-export QUICK=1 BATCH_SIZE=16 EVAL_PICTURES=${EVAL_PICTURES:-16} WARMUP=${WARMUP:-50}
+require_count TUNED
+STEPS=${STEPS:-600} TUNED=${TUNED:-200} RUNS=$(from_caller "${RUNS:-experiments/fields}")
+export BATCH_SIZE=16 EVAL_PICTURES=${EVAL_PICTURES:-16}
 [ -z "${FERRET-}" ] || FERRET=$(from_caller "$FERRET")
 [ $# -gt 0 ] || refuse "name one or more of terrain, sst, winds, relief"
 
@@ -28,14 +30,20 @@ for set in "$@"; do
     *) refuse "$set: name one or more of terrain, sst, winds, relief" ;;
   esac
   [ "$set" = terrain ] || [ -n "${FERRET-}" ] || refuse "$set needs FERRET; docs/fields.md says where it is"
-  export DATA EPOCHS=$(((STEPS + per_epoch - 1) / per_epoch))
-  export EVAL_EVERY=$(((EPOCHS + 3) / 4)) SAVE_EVERY=$(((EPOCHS + 3) / 4)) VISUALIZE_EVERY=$EPOCHS
-  for model in V1 V2; do
-    case $model in V1) runner=run_mamba_training.sh best=mamba_best ;;
-                   V2) runner=run_mamba_v2_training.sh best=mamba_v2_best ;; esac
-    folder=$RUNS/$set/$model
+  export DATA
+  for model in V1 V2 "V2, INIT_FROM"; do
+    folder=$RUNS/$set/${model//[, ]/} steps=$STEPS
+    case $model in
+      V1) best=mamba_best settings=(QUICK=1 WARMUP="${WARMUP:-50}" ./run_mamba_training.sh) ;;
+      V2) best=mamba_v2_best settings=(QUICK=1 WARMUP="${WARMUP:-50}" ./run_mamba_v2_training.sh) ;;
+      *) best=mamba_v2_best steps=$TUNED
+         settings=(FOREGROUND=1 INIT_FROM=checkpoints_mamba_v2/mamba_v2_best.safetensors LR=5e-4
+                   WARMUP=20 ./run_mamba_v2_training.sh) ;;
+    esac
+    epochs=$(((steps + per_epoch - 1) / per_epoch)) every=$(((epochs + 3) / 4))
     mkdir -p "$folder"
-    SAVE_DIR=$folder LOG=$folder/training.log "./$runner"
+    env SAVE_DIR="$folder" LOG="$folder/training.log" EPOCHS=$epochs EVAL_EVERY=$every \
+      SAVE_EVERY=$every VISUALIZE_EVERY=$epochs "${settings[@]}"
     checkpoints+=(--checkpoint "$model=$folder/$best.pth")
   done
 done

@@ -34,7 +34,7 @@ from_caller() {  # path: as seen from the project's folder
 paths_of_the_caller() {
   local variable
   GIVEN_LOG=${LOG-} GIVEN_SAVE_DIR=${SAVE_DIR-}
-  for variable in DATA DATA_VAL DATA_TEST DATA_DIR SAVE_DIR LOG INIT_FROM_V1 OBSERVE; do
+  for variable in DATA DATA_VAL DATA_TEST DATA_DIR SAVE_DIR LOG INIT_FROM INIT_FROM_V1 CANVAS_FROM OBSERVE; do
     [ -n "${!variable-}" ] || continue
     case $variable=${!variable} in
       DATA=photos|DATA=terrain|DATA=cifar10) ;;
@@ -46,7 +46,7 @@ paths_of_the_caller() {
 
 refuse_log_that_is_data() {
   local variable
-  for variable in DATA DATA_VAL DATA_TEST INIT_FROM_V1 OBSERVE; do
+  for variable in DATA DATA_VAL DATA_TEST INIT_FROM INIT_FROM_V1 CANVAS_FROM OBSERVE; do
     if [ -n "${!variable-}" ] && [ "$LOG" -ef "${!variable}" ]; then
       refuse "LOG=$LOG is the file of $variable: name another log"
     fi

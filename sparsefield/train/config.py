@@ -165,7 +165,7 @@ class TrainingConfig:
             )
         if not 0 <= self.zero_share <= 1:
             raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")
-        for name in ("data", "data_val", "data_test", "observe"):
+        for name in ("data", "data_val", "data_test", "observe", "init_from", "canvas_from"):
             given = getattr(self, name)
             if self.log_file and given and os.path.exists(self.log_file) and (
                 os.path.exists(given) and os.path.samefile(given, self.log_file)

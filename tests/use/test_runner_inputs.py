@@ -62,6 +62,17 @@ def test_from_another_folder_through_a_link_relative_paths_are_the_callers(tmp_p
     assert f'"save_dir": "{tmp_path}/run"' in done.stdout and '"compile": false' in done.stdout
 
 
+def test_a_training_starts_from_weights_in_the_callers_folder(tmp_path):
+    shutil.copy(ROOT / "checkpoints_mamba_v2/mamba_v2_best.safetensors",
+                tmp_path / "colours.safetensors")
+    done = runner(folder=tmp_path, DRY_RUN="1", DATA="terrain", INIT_FROM="colours.safetensors",
+                  CANVAS_FROM="colours.safetensors")
+    assert done.returncode == 0, done.stderr
+    for name in ("init_from", "canvas_from"):
+        assert f'"{name}": "{tmp_path}/colours.safetensors"' in done.stdout
+    assert '"d_model": 64' in done.stdout and '"canvas_width": 80' in done.stdout
+
+
 def test_variables_of_a_netcdf(tmp_path):
     with netcdf_file(tmp_path / "wind.nc", "w") as file:
         for name, size in (("time", 30), ("lat", 8), ("lon", 9)):
