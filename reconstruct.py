@@ -193,12 +193,13 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     given = asked.given
     kept, hidden = holdout.split(given, config.holdout, config.seed)
     also = None
-    if config.checkpoint is None and model.is_closed_form and not config.lonlat:
+    if (config.checkpoint is None and model.is_closed_form and not config.lonlat
+            and domain.can_be_tried(given)):
         also = load(domain.SHIPPED, config.device)
     methods = holdout.all_methods(
         model, given, asked.frame, transform=config.transform,
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
-        also=also,
+        value_range=config.value_range, also=also,
     )
     found = holdout.compare(methods, kept, hidden)
     cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",

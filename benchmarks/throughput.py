@@ -1,7 +1,7 @@
 """Crops a second in training: V1, V2, their canvas, a plain U-Net, and the former flow's models.
 
-    python benchmarks/throughput.py                  # both sizes, a quarter of an hour on one core
-    python benchmarks/throughput.py --sizes small --turns 3
+    python benchmarks/throughput.py              # three sizes, 20 minutes on one core
+    python benchmarks/throughput.py --sizes quick --turns 3
 
 The former flow, which started from independent noise and knew no canvas, is commit f7b6c33,
 checked out into a temporary git worktree. Each row is a process of one thread; all take turns of a
@@ -39,8 +39,13 @@ ASKED = dict(batch_size=16, queries=(204, 204))
 SEEN = dict(batch_size=32, queries=(204, 204), sees_whole=True)  # all others or some of them
 PAINTED = dict(batch_size=32, queries=(1, 1), painted=sys.maxsize)  # all other points
 V1, V2 = ("train_mamba", "MAMBADiffusion"), ("train_mamba_v2", "MAMBADiffusionV2")
-SIZES = {"small": {V1: dict(d_model=128), V2: dict(d_model=64, perceiver_heads=4)},
+SIZES = {"quick": {V1: dict(d_model=128, num_layers=2),
+                   V2: dict(d_model=64, perceiver_heads=4, num_layers=2, perceiver_iterations=1)},
+         "small": {V1: dict(d_model=128), V2: dict(d_model=64, perceiver_heads=4)},
          "default": {V1: {}, V2: {}}}
+FORMER_SIZES = SIZES | {"quick": SIZES["small"]}  # what the quick models have taken the place of
+# Of the canvas: its widths, and the shares of a training; where not given the settings' own.
+CANVAS = {"quick": dict(canvas_width=32, canvas_flow_width=32, canvas_first=0.6, canvas_flow=0.2)}
 # Rows: which tree, which model, how it learns, crops a step.
 ROWS = {
     "V1, former flow": ("former", V1, "former", ASKED["batch_size"]),
@@ -58,27 +63,32 @@ ROWS = {
 # --- in the process of a tree --------------------------------------------------------------------
 
 
-def network_of(kind: tuple[str, str], size: str, **more):
+def network_of(kind: tuple[str, str], sizes: dict, **more):
     from importlib import import_module
 
     module, name = kind
-    return getattr(import_module(module), name)(**SIZES[size][kind], **more)
+    return getattr(import_module(module), name)(**sizes[kind], **more)
+
+
+def canvas_of(size: str, *names: str) -> dict[str, float]:
+    """Settings of the canvas, as they are for a size."""
+    from sparsefield.train.config import TrainingConfig
+
+    return {name: CANVAS.get(size, {}).get(name, getattr(TrainingConfig, name)) for name in names}
 
 
 def present_steps(kind: tuple[str, str], size: str, way: str) -> Callable[[int], None]:
     """The step of a number. Ways: "bare", tokens without a canvas, by AdamW; "tokens", on a canvas
-    of the default width; "canvas" and "flow", what it learns before them."""
+    of its width for that size; "canvas" and "flow", what it learns before them."""
     import torch
 
     from sparsefield.flow.path import draw_angles
-    from sparsefield.train.config import TrainingConfig
     from sparsefield.train.optimiser import Optimiser
     from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
     bare, paints = way == "bare", way == "canvas"
-    widths = dict(canvas_width=TrainingConfig.canvas_width,
-                  canvas_flow_width=TrainingConfig.canvas_flow_width)
-    model = network_of(kind, size, **({} if bare else widths))
+    widths = canvas_of(size, "canvas_width", "canvas_flow_width")
+    model = network_of(kind, SIZES[size], **({} if bare else widths))
     optimiser = Optimiser(model, "adamw" if bare else "muon", 1e-5, 0.01)
     asked = {"bare": ASKED, "tokens": ASKED | {"sees_whole": True}, "canvas": PAINTED,
              "flow": SEEN}[way]
@@ -99,7 +109,7 @@ def former_steps(kind: tuple[str, str], size: str) -> Callable[[int], None]:
 
     from sparsefield import flow
 
-    model = network_of(kind, size)
+    model = network_of(kind, FORMER_SIZES[size])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batches = open_batches(**ASKED, draw_times=flow.draw_times)
 
@@ -253,14 +263,13 @@ def seconds_of_turns(former: Path, size: str, turns: int) -> dict[str, list[tupl
 def compare(former: Path, size: str, turns: int) -> None:
     """Print the table of one size of model."""
     sys.path.insert(0, str(HERE))
-    from sparsefield.train.config import TrainingConfig
 
     found = seconds_of_turns(former, size, turns)
     print(f"\n| {size} | seconds a step: process, wall | crops a second of one core "
           "| of V2, former flow |\n" + "|---" * 4 + "|")
     crop = {row: [process / ROWS[row][3] for process, _ in found[row]] for row in ROWS}
-    shares = TrainingConfig.canvas_first, TrainingConfig.canvas_flow
-    shares += (1 - sum(shares),)
+    shares = list(canvas_of(size, "canvas_first", "canvas_flow").values())
+    shares.append(1 - sum(shares))
     canvas = [seconds for row, seconds in crop.items() if row.startswith("canvas of both")]
     for model in ("V1", "V2"):
         crop[f"{model}, a whole training"] = [

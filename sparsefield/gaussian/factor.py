@@ -28,6 +28,18 @@ LEAST_PIVOT = 0.02
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, PyTorch computes on one thread of the CPU: of many small matrices, where threads
+    wait for each other longer than they work, ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Within it, float32 products are float32, whatever is set around: no TF32, no autocast.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.factor import Hypotheses, full_precision
+from sparsefield.gaussian.factor import Hypotheses, full_precision, one_thread
 from sparsefield.gaussian.fit import climb
 from sparsefield.gaussian.kernels import NOISY_BANK
 
@@ -37,7 +37,7 @@ def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor) -> float:
     kernels = tuple(kernel for kernel in NOISY_BANK if kernel.ratio == 1)
     every = Hypotheses.every(kernels, 1, coords.device)
     scores = []
-    with full_precision(coords.device):
+    with full_precision(coords.device), one_thread():
         for level in LEVELS:
             score, _ = climb(every, coords, unit, (level * relative[None]).square())
             scores.append(float(score.logsumexp(dim=1)))

@@ -34,10 +34,18 @@ def choose_model(
     if lonlat:
         return Reconstructor.load("none", device)
     if why := outside_pictures(given, shape, TRAINED_SHARE):
-        log.info("the model that comes along is not used: %s; --checkpoint %s uses it all the "
-                 "same, and --holdout 0.2 tells whether it should be", why, SHIPPED)
+        hint = (f"; --checkpoint {SHIPPED} uses it all the same, and --holdout 0.2 tells whether "
+                "it should be") if can_be_tried(given) else ""
+        log.info("the model that comes along is not used: %s%s", why, hint)
         return Reconstructor.load("none", device)
     return Reconstructor.load(SHIPPED, device)
+
+
+def can_be_tried(given: Measurements) -> bool:
+    """Whether the model that comes along can take values that it has not learnt: as colours, or,
+    each channel on its own, as shades of grey."""
+    as_colours = given.values.shape[1] == 3 and not are_other_things(given)
+    return not as_colours or bool(given.values.min() >= 0 and given.values.max() <= 255)
 
 
 # --- what was trained -----------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.use.domain import are_separate
+from sparsefield.use.domain import are_separate, picture_range
 from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements
 from sparsefield.use.reconstruction import Reconstructor
@@ -78,7 +78,8 @@ def compare(
 
 def all_methods(
     model: Reconstructor, given: Measurements, frame: Frame, *, transform: str | None,
-    find_noise: bool, seed: int, num_steps: int, also: Reconstructor | None = None,
+    find_noise: bool, seed: int, num_steps: int, value_range: Sequence[float] | None = None,
+    also: Reconstructor | None = None,
 ) -> dict[str, Method]:
     """What is compared, by name: first the one at hand, then others that need no training.
 
@@ -89,6 +90,7 @@ def all_methods(
 
     def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
         return by_model(which, transform, find_noise=find_noise,
+                        value_range=value_range or picture_range(which, given),
                         separately=are_separate(which, given), **settings)
 
     closed_form = Reconstructor.load("none", str(model.device))
@@ -112,6 +114,7 @@ def all_methods(
 def by_model(
     model: Reconstructor, transform: str | None, lonlat: bool, aspect: str, seed: int,
     num_steps: int, separately: bool, find_noise: bool = False,
+    value_range: Sequence[float] | None = None,
 ) -> Method:
     """The method at hand, or with the closed form alone and no transform: fitted kriging."""
 
@@ -120,7 +123,7 @@ def by_model(
             places, given.coords, given.values, extent=given.extent, num_samples=SAMPLES,
             noise_sd="auto" if find_noise else given.noise_sd, num_steps=num_steps, seed=seed,
             aspect=aspect, lonlat=lonlat, transform=transform, missing=[], separately=separately,
-            with_noise=find_noise)
+            value_range=value_range, with_noise=find_noise)
         return Forecast(found.mean, found.samples)
 
     return method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.io import netcdf_file
 
 import reconstruct as script
@@ -227,6 +228,22 @@ def test_holdout_tries_the_model_that_comes_along(command):
     for rest in (["--lonlat"], ["--checkpoint", "none"]):
         code, out, err = command("a.csv", "--holdout", "0.2", *rest)
         assert code == 0 and row not in out, err
+
+
+def test_holdout_of_three_values_that_are_no_colours(command):
+    rows = np.column_stack([ROWS, ROWS.sum(axis=1), 10 * ROWS])
+    np.savetxt("c.csv", rows, delimiter=",")
+    code, out, err = command("c.csv", "--holdout", "0.2")
+    assert code == 0 and "this (fitted kriging)" in out, err
+    assert "not used: 3 channels that are no colours" in out and "--checkpoint" not in out
+
+
+def test_holdout_of_a_picture_of_16_bits(command):
+    picture = np.add.outer(np.arange(16), np.arange(12))[..., None] * np.array([2000, 1500, 900])
+    tifffile.imwrite("deep.tif", picture.astype(np.uint16))
+    code, out, err = command("deep.tif", "--observe", "random:0.5", "--holdout", "0.2",
+                             "--num_steps", "1")
+    assert code == 0 and "this (mamba_v2_best.pth)" in out, err
 
 
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
