@@ -45,7 +45,7 @@ def can_be_tried(given: Measurements) -> bool:
     """Whether the model that comes along can take values that it has not learnt: as colours, or,
     each channel on its own, as shades of grey."""
     as_colours = given.values.shape[1] == 3 and not are_other_things(given)
-    return not as_colours or bool(given.values.min() >= 0 and given.values.max() <= 255)
+    return not as_colours or are_within_bytes(given)
 
 
 # --- what was trained -----------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def outside_pictures(given: Measurements, shape: tuple[int, int], observe: str) 
     if not given.is_picture and not (channels == 3 and are_colours(given.names)):
         what = "one channel" if channels == 1 else f"{channels} channels that are no colours"
         return f"{what} from {given.values.min():.4g} to {given.values.max():.4g}, and {trained}"
-    if not given.is_picture and not (given.values.min() >= 0 and given.values.max() <= 255):
+    if not given.is_picture and not are_within_bytes(given):
         return f"values from {given.values.min():.4g} to {given.values.max():.4g}, and {trained}"
     return other_density(given, shape, observe)
 
@@ -99,6 +99,11 @@ def other_density(given: Measurements, shape: tuple[int, int], observe: str) -> 
 
 
 # --- as what measurements are read ----------------------------------------------------------------
+
+
+def are_within_bytes(given: Measurements) -> bool:
+    """Whether all values are such as pixels of 8 bits have, 0 to 255."""
+    return bool(given.values.min() >= 0 and given.values.max() <= 255)
 
 
 def are_other_things(given: Measurements) -> bool:

@@ -9,8 +9,6 @@ from sparsefield.model.channels import OUTPUTS, for_channels
 from sparsefield.model.checkpoint import build_model
 from sparsefield.model.field import ClosedForm
 
-SIDE = 8
-
 
 def checkpoint(name: str = "V2", channels: int = 3, **changes):
     """Of a model whose weights are all random, and which says the same of all channels."""
