@@ -43,6 +43,7 @@ from tqdm import tqdm
 from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.model.shipped import SHIPPED
 from sparsefield.use import domain, holdout, scores, transforms, words, written
 from sparsefield.use.arguments import MOST_SAMPLES
 from sparsefield.use.asked import Asked, what_is_asked
@@ -61,9 +62,9 @@ class Config:
     input: Annotated[str, tyro.conf.Positional]
     """A picture, .csv, .parquet, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
-    """Trained model, V1 or V2; none: the closed form alone (kriging fitted to the measurements),
-    for any values, without training. Default: for colour pictures the model that comes along,
-    else none."""
+    """Trained model, V1 or V2; shipped: the V2 that comes along; none: the closed form alone
+    (kriging fitted to the measurements), for any values, without training. Default: for colour
+    pictures shipped, else none."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
@@ -195,7 +196,7 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     also = None
     if (config.checkpoint is None and model.is_closed_form and not config.lonlat
             and domain.can_be_tried(given)):
-        also = load(domain.SHIPPED, config.device)
+        also = load(SHIPPED, config.device)
     methods = holdout.all_methods(
         model, given, asked.frame, transform=config.transform,
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,

@@ -37,7 +37,7 @@ for set in "$@"; do
       V1) best=mamba_best settings=(QUICK=1 WARMUP="${WARMUP:-50}" ./run_mamba_training.sh) ;;
       V2) best=mamba_v2_best settings=(QUICK=1 WARMUP="${WARMUP:-50}" ./run_mamba_v2_training.sh) ;;
       *) best=mamba_v2_best steps=$TUNED
-         settings=(FOREGROUND=1 INIT_FROM=checkpoints_mamba_v2/mamba_v2_best.safetensors LR=5e-4
+         settings=(FOREGROUND=1 INIT_FROM=shipped LR=5e-4
                    WARMUP=20 ./run_mamba_v2_training.sh) ;;
     esac
     epochs=$(((steps + per_epoch - 1) / per_epoch)) every=$(((epochs + 3) / 4))

@@ -40,7 +40,8 @@ from sparsefield.coords import grid_coords
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
-from sparsefield.use import domain, globe, holdout
+from sparsefield.model.shipped import SHIPPED
+from sparsefield.use import globe, holdout
 from sparsefield.use.frame import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
 from sparsefield.use.measurements import read_measurements
@@ -205,7 +206,7 @@ def methods(
 @cache
 def shipped() -> Reconstructor:
     """The model that comes with the project."""
-    return load(domain.SHIPPED)
+    return load(SHIPPED)
 
 
 def one_kernel(frame: Frame) -> Method:

@@ -128,7 +128,7 @@ def compare(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_test", default="photos")
-    parser.add_argument("--checkpoint", default=WEIGHTS)
+    parser.add_argument("--checkpoint", default="shipped")
     parser.add_argument("--pictures", type=int, default=32)
     parser.add_argument("--draws", type=int, default=12)
     parser.add_argument("--former_steps", type=int, nargs="+", default=[4])

@@ -26,7 +26,7 @@ from sparsefield.data import parse_pattern
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.model.checkpoint import load_model
-from sparsefield.model.shipped import SHIPPED
+from sparsefield.model.shipped import DEFAULTS
 
 PATTERNS = ["random:0.05", "random:0.1", "random:0.2", "random:0.4", "grid:2", "grid:4",
             "block:0.3", "lines:8"]
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoints", nargs="+", default=list(SHIPPED))
+    parser.add_argument("--checkpoints", nargs="+", default=list(DEFAULTS))
     parser.add_argument("--data")
     parser.add_argument("--data_test")
     parser.add_argument("--observe", nargs="+", default=PATTERNS)

@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="checkpoints_mamba_v2/mamba_v2_best.pth")
+    parser.add_argument("--checkpoint", default="shipped")
     parser.add_argument("--data")
     parser.add_argument("--data_test")
     parser.add_argument("--pictures", type=int, default=64, help="the first of the test part")

@@ -38,7 +38,7 @@ paths_of_the_caller() {
     [ -n "${!variable-}" ] || continue
     case $variable=${!variable} in
       DATA=photos|DATA=terrain|DATA=cifar10) ;;
-      OBSERVE=*:*) ;;
+      OBSERVE=*:*|INIT_FROM=shipped|CANVAS_FROM=shipped) ;;
       *) printf -v "$variable" %s "$(from_caller "${!variable}")" ;;
     esac
   done

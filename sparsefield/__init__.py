@@ -12,7 +12,8 @@ def load(path: str, device: str = "auto") -> Reconstructor:
     """A trained model, ready to reconstruct fields; see `Reconstructor.reconstruct`.
 
     Args:
-        path: checkpoint, .pth or .safetensors; "none" for the closed form alone, without training.
+        path: checkpoint, .pth or .safetensors; "shipped" for the V2 that comes along; "none" for
+            the closed form alone, without training.
         device: auto, cpu, cuda, cuda:1 or mps.
     Raises:
         sparsefield.errors.UserError: the file is missing, damaged or no checkpoint.

@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-# Path in a checkout: folder of the installed package.
-SHIPPED = {
-    "checkpoints_mamba/mamba_best.pth": "weights_v1",
-    "checkpoints_mamba_v2/mamba_v2_best.pth": "weights_v2",
-}
+from safetensors import SafetensorError, safe_open
+
+from sparsefield.errors import UserError
+
+SHIPPED = "shipped"  # in place of a checkpoint's path: the V2 that comes along
+V2 = "checkpoints_mamba_v2/mamba_v2_best.pth"
+# Default paths of the commands: in a checkout, and the folder of the installed package.
+DEFAULTS = {"checkpoints_mamba/mamba_best.pth": "weights_v1", V2: "weights_v2"}
+PACKAGE = Path(__file__).parents[1]
 
 
 def find_shipped(path: str | Path) -> Path:
     """A path as given, or, if nothing is there, where what it names is.
 
     A .pth may be there as .safetensors alone, as the shipped weights are. Their paths name them in
-    every folder, and in an installed package, so that the defaults of the commands work there.
+    every folder, and in an installed package, so that the defaults of the commands work there. Once
+    a training has put its own weights there, the path names those, and "shipped" still these.
+
+    Raises:
+        UserError: the shipped weights are asked for by that word and are not there.
     """
+    if str(path) == SHIPPED:
+        return _shipped_v2()
     path = Path(path)
     places = [path]
-    if folder := SHIPPED.get(path.as_posix()):
-        package = Path(__file__).parents[1]
-        places += [package.parent / path, package / folder / path.name]
+    if folder := DEFAULTS.get(path.as_posix()):
+        places += [PACKAGE.parent / path, PACKAGE / folder / path.name]
     for there in places:
         for file in (there, there.with_suffix(".safetensors")):
             if path.suffix == ".pth" and file.exists():
                 return file
     return path
+
+
+def _shipped_v2() -> Path:
+    """Where the weights that come along are: a training in their folder moves them."""
+    own = (PACKAGE.parent / V2).with_suffix(".safetensors")
+    for there in (own, *own.parent.glob(f"old_*/{own.name}"), PACKAGE / DEFAULTS[V2] / own.name):
+        if there.exists() and _came_along(there):
+            return there
+    raise UserError(f"the weights that come along are not at {own}: restore them there, give "
+                    "another checkpoint, or none for no training")
+
+
+def _came_along(path: Path) -> bool:
+    """Whether a .safetensors file is no training's of the user; one that is damaged may be."""
+    try:
+        with safe_open(path, "numpy") as file:
+            described = json.loads((file.metadata() or {}).get("sparsefield", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return True
+    return bool(described.get("shipped"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sparsefield.errors import UserError, require_seed
+from sparsefield.model.shipped import SHIPPED, find_shipped
 
 Default = TypeVar("Default")
 
@@ -94,12 +96,13 @@ class TrainingConfig:
     """Share of the steps, after these, in which it learns the slope; the tokens learn in what is
     left."""
     canvas_from: str | None = None
-    """Checkpoint whose canvas a new training takes: canvas_first is then 0; with canvas_flow 0 all
-    steps are for the tokens."""
+    """Checkpoint whose canvas a new training takes (shipped: of the weights that come along):
+    canvas_first is then 0; with canvas_flow 0 all steps are for the tokens."""
     init_from: str | None = None
-    """Checkpoint whose weights a new training starts from, to learn your fields or patterns on top:
-    every part learns on. Sizes of the model that are not set are those of the checkpoint; its
-    fields may have more channels than yours (colours, and you have one quantity)."""
+    """Checkpoint whose weights a new training starts from (shipped: those that come along), to
+    learn your fields or patterns on top: every part learns on. Sizes of the model that are not
+    set are those of the checkpoint; its fields may have more channels than yours (colours, and you
+    have one quantity)."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "several"
@@ -171,6 +174,16 @@ class TrainingConfig:
                 os.path.exists(given) and os.path.samefile(given, self.log_file)
             ):
                 raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")
+        for name in ("init_from", "canvas_from"):
+            given = getattr(self, name)
+            if given not in (None, SHIPPED) and (
+                find_shipped(given).resolve().parent == Path(self.save_dir).resolve()
+            ):
+                raise UserError(
+                    f"{name}={given} lies in save_dir={self.save_dir}, where this training puts "
+                    f"its own: set another SAVE_DIR, or {name.upper()}={SHIPPED} for the weights "
+                    "that come along"
+                )
 
 
 def may_change(config: type[TrainingConfig]) -> set[str]:

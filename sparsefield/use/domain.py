@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 
+from sparsefield.model.shipped import SHIPPED
 from sparsefield.use.columns import are_colours
 from sparsefield.use.points import Measurements
 from sparsefield.use.reconstruction import Reconstructor
 
 log = logging.getLogger("sparsefield")
 
-SHIPPED = "checkpoints_mamba_v2/mamba_v2_best.pth"  # the model that comes along
 TRAINED_SHARE = "random:0.2"  # measured points in its training
 FAR = 5.0  # times fewer or more measured points a cell: another kind of problem
 

@@ -13,7 +13,8 @@ from sparsefield.use.reconstruction import Reconstructor
 def account(model: Reconstructor, given: Measurements, field: Field) -> list[str]:
     """Lines to print."""
     fitted = [f"closed form fitted to the measurements: {field.variogram}"] * bool(field.variogram)
-    return [*fitted, *how_read(model, given), *how_certain(model, len(field.samples))]
+    by = [] if model.is_closed_form else [f"model: {model.path}"]
+    return [*by, *fitted, *how_read(model, given), *how_certain(model, len(field.samples))]
 
 
 def how_read(model: Reconstructor, given: Measurements) -> list[str]:

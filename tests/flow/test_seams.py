@@ -1,6 +1,5 @@
 """Large fields are answered in blocks: nothing of that is to be seen."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from train_mamba_v2 import MAMBADiffusionV2
 
-SHIPPED = Path(__file__).parents[2] / "checkpoints_mamba_v2" / "mamba_v2_best.pth"
-
 
 def field_at(coords: torch.Tensor) -> torch.Tensor:
     """A rough field of three channels in about [-1, 1], at (N, 2): (N, 3)."""
@@ -25,7 +22,7 @@ def field_at(coords: torch.Tensor) -> torch.Tensor:
 
 
 def models() -> dict:
-    return {"closed form": GaussianModel(), "V2": load_model(SHIPPED, torch.device("cpu"))[0]}
+    return {"closed form": GaussianModel(), "V2": load_model("shipped", torch.device("cpu"))[0]}
 
 
 def seams(model, side: int, inputs: int, block_size: int, draws: int, **settings) -> list[float]:

@@ -89,3 +89,19 @@ def test_v1_is_no_v2(data, tmp_path):
     v1 = write_checkpoint(tmp_path / "v1.pth", "V1", pictures)
     with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
         train(settings(data, tmp_path / "v2", init_from=str(v1)))
+
+
+@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
+def test_weights_that_would_be_moved_away_are_refused_and_stay(data, former, tmp_path, flag):
+    own = tmp_path / "mamba_v2_best.pth"
+    own.write_bytes(former.read_bytes())
+    with pytest.raises(UserError, match=f"{flag}=.* lies in save_dir=.*: set another SAVE_DIR"):
+        train(settings(data, tmp_path, **{flag: str(own)}))
+    assert own.read_bytes() == former.read_bytes()
+
+
+def test_the_weights_that_come_along_can_be_started_from(data, tmp_path, capsys):
+    sizes = dict(d_model=64, num_layers=8, perceiver_heads=4, perceiver_iterations=2, neighbours=24,
+                 canvas_width=80, canvas_flow_width=64)
+    train(settings(data, tmp_path, init_from="shipped", epochs=1, **sizes))
+    assert "weights taken from shipped" in capsys.readouterr().out

@@ -107,7 +107,7 @@ def test_bad_variables_end_with_code_2_and_no_traceback(variables, bad, words):
     assert "Traceback" not in done.stderr
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
