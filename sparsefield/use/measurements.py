@@ -54,7 +54,8 @@ def read_measurements(
         missing: numbers or words that mean: not measured. Without it a number that looks like it
             is refused; ("none",) takes all numbers as they are.
         noise_sd: of the noise in the values: a number, in their units; of tables: a column, by its
-            name; default one of the name noise_sd. auto: it is to be found, and none is read.
+            name; default one of the name noise_sd. auto: it is to be found. With a number or auto
+            none is read.
         lonlat: of points: x and y are degrees of longitude and latitude.
         seed: of rules that draw points.
     Raises:
@@ -72,7 +73,8 @@ def read_measurements(
         if mask or observe:
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
                             "of measurements every point is known")
-        found = _read_points(source, x, y, value, [*words, *(missing or [])], column)
+        found = _read_points(source, x, y, value, [*words, *(missing or [])], column,
+                             reads_noise=noise_sd is None or column is not None)
         if found.on_globe and not lonlat:
             _tell_of_globe(source, found, x is not None or y is not None)
         if lonlat and extent is not None and extent[1] < extent[0]:
@@ -111,17 +113,17 @@ def _refuse_of_points(
 
 def _read_points(
     source: str, x: str | None, y: str | None, value: Sequence[str] | None,
-    missing: Sequence[str], noise: str | None,
+    missing: Sequence[str], noise: str | None, reads_noise: bool,
 ) -> Table:
     try:
         if Path(source).suffix.lower() != ".npz":
             from sparsefield.use.tables import read_table  # pandas: pictures need not wait for it
 
-            return read_table(source, x, y, value, missing, noise)
+            return read_table(source, x, y, value, missing, noise, reads_noise)
         if any(column is not None for column in (x, y, value, noise)):
             raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
                             "table; an .npz has coords, values and, if any, noise_sd")
-        return _read_npz(Path(source))
+        return _read_npz(Path(source), reads_noise)
     except PermissionError:
         raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
     except OSError as error:
@@ -146,7 +148,7 @@ def _require_input(path: Path) -> None:
     refuse_foreign(path, GIVE)
 
 
-def _read_npz(path: Path) -> Table:
+def _read_npz(path: Path, reads_noise: bool) -> Table:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"coords", "values"} - set(file.files)
@@ -154,7 +156,7 @@ def _read_npz(path: Path) -> Table:
                 raise UserError(f"{path}: holds no array {' and no '.join(sorted(missing))}; "
                                 "coords is (M, 2), values (M,) or (M, C)")
             coords, values = file["coords"], file["values"]
-            noise = file["noise_sd"] if "noise_sd" in file.files else None
+            noise = file["noise_sd"] if reads_noise and "noise_sd" in file.files else None
     except PermissionError:
         raise
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,

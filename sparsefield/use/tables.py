@@ -23,7 +23,7 @@ log = logging.getLogger("sparsefield")
 
 def read_table(
     source: str, x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
-    missing: Sequence[str] = (), noise: str | None = None,
+    missing: Sequence[str] = (), noise: str | None = None, reads_noise: bool = True,
 ) -> Table:
     """The measurements of a table, NaN where one is missing.
 
@@ -35,6 +35,7 @@ def read_table(
         source: a path, or "-" for standard input. x, y, value: see `choose_columns`.
         missing: further entries that mean: no value.
         noise: the column of the noise's sd; default one of the name noise_sd, if there is one.
+        reads_noise: whether that column is read; it is no value either way.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -50,6 +51,7 @@ def read_table(
     names = list(table.columns)
     noise_column = find_noise(source, names, noise) if has_header or noise else None
     columns = choose_columns(source, names, x, y, value, has_header, noise_column)
+    noise_column = noise_column if reads_noise else None
     columns_values = columns.values if value is not None else _numeric(table, columns.values)
     used = [columns.x, columns.y, *columns_values]
     used += [] if noise_column is None else [noise_column]

@@ -10,6 +10,7 @@ from scipy.io import netcdf_file
 import reconstruct as script
 from sparsefield import cli
 from sparsefield.use.grids import grid_like
+from sparsefield.use.measurements import read_measurements
 
 ROWS = np.random.default_rng(0).uniform(size=(30, 2)) * (20, 10) + (100, 40)
 
@@ -206,6 +207,19 @@ def test_a_noise_column_by_name(command):
     assert code == 0 and "noise_sd = noise_sd; left out: v wind" in out
 
 
+@pytest.mark.parametrize("file", ["n.csv", "n.npz"])
+@pytest.mark.parametrize("said, read", [("auto", None), ("0.3", 0.3), ("0", None)])
+def test_noise_that_is_said_or_sought_is_not_read(command, file, said, read):
+    """A column noise_sd is then left out, and what it lacks costs no measurement."""
+    noise = np.where(np.arange(30) < 10, np.nan, 0.5)
+    np.savetxt("n.csv", np.column_stack([ROWS, ROWS[:, 0], noise]), delimiter=",", comments="",
+               header="lon,lat,sst,noise_sd")
+    np.savez("n.npz", coords=ROWS, values=ROWS[:, 0], noise_sd=noise)
+    given = read_measurements(file, channels=3, noise_sd=said)
+    assert len(given.coords) == 30 and given.values.shape[1] == 1
+    assert given.noise is None if read is None else np.all(given.noise == read)
+
+
 def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
     code, out, err = command("a.csv", "--holdout", "0.2", "--lonlat")
     assert code == 0, err
@@ -221,7 +235,7 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
 
 def test_holdout_tries_the_model_that_comes_along(command):
     """Where it is not used by itself, and can be."""
-    row = "\n--checkpoint checkpoints_mamba_v2/mamba_v2_best.pth "
+    row = "\n--checkpoint shipped "
     code, out, err = command("a.csv", "--holdout", "0.2", "--num_steps", "1")
     assert code == 0 and row in out, err
     assert "--holdout 0.2 tells whether it should be" in out
@@ -243,7 +257,7 @@ def test_holdout_of_a_picture_of_16_bits(command):
     tifffile.imwrite("deep.tif", picture.astype(np.uint16))
     code, out, err = command("deep.tif", "--observe", "random:0.5", "--holdout", "0.2",
                              "--num_steps", "1")
-    assert code == 0 and "this (mamba_v2_best.pth)" in out, err
+    assert code == 0 and "this (shipped)" in out, err
 
 
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
