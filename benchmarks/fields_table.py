@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from common import ROOT, describe_machine, table
 from scipy.interpolate import RBFInterpolator
+from scipy.stats import t as student
 
 sys.path.insert(0, str(ROOT))
 
@@ -274,11 +275,12 @@ def measure(
     why = "not measured" if there.fingerprint else "no fields to learn from"
     rows[0:0] = [[name, why, "–", "–", "–"] for name in ("V1", "V2") if name not in found]
     table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"], rows)
+    overlap = 0.0 if source.lonlat is None else float(hidden / observed)
     if GREY in found:
-        print(f"{difference(GREY, found[GREY], found['fitted kriging'])}\n")
+        print(f"{difference(GREY, found[GREY], found['fitted kriging'], overlap)}\n")
     for own in trained:
         if own.name in found:
-            words = difference(own.name, found[own.name], found["fitted kriging"])
+            words = difference(own.name, found[own.name], found["fitted kriging"], overlap)
             print(f"{own.describe()}. {words}\n")
 
 
@@ -292,10 +294,20 @@ def row(name: str, scores: list[Score], count: int) -> list[str]:
     return [name + failed, f"{rmse:.4g}", f"{crps:.4g}", covered, f"{seconds:.2f}"]
 
 
-def difference(name: str, scores: list[Score], kriging: list[Score]) -> str:
-    """In words, with an interval of two standard errors over fields."""
+def difference(
+    name: str, scores: list[Score], kriging: list[Score], overlap: float
+) -> str:
+    """In words, with a 95 % interval by Student's t.
+
+    Args:
+        overlap: 0 for fields of their own; for ways to hide points of one field, which share most
+            of them, hidden over given points (Nadeau & Bengio 2003, "Inference for the
+            Generalization Error", the corrected resampled t test).
+    """
     change = np.array([a.crps - b.crps for a, b in zip(scores, kriging)])
-    error = 1.96 * change.std(ddof=1) / len(change)**0.5 if len(change) > 1 else np.inf
+    count, error = len(change), np.inf
+    if count > 1:
+        error = student.ppf(0.975, count - 1) * change.std(ddof=1) * (1 / count + overlap) ** 0.5
     verdict = ("better than" if change.mean() + error < 0 else
                "worse than" if change.mean() - error > 0 else "not better than")
     low, high = change.mean() - error, change.mean() + error
