@@ -1,7 +1,7 @@
 """The ladder: one change each, same data and seed, equal samples and equal minutes, in one table.
 
     python benchmarks/experiments.py canvas --data train.npz --data_val val.npz   # the first part
-    python benchmarks/experiments.py tokens --canvas_from experiments/canvas/mamba_v2_best.pth ...
+    python benchmarks/experiments.py tokens --canvas_from .../canvas_canvas/mamba_v2_best.pth
     python benchmarks/experiments.py tokens --rows V2 "V2, no Mamba"              # some rows only
 
 The rows of `canvas` train the canvas alone, those of `tokens` what comes after it, on one canvas
@@ -50,8 +50,6 @@ LADDERS = {
         "LR 4e-3": f"{ALONE} --lr 4e-3",
         "batch 16": f"{ALONE} --batch_size 16",
         "batch 64": f"{ALONE} --batch_size 64",
-        # 205 points as before, but never a layout that another field or epoch has.
-        "no shared layouts": f"{ALONE} --observe random:0.2-0.2001",
     },
     "tokens": {
         "V2": V2,

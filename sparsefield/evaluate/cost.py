@@ -27,8 +27,8 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
     Counted: matrix products (attention as dense ones), the K taps of each causal convolution
     (2 L E K, whichever backend computes it), and selective scans with 9 L E S + 2 L E each
     (discretisation, recurrence, output, skip and gate; the count of VMamba, Liu et al. 2024).
-    Not counted: elementwise operations, norms, and `prepare`, which runs once an image whatever
-    the number of evaluations.
+    Not counted: elementwise operations, norms, and what runs once an image whatever the number of
+    evaluations (`start`, `outlook`, `prepare`).
 
     Args:
         shape: (H, W), all of it queried. channels: C. observed: M.
@@ -39,6 +39,7 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
     inputs = torch.zeros(1, observed, channels, device=device)
     form, _ = model.closed_form(query_coords, input_coords, inputs)
     start = model.start(form, query_coords, input_coords)
+    outlook = model.outlook(start, query_coords)
     prepared = model.prepare(start, query_coords, input_coords, inputs)
     mamba: list[int] = []
 
@@ -55,7 +56,7 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
             display=False, custom_mapping={torch.ops.aten.convolution: _convolution}
         ) as products:
             angle = torch.ones(1, device=device)
-            seen = model.overview(form.mean, angle, model.outlook(start, query_coords))
+            seen = model.overview(form.mean, angle, outlook)
             model(seen, angle, prepared)
     finally:
         for hook in hooks:

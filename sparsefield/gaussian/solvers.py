@@ -117,14 +117,18 @@ class FromNearest:
         self.coords, self.values, self.noise_variance = coords, values, noise_variance
         self.trees = [scipy.spatial.cKDTree(x.cpu().numpy()) for x in coords]
 
-    def around(self, b: int, points: Tensor, skip: int = 0) -> tuple[Fit, Tensor]:
+    def around(self, b: int, points: Tensor, own: Tensor | None = None) -> tuple[Fit, Tensor]:
         """The fit of field b around points (n, 2), n fields of their own, and their index (n, k).
 
         Args:
-            skip: how many of the nearest observations are left out.
+            own: (n,) the observation that is left out of each.
         """
-        rank = np.arange(skip, LOCAL_NEIGHBOURS + skip) + 1
-        _, index = self.trees[b].query(points.cpu().numpy(), k=rank)
+        count = LOCAL_NEIGHBOURS + (own is not None)
+        _, index = self.trees[b].query(points.cpu().numpy(), k=np.arange(count) + 1)
+        if own is not None:
+            others = index != own.cpu().numpy()[:, None]
+            others[others.all(axis=1), -1] = False  # more observations at the place than these
+            index = index[others].reshape(len(index), -1)
         index = torch.from_numpy(index).to(points.device)
         noise = None if self.noise_variance is None else self.noise_variance[b][index]
         return self.fit.near(b, self.coords[b][index], self.values[b][index], noise), index
@@ -141,7 +145,7 @@ class FromNearest:
 
     def _without_itself(self, b: int, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         points, values = self.coords[b, rows], self.values[b, rows]
-        fit, _ = self.around(b, points, skip=1)
+        fit, _ = self.around(b, points, own=rows)
         others = combine(fit, krige(fit.factored, points[:, None]))
         part_done()
         mean, variance = others.mean[:, 0], others.sd[:, 0] ** 2

@@ -36,9 +36,11 @@ from sparsefield.train.reporter import Reporter, announce
 from sparsefield.train.resuming import resume
 from sparsefield.train.runfolder import RunFolder
 from sparsefield.train.setup import (
+    Parts,
     model_arguments,
     open_batches,
     parts_of_training,
+    parts_that_remain,
     pictures_at_once,
     sized_as_init_from,
     steps_per_epoch,
@@ -121,10 +123,6 @@ class Training:
         self.folder, self.world = folder, world
         self.per_epoch = steps_per_epoch(config, data)
         self.total = config.epochs * self.per_epoch
-        self.parts = parts_of_training(config, self.total)
-        self.batches = open_batches(
-            config, data, world, self.parts.painted, model.sees_whole_draws
-        )
         self.at_once = pictures_at_once(config, world)
         self.progress = Progress(world.device)
         self.averaged = AveragedModel(model, multi_avg_fn=self._average)
@@ -132,6 +130,14 @@ class Training:
         self.persistent = {"model": model, "averaged": self.averaged,
                            "optimiser": self.optimiser, "progress": self.progress}
         resume(config, arguments, data, folder, self.persistent, world)
+        self.parts = parts_of_training(config, self.total)
+        if self.progress.ends:
+            self.parts = parts_that_remain(self.parts, Parts(*self.progress.ends),
+                                           self.progress.step)
+        self.progress.ends = tuple(self.parts)
+        self.batches = open_batches(
+            config, data, world, self.parts.painted, model.sees_whole_draws
+        )
         self.validation = Validation(
             data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
             (world.rank, world.size),
@@ -338,7 +344,7 @@ def add_calibration(folder: RunFolder, validation: Validation, world: World) -> 
     if "calibration" in checkpoint:
         return
     model = build_model(checkpoint, world.device)
-    calibration = calibrate(samples_of(model), validation.cases)
+    calibration = calibrate(samples_of(model), validation.every)
     log.info("calibration: %s", calibration.describe())
     folder.save_best({**checkpoint, "calibration": calibration._asdict()})
 

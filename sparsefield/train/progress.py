@@ -43,6 +43,7 @@ class Progress:
         self.best_psnr = math.nan
         self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
+        self.ends: tuple[int, ...] = ()  # of the parts of the training, in steps, as last planned
         names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
         self.sums = {name: torch.zeros((), device=device) for name in names}
 

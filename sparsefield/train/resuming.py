@@ -54,8 +54,8 @@ def resume(
     log.info("going on from step %d (epoch %d)", checkpoint["step"], checkpoint["epoch"])
     before = checkpoint["config"]["epochs"]
     if before != config.epochs:
-        log.info("EPOCHS was %d and is %d: from here on the learning rate follows the cosine of "
-                 "a training over %d epochs", before, config.epochs, config.epochs)
+        log.info("EPOCHS was %d and is %d: parts of the training that are over stay so, and the "
+                 "learning rate follows the longer cosine of what is left", before, config.epochs)
 
 
 def refuse_contradictions(

@@ -106,6 +106,19 @@ def parts_of_training(config: TrainingConfig, total: int) -> Parts:
     return Parts(painted, min(painted + followed, total), total)
 
 
+def parts_that_remain(plan: Parts, former: Parts, step: int) -> Parts:
+    """The parts of a training that goes on with another number of epochs.
+
+    What is over at this step stays over, or the canvas would change under the tokens that have
+    learnt on it; the steps that are added belong to what is left.
+    """
+    painted = former.painted if step >= former.painted else plan.painted
+    followed = former.followed
+    if step < followed:
+        followed = painted + plan.followed - plan.painted
+    return Parts(painted, min(followed, plan.end), plan.end)
+
+
 def open_batches(
     config: TrainingConfig, data: Data, world: World, painted: int, sees_whole: bool
 ) -> TrainingBatches:

@@ -28,7 +28,7 @@ class Validation:
         split: pictures. pattern: how they are observed. count: how many of them, at most.
         batch_size: pictures per model call. share: (rank, size), which of them are ours.
     Attributes:
-        count: cases of all processes together. cases: ours.
+        count: cases of all processes together. every: all of them. cases: ours.
 
     One serves models of one architecture: their closed forms are computed once.
     """
@@ -46,9 +46,8 @@ class Validation:
         indices = spread(range(len(split)), count)
         self.count = len(indices)
         points = batch_size * math.prod(split.example(0).shape[:2])
-        self.cases = Cases(
-            split, pattern, indices[rank::size], seed=EVAL_SEED, points=points, device=device
-        )
+        self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
+        self.cases = self.every.subset(range(len(indices))[rank::size])
         self.pairs: Pairs | None = None
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:

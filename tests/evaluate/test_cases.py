@@ -168,6 +168,16 @@ def test_training_and_both_evaluations_take_unequal_cases(request, kind, observe
     assert len(found["samples"]["sde"]["per_image"]["crps"]) == 5
 
 
+def test_processes_share_the_validation_and_calibrate_on_all_of_it(ramps):
+    split, pattern = open_data(str(ramps)).val, parse_pattern("random:0.2")
+    alone, *shares = (Validation(split, pattern, 3, 2, torch.device("cpu"), share)
+                      for share in ((0, 1), (0, 2), (1, 2)))
+    indices = [[case.index for case in own.cases] for own in (alone, *shares)]
+    assert len(indices[0]) == 3 and sorted(indices[1] + indices[2]) == sorted(indices[0])
+    for own in shares:
+        assert [case.index for case in own.every] == indices[0]
+
+
 def test_dropout_does_not_reach_validation(ramps):
     """The averaged model of a training is in training mode."""
     data = open_data(str(ramps))

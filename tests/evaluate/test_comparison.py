@@ -405,3 +405,12 @@ def test_an_error_is_one_line_and_code_2(tmp_path):
     result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
+
+
+def test_flops_are_of_an_evaluation_and_not_of_what_runs_once_an_image():
+    class LooksOnce(OneBlock):
+        def outlook(self, start, query_coords):
+            return torch.zeros(64, 64) @ torch.zeros(64, 64)
+
+    block = Attention(32, 4, distance=False)
+    assert count_flops(LooksOnce(block), (4, 4), 3, 5) == count_flops(OneBlock(block), (4, 4), 3, 5)

@@ -125,3 +125,15 @@ def test_draws_with_noise_spread_around_the_observations():
     z = posterior.noise(coords)([torch.Generator().manual_seed(i) for i in range(400)])
     np.testing.assert_allclose(z.std(dim=0), 1, atol=0.2)
     assert (answer.sd > 0.02).all()
+
+
+@pytest.mark.parametrize("count", [150, 1100])
+def test_a_repeated_measurement_is_left_out_alone(count):
+    """Its error does not know its own noise, from all observations or from the nearest alone."""
+    coords, noise = measure(0, 0.3, count, repeats=2)
+    noise = noise - plane(coords)
+    truth = torch.sin(2 * count**0.5 * coords).sum(dim=2, keepdim=True)  # as rough as dense
+    values = truth + noise
+    loo = condition(coords, values, torch.full_like(values, 0.3)).leave_one_out
+    error = values - loo.surprise * loo.sd - truth
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), error.flatten()]))[0, 1]) < 0.1

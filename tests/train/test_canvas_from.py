@@ -6,7 +6,7 @@ from small import settings, train
 
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint
-from sparsefield.train.setup import Parts, parts_of_training
+from sparsefield.train.setup import Parts, parts_of_training, parts_that_remain
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,32 @@ def is_same(one, other, part: str) -> bool:
 ])
 def test_parts_of_a_training(data, tmp_path, changes, parts):
     assert parts_of_training(settings(data, tmp_path, **changes), 100) == parts
+
+
+@pytest.mark.parametrize(("step", "parts"), [
+    (49, (100, 150, 200)),   # the canvas is still learning: it gets its share of all
+    (50, (50, 100, 200)),    # the slope is next
+    (75, (50, 75, 200)),     # the tokens learn on what is there
+    (100, (50, 75, 200)),
+])
+def test_parts_that_are_over_stay_over_when_epochs_are_added(step, parts):
+    assert parts_that_remain(Parts(100, 150, 200), Parts(50, 75, 100), step) == parts
+
+
+def test_the_canvas_stays_as_it_is_however_often_a_training_is_made_longer(data, tmp_path):
+    def state() -> dict:
+        return load_checkpoint(tmp_path / "mamba_v2_latest.pth")["resume"]
+
+    train(settings(data, tmp_path, epochs=1))
+    before = state()["model"]
+    for epochs in (2, 4):
+        train(settings(data, tmp_path, epochs=epochs))
+        assert tuple(state()["progress"]["ends"]) == (3, 5, 6 * epochs)
+    after = state()["model"]
+    for name, tensor in before.items():
+        learns_on = not name.startswith("canvas.")
+        assert learns_on or torch.equal(after[name], tensor), name
+    assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_every_step_is_in_one_part():
