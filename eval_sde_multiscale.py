@@ -38,6 +38,7 @@ from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
+from sparsefield.model.shipped import V2
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")
@@ -47,7 +48,7 @@ FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_compar
 class Config:
     """Settings of the evaluation."""
 
-    checkpoint: str = "checkpoints_mamba_v2/mamba_v2_best.pth"
+    checkpoint: str = V2
     """Checkpoint of V1 or V2; the model is rebuilt from what it holds."""
     samplers: tuple[str, ...] = ("heun", "sde", "ddim", "mean")
     """Any of heun, euler, sde, ddim, adaptive (samples) and mean (the posterior mean)."""

@@ -40,7 +40,7 @@ from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
-from sparsefield.model.shipped import find_shipped
+from sparsefield.model.shipped import V1, V2, find_shipped
 from sparsefield.train.config import TrainingConfig, beside_learning
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
@@ -53,9 +53,9 @@ FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparis
 class Config:
     """Settings of the comparison."""
 
-    v1_checkpoint: str = "checkpoints_mamba/mamba_best.pth"
+    v1_checkpoint: str = V1
     """Checkpoint of V1."""
-    v2_checkpoint: str = "checkpoints_mamba_v2/mamba_v2_best.pth"
+    v2_checkpoint: str = V2
     """Checkpoint of V2."""
     v1_seeds: tuple[str, ...] = ()
     """Further checkpoints of V1, which differ from it in the seed of their training alone."""

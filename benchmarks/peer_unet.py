@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import Batch, TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
+from sparsefield.data.batches import MOST_PAINTED  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
 from sparsefield.device import pick_device  # noqa: E402
 from sparsefield.evaluate import metrics  # noqa: E402
@@ -102,9 +103,10 @@ class Peer:
         config = TrainingConfig(data=given.data, data_val=given.data_val)
         self.data = open_as_configured(asdict(config))
         self.shape, pattern = (self.data.height, self.data.width), parse_pattern(given.observe)
-        if not pattern.is_fixed or any(side % 4 for side in self.shape):
-            sys.exit("error: a pattern with equally many points, and sides that 4 divides, please")
         size = math.prod(self.shape)
+        if not pattern.is_fixed or any(side % 4 for side in self.shape) or size > MOST_PAINTED:
+            sys.exit("error: a pattern with equally many points, and sides that 4 divides, of at "
+                     f"most {MOST_PAINTED} pixels, please")
         self.batches = TrainingBatches(
             self.data.train, pattern, seed=given.seed, batch_size=given.batch_size,
             queries=(1, 1), draw_angles=draw_angles, painted=sys.maxsize,

@@ -112,7 +112,7 @@ def array_data(
     NaN in any channel marks a point that does not exist. What becomes -1 and 1 is `value_range`
     (lo hi, or lo hi for each channel); without it 0 and 255 for uint8, and otherwise the smallest
     and largest training value of each channel. Three channels of uint8 are pictures: training
-    mirrors them.
+    shows them flipped, turned and with channels exchanged. Others are shown as they are.
 
     Raises:
         UserError: wrong rank or type, zero size, infinities, fields with fewer than two points,

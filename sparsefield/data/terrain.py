@@ -28,7 +28,8 @@ FROZEN_CROPS = 64
 
 
 def open_terrain(image_size: int = 32, seed: int = 0) -> Data:
-    """Elevations cropped at random scales and averaged to image_size, mirrored in training.
+    """Elevations cropped at random scales and averaged to image_size, flipped and turned in
+    training.
 
     Validation and test are 64 frozen crops each, a pure function of (seed, index), from image_size
     points to the width of their part; they overlap.

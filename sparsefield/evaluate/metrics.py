@@ -156,12 +156,17 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> float:
         raise ValueError("CRPS of an ensemble needs at least 2 samples; of one, use mae")
     truth = np.asarray(truth, dtype=np.float64)
     exists = _existing(truth)
-    members = np.sort(samples[:, exists], axis=0)                    # (K, P, C)
-    _require_finite(members)
-    skill = np.abs(members - truth[exists]).mean(axis=0)             # (P, C)
+    _require_finite(samples[:, exists])
+    return float(np.mean(crps_of_values(samples[:, exists], truth[exists])))
+
+
+def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The same of each value alone: of samples (K, ...), K >= 2, at (...)."""
+    count = len(samples)
+    members = np.sort(samples, axis=0)
+    skill = np.abs(members - truth).mean(axis=0)
     ranks = 2 * np.arange(count) - count + 1                         # sum of pairs, by sorting
-    spread = np.tensordot(ranks, members, axes=1) / (count * (count - 1))
-    return float(np.mean(skill - spread))
+    return skill - np.tensordot(ranks, members, axes=1) / (count * (count - 1))
 
 
 def average(values: Sequence[float]) -> float:

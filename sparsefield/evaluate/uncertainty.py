@@ -93,23 +93,6 @@ def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
     return variance, (samples.mean(axis=0) - truth) ** 2
 
 
-def gaussian_nll(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> float:
-    """Negative log-likelihood in nats per value of N(mean, sd^2), mean over the values there are.
-
-    Args:
-        truth, mean: of equal shape, NaN in the truth is left out. sd: of that shape or one that
-            broadcasts to it, in the same units as the values.
-    Raises:
-        ValueError: an sd that is not above 0 where there is a value.
-    """
-    truth, mean, sd = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (truth, mean, sd)))
-    there = ~np.isnan(truth)
-    if not (sd[there] > 0).all():
-        raise ValueError("a Gaussian's sd must be above 0 everywhere")
-    score = (truth - mean)[there] / sd[there]
-    return float(np.mean(0.5 * score**2 + np.log(sd[there]) + 0.5 * np.log(2 * np.pi)))
-
-
 def block_means(
     draws: np.ndarray, truth: np.ndarray, observed: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -133,7 +133,6 @@ def adaptive(
 
 SAMPLERS = {"heun": heun, "euler": euler, "sde": sde, "ddim": ddim, "mean": mean,
             "adaptive": adaptive}
-STOCHASTIC = ("sde", "ddim")
 LIMITS = {"temperature": (0.0, math.inf), "eta": (0.0, 1.0), "tolerance": (1e-12, 1.0)}
 
 

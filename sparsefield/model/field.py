@@ -10,7 +10,7 @@ by every evaluation of a sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
+from sparsefield.flow.sampling import Noise
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.neighbours import gather_points, nearest
 from sparsefield.model.canvas import Canvas, Look, Outlook, holding, lattice_side, lookouts, sketch
@@ -28,8 +29,6 @@ from sparsefield.model.ordering import Reading, check_order, read_along
 
 PRIORS = ("fitted", "none")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
-
-Noise = Callable[[Sequence[torch.Generator]], Tensor]
 
 
 class ClosedForm(NamedTuple):

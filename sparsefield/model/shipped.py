@@ -10,9 +10,8 @@ from safetensors import SafetensorError, safe_open
 from sparsefield.errors import UserError
 
 SHIPPED = "shipped"  # in place of a checkpoint's path: the V2 that comes along
-V2 = "checkpoints_mamba_v2/mamba_v2_best.pth"
-# Default paths of the commands: in a checkout, and the folder of the installed package.
-DEFAULTS = {"checkpoints_mamba/mamba_best.pth": "weights_v1", V2: "weights_v2"}
+V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
+DEFAULTS = {V1: "weights_v1", V2: "weights_v2"}  # of the commands; folders in an installed package
 PACKAGE = Path(__file__).parents[1]
 
 

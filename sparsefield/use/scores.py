@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
+from sparsefield.evaluate.metrics import crps_of_values
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.use.points import Measurements
 
@@ -56,21 +57,13 @@ def score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) -
         wobble = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
         samples = (forecast.samples + wobble).reshape(len(forecast.samples), -1)
         return Score(name, rmse, coverage(samples, truth.reshape(-1), LEVEL), seconds,
-                     sample_crps(samples, truth.reshape(-1)))
+                     crps_of_values(samples, truth.reshape(-1)))
     if forecast.sd is None:
         return Score(name, rmse, None, seconds, np.abs(forecast.mean - truth).reshape(-1))
     sd = np.sqrt(forecast.sd**2 + noise[:, None] ** 2)
     z = (truth - forecast.mean) / sd
     covered = float((np.abs(z) < scipy.special.ndtri((1 + LEVEL) / 2)).mean())
     return Score(name, rmse, covered, seconds, gaussian_crps(z, sd).reshape(-1))
-
-
-def sample_crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Fair CRPS (P,) of samples (K, P) at (P,) (Ferro 2014)."""
-    count = len(samples)
-    rank = 2 * np.arange(1, count + 1) - count - 1
-    apart = (rank[:, None] * np.sort(samples, axis=0)).sum(axis=0) / (count * (count - 1))
-    return np.abs(samples - truth).mean(axis=0) - apart
 
 
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.uncertainty import (
     block_means,
     evaluate,
-    gaussian_nll,
     interval_name,
     largest_coverage,
     spread_error_ratio,
@@ -132,24 +131,6 @@ def test_the_coverage_that_samples_can_state_is_reached_and_not_passed(members, 
 def test_a_level_that_few_samples_cannot_state_says_so():
     assert interval_name(0.9, 16) == "90% (of 16 samples at most 88%)"
     assert interval_name(0.9, 20) == "90%" and interval_name(0.5, 3) == "50%"
-
-
-def test_gaussian_log_likelihood():
-    rng = np.random.default_rng(0)
-    sd = rng.uniform(0.01, 0.2, (100, 100, 1))
-    truth = 0.5 + sd * rng.standard_normal((100, 100, 3))
-    right = gaussian_nll(truth, np.full_like(truth, 0.5), sd)
-    assert right == pytest.approx(np.log(sd).mean() + 0.5 * np.log(2 * np.pi * np.e), abs=0.02)
-    for wrong in (0.7, 1.4):
-        assert gaussian_nll(truth, np.full_like(truth, 0.5), wrong * sd) > right + 0.05
-    gaps = truth.copy()
-    gaps[:50] = np.nan
-    halves = [gaussian_nll(truth[half], np.full((50, 100, 3), 0.5), sd[half])
-              for half in (slice(50), slice(50, None))]
-    assert gaussian_nll(gaps, np.full_like(truth, 0.5), sd) == pytest.approx(halves[1])
-    assert np.mean(halves) == pytest.approx(right)
-    with pytest.raises(ValueError, match="above 0"):
-        gaussian_nll(truth, truth, np.zeros_like(sd))
 
 
 def test_averages_leave_undefined_images_out():

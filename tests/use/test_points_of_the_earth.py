@@ -10,11 +10,10 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
-from sparsefield.evaluate.uncertainty import fair_crps
 from sparsefield.use import globe, holdout, plots, transforms
 from sparsefield.use.frame import Frame
 from sparsefield.use.points import Measurements, clean
-from sparsefield.use.scores import Forecast, sample_crps, verdict
+from sparsefield.use.scores import Forecast, verdict
 
 
 def wave(lonlat: np.ndarray) -> np.ndarray:
@@ -205,12 +204,6 @@ def test_scores_of_a_gaussian_are_those_of_its_samples():
     assert scores[0].crps == pytest.approx(scores[1].crps, rel=0.02)
     assert scores[0].covered == pytest.approx(scores[1].covered, abs=0.01)
     assert scores[0].rmse == scores[1].rmse
-
-
-def test_the_crps_of_each_value_is_the_fair_one():
-    rng = np.random.default_rng(0)
-    samples, truth = rng.normal(size=(9, 50)), rng.normal(size=50)
-    assert sample_crps(samples, truth).mean() == pytest.approx(fair_crps(samples, truth))
 
 
 def test_a_method_that_fails_is_named_and_left_out(caplog):
