@@ -12,8 +12,8 @@ works on one grid alone, and gives a mean alone.
 
 Printed: PSNR of the mean on the frozen pictures against crops seen and seconds of training, without
 evaluation, at the end that of the mean over the eight turns and flips too (which is what the
-canvas says); and kriging on the same pictures. Threads as OMP_NUM_THREADS says: with one, seconds are
-those of a core, whatever else runs there. --device cuda wants --num_workers as well.
+canvas says); and kriging on the same pictures. Threads as OMP_NUM_THREADS says: with one, seconds
+are those of a core, whatever else runs there. --device cuda wants --num_workers as well.
 """
 
 from __future__ import annotations
