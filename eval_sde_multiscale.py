@@ -42,6 +42,7 @@ from sparsefield.model.shipped import V2
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")
+MOST_ROWS = 1024
 
 
 @dataclass
@@ -99,6 +100,8 @@ class Config:
                 raise UserError(f"--{name}: give at least one, and each once")
         for method in self.samplers:
             check_sampler(method, self.num_steps, self.options(method))
+        if max(self.resolutions) > MOST_ROWS:
+            raise UserError(f"--resolutions {max(self.resolutions)}: at most {MOST_ROWS} rows")
         for name in ("num_samples", "points"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")

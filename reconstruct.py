@@ -36,7 +36,6 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -158,15 +157,14 @@ def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     units = config.units or domain.units_of(model, given)
     files = written.contents(field, grid, given, units, config.lonlat)
     out.require(files)
-    out.remove_old(written.OLD, files)
     out.write(files)
+    out.remove_old(written.OLD, files)
     for line in words.account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(
-        "%s: %s points -> %dx%d, mean %.4g, typical sd %.2g, %d samples, %.1f s; written to %s",
-        config.input, f"{len(given.coords):,}", *asked.shape, np.nanmean(field.mean),
-        np.sqrt(np.nanmean(field.sd**2)), len(field.samples), time.monotonic() - started,
-        config.out,
+        "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
+        config.input, f"{len(given.coords):,}", *asked.shape, words.in_numbers(given, field),
+        len(field.samples), time.monotonic() - started, config.out,
     )
 
 
@@ -190,24 +188,27 @@ def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
 
 
 def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
-    """Print how well hidden measurements are foretold, by this and by other methods."""
+    """Print how well hidden measurements are foretold, by this and by other methods; where values
+    are different things, of each on its own."""
     given = asked.given
-    kept, hidden = holdout.split(given, config.holdout, config.seed)
     also = None
     if (config.checkpoint is None and model.is_closed_form and not config.lonlat
             and domain.can_be_tried(given)):
         also = load(SHIPPED, config.device)
-    methods = holdout.all_methods(
-        model, given, asked.frame, transform=config.transform,
-        find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
-        value_range=config.value_range, also=also,
-    )
-    found = holdout.compare(methods, kept, hidden)
-    cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",
-                 f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
-    for line in scores.table(found, config.units or domain.units_of(model, given)):
-        cli.log.info("%s", line)
-    cli.log.info("%s", scores.verdict(found))
+    for one in holdout.each_alone(given) if domain.are_other_things(given) else [given]:
+        methods = holdout.all_methods(
+            model, one, asked.frame, transform=config.transform,
+            find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
+            value_range=config.value_range, also=also,
+        )
+        kept, hidden = holdout.split(one, config.holdout, config.seed)
+        found = holdout.compare(methods, kept, hidden)
+        cli.log.info("%s%s of %s measurements hidden, foretold from the others (seed %d):",
+                     f"{one.names[0]}: " if one is not given else "", f"{len(hidden.coords):,}",
+                     f"{len(given.coords):,}", config.seed)
+        for line in scores.table(found, config.units or domain.units_of(model, given)):
+            cli.log.info("%s", line)
+        cli.log.info("%s", scores.verdict(found))
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
 

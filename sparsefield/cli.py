@@ -13,6 +13,9 @@ import tyro
 from sparsefield.errors import UserError
 
 log = logging.getLogger("sparsefield")
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED",
+                 "std::bad_alloc")
 Settings = TypeVar("Settings")
 
 
@@ -83,7 +86,9 @@ def run(main: Callable[[], None]) -> int:
     except UserError as error:
         _report(f"error: {error}")
         return 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         _report("error: out of memory: ask for less (samples, resolution, points, or data)")
         return 2
     except BrokenPipeError:
@@ -93,6 +98,12 @@ def run(main: Callable[[], None]) -> int:
         _report("interrupted")
         return 130
     return 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, PyTorch or a device says that its memory does not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
 def _report(line: str) -> None:

@@ -72,10 +72,17 @@ class OutputFolder:
                         if path.is_file()})
 
     def remove_old(self, pattern: str, kept: Iterable[str]) -> None:
-        """Delete what this program once wrote under names that match, but for those kept."""
-        for name in set(self._sums()) - set(kept):
-            if re.fullmatch(pattern, name) and self._is_ours(name):
-                (self.path / name).unlink()
+        """Delete what this program once wrote under names that match, but for those kept.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            for name in set(self._sums()) - set(kept):
+                if re.fullmatch(pattern, name) and self._is_ours(name):
+                    (self.path / name).unlink()
+        except OSError as error:
+            raise self._cannot(error) from None
 
     def _is_ours(self, name: str) -> bool:
         path, sums = self.path / name, self._sums().get(name, [])

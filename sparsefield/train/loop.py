@@ -54,8 +54,6 @@ log = logging.getLogger("sparsefield")
 Initialise = Callable[[nn.Module], list[str]]
 
 # What allocators and libraries say when memory is full, where it is no exception of its own.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED",
-                 "std::bad_alloc")
 
 
 def train(
@@ -352,9 +350,7 @@ def add_calibration(folder: RunFolder, validation: Validation, world: World) -> 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:
     """What a person can do about an error of memory or compiler; None for any other."""
     text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        any(words in text for words in OUT_OF_MEMORY)
-    ):
+    if cli.is_out_of_memory(error):
         return (
             f"out of memory: raise ACCUMULATE (now {config.accumulate}), which gives the same "
             f"result in smaller parts, or lower BATCH_SIZE (now {config.batch_size}) or D_MODEL"

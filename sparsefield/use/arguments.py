@@ -56,6 +56,9 @@ class Settings:
 
     def check(self) -> None:
         """Raises UserError for numbers and names that cannot be used."""
+        for name in ("num_samples", "num_steps", "seed"):
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise UserError(f"{name}={getattr(self, name)!r}: give a whole number")
         if not 2 <= self.num_samples <= MOST_SAMPLES:
             raise UserError(f"num_samples={self.num_samples}: an uncertainty needs at least 2, "
                             f"and at most {MOST_SAMPLES:,} are kept")
@@ -90,6 +93,8 @@ def observe(
     """
     coords, values, noise = as_given(coords, values, settings.missing,
                                      1.0 if settings.find_noise else settings.noise_sd)
+    if settings.extent is not None and real_array("extent", settings.extent).shape != (4,):
+        raise UserError(f"extent {settings.extent}: give x0, x1, y0, y1")
     coords, extent = _rectangle(model, coords, settings)
     given = Measurements(coords, values, extent)
     _require_within(given)
@@ -99,6 +104,7 @@ def observe(
         given = replace(given, coords=globe.at_poles(coords, extent))
     frame = Frame.of(extent, settings.aspect, settings.lonlat)
     given, noise = average_duplicates(given, noise)
+    _tell_if_alike(given.values)
     if not 1 <= len(given.coords) <= MOST_POINTS:
         raise UserError(f"{len(given.coords):,} points: give 1 to {MOST_POINTS:,}")
     if not settings.find_noise:  # else it is relative
@@ -124,6 +130,15 @@ def _rectangle(
         if extent is None and len(coords):
             extent = bounds("coords", coords, lonlat=True)
     return coords, tuple(float(x) for x in (extent if extent is not None else (0, 1, 0, 1)))
+
+
+def _tell_if_alike(values: np.ndarray) -> None:
+    """Warn of a channel of (M, C) that says nothing of how much it varies."""
+    for c in np.flatnonzero(values.min(axis=0) == values.max(axis=0)) if len(values) else ():
+        which = f" of channel {c + 1}" if values.shape[1] > 1 else ""
+        what = "the only value" if len(values) == 1 else "all values"
+        log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere nothing tells, and the sd "
+                    "is a guess", what, which, values[0, c])
 
 
 def _require_within(given: Measurements) -> None:

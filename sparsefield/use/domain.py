@@ -120,10 +120,8 @@ def are_separate(model: Reconstructor, given: Measurements) -> bool:
 def picture_range(model: Reconstructor, given: Measurements) -> tuple[float, float] | None:
     """What is black and white in a picture: the argument `value_range` of a model.
 
-    None: no picture, or the training data tell.
+    None: no picture, the training data tell, or it is the closed form, which has no range.
     """
-    if model.is_closed_form and given.is_picture:
-        return given.value_range or (0.0, 255.0)
     if given.values.shape[1] == model.channels == 3 and given.value_range != (0.0, 255.0):
         return given.value_range
     return None

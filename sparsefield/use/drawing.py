@@ -53,7 +53,8 @@ def draw(
     samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
     if clip:
         samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
-    return Answer(mean, sd, samples, result.how, result.variogram)
+    how = "draws of the closed form" if model.is_closed_form else result.how
+    return Answer(mean, sd, samples, how, result.variogram)
 
 
 def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ from sparsefield.coords import grid_coords
 from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
 from sparsefield.use.frame import Frame, sides
-from sparsefield.use.points import LARGEST
+from sparsefield.use.points import LARGEST, real_array
 
 DEGREES = {
     "x": {"standard_name": "longitude", "units": "degrees_east"},
@@ -128,7 +128,9 @@ def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.n
     Raises:
         UserError: axes that are none, or longer than 512.
     """
-    x, y = (np.asarray(axis, dtype=np.float64) for axis in axes)
+    if len(axes) != 2:
+        raise UserError(f"axes: give two, x and y, not {len(axes)}")
+    x, y = (real_array("axes", axis) for axis in axes)
     for name, axis in (("x", x), ("y", y)):
         if axis.ndim != 1 or not np.isfinite(axis).all():
             raise UserError(f"axes: {name} must be a list of finite numbers")

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
     chosen = np.random.default_rng(seed).permutation(len(places))[:hidden]
     is_hidden = np.isin(which.reshape(-1), chosen)
     return _some(given, ~is_hidden), _some(given, is_hidden)
+
+
+def each_alone(given: Measurements) -> list[Measurements]:
+    """Measurements of C channels as C of one channel each."""
+    return [replace(given, values=given.values[:, c:c + 1], names=given.names[c:c + 1])
+            for c in range(given.values.shape[1])]
 
 
 def _some(given: Measurements, which: np.ndarray) -> Measurements:

@@ -134,6 +134,10 @@ def _tell_of_globe(source: str, found: Table, axes_are_chosen: bool) -> None:
     """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
     if not axes_are_chosen:
         refuse_exchanged(source, found.coords)
+    if np.ptp(found.coords[:, 0]) > WIDEST / 2:
+        log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
+                    "may be near to each other: --lonlat", source, np.ptp(found.coords[:, 0]))
+        return
     log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
              source)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from sparsefield.evaluate.plots import DPI, MISSING, plt
@@ -16,6 +17,11 @@ from sparsefield.use.field import Field
 from sparsefield.use.points import Measurements
 
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours tell apart
+
+
+def channel_names(field: Field, given: Measurements) -> tuple[str, ...]:
+    """Of all channels, as in the file or by their numbers."""
+    return given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
 
 
 def limits_of(given: Measurements) -> tuple[float, float]:
@@ -51,6 +57,8 @@ def reconstruction(
 ) -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input.
 
+    RGB of pictures in colour, whose sd is the mean over the colours; else the first channel.
+
     Args:
         lonlat: whether x and y are degrees: drawn as long as they are in the middle.
     """
@@ -67,7 +75,9 @@ def reconstruction(
         1, 5, figsize=(15, 2.6 * tall + 0.6), sharex=True, sharey=True, layout="constrained"
     )
     size = max(1.0, min(25.0, 6000 / len(given.coords)))
-    titles = [f"{len(given.coords):,} measurements", "posterior mean", "sd", "sample 1", "sample 2"]
+    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {channel_names(field, given)[0]}"
+    titles = [f"{len(given.coords):,} measurements{which}", "posterior mean", "sd", "sample 1",
+              "sample 2"]
     for axis, title in zip(axes, titles):
         axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
@@ -75,13 +85,14 @@ def reconstruction(
                     marker="s" if given.is_picture else "o", linewidths=0, **colours)
     for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]]):
         image = axis.imshow(shown(values), **style, **colours)
-    sd = field.sd.mean(axis=2)
+    sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
     most = np.nanquantile(sd, MOST_SHOWN) or None
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
     for axis in axes:
         axis.set_aspect(style["aspect"])
     axes[0].set(xlim=edges[:2], ylim=edges[2:])
     if lonlat:
+        axes[0].xaxis.set_major_locator(MaxNLocator(4))
         axes[0].xaxis.set_major_formatter(lambda x, _: degrees((x + 180) % 360 - 180, "EW"))
         axes[0].yaxis.set_major_formatter(lambda y, _: degrees(y, "NS"))
     is_cut = most and np.nanmax(sd) > 1.1 * most

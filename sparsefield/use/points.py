@@ -101,6 +101,7 @@ def clean(
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~kept).sum(), len(kept))
+        _tell_of_gaps(values[~kept], names)
     coords, values = coords[kept], values[kept]
     noise = None if noise is None else noise[kept]
     if len(coords) == 0:
@@ -116,6 +117,15 @@ def clean(
         extent = bounds(source, coords, lonlat)
     found = Measurements(coords, values, tuple(extent), names=names, noise=noise)
     return _few_enough(source, _within_extent(source, found))
+
+
+def _tell_of_gaps(left_out: np.ndarray, names: tuple[str, ...]) -> None:
+    """Warn where a column lacks what others have (M, C), which is lost with it."""
+    lacks = np.isnan(left_out).sum(axis=0)
+    if len(names) > 1 and lacks.min() < len(left_out):
+        log.warning("WARNING: they are left out of every column, though %s; --value takes one "
+                    "column, with all that was measured of it",
+                    ", ".join(f"{name} lacks {lack}" for name, lack in zip(names, lacks)))
 
 
 def _refuse_codes(

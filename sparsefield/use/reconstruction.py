@@ -7,8 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.flow.sampling import Progress
+from sparsefield.use import globe
 from sparsefield.use.answering import answer
 from sparsefield.use.arguments import Settings, as_given, observe
 from sparsefield.use.field import Answer, Field
@@ -121,5 +123,9 @@ class Reconstructor(TrainedModel):
             missing=missing, separately=separately, with_noise=with_noise,
         )
         observed, frame = observe(self, coords, values, settings)
+        if np.ma.is_masked(places):
+            raise UserError("some of the places are masked: leave these out")
         places, _, _ = as_given(places, np.zeros(len(places)), [])
+        if lonlat:
+            globe.require_degrees("places", places)
         return answer(self, frame.inside(places), observed, settings)

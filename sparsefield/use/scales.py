@@ -38,7 +38,7 @@ def choose_scale(
     channels = values.shape[1]
     if value_range is not None:
         pairs = given_range(value_range, channels)
-        _check_inside(values, Scale(pairs))
+        require_inside(values, Scale(pairs))
         return Scale(pairs, trained.units)
     outside = excess(values, trained)
     if outside <= ROUNDING:
@@ -62,7 +62,8 @@ def choose_scale(
 
 
 def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """For each channel of (M, C), the range of its values with a margin.
+    """For each channel of (M, C), the range of its values with a margin; half of a value that all
+    have on either side of it.
 
     Raises:
         UserError: too large to compute with.
@@ -72,7 +73,8 @@ def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
         raise UserError(f"values from {low.min():.3g} to {high.max():.3g} are too large; do they "
                         "mean: not measured? then give --missing, else convert the units")
     spread = high - low
-    margin = np.where(spread > 0, MARGIN * spread, 0.5 * np.maximum(1.0, np.abs(low) * 1e-6))
+    alike = np.where(low == 0, 0.5, 0.5 * np.abs(low))
+    margin = np.where(spread > 0, MARGIN * spread, alike)
     return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
 
 
@@ -83,7 +85,8 @@ def excess(values: np.ndarray, scale: Scale) -> float:
                   / (high - low)).max())
 
 
-def _check_inside(values: np.ndarray, scale: Scale) -> None:
+def require_inside(values: np.ndarray, scale: Scale) -> None:
+    """Raises UserError for values (M, C) far outside of a range; warns of some that leave it."""
     outside = excess(values, scale)
     found = f"values from {values.min():.6g} to {values.max():.6g}"
     if outside > FAR:

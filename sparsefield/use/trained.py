@@ -17,7 +17,7 @@ from sparsefield.errors import UserError
 from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
-from sparsefield.use.scales import choose_scale, is_of_pictures, own_range
+from sparsefield.use.scales import choose_scale, is_of_pictures, own_range, require_inside
 
 
 class TrainedModel:
@@ -78,8 +78,8 @@ class TrainedModel:
         if self.scale is not None:
             return choose_scale(self.scale, values, value_range)
         if value_range is not None:
-            return Scale(given_range(value_range, values.shape[1]))
-        return Scale(own_range(values))
+            require_inside(values, Scale(given_range(value_range, values.shape[1])))
+        return Scale(own_range(values))  # the closed form has no range of its own
 
     def for_values(self, values: np.ndarray) -> TrainedModel:
         """The model that takes values (M, C): another one where a model of colours gets one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
 from sparsefield.use.domain import are_other_things
@@ -15,6 +17,15 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     fitted = [f"closed form fitted to the measurements: {field.variogram}"] * bool(field.variogram)
     by = [] if model.is_closed_form else [f"model: {model.path}"]
     return [*by, *fitted, *how_read(model, given), *how_certain(model, len(field.samples))]
+
+
+def in_numbers(given: Measurements, field: Field) -> str:
+    """Mean and sd over the field: of all channels together, or of each where they differ."""
+    mean, sd = np.nanmean(field.mean, axis=(0, 1)), np.sqrt(np.nanmean(field.sd**2, axis=(0, 1)))
+    if not are_other_things(given):
+        return f"mean {mean.mean():.4g}, typical sd {np.sqrt((sd**2).mean()):.2g}"
+    return "; ".join(f"{name}: mean {m:.4g}, typical sd {s:.2g}"
+                     for name, m, s in zip(given.names, mean, sd))
 
 
 def how_read(model: Reconstructor, given: Measurements) -> list[str]:

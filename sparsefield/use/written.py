@@ -17,7 +17,8 @@ from sparsefield.use.points import Measurements
 
 log = logging.getLogger("sparsefield")
 
-PRECISION = "%.7g"
+PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
+MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 OLD = r"sample_\d+\.png|field\.(nc|csv|tif)"  # of earlier runs, which may have had more
 
@@ -44,7 +45,7 @@ def contents(
     files["reconstruction.png"] = plots.reconstruction(field, seen, units, lonlat)
     if given.is_picture:
         return files
-    names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
+    names = plots.channel_names(field, given)
     files["field.csv"] = csv(field, grid, names)
     files["field.nc"] = netcdf(field, grid, names, units)
     found = geotiff(field, grid, names, units)
@@ -98,16 +99,16 @@ def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) ->
     file.createDimension("realization", len(field.samples))
     _variable(file, "realization", "i", ("realization",), np.arange(len(field.samples)) + 1,
               standard_name="realization", long_name="number of the sample")
+    kind = "d" if field.samples.nbytes < MOST_BYTES else "f"
     said = {"units": units} if units else {}
-    said["_FillValue"] = np.float32("nan")
     said["coordinates"] = f"{y_name} {x_name}"
     for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
-        _variable(file, f"{prefix}mean", "f", (y_name, x_name), field.mean[step, :, c],
+        _variable(file, f"{prefix}mean", "d", (y_name, x_name), field.mean[step, :, c],
                   long_name=f"posterior mean of {name}", cell_methods="realization: mean", **said)
-        _variable(file, f"{prefix}sd", "f", (y_name, x_name), field.sd[step, :, c],
+        _variable(file, f"{prefix}sd", "d", (y_name, x_name), field.sd[step, :, c],
                   long_name=f"posterior standard deviation of {name}",
                   cell_methods="realization: standard_deviation", **said)
-        _variable(file, f"{prefix}samples", "f", ("realization", y_name, x_name),
+        _variable(file, f"{prefix}samples", kind, ("realization", y_name, x_name),
                   field.samples[:, step, :, c], long_name=f"posterior samples of {name}", **said)
     file.flush()
     return buffer.getvalue()
@@ -119,6 +120,8 @@ def _variable(
 ) -> None:
     variable = file.createVariable(name, kind, dims)
     variable[:] = values
+    if len(dims) > 1:
+        variable._FillValue = np.array(np.nan, kind)[()]
     for key, value in attributes.items():
         setattr(variable, key, value.encode("utf-8") if isinstance(value, str) else value)
 
@@ -139,13 +142,13 @@ def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -
     height, width, channels = field.mean.shape
     with rasterio.io.MemoryFile() as memory:
         with memory.open(driver="GTiff", height=height, width=width, count=2 * channels,
-                         dtype="float32", compress="deflate",
+                         dtype="float64", compress="deflate",
                          crs="EPSG:4326" if grid.is_global else None,
                          transform=from_bounds(x0, y0, x1, y1, width, height)) as file:
             for c, name in enumerate(names):
                 for k, (what, values) in enumerate((("mean", field.mean), ("sd", field.sd))):
                     band = 2 * c + k + 1
-                    file.write(values[::-1, :, c].astype(np.float32), band)
+                    file.write(values[::-1, :, c], band)
                     file.set_band_description(band, f"{name} {what}")
                     if units:
                         file.set_band_unit(band, units)
