@@ -180,6 +180,21 @@ check_counts() {  # numbers of processes and machines
   [ -z "${NNODES-}" ] || [ -n "${RDZV_ENDPOINT-}" ] || refuse "set RDZV_ENDPOINT=host:port with NNODES"
 }
 
+rehearse() {  # further flags: what a start would refuse is said here, not in a log
+  local said
+  said=$("$PYTHON" "$SCRIPT" "${ARGUMENTS[@]}" "$@" --dry_run True 2>&1 > /dev/null) && return
+  echo "$said" >&2
+  exit 2
+}
+
+asks_for_help() {
+  local argument
+  for argument in "$@"; do
+    case $argument in -h|--help) return 0 ;; esac
+  done
+  return 1
+}
+
 run_training() {
   PID_FILE=${LOG%.log}.pid
   START_MARK="--- started "
@@ -188,6 +203,10 @@ run_training() {
   is_true FOREGROUND || true  # a word that is neither is refused before anything is written
   is_true COMPILE || true
   check_counts
+  if asks_for_help "$@"; then
+    use_python requirements.txt
+    exec "$PYTHON" "$SCRIPT" --help
+  fi
   if is_true DRY_RUN; then
     use_python requirements.txt
     flags_from_variables
@@ -200,6 +219,7 @@ run_training() {
   use_python requirements.txt
   flags_from_variables
   launch_command "$@"
+  is_true FOREGROUND || rehearse "$@"
   echo "$START_MARK$(date '+%Y-%m-%d %H:%M:%S') ---" >> "$LOG" || exit 2
   if is_true FOREGROUND; then
     trap - TERM

@@ -70,7 +70,14 @@ def open_data(
 
 
 def open_as_configured(config: dict) -> Data:
-    """The data set that the settings of a training (as a dict) name; see `open_data`."""
+    """The data set that the settings of a training (as a dict) name; see `open_data`.
+
+    Raises:
+        UserError: as there, or a setting that means nothing for data that bring their own.
+    """
+    for name in ("data_val", "data_test", "value_range", "units"):
+        if config["data"] in NAMES and config.get(name) is not None:
+            raise UserError(f"{name}={config[name]}: {config['data']} brings its own; leave it out")
     chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables")}
     chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
     return open_data(config["data"], image_size=config["image_size"], **chosen)

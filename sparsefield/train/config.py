@@ -136,7 +136,7 @@ class TrainingConfig:
     log_file: str | None = outside(None)
     """Also append the log to this file."""
     dry_run: bool = outside(False)
-    """Print the resolved settings and stop."""
+    """Print the resolved settings, refuse what a training would refuse, and stop."""
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with, with the reason."""

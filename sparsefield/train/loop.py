@@ -33,7 +33,7 @@ from sparsefield.train.optimiser import Optimiser
 from sparsefield.train.pairs import Pair, Pairs, canvas_loss, flow_loss, slope_loss
 from sparsefield.train.progress import Progress, averaging_decay, give_up_when_stuck, learning_rate
 from sparsefield.train.reporter import Reporter, announce
-from sparsefield.train.resuming import resume
+from sparsefield.train.resuming import newest, refuse_contradictions, resume
 from sparsefield.train.runfolder import RunFolder
 from sparsefield.train.setup import (
     Parts,
@@ -84,9 +84,10 @@ def train(
         torch.manual_seed(config.seed)
         model = model_class(**arguments).to(world.device)
         announce(config, model, data, world)
-        if config.dry_run:
-            return
         folder = RunFolder(config.save_dir, name)
+        if config.dry_run:
+            rehearse(config, model, arguments, data, folder, initialise)
+            return
         held = folder.locked() if world.is_first else nullcontext()
         with held, StopRequest(launched=world.size > 1) as stop:
             Training(config, model, arguments, data, folder, world).run(stop, initialise)
@@ -164,15 +165,7 @@ class Training:
         """What only a training that takes steps needs; a new one starts as `initialise` says."""
         device = self.world.device
         if self.progress.step == 0:
-            lines = []
-            if self.config.init_from is not None:
-                lines.append(take_weights(self.model, self.arguments, self.config.init_from))
-            if initialise is not None:
-                lines += initialise(self.model)
-            if self.config.canvas_from is not None:
-                lines.append(take_canvas(self.model, self.config.canvas_from))
-            for line in lines:
-                log.info(line)
+            take_what_is_given(self.config, self.model, self.arguments, initialise)
             self.averaged.module.load_state_dict(self.model.state_dict())
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
                                  self.progress, self.total, self.parts.painted, self.per_epoch)
@@ -322,6 +315,33 @@ class Training:
             "metrics": self.progress.validation,
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }
+
+
+def take_what_is_given(
+    config: TrainingConfig, model: nn.Module, arguments: dict, initialise: Initialise | None
+) -> None:
+    """Weights that a new training starts from, as the settings say, told in the log."""
+    lines = []
+    if config.init_from is not None:
+        lines.append(take_weights(model, arguments, config.init_from))
+    if initialise is not None:
+        lines += initialise(model)
+    if config.canvas_from is not None:
+        lines.append(take_canvas(model, config.canvas_from))
+    for line in lines:
+        log.info(line)
+
+
+def rehearse(
+    config: TrainingConfig, model: nn.Module, arguments: dict, data: Data, folder: RunFolder,
+    initialise: Initialise | None,
+) -> None:
+    """Raises UserError for what a start would refuse; changes nothing on the disk."""
+    checkpoint = newest(config, folder)
+    if checkpoint is None:
+        take_what_is_given(config, model, arguments, initialise)
+    else:
+        refuse_contradictions(config, arguments, data, checkpoint, folder)
 
 
 def parts_of(batch: Batch, pair: Pair, count: int) -> Iterator[tuple[Batch, Pair]]:

@@ -30,10 +30,8 @@ def resume(
     """
     if config.resume == "never" and world.is_first:
         folder.set_aside()
-    checkpoint = world.from_first(folder.newest)
+    checkpoint = world.from_first(lambda: newest(config, folder))
     if checkpoint is None:
-        if config.resume == "must":
-            raise UserError(f"resume=must, but {folder.path} holds no checkpoint to go on from")
         if world.is_first:
             if folder.has_weights and not folder.records.exists():
                 folder.set_aside()  # weights that came without their training: not ours to replace
@@ -56,6 +54,18 @@ def resume(
     if before != config.epochs:
         log.info("EPOCHS was %d and is %d: parts of the training that are over stay so, and the "
                  "learning rate follows the longer cosine of what is left", before, config.epochs)
+
+
+def newest(config: TrainingConfig, folder: RunFolder) -> dict | None:
+    """The checkpoint that a training would go on from; None: it would start anew.
+
+    Raises:
+        UserError: as `resume`.
+    """
+    checkpoint = None if config.resume == "never" else folder.newest()
+    if checkpoint is None and config.resume == "must":
+        raise UserError(f"resume=must, but {folder.path} holds no checkpoint to go on from")
+    return checkpoint
 
 
 def refuse_contradictions(

@@ -59,7 +59,8 @@ def test_every_setting_of_the_page_is_a_variable():
     cells = (line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     named = {name for cell in cells for name in re.findall(r"`([A-Z][A-Z_0-9]*)`", cell)}
     scripts = "".join((ROOT / path).read_text() for path in (
-        "run_mamba_v2_training.sh", "scripts/runner.sh", "scripts/variables.sh", "scripts/setup.sh"
+        "run_mamba_v2_training.sh", "run_mamba_training.sh", "scripts/runner.sh",
+        "scripts/variables.sh", "scripts/setup.sh"
     ))
     known = set(re.findall(r"\b[A-Z][A-Z_0-9]*\b", scripts))
     assert len(named) > 40 and not named - known
@@ -105,6 +106,24 @@ def test_bad_variables_end_with_code_2_and_no_traceback(variables, bad, words):
     assert done.returncode == 2
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("bad, words", [
+    ({"EPOCHS": "many"}, "many"), ({"DATA": "nowhere.npz"}, "no such file"),
+    ({"INIT_FROM": str(ROOT / "checkpoints_mamba/mamba_best.safetensors")}, "it holds a MAMBADiff"),
+])
+def test_what_would_be_refused_does_not_start_out_of_sight(variables, tmp_path, bad, words):
+    done = runner({**variables, **bad})
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert "in the background" not in done.stdout
+    assert not (tmp_path / "training.log").exists() and not (tmp_path / "run").exists()
+    assert "not running" in runner({**variables, "STATUS": "1"}).stdout
+
+
+def test_help_is_shown_and_nothing_started(variables, tmp_path):
+    done = runner(variables, "--help")
+    assert done.returncode == 0 and "--d_model" in done.stdout
+    assert not (tmp_path / "training.log").exists()
 
 
 def wait_for(condition, seconds: float = 180) -> None:
