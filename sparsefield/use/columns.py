@@ -10,18 +10,22 @@ from sparsefield.errors import UserError
 
 # Names of x and of y, without units, in pairs that belong together.
 PAIRS = (
-    ({"x"}, {"y"}),
-    ({"lon", "long", "lng", "longitude", "longitud", "länge", "laenge", "längengrad"},
-     {"lat", "latitude", "latitud", "breite", "breitengrad"}),
-    ({"easting", "eastings", "east", "utme", "utmx", "rechtswert", "ostwert"},
-     {"northing", "northings", "north", "utmn", "utmy", "hochwert", "nordwert"}),
+    ({"x", "xcoord", "coordx"}, {"y", "ycoord", "coordy"}),
+    ({"lon", "long", "lng", "longitude", "longitud", "länge", "laenge", "längengrad", "lons",
+      "longitudes"},
+     {"lat", "latitude", "latitud", "breite", "breitengrad", "lats", "latitudes"}),
+    ({"easting", "eastings", "east", "utme", "utmx", "rechtswert", "rechts", "ostwert"},
+     {"northing", "northings", "north", "utmn", "utmy", "hochwert", "hoch", "nordwert"}),
     ({"column", "col"}, {"row", "line"}),
 )
-# Names that may be axes where no pair above is there, as in a section through the sea.
-WEAK_PAIR = (
+# Names that may be axes where no pair above is there: of a section through the sea ...
+SECTION = (
     {"x", "distance", "dist", "range", "offset", "chainage", "along"},
     {"z", "depth", "elevation", "altitude", "height", "level"},
 )
+# ... and, where no name above stands alone, of surveyors; each means much else by itself.
+SURVEY = ({"e", "est", "este", "leste", "ost", "oost", "rw"},
+          {"n", "nord", "norte", "noord", "hw"})
 GLOBE = PAIRS[1][1]  # names of latitude
 # Words in a name that say in what or how it was measured, and not what it is.
 UNITS = {
@@ -29,11 +33,16 @@ UNITS = {
     "kilometres", "kilometer", "kilometers", "deg", "degree", "degrees", "dd", "decimal", "rad",
     "radians", "px", "pixel", "pixels", "e", "n", "w", "s", "degn", "dege", "wgs84", "epsg", "4326",
     "gps", "geo", "utm", "coord", "coords", "coordinate", "coordinates", "pos", "position",
+    "point", "centroid", "grid", "osgb", "bng", "mga", "lambert", "lambert93", "lv95", "ch1903",
+    "nad83", "etrs89", "gk",
 }
 # Columns that say which, when or in what order; values only where nothing else is there.
 LABELS = {"", "id", "index", "idx", "fid", "objectid", "no", "nr", "number", "station", "stationid",
           "site", "siteid", "name", "time", "date", "datetime", "timestamp", "year", "month", "day",
-          "hour", "minute", "second", "unnamed0"}
+          "hour", "minute", "second", "unnamed0", "point", "pt", "pnt", "ptid", "ptno", "pointid",
+          "pointno", "punkt", "punktnr", "punktnummer", "sample", "sampleid", "sampleno", "probe",
+          "probenr", "probennummer"}
+PNEZD = ("p", "n", "e", "z", "d")  # point number, axes, height, description: what surveyors export
 NOISE = "noisesd"  # the bare name of a column that holds the sd of the noise
 COLOURS = ({"red", "r"}, {"green", "g"}, {"blue", "b"})
 
@@ -53,7 +62,26 @@ def bare(name: str) -> str:
     text = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
     words = re.findall(r"[^\W_]+", text)
     telling = [word for word in words if word not in UNITS]
-    return "".join(telling or words)
+    return "".join(telling or _axis_letter(words) or words)
+
+
+def _axis_letter(words: Sequence[str]) -> list[str]:
+    """The e or n of "N_m" and "UTM_N", of units of which one may be an axis."""
+    letters = [word for word in words if word in ("e", "n")]
+    utm = ["utm"] if "utm" in words else []
+    return utm + letters if len(letters) == 1 else []
+
+
+def axes_in(
+    names: Sequence[str], pairs: Sequence[tuple[set[str], set[str]]] = (*PAIRS, SECTION, SURVEY)
+) -> tuple[int, int] | None:
+    """Places of the first names of x and y that belong together, None where there are none."""
+    bares = [bare(name) for name in names]
+    for pair in pairs:
+        x, y = (next((k for k, name in enumerate(bares) if name in known), None) for known in pair)
+        if None not in (x, y):
+            return x, y
+    return None
 
 
 def are_colours(names: Sequence[str]) -> bool:
@@ -63,7 +91,7 @@ def are_colours(names: Sequence[str]) -> bool:
 
 def choose_columns(
     source: str, names: Sequence[str], x: str | None, y: str | None, value: Sequence[str] | None,
-    has_header: bool = True, noise: int | None = None,
+    has_header: bool = True, noise: int | None = None, words: Sequence[int] = (),
 ) -> Columns:
     """Places of x, y and values.
 
@@ -71,8 +99,10 @@ def choose_columns(
         noise: place of the column that holds the noise's sd, and nothing else.
         names: of all columns, in order. x, y, value: what the user chose, names or numbers from 1.
         has_header: False: the names are made up, and the order decides.
+        words: places of columns without a number.
     Raises:
-        UserError: no such column, several of a name, several that may be meant, or too few.
+        UserError: no such column, several of a name, several that may be meant, none that is
+            known as an axis beside more than a value, or too few.
     """
     seen = f"{source}: columns {', '.join(map(str, names))}"
     if len(names) < 3:
@@ -86,14 +116,17 @@ def choose_columns(
         raise UserError(f"{seen}: x, y and each value must be columns of their own; choose with "
                         "--x, --y, --value and --noise_sd")
     if None in chosen.values():
-        found = _by_name(seen, names, set(own), chosen) if has_header else _by_order(
-            names, set(own), chosen)
+        found = _by_name(seen, names, set(own), chosen, words, 3 if values is None else 2) if (
+            has_header) else _by_order(names, set(own), chosen)
         chosen = {axis: place if place is not None else auto
                   for (axis, place), auto in zip(chosen.items(), found)}
     axes = chosen["x"], chosen["y"]
     values = _others(seen, names, axes, noise) if values is None else values
     if len({*axes, *values}) < 2 + len(values):
         raise UserError(f"{seen}: which are x and y? give --x and --y")
+    if not values:
+        raise UserError(f"{seen}: no value column is left beside x = {names[axes[0]]}, y = "
+                        f"{names[axes[1]]} and the noise's sd; give a table with one")
     return Columns(*axes, values)
 
 
@@ -136,9 +169,10 @@ def _find(seen: str, names: Sequence[str], wanted: str, flag: str) -> int:
 
 
 def _by_name(
-    seen: str, names: Sequence[str], taken: set[int], chosen: dict[str, int | None]
+    seen: str, names: Sequence[str], taken: set[int], chosen: dict[str, int | None],
+    words: Sequence[int], wanted: int,
 ) -> tuple[int, int]:
-    """x and y by their names; the first two columns where no name is known."""
+    """x and y by their names; where none is known, the first two of as many as are wanted."""
     free = {k: bare(name) for k, name in enumerate(names) if k not in taken}
 
     def candidates(known: set[str], axis: str) -> list[int]:
@@ -146,25 +180,39 @@ def _by_name(
             return [chosen[axis]]
         return [k for k, name in free.items() if name in known]
 
+    def whole(pairs: Sequence[tuple[set[str], set[str]]]) -> list[tuple[int, int]]:
+        return sorted({(i, j) for xs, ys in pairs
+                       for i in candidates(xs, "x") for j in candidates(ys, "y")})
+
     fixed = [axis for axis, place in chosen.items() if place is not None]
-    found = [(candidates(xs, "x"), candidates(ys, "y")) for xs, ys in PAIRS]
-    whole = [(xs, ys) for xs, ys in found if xs and ys] or [
-        (xs, ys) for xs, ys in [(candidates(WEAK_PAIR[0], "x"), candidates(WEAK_PAIR[1], "y"))]
-        if xs and ys]
-    options = sorted({(i, j) for xs, ys in whole for i in xs for j in ys})
+    lonely = [names[k] for xs, ys in PAIRS for k in candidates(xs, "x") + candidates(ys, "y")
+              if k not in taken]
+    options = whole(PAIRS) or whole(
+        [SECTION] if lonely or fixed else [SECTION, SURVEY])
     if len(options) == 1:
         return options[0]
     if options:
         what = " or ".join(f"({names[i]}, {names[j]})" for i, j in options)
         raise UserError(f"{seen}: x and y may be {what}; say which with --x and --y")
-    lonely = [names[k] for pair in found for side in pair for k in side if k not in taken]
     if lonely or fixed:
         which = f"{lonely[0]} is one axis" if lonely else f"--{fixed[0]} is one axis"
         raise UserError(f"{seen}: {which}, and the other is not clear; give --x and --y")
     if len(set(free)) < 2:
         raise UserError(f"{seen}: which are x and y? give --x and --y")
-    places = [k for k in free if free[k] not in LABELS] or list(free)
-    return tuple((places if len(places) >= 3 else list(free))[:2])
+    return _first_two(seen, free, words, wanted)
+
+
+def _first_two(
+    seen: str, free: dict[int, str], words: Sequence[int], wanted: int
+) -> tuple[int, int]:
+    """The first two columns, where exactly as many have numbers as are wanted, labels or not."""
+    numbers = [k for k in free if k not in words]
+    for places in ([k for k in numbers if free[k] not in LABELS], numbers):
+        if len(places) > wanted:
+            raise UserError(f"{seen}: no name is known as that of an axis; give --x and --y")
+        if len(places) == wanted:
+            return tuple(places[:2])
+    return tuple(list(free)[:2])
 
 
 def _others(
@@ -172,7 +220,9 @@ def _others(
 ) -> tuple[int, ...]:
     """All columns but the axes, the noise and, where there are others, labels."""
     rest = [k for k in range(len(names)) if k not in axes and k != noise]
-    telling = [k for k in rest if bare(names[k]) not in LABELS] or rest
+    bares = tuple(map(bare, names))
+    labels = LABELS | {"p", "d"} if bares in (PNEZD, PNEZD[:4]) else LABELS
+    telling = [k for k in rest if bares[k] not in labels] or rest
     lowered = [str(names[k]).strip().lower() for k in (*telling, *axes)]
     for name in lowered:
         if lowered.count(name) > 1:

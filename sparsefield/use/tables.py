@@ -14,7 +14,7 @@ import pandas
 from sparsefield.data.files import refuse_foreign
 from sparsefield.data.netcdf import ENDINGS, axis_of, read_variables
 from sparsefield.errors import UserError
-from sparsefield.use.columns import GLOBE, bare, choose_columns, find_noise
+from sparsefield.use.columns import GLOBE, Columns, bare, choose_columns, find_noise
 from sparsefield.use.points import Table
 from sparsefield.use.text import rows_of
 
@@ -39,34 +39,50 @@ def read_table(
     Raises:
         UserError: what is wrong with it, and what to do.
     """
-    path, units = Path(source), None
+    path = Path(source)
     if path.suffix.lower() in ENDINGS:
         table, units = _read_netcdf(path, value)
         has_header = True
     elif path.suffix.lower() in (".parquet", ".pq"):
-        table, has_header = _read_parquet(source), True
+        table, has_header, units = _read_parquet(source), True, None
     else:
         refuse_foreign(path, "tables are CSV, TSV or Parquet")
-        table, has_header = _read_text(source, missing)
+        table, has_header, units = _read_text(source, missing)
     names = list(table.columns)
     noise_column = find_noise(source, names, noise) if has_header or noise else None
-    columns = choose_columns(source, names, x, y, value, has_header, noise_column)
+    columns = choose_columns(source, names, x, y, value, has_header, noise_column,
+                             [k for k in range(len(names)) if _holds_words(table.iloc[:, k])])
     noise_column = noise_column if reads_noise else None
-    columns_values = columns.values if value is not None else _numeric(table, columns.values)
-    used = [columns.x, columns.y, *columns_values]
-    used += [] if noise_column is None else [noise_column]
-    array = np.stack([_numbers(source, table, k) for k in used], axis=1)
-    chosen = tuple(names[k] for k in columns_values)
+    values = columns.values if value is not None else _numeric(table, columns.values)
+    flags = {columns.x: "x", columns.y: "y", **dict.fromkeys(values, "value")}
+    flags |= {} if noise_column is None else {noise_column: "noise_sd"}
+    array = np.stack([_numbers(source, table, k, flag) for k, flag in flags.items()], axis=1)
+    _tell(source, names, columns, values, noise_column)
+    last = 2 + len(values)
+    return Table(array[:, :2], array[:, 2:last], tuple(names[k] for k in values),
+                 None if noise_column is None else array[:, last],
+                 units[values[0]] or None if units and len(values) == 1 else None,
+                 bare(names[columns.y]) in GLOBE)
+
+
+def _tell(
+    source: str, names: Sequence[str], columns: Columns, values: Sequence[int], noise: int | None
+) -> None:
+    """Log which columns became what."""
+    used = {columns.x, columns.y, *values, noise}
     others = [str(names[k]) or f"column {k + 1}" for k in range(len(names)) if k not in used]
     log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[columns.x], names[columns.y],
-             "s" if len(chosen) > 1 else "", ", ".join(chosen),
-             "" if noise_column is None else f", noise_sd = {names[noise_column]}",
+             "s" if len(values) > 1 else "", ", ".join(names[k] for k in values),
+             "" if noise is None else f", noise_sd = {names[noise]}",
              f"; left out: {', '.join(others)}" if others else "")
-    last = 2 + len(chosen)
-    return Table(array[:, :2], array[:, 2:last], chosen,
-                 None if noise_column is None else array[:, last],
-                 units and units.get(chosen[0]) if len(chosen) == 1 else None,
-                 bare(names[columns.y]) in GLOBE)
+
+
+def _holds_words(column: pandas.Series) -> bool:
+    """Whether there are entries and none is a number."""
+    if column.dtype != object and not pandas.api.types.is_string_dtype(column):
+        return False
+    return bool(column.notna().any()
+                and pandas.to_numeric(column.astype(str), errors="coerce").isna().all())
 
 
 def _numeric(table: pandas.DataFrame, places: Sequence[int]) -> tuple[int, ...]:
@@ -75,20 +91,24 @@ def _numeric(table: pandas.DataFrame, places: Sequence[int]) -> tuple[int, ...]:
         table.iloc[:, k], errors="coerce").notna().any()) or tuple(places)
 
 
-def _numbers(source: str, table: pandas.DataFrame, place: int) -> np.ndarray:
+def _numbers(source: str, table: pandas.DataFrame, place: int, flag: str) -> np.ndarray:
     column = table.iloc[:, place]
     numbers = pandas.to_numeric(column, errors="coerce")
     words = (column.notna() & numbers.isna()).to_numpy(dtype=bool)
     if words.any():
         row = int(words.argmax())
+        way_out = ("leave the column out with --value" if flag == "value"
+                   else f"choose another column with --{flag}")
         raise UserError(f"{source}: {column.iloc[row]!r} in column {table.columns[place]!r}, "
-                        f"measurement {row + 1}, is no number; mend it, leave the column out with "
-                        "--value, or name it with --missing")
+                        f"measurement {row + 1}, is no number; mend it, put # before its line, "
+                        f"{way_out}, or name it with --missing")
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _read_text(source: str, missing: Sequence[str]) -> tuple[pandas.DataFrame, bool]:
-    """The table in a text, and whether it has a header."""
+def _read_text(
+    source: str, missing: Sequence[str]
+) -> tuple[pandas.DataFrame, bool, list[str] | None]:
+    """The table in a text, whether it has a header, and the units under that."""
     rows = rows_of(source, missing)
     try:
         table = pandas.read_csv(
@@ -101,7 +121,10 @@ def _read_text(source: str, missing: Sequence[str]) -> tuple[pandas.DataFrame, b
         reason = " ".join(str(error).split())
         raise UserError(f"{source}: no readable table of x,y,value rows ({reason})") from None
     table.columns = rows.header or [f"column {k + 1}" for k in range(rows.width)]
-    return table, rows.header is not None
+    if rows.units is not None:
+        log.info("%s: the row under the names is taken as units: %s", source,
+                 ", ".join(filter(None, rows.units)))
+    return table, rows.header is not None, rows.units
 
 
 def _read_parquet(source: str) -> pandas.DataFrame:
@@ -120,7 +143,7 @@ def _read_parquet(source: str) -> pandas.DataFrame:
 
 def _read_netcdf(
     path: Path, value: Sequence[str] | None
-) -> tuple[pandas.DataFrame, dict[str, str | None]]:
+) -> tuple[pandas.DataFrame, list[str | None]]:
     """The variables along the dimension that most share, a column each, and their units."""
     variables = read_variables(path)
     lists = [v for v in variables.values() if len(v.dims) == 1]
@@ -136,4 +159,4 @@ def _read_netcdf(
     if value is None and len(telling) > 1:
         raise UserError(f"{path}: which is the value? give --value, one of {', '.join(telling)}")
     table = pandas.DataFrame({v.name: v.values for v in lists})
-    return table, {v.name: v.units for v in lists}
+    return table, [v.units for v in lists]
