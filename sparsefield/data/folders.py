@@ -167,8 +167,8 @@ class _Reader:
         if len(self.examples) > 1:
             grey, colour = self.examples[1], self.examples[3]
             raise UserError(
-                f"mixed channels: {grey} is grey and {colour} is in colour; choose --channels 1 "
-                "(all grey) or --channels 3 (all in colour)"
+                f"mixed channels: {grey} is grey and {colour} is in colour; choose --data_channels "
+                "1 (all grey) or 3 (all in colour), with the runner DATA_CHANNELS"
             )
         if len(self.whites) > 1:
             one, other = list(self.whites.values())[:2]

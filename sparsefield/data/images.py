@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from sparsefield.data import tiffs
 from sparsefield.data.files import refuse_foreign, require_file
+from sparsefield.data.raster import Raster, check_size
 from sparsefield.errors import UserError
 
 # What decoders raise on files that are broken or not what their name says.
@@ -19,84 +21,14 @@ _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, RuntimeError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
-GDAL_NODATA = 42113  # the TIFF tag in which geographers name the value of missing points
 ORIENTATION = 0x0112
-TURNS = {  # orientation -> how to come from there to upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}
 # Pillow's ways to unpack 16 bits a channel keep one byte of two; the other way keeps the other.
 _TWO_READINGS = {
-    "RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"),
-    "RGB;16L": ("RGB;16L", "RGB;16B"), "RGBA;16L": ("RGBA;16L", "RGBA;16B"),
-    "RGB;16N": ("RGB;16L", "RGB;16B"), "RGBA;16N": ("RGBA;16L", "RGBA;16B"),
+    colours + here: (colours + first, colours + second)
+    for colours in ("RGB", "RGBX", "RGBA")
+    for here, first, second in ((";16B", ";16B", ";16L"), (";16L", ";16L", ";16B"),
+                                (";16N", ";16L", ";16B"))
 }
-
-
-@dataclass(frozen=True)
-class Raster:
-    """A picture, upright.
-
-    Attributes:
-        values: (H, W, 1) grey or (H, W, 3) colour, uint8, or float with every bit of the file.
-        white: 255; 65535 for colours of 16 bits; None where grey values are measurements of a
-            scale that the file does not tell (16 bits, floats).
-        known: (H, W) bool: not transparent, and a number; None if all are.
-        opacity: (H, W) in [0, 1], None if all is opaque.
-    """
-
-    values: np.ndarray
-    white: float | None
-    known: np.ndarray | None = None
-    opacity: np.ndarray | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.values.shape[:2]
-
-    @property
-    def channels(self) -> int:
-        return self.values.shape[2]
-
-    @property
-    def is_8_bit(self) -> bool:
-        return self.values.dtype == np.uint8
-
-    def with_channels(self, channels: int) -> Raster:
-        """Grey (1) or in colour (3)."""
-        values = self.values
-        if channels == 3 and self.channels == 1:
-            values = values.repeat(3, axis=2)
-        elif channels == 1 and self.channels == 3 and self.is_8_bit:
-            values = np.asarray(Image.fromarray(values).convert("L"))[..., None]
-        elif channels == 1 and self.channels == 3:
-            values = (values @ np.array(GREY_WEIGHTS, values.dtype))[..., None]
-        return Raster(values, self.white, self.known, self.opacity)
-
-    def on_white(self) -> Raster:
-        """What is transparent seen on white paper; nothing is unknown then but NaN."""
-        if self.opacity is None or self.white is None:
-            return self
-        share = self.opacity[..., None]
-        blended = self.values * share + self.white * (1 - share)
-        values = np.round(blended).astype(np.uint8) if self.is_8_bit else blended
-        return Raster(values.astype(self.values.dtype), self.white)
-
-    def reduced(self, factor: int) -> Raster:
-        """Blocks of factor x factor become their mean over the points that are known."""
-        if factor == 1:
-            return self
-        if self.known is None:
-            return Raster(_block_means(self.values, factor), self.white)
-        weight = _block_means(self.known[..., None].astype(np.float32), factor)
-        known = weight[..., 0] >= 0.5
-        sums = _block_means(
-            np.where(self.known[..., None], self.values, 0).astype(np.float32), factor)
-        values = sums / np.maximum(weight, 1e-6)
-        values = np.round(values).astype(np.uint8) if self.is_8_bit else values
-        return Raster(values, self.white, known)
 
 
 def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
@@ -143,45 +75,69 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _decode(path: Path, reduced_to: int | None) -> Raster:
-    try:
-        with Image.open(path) as image:
-            _check_size(*image.size)
-            if reduced_to:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
-                times = reduced_to / min(image.size)
-                image.draft(None, tuple(ceil(side * times) for side in image.size))
-            deep = _sixteen_bit_colours(path, image)
-            if deep is not None:
-                return deep
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                return _grey_numbers(image)
-            return _eight_bits(_upright(image))
-    except UnidentifiedImageError:
-        if path.suffix.lower() not in (".tif", ".tiff"):
-            raise
-    import tifffile  # comes with scikit-image; knows more kinds of TIFF (64 bits, float colours)
-
-    try:
-        return _of_array(tifffile.imread(path, key=0))
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from None
+    """The picture, upright."""
+    if not tiffs.is_tiff(path):
+        return _by_pillow(path, reduced_to)
+    page = tiffs.read_page(path)
+    if page.colours is not None:
+        raster = _of_numbers(page.colours, page.is_missing(page.colours))
+        raster = _seen_through(raster, page.opacity)
+    else:
+        raster = _by_pillow(path)
+        numbers = _places_in_palette(path) if page.is_palette else raster.values
+        raster = _without(raster, page.is_missing(numbers))
+    return raster.turned(page.orientation)
 
 
-def _check_size(width: int, height: int) -> None:
-    # Pillow itself only warns between its limit and twice its limit.
-    if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-        raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
+def _by_pillow(path: Path, reduced_to: int | None = None) -> Raster:
+    """The picture, upright but for a TIFF."""
+    with Image.open(path) as image:
+        check_size(*image.size)
+        if reduced_to:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
+            times = reduced_to / min(image.size)
+            image.draft(None, tuple(ceil(side * times) for side in image.size))
+        _leave_as_stored(image)
+        raster = _sixteen_bit_colours(path, image)
+        if raster is None:
+            is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+            raster = _grey_numbers(image) if is_deep else _eight_bits(image)
+        return raster.turned(image.getexif().get(ORIENTATION))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says."""
-    exif = image.getexif()
-    turn = TURNS.get(exif.get(ORIENTATION))
-    if turn is not None and image.format == "TIFF":
+def _leave_as_stored(image: Image.Image) -> None:
+    """A TIFF's orientation is for who has all of it."""
+    if image.format == "TIFF":
         # Pillow 13 turns TIFFs itself as it loads them, and scrambles those without compression.
         image.tag_v2.pop(ORIENTATION, None)
-        exif.pop(ORIENTATION, None)
+        image.getexif().pop(ORIENTATION, None)
         image._size = image._tile_size
-    return image if turn is None else image.transpose(turn)
+
+
+def _places_in_palette(path: Path) -> np.ndarray:
+    """(H, W, 1): places in the list of colours of a TIFF."""
+    with Image.open(path) as image:
+        _leave_as_stored(image)
+        return np.asarray(image).reshape(*image.size[::-1], -1)[..., :1]
+
+
+def _without(raster: Raster, missing: np.ndarray) -> Raster:
+    """`missing`, (H, W) bool, is not known either."""
+    if not missing.any():
+        return raster
+    known = ~missing if raster.known is None else raster.known & ~missing
+    values = raster.values
+    if not raster.is_8_bit:
+        values = np.where(missing[..., None], np.nan, values)
+    return replace(raster, values=values, known=known)
+
+
+def _seen_through(raster: Raster, opacity: np.ndarray | None) -> Raster:
+    """What is transparent, opacity (H, W) below a half, is not known either."""
+    if opacity is None or (opacity == 1).all():
+        return raster
+    opaque = opacity >= 0.5
+    known = opaque if raster.known is None else raster.known & opaque
+    return replace(raster, known=known, opacity=opacity)
 
 
 def _eight_bits(image: Image.Image) -> Raster:
@@ -190,24 +146,16 @@ def _eight_bits(image: Image.Image) -> Raster:
         values = np.asarray(image.convert("L" if is_grey else "RGB"))
         return Raster(values.reshape(*values.shape[:2], -1), 255)
     layers = np.asarray(image.convert("RGBA"))
-    return _with_alpha(layers[..., :1 if is_grey else 3], layers[..., 3], 255)
-
-
-def _with_alpha(values: np.ndarray, alpha: np.ndarray, white: float) -> Raster:
-    if (alpha == white).all():
-        return Raster(values, white)
-    return Raster(values, white, alpha >= white / 2, alpha / white)
+    raster = Raster(layers[..., :1 if is_grey else 3], 255)
+    return _seen_through(raster, layers[..., 3] / 255)
 
 
 def _grey_numbers(image: Image.Image) -> Raster:
     """Modes I and F: measurements, such as heights or temperatures, as they stand in the file."""
-    missing = [image.info["transparency"]] if "transparency" in image.info else []
-    named = getattr(image, "tag_v2", {}).get(GDAL_NODATA)
-    if named is not None:
-        missing.append(float(str(named).strip("\0 ")))
-    values = np.asarray(_upright(image))
-    values = values.astype(np.float64 if image.mode == "I" else np.float32)
-    return _numbers(np.where(np.isin(values, missing), np.nan, values)[..., None], None)
+    numbers = np.asarray(image)[..., None]
+    raster = Raster(numbers.astype(np.float64 if image.mode == "I" else np.float32), None)
+    missing = np.isin(numbers, [image.info.get("transparency", np.nan)]) | ~np.isfinite(numbers)
+    return _without(raster, missing[..., 0])
 
 
 def _sixteen_bit_colours(path: Path, image: Image.Image) -> Raster | None:
@@ -220,15 +168,14 @@ def _sixteen_bit_colours(path: Path, image: Image.Image) -> Raster | None:
         raise ValueError("more than 8 bits a channel in a PPM: save it as PNG or TIFF")
     if raw == "LA;16B":  # its four bytes a pixel are as many as those of 8-bit RGBA
         bytes_ = _bytes(path, "RGBA", "RGBA")
-        return _with_alpha(bytes_[..., :1] * 256 + bytes_[..., 1:2],
-                           bytes_[..., 2] * 256 + bytes_[..., 3], 65535)
+        both = bytes_[..., ::2] * 256 + bytes_[..., 1::2]
+        return _seen_through(Raster(both[..., :1], 65535), both[..., 1] / 65535)
     if raw not in _TWO_READINGS:
         return None
     high, low = (_bytes(path, image.mode, way) for way in _TWO_READINGS[raw])
     values = high * 256 + low
-    if values.shape[2] == 4:
-        return _with_alpha(values[..., :3], values[..., 3], 65535)
-    return Raster(values, 65535)
+    raster = Raster(values[..., :3], 65535)
+    return _seen_through(raster, values[..., 3] / 65535) if values.shape[2] == 4 else raster
 
 
 def _bytes(path: Path, mode: str, raw: str) -> np.ndarray:
@@ -239,7 +186,8 @@ def _bytes(path: Path, mode: str, raw: str) -> np.ndarray:
             tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
             for tile in image.tile
         ]
-        return np.asarray(_upright(image)).astype(np.float32)
+        _leave_as_stored(image)
+        return np.asarray(image).astype(np.float32)
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -263,36 +211,31 @@ def _of_array(array: np.ndarray) -> Raster:
     if array.shape[2] not in (1, 3, 4):
         first = " (channels first? move them last)" if array.shape[0] in (1, 3, 4) else ""
         raise ValueError(f"shape {array.shape}: the last axis holds the channels, 1, 3 or 4{first}")
-    _check_size(array.shape[1], array.shape[0])
-    if array.dtype == np.uint16 and array.shape[2] >= 3:
-        white = 65535
-    elif array.dtype == np.uint8:
-        white = 255
-    else:
-        white = None
-        if array.dtype.kind == "f" and array.shape[2] >= 3 and (
-            np.nanmin(array) >= 0 and np.nanmax(array) <= 1
-        ):
-            white = 1  # the custom for colours in floats
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
-    if array.shape[2] == 4:
-        if white is None:
-            raise ValueError("four channels that are no red, green, blue and opacity")
-        return _with_alpha(array[..., :3], array[..., 3], white)
-    return Raster(array, white) if white == 255 else _numbers(array, white)
+    check_size(array.shape[1], array.shape[0])
+    raster = _of_numbers(array[..., :3])
+    if array.shape[2] < 4:
+        return raster
+    alpha = array[..., 3]
+    if raster.white is None or np.nanmin(alpha) < 0 or np.nanmax(alpha) > raster.white:
+        raise ValueError("four channels that are no red, green, blue and opacity")
+    return _seen_through(raster, alpha / raster.white)
 
 
-def _numbers(values: np.ndarray, white: float | None) -> Raster:
-    known = np.isfinite(values).all(axis=2)
-    return Raster(values, white, None if known.all() else known)
+def _of_numbers(numbers: np.ndarray, missing: np.ndarray | None = None) -> Raster:
+    """The picture in numbers of any type, (H, W, 1) or (H, W, 3), but for `missing`, (H, W) bool.
 
-
-def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
-    if values.dtype == np.uint8:
-        picture = Image.fromarray(values.squeeze(2) if values.shape[2] == 1 else values)
-        return np.asarray(picture.reduce(factor)).reshape(
-            -(-values.shape[0] // factor), -(-values.shape[1] // factor), -1)
-    planes = [np.asarray(Image.fromarray(plane.astype(np.float32)).reduce(factor))
-              for plane in np.moveaxis(values, 2, 0)]
-    return np.stack(planes, axis=2)
+    What is NaN or infinite is not known either.
+    """
+    missing = np.zeros(numbers.shape[:2], bool) if missing is None else missing
+    if numbers.dtype == np.uint8:
+        return _without(Raster(numbers, 255), missing)
+    missing = missing | ~np.isfinite(numbers).all(axis=2)
+    is_coloured = numbers.shape[2] == 3
+    white = 65535 if numbers.dtype == np.uint16 and is_coloured else None
+    if numbers.dtype.kind == "f" and is_coloured:
+        there = numbers[~missing]
+        is_share = there.min(initial=0) >= 0 and there.max(initial=0) <= 1
+        white = 1 if is_share else None  # the custom for colours in floats
+    is_short = numbers.dtype.itemsize <= 2 or numbers.dtype == np.float32
+    values = numbers.astype(np.float32 if is_short else np.float64)
+    return _without(Raster(values, white), missing)

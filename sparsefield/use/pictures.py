@@ -85,6 +85,9 @@ def _points(
     """(M,) int64: the pixels that are known."""
     if not there.any():
         raise UserError(f"{path}: no pixel has a value: all are transparent or missing")
+    if observe and there.sum() == 1:
+        raise UserError(f"{path}: a single pixel has a value, and --observe {observe} hides some: "
+                        "give a larger picture")
     if observe:
         return parse_pattern(observe).draw(there, np.random.default_rng(seed))
     if chosen is None and there.all():

@@ -206,7 +206,8 @@ def test_folder_of_mixed_channels(refused):
     for k in range(3):
         Image.new("RGB", (40, 40)).save(f"mixed/colour{k}.png")
         Image.new("L", (40, 40)).save(f"mixed/grey{k}.png")
-    refused(opened("mixed"), "mixed channels", "grey0.png", "colour0.png", "--channels")
+    refused(opened("mixed"), "mixed channels", "grey0.png", "colour0.png",
+            "--data_channels 1 (all grey) or 3", "DATA_CHANNELS")
 
 
 def test_no_permission(refused, tmp_path):

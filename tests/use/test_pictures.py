@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from sparsefield.data import folders, open_data, parse_pattern
+from sparsefield.data import folders, open_data, parse_pattern, tiffs
 from sparsefield.data.images import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use.measurements import read_measurements
@@ -72,12 +72,20 @@ def colours(dtype, top):
     return (rng.random((24, 20, 3)) * top).astype(dtype)
 
 
+def by_band(path, array, **options):
+    """A TIFF of colours with one band after the other."""
+    tifffile.imwrite(path, np.moveaxis(array, 2, 0), photometric="rgb", planarconfig="separate",
+                     **options)
+
+
 DEEP = {
     "u2.png": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
     "u2.tif": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
     "lzw.tiff": (RAMP.astype(np.uint16),
                  lambda p, a: Image.fromarray(a).save(p, compression="lzw")),
+    "i1.tif": ((RAMP / 10 - 150).astype(np.int8), lambda p, a: tifffile.imwrite(p, a)),
     "i2.tif": (RAMP.astype(np.int16) - 1500, lambda p, a: tifffile.imwrite(p, a)),
+    "u4.tif": (RAMP.astype(np.uint32) * 2**20, lambda p, a: tifffile.imwrite(p, a)),
     "i4.tif": (RAMP.astype(np.int32) * 1000, lambda p, a: tifffile.imwrite(p, a)),
     "f4.tif": (RAMP.astype(np.float32) / 7, lambda p, a: Image.fromarray(a).save(p)),
     "f8.tif": (RAMP / 7, lambda p, a: tifffile.imwrite(p, a)),
@@ -86,6 +94,10 @@ DEEP = {
     "f8c1.npy": (RAMP[..., None], np.save),
     "rgb.png": (colours(np.uint16, 65535), lambda p, a: p.write_bytes(png16(a))),
     "rgb.tif": (colours(np.uint16, 65535), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
+    "bands.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a)),
+    "tiles.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a, tile=(16, 16))),
+    "deflate.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a, compression="deflate")),
+    "rgb8.tif": (colours(np.uint8, 255), lambda p, a: by_band(p, a)),
     "rgb.npy": (colours(np.float64, 1), np.save),
     "rgbf.tif": (colours(np.float32, 1), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
 }
@@ -112,6 +124,146 @@ def test_sixteen_bits_with_transparency(tmp_path, channels):
     np.testing.assert_array_equal(np.isnan(field[..., 0]), array[..., -1] == 0)
     known = ~np.isnan(field[..., 0])
     np.testing.assert_array_equal(field[known], array[known][:, :-1])
+
+
+@pytest.mark.parametrize("extra", ["unspecified", "unassalpha", "assocalpha"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_band_is_opacity_where_a_tiff_says_so(tmp_path, extra, dtype):
+    top = np.iinfo(dtype).max
+    array = np.random.default_rng(0).integers(0, top, (24, 20, 4), dtype, endpoint=True)
+    array[..., 3] = top
+    array[3:9, :, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=[extra])
+    picture = read_picture(tmp_path / "a.tif")
+    known = np.ones((24, 20), bool) if picture.known is None else picture.known
+    np.testing.assert_array_equal(known, extra == "unspecified" or array[..., 3] > 0)
+    np.testing.assert_array_equal(picture.values[known], array[..., :3][known])
+    assert picture.white == top
+
+
+def test_colours_stored_times_opacity_are_divided_by_it(tmp_path):
+    array = np.full((8, 8, 4), (100, 200, 300, 65535), np.uint16)
+    array[:4] = (75, 150, 225, 49151)  # 65535 * 3/4
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["assocalpha"])
+    values = read_picture(tmp_path / "a.tif").values
+    np.testing.assert_allclose(values, np.broadcast_to([100, 200, 300], (8, 8, 3)), atol=1)
+
+
+@pytest.mark.parametrize("bands", [2, 4, 5])
+def test_bands_of_which_nothing_is_said_are_refused(tmp_path, bands):
+    array = np.ones((24, 20, bands), np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UserError, match=f"a.tif: .*{bands} bands, and nothing says"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_what_pillow_reads_otherwise_is_not_left_to_it(tmp_path, monkeypatch):
+    """tifffile without a package for LZW; Pillow has no 64 bits, and mixes up bands."""
+    def lacks(page):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    by_band(tmp_path / "bands.tif", colours(np.uint16, 65535))
+    tifffile.imwrite(tmp_path / "f8.tif", RAMP)
+    tifffile.imwrite(tmp_path / "i1.tif", RAMP.astype(np.int8))
+    tifffile.imwrite(tmp_path / "rgb.tif", colours(np.uint16, 65535), photometric="rgb")
+    expected = read_picture(tmp_path / "rgb.tif").values
+    monkeypatch.setattr(tiffs, "_bands", lacks)
+    np.testing.assert_array_equal(read_picture(tmp_path / "rgb.tif").values, expected)
+    for name in ("bands", "f8", "i1"):
+        with pytest.raises(UserError, match="save it without compression, or pip install"):
+            read_picture(tmp_path / f"{name}.tif")
+
+
+KINDS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+@pytest.mark.parametrize("kind, compression", [("1", "group4")] + [
+    (kind, compression) for kind in KINDS
+    for compression in ("raw", "tiff_adobe_deflate", "tiff_lzw", "packbits", "jpeg")
+    if compression != "jpeg" or kind not in "1P"
+])
+def test_kinds_of_tiff_show_what_pillow_shows(tmp_path, kind, compression):
+    image = Image.fromarray(colours(np.uint8, 255)).convert(kind)
+    image.save(tmp_path / "a.tif", compression=compression)
+    shown = np.asarray(Image.open(tmp_path / "a.tif").convert(
+        "L" if kind in ("1", "L", "LA") else "RGB")).reshape(24, 20, -1)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").values, shown)
+
+
+def test_of_several_pages_the_first_is_read(tmp_path):
+    for dtype in (np.uint8, np.float64):
+        pages = np.stack([RAMP / 10, RAMP / 20]).astype(dtype)
+        tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").values[..., 0], pages[0])
+
+
+# --- points without a value -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype, nodata", [
+    ("u1", "0"), ("u1", "255"), ("u2", "0"), ("i2", "-9999"), ("i4", "-9999.0"), ("f4", "-99.9"),
+    ("f4", "-3.4028e38"), ("f4", "nan"), ("f8", "-99.9"), ("f8", "nan"), ("f8", "-9999"),
+])
+def test_no_data_values_of_geographers_are_unknown(tmp_path, dtype, nodata, channels):
+    array = np.random.default_rng(0).integers(1, 255, (24, 20, channels)).astype(dtype)
+    array[2:7] = float(nodata)
+    if channels == 3 and nodata != "nan":
+        array[9, 9, 0] = float(nodata)  # the other two are measured
+    tifffile.imwrite(tmp_path / "a.tif", array.squeeze(), metadata=None,
+                     photometric="rgb" if channels == 3 else "minisblack",
+                     extratags=[(42113, "s", 0, nodata, False)])
+    picture = read_picture(tmp_path / "a.tif")
+    known = np.ones((24, 20), bool)
+    known[2:7] = False
+    np.testing.assert_array_equal(picture.known, known)
+    np.testing.assert_array_equal(picture.values[known], array[known])
+    field = measured(tmp_path / "a.tif", missing=("none",))
+    np.testing.assert_array_equal(np.isnan(field[..., 0]), ~known)
+
+
+@pytest.mark.parametrize("dtype, nodata", [
+    ("u1", "-9999"), ("u1", "nan"), ("u1", "0.5"), ("u1", ""), ("i2", "1e300"), ("f4", "1e300"),
+    ("f8", "none"), ("u1", "7"),
+])
+def test_no_data_values_that_no_point_has_change_nothing(tmp_path, dtype, nodata, capfd):
+    array = np.random.default_rng(0).integers(10, 99, (24, 20)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(42113, "s", 0, nodata, False)])
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.known is None
+    np.testing.assert_array_equal(picture.values[..., 0], array)
+    assert not any(capfd.readouterr())
+
+
+@pytest.mark.parametrize("kind, nodata", [("L", 7), ("RGB", 7), ("P", 3), ("F", -99.9), ("1", 0)])
+def test_no_data_values_where_pillow_reads(tmp_path, kind, nodata):
+    image = Image.fromarray(colours(np.uint8, 255))
+    image = image.quantize(16) if kind == "P" else image.convert(kind)
+    array = np.array(image)
+    array[2:7] = nodata
+    if kind in ("1", "P"):
+        array[7:] = np.where(array[7:] == nodata, nodata + 1, array[7:])
+    image = Image.fromarray(array)
+    if kind == "P":
+        image.putpalette([k * 5 // 2 for k in range(48)])
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[42113] = str(nodata)
+    image.save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo=info)
+    known = read_picture(tmp_path / "a.tif").known
+    assert not known[2:7].any() and known[:2].any() and known[7:].all()
+
+
+def test_a_no_data_value_in_a_transparent_picture(tmp_path):
+    array = np.full((24, 20, 4), 200, np.uint8)
+    array[..., 3] = 255
+    array[:4, :, 3] = 0
+    array[8:12, :, :3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"],
+                     extratags=[(42113, "s", 0, "0", False)])
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.known.sum() == 16 * 20
+    on_white = picture.on_white()
+    assert on_white.known.sum() == 20 * 20 and (on_white.values[:4] == 255).all()
 
 
 def test_points_without_a_value_are_unknown(tmp_path):
@@ -169,6 +321,20 @@ def test_folders_of_mixed_depths_are_refused(tmp_path):
         Image.fromarray((RAMP / 10).astype(np.uint8)).save(tmp_path / f"plain{k}.png")
     with pytest.raises(UserError, match=r"mixed depths: .*deep0\.png and .*plain0\.png"):
         open_data(str(tmp_path), image_size=16)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiffs_that_pillow_does_not_know_are_turned(tmp_path, orientation, channels):
+    array = colours(np.float64, 1000)[..., :channels]
+    array[:5] = -9999
+    tifffile.imwrite(tmp_path / "a.tif", array.squeeze(), metadata=None,
+                     photometric="rgb" if channels == 3 else "minisblack",
+                     extratags=[(ORIENTATION, "H", 1, orientation, True),
+                                (42113, "s", 0, "-9999", False)])
+    field = measured(tmp_path / "a.tif")
+    array[:5] = np.nan
+    np.testing.assert_array_equal(field, TURNS[orientation](array))
 
 
 def test_deep_pictures_are_turned_too(tmp_path):
@@ -273,6 +439,15 @@ def test_large_pictures_are_averaged_over_what_is_known(tmp_path):
     field = measured(tmp_path / "a.png", observe="random:0.9")
     assert field.shape == (300, 4, 3) and np.isnan(field[150:]).all()
     assert set(np.unique(field[:150][~np.isnan(field[:150])])) == {100}
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.png"])
+def test_of_a_single_pixel_none_can_be_hidden(tmp_path, name):
+    np.save(tmp_path / "a.npy", [[3.0]])
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
+    for rule in ("random:0.5", "grid:2", "block:0.5", "lines:1"):
+        with pytest.raises(UserError, match=f"{name}: a single pixel has a value"):
+            measured(tmp_path / name, observe=rule)
 
 
 def test_a_picture_with_opaque_pixels_alone_needs_a_mask(tmp_path):
