@@ -87,7 +87,9 @@ class Raster:
             np.where(self.known[..., None], self.values, 0).astype(np.float32), factor)
         values = sums / np.maximum(weight, 1e-6)
         values = np.round(values).astype(np.uint8) if self.is_8_bit else values
-        return Raster(values, self.white, known)
+        opacity = None if self.opacity is None else _block_means(
+            self.opacity[..., None].astype(np.float32), factor)[..., 0]
+        return Raster(values, self.white, known, opacity)
 
 
 def check_size(width: int, height: int) -> None:

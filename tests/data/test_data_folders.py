@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sparsefield.data import folders, open_data
+from sparsefield.data.images import read_picture
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
@@ -173,3 +174,13 @@ def test_folders_of_their_own_for_validation_and_test(tmp_path):
     assert sizes(**paths) == [5, 4, 2]
     assert sizes(val=paths["val"])[0] == 5 and sum(sizes(val=paths["val"])) == 9
     assert sizes(test=paths["test"])[2] == 2 and sum(sizes(test=paths["test"])) == 7
+
+
+def test_a_large_transparent_picture_is_seen_on_white_too(tmp_path):
+    """It is reduced before that, by its opacity as well."""
+    picture = Image.new("RGBA", (900, 900), (200, 0, 0, 255))
+    picture.paste((0, 0, 255, 0), (0, 0, 900, 450))
+    picture.save(tmp_path / "a.png")
+    seen = read_picture(tmp_path / "a.png", 256).on_white()
+    assert seen.shape == (300, 300) and seen.known is None
+    assert (seen.values[:149] == 255).all() and (seen.values[151:] == (200, 0, 0)).all()
