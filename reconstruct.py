@@ -191,24 +191,28 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     """Print how well hidden measurements are foretold, by this and by other methods; where values
     are different things, of each on its own."""
     given = asked.given
+    kept, hidden = holdout.split(given, config.holdout, config.seed)
     also = None
     if (config.checkpoint is None and model.is_closed_form and not config.lonlat
             and domain.can_be_tried(given)):
         also = load(SHIPPED, config.device)
-    for one in holdout.each_alone(given) if domain.are_other_things(given) else [given]:
-        methods = holdout.all_methods(
-            model, one, asked.frame, transform=config.transform,
-            find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
-            value_range=config.value_range, also=also,
-        )
-        kept, hidden = holdout.split(one, config.holdout, config.seed)
-        found = holdout.compare(methods, kept, hidden)
-        cli.log.info("%s%s of %s measurements hidden, foretold from the others (seed %d):",
-                     f"{one.names[0]}: " if one is not given else "", f"{len(hidden.coords):,}",
-                     f"{len(given.coords):,}", config.seed)
-        for line in scores.table(found, config.units or domain.units_of(model, given)):
+    methods = holdout.all_methods(
+        model, given, asked.frame, transform=config.transform,
+        find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
+        value_range=config.value_range, also=also,
+    )
+    if domain.are_other_things(given):
+        found = holdout.compare_each(methods, kept, hidden)
+    else:
+        found = {"": holdout.compare(methods, kept, hidden)}
+    cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",
+                 f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
+    for channel, scored in found.items():
+        if channel:
+            cli.log.info("%s:", channel)
+        for line in scores.table(scored, config.units or domain.units_of(model, given)):
             cli.log.info("%s", line)
-        cli.log.info("%s", scores.verdict(found))
+        cli.log.info("%s", scores.verdict(scored))
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
 

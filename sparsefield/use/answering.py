@@ -45,7 +45,8 @@ def _channels(
     channels = observed.values.shape[1]
     value_range = transforms.of_range(settings.transform, settings.value_range)
     alone = model.is_of_pictures and channels not in (1, model.channels)
-    if channels == 1 or not (settings.separately or alone):
+    has_learnt_them = not model.is_of_pictures and channels == model.channels
+    if channels == 1 or has_learnt_them or not (settings.separately or alone):
         return _together(model, queries, observed, value_range, settings)
     ranges = [None] * channels if value_range is None else given_range(value_range, channels)
     answers = [

@@ -45,10 +45,9 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
     return _some(given, ~is_hidden), _some(given, is_hidden)
 
 
-def each_alone(given: Measurements) -> list[Measurements]:
-    """Measurements of C channels as C of one channel each."""
-    return [replace(given, values=given.values[:, c:c + 1], names=given.names[c:c + 1])
-            for c in range(given.values.shape[1])]
+def of_channel(given: Measurements, c: int) -> Measurements:
+    """Measurements of one channel."""
+    return replace(given, values=given.values[:, c:c + 1], names=given.names[c:c + 1])
 
 
 def _some(given: Measurements, which: np.ndarray) -> Measurements:
@@ -57,27 +56,50 @@ def _some(given: Measurements, which: np.ndarray) -> Measurements:
                         noise=noise, units=given.units)
 
 
-def compare(
-    methods: dict[str, Method], given: Measurements, hidden: Measurements,
+def forecasts(
+    methods: dict[str, Method], given: Measurements, places: np.ndarray,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Score]:
-    """Scores of all methods that have an answer, in their order; others are named in the log.
-
-    Where measurements have noise, a forecast of a measurement has it, too.
+) -> dict[str, tuple[Forecast, float]]:
+    """What all methods that have an answer foretell at places (N, 2), in their order, and in how
+    many seconds; others are named in the log.
 
     Args:
         clock: of the seconds of each.
     """
-    scores = []
+    found = {}
     for name, method in methods.items():
         started = clock()
         try:
-            forecast = method(given, hidden.coords)
+            forecast = method(given, places)
         except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
             log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
             continue
-        scores.append(score(name, forecast, hidden, clock() - started))
-    return scores
+        found[name] = forecast, clock() - started
+    return found
+
+
+def compare(
+    methods: dict[str, Method], given: Measurements, hidden: Measurements,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Score]:
+    """Scores of `forecasts`, over all channels together.
+
+    Where measurements have noise, a forecast of a measurement has it, too.
+    """
+    found = forecasts(methods, given, hidden.coords, clock)
+    return [score(name, forecast, hidden, seconds) for name, (forecast, seconds) in found.items()]
+
+
+def compare_each(
+    methods: dict[str, Method], given: Measurements, hidden: Measurements
+) -> dict[str, list[Score]]:
+    """The same of each channel alone, by name."""
+    found = forecasts(methods, given, hidden.coords)
+    return {
+        channel: [score(name, forecast.of_channel(c), of_channel(hidden, c), seconds)
+                  for name, (forecast, seconds) in found.items()]
+        for c, channel in enumerate(hidden.names)
+    }
 
 
 # --- methods --------------------------------------------------------------------------------------

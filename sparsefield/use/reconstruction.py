@@ -72,7 +72,8 @@ class Reconstructor(TrainedModel):
                 the values, and the mean is that of the samples.
             missing: values that mean: not measured. None refuses one that looks like it, such as
                 -9999; [] takes all as they are.
-            separately: each channel on its own, where three are no colours.
+            separately: each channel on its own, where three are no colours; a model that was
+                trained on these channels takes them together all the same.
             progress: called as progress(model calls so far, all).
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.

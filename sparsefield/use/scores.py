@@ -26,6 +26,11 @@ class Forecast:
     samples: np.ndarray | None = None
     sd: np.ndarray | None = None
 
+    def of_channel(self, c: int) -> Forecast:
+        """The same of one channel."""
+        return Forecast(*(None if part is None else part[..., c:c + 1]
+                          for part in (self.mean, self.samples, self.sd)))
+
 
 @dataclass(frozen=True)
 class Score:

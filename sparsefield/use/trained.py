@@ -83,9 +83,12 @@ class TrainedModel:
 
     def for_values(self, values: np.ndarray) -> TrainedModel:
         """The model that takes values (M, C): another one where a model of colours gets one
-        channel."""
+        channel. Raises UserError for another number of channels."""
         if self.is_of_pictures and self.channels != 1 and values.shape[1] == 1:
             return self._of_one_channel
+        if self.scale is not None and self.network.channels != values.shape[1]:
+            raise UserError(f"{values.shape[1]} value(s) a point, the model takes "
+                            f"{self.network.channels} together")
         return self
 
     @cached_property

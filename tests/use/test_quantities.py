@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 from scipy.io import netcdf_file
+from small import write_untrained
 
 import reconstruct as script
 from sparsefield import cli, load
@@ -87,7 +88,7 @@ def test_quantities_are_scored_and_told_one_by_one(command):
     many = table("m.csv", {"temp": WAVE, "salt": 1000 * WAVE[::-1]})
     code, out, err = command(many, "--holdout", "0.2")
     assert code == 0, err
-    assert "temp: 12 of 60 measurements hidden" in out and "salt: 12 of 60" in out
+    assert "12 of 60 measurements hidden" in out and "\ntemp:\n" in out and "\nsalt:\n" in out
     assert out.count("this (fitted kriging) ") >= 4  # a row and a verdict each
     alone = command(table("t.csv", {"temp": WAVE}), "--holdout", "0.2")[1]
     of_linear = [line.split()[1:3] for text in (out, alone) for line in text.splitlines()
@@ -95,6 +96,28 @@ def test_quantities_are_scored_and_told_one_by_one(command):
     assert of_linear[0] == of_linear[2] != of_linear[1]
     code, out, _ = command(many, "--out", "out")
     assert code == 0 and "temp: mean" in out and "; salt: mean" in out
+
+
+def test_a_model_reads_the_channels_that_it_has_learnt_together(command, tmp_path):
+    """By the names of a table they are different things."""
+    two = write_untrained(tmp_path / "two.pth", 2, (-10.0, 10.0))
+    winds = table("w.csv", {"u wind": WAVE, "v wind": 5 * ROWS[:, 1] - 3})
+    code, _, err = command(winds, "--checkpoint", two, "--out", "out")
+    assert code == 0, err
+    with np.load("out/field.npz") as file:
+        given = load(two).reconstruct(
+            ROWS, np.stack([WAVE, 5 * ROWS[:, 1] - 3], axis=1), (8, 8), num_samples=2,
+            extent=(*_ends(ROWS[:, 0]), *_ends(ROWS[:, 1])), seed=0)
+        assert file["mean"].shape == (8, 8, 2)
+        np.testing.assert_allclose(file["mean"], given.mean, atol=1e-4)
+        south_north = file["mean"][-1, :, 1].mean() - file["mean"][0, :, 1].mean()
+    assert south_north == pytest.approx(5 * np.ptp(ROWS[:, 1]) * 7 / 8, rel=0.1)
+    code, out, err = command(winds, "--checkpoint", two, "--holdout", "0.2")
+    assert code == 0 and "\nu wind:\n" in out and "this (two.pth)" in out, err
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
 
 
 def test_a_column_with_gaps_is_said_to_cost_the_others(command):
