@@ -24,7 +24,6 @@ if __name__ == "__main__":
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from sparsefield import cli
 from sparsefield.data import Scale, parse_pattern
@@ -34,10 +33,10 @@ from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
 from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder, png
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
+from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.model.shipped import V2
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
@@ -116,20 +115,26 @@ class Config:
 # --- command -------------------------------------------------------------------------------------
 
 
-def write(results: dict, fields: dict, draws: dict, cases: Cases, folder: Path) -> None:
-    """The report and its pictures."""
-    write_atomically(folder / "metrics_comparison.json",
-                     json.dumps(plain(results), indent=1, allow_nan=False).encode())
-    write_atomically(folder / "metrics_comparison.txt", report(results).encode())
+def contents(results: dict, fields: dict, draws: dict, cases: Cases) -> dict[str, bytes]:
+    """The report and its pictures, by name."""
     about = (f"{results['data']['name']}, {len(cases)} test pictures, "
              f"{results['settings']['observe']} of {cases.rows} x {cases.columns} observed")
     scale = Scale(results["data"]["value_range"], results["data"]["units"])
-    plots_multiscale.resolutions(cases, fields, folder / "multiscale_comparison.png", scale)
-    plots_multiscale.performance(results, folder / "performance_chart.png", about)
-    for method in list(draws)[:1]:
-        plots_multiscale.diversity(cases, method, draws[method], folder / "diversity.png", scale)
+    files = {
+        "metrics_comparison.json": json.dumps(plain(results), indent=1, allow_nan=False).encode(),
+        "metrics_comparison.txt": report(results).encode(),
+        "multiscale_comparison.png": png(
+            lambda file: plots_multiscale.resolutions(cases, fields, file, scale)),
+        "performance_chart.png": png(
+            lambda file: plots_multiscale.performance(results, file, about)),
+    }
     if draws:
-        plots_multiscale.calibration(results["uncertainty"], folder / "uncertainty.png", about)
+        first, *_ = draws.items()
+        files["diversity.png"] = png(
+            lambda file: plots_multiscale.diversity(cases, *first, file, scale))
+        files["uncertainty.png"] = png(
+            lambda file: plots_multiscale.calibration(results["uncertainty"], file, about))
+    return files
 
 
 def evaluate(config: Config) -> dict:
@@ -164,8 +169,7 @@ def evaluate(config: Config) -> dict:
         "environment": environment(device),
         **numbers,
     }
-    write(results, fields, draws, cases, out.path)
-    out.record(FILES)
+    out.write(contents(results, fields, draws, cases))
     return results
 
 

@@ -36,10 +36,10 @@ from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.outputs import OutputFolder, png
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
+from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.model.shipped import V1, V2, find_shipped
 from sparsefield.train.config import TrainingConfig, beside_learning
 
@@ -133,6 +133,11 @@ def require_same_data(checkpoints: dict[str, dict]) -> None:
             f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
             f"{v2['height']} x {v2['width']}): train both on the same data"
         )
+    if not np.array_equal(v1["value_range"], v2["value_range"]):
+        raise UserError(
+            f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
+            f"{v2['value_range']}: train both with the same VALUE_RANGE"
+        )
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -180,25 +185,24 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
 # --- command -------------------------------------------------------------------------------------
 
 
-def write(
-    results: dict, fields: dict[str, list[np.ndarray]], cases: Cases, folder: Path
-) -> None:
+def contents(
+    results: dict, fields: dict[str, list[np.ndarray]], cases: Cases
+) -> dict[str, bytes]:
     """The four files of a comparison."""
     stored = plain(results)
-    write_atomically(folder / "comparison_results.json",
-                     json.dumps(stored, indent=1, allow_nan=False).encode())
-    write_atomically(folder / "comparison_results.txt", report(results).encode())
     about = (f"{results['data']['name']}, {len(cases)} test pictures, "
              f"{results['settings']['observe']}, seed {results['settings']['seed']}")
     rows = plots_comparison.quantile_rows(results["mean"]["V2"]["per_image"]["mse"])
     scale = Scale(results["data"]["value_range"], results["data"]["units"])
-    plots_comparison.comparison(
-        cases, fields, rows, folder / "v1_vs_v2_comparison.png", f"Posterior means: {about}", scale
-    )
-    plots_comparison.improvement_chart(
-        stored["differences"], folder / "improvement_chart.png",
-        f"V2 against V1, mean and 95 % bootstrap interval: {about}",
-    )
+    return {
+        "comparison_results.json": json.dumps(stored, indent=1, allow_nan=False).encode(),
+        "comparison_results.txt": report(results).encode(),
+        "v1_vs_v2_comparison.png": png(lambda file: plots_comparison.comparison(
+            cases, fields, rows, file, f"Posterior means: {about}", scale)),
+        "improvement_chart.png": png(lambda file: plots_comparison.improvement_chart(
+            stored["differences"], file,
+            f"V2 against V1, mean and 95 % bootstrap interval: {about}")),
+    }
 
 
 def evaluate(config: Config) -> dict:
@@ -234,8 +238,7 @@ def evaluate(config: Config) -> dict:
         "trained_differently": differences_in_training(checkpoints),
         "environment": environment(device),
     }
-    write(results, fields, cases, out.path)
-    out.record(FILES)
+    out.write(contents(results, fields, cases))
     return results
 
 

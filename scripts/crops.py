@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sparsefield import cli
-from sparsefield.errors import UserError
+from sparsefield.errors import UserError, require_seed
 
 SHRINK = 1.25
 FLAT_SD = 6.0  # of grey values, of 255
@@ -73,7 +74,8 @@ def gather(folder: Path, given: argparse.Namespace) -> np.ndarray:
         found = processes.map(of_file, paths, range(len(paths)), [given] * len(paths))
         parts = list(tqdm(found, total=len(paths), disable=None))
     if not sum(map(len, parts)):
-        raise UserError(f"{folder}: no pictures, or all too small; kinds: {', '.join(KINDS)}")
+        kinds = ", ".join(sorted(KINDS))
+        raise UserError(f"{folder}: no pictures, or all too small; kinds: {kinds}")
     return np.concatenate(parts)
 
 
@@ -82,7 +84,7 @@ def before(path: Path, side: int) -> np.ndarray:
     try:
         with np.load(path) as file:
             images = file["images"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no .npz with an array `images`") from error
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
         raise UserError(f"{path}: images are {images.dtype} {images.shape}, not uint8 crops of "
@@ -106,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{given.target}: crops are written as .npz into a folder that is there")
     if min(given.count, given.side, *given.sides) < 1:
         raise UserError("--count, --side and --sides must be at least 1")
+    require_seed(given.seed)
+    if given.sides[0] > given.sides[1]:
+        raise UserError(f"--sides {given.sides[0]} {given.sides[1]}: least and most, please")
+    if not given.folder.is_dir():
+        raise UserError(f"{given.folder}: no such folder")
     images = gather(given.folder, given)
     count = len(images)
     if given.base is not None:

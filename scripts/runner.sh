@@ -56,9 +56,17 @@ write_pid() {  # the PID file holds the number alone, so that `kill $(cat ...)` 
   echo "$1" > "$PID_FILE" || exit 2
 }
 
+has_ended() {  # nobody has asked yet how a process ended: a zombie
+  case $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null || ps -o stat= -p "$1" 2>/dev/null) in
+    Z*) return 0 ;;
+  esac
+  return 1
+}
+
 is_running() {  # is the process of the PID file ours? (its number may be another's by now)
   local pid
   pid=$(cat "$PID_FILE" 2>/dev/null) && [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
+  has_ended "$pid" && return 1
   [ "$(started "$pid")" = "$(cat "$PID_FILE.start" 2>/dev/null)" ]
 }
 
@@ -215,6 +223,8 @@ run_training() {
     exit
   fi
   refuse_log_that_is_data
+  [ ! -d "$LOG" ] || refuse "LOG=$LOG is a folder: name a file"
+  mkdir -p "$(dirname "$LOG")" 2>/dev/null || refuse "LOG=$LOG: its folder cannot be made"
   claim
   use_python requirements.txt
   flags_from_variables

@@ -54,7 +54,8 @@ def _as_trained(checkpoint: dict[str, Any], data: str) -> dict[str, Any]:
     of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
     return {
         "image_size": config["image_size"],
-        "value_range": None if bounds == of_pixels else bounds,  # of pixels the dtype says it
+        # Of pixels the type of their numbers says it, unless it was said.
+        "value_range": None if bounds == of_pixels and not config.get("value_range") else bounds,
         "units": trained["units"],
         "channels": trained["channels"] if trained["channels"] in (1, 3) else None,
         "data_dir": config.get("data_dir"),

@@ -7,10 +7,12 @@ file that is not in it, or was changed since, is somebody's work and is not repl
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import write_atomically
@@ -65,12 +67,6 @@ class OutputFolder:
         except OSError as error:
             raise self._cannot(error) from None
 
-    def record(self, names: Iterable[str]) -> None:
-        """Remember that these files, which others wrote for us, are ours."""
-        found = {name: self.path / name for name in names}
-        self._remember({name: _digest(path.read_bytes()) for name, path in found.items()
-                        if path.is_file()})
-
     def remove_old(self, pattern: str, kept: Iterable[str]) -> None:
         """Delete what this program once wrote under names that match, but for those kept.
 
@@ -107,6 +103,13 @@ class OutputFolder:
     def _cannot(self, error: OSError) -> UserError:
         return UserError(f"{self.flag} {self.path}: {error.strerror or error}; choose another "
                          "folder")
+
+
+def png(draw: Callable[[BinaryIO], None]) -> bytes:
+    """What a function draws into a file."""
+    buffer = io.BytesIO()
+    draw(buffer)
+    return buffer.getvalue()
 
 
 def _digest(content: bytes) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,7 +45,7 @@ def comparison(
     cases: Cases,
     columns: dict[str, Sequence[np.ndarray]],
     rows: Sequence[tuple[float, int]],
-    path: Path,
+    file: BinaryIO,
     title: str,
     scale: Scale,
 ) -> None:
@@ -82,12 +81,12 @@ def comparison(
         label=f"absolute error, share of {whole(scale)}",
     )
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
 
 
 def improvement_chart(
-    differences: dict[str, dict[str, dict[str, Any]]], path: Path, title: str
+    differences: dict[str, dict[str, dict[str, Any]]], file: BinaryIO, title: str
 ) -> None:
     """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
 
@@ -109,7 +108,7 @@ def improvement_chart(
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("V2 − V1, one point per picture", fontsize=10)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -35,7 +34,7 @@ QUALITY = {"psnr": "PSNR in dB (samples above the red line\nare too narrow)",
 
 
 def resolutions(
-    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], path: Path, scale: Scale
+    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], file: BinaryIO, scale: Scale
 ) -> None:
     """A row per resolution of one case: observations, truth of that size, each method.
 
@@ -70,7 +69,7 @@ def resolutions(
         f"Test picture {cases[case].index}: the median of {len(cases)} by error of {methods[0]}",
         fontsize=11,
     )
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
 
 
@@ -83,7 +82,7 @@ def _median_case(cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]]) -
     return int(np.argsort(errors, kind="stable")[len(errors) // 2])
 
 
-def performance(results: dict[str, Any], path: Path, about: str) -> None:
+def performance(results: dict[str, Any], file: BinaryIO, about: str) -> None:
     """Quality of samples against evaluations and against seconds, at the observed resolution.
 
     One curve per sampler over the steps that were compared, or one point without such a sweep;
@@ -122,7 +121,7 @@ def performance(results: dict[str, Any], path: Path, about: str) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
     figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
 
 
@@ -149,7 +148,7 @@ def _references(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def diversity(
-    cases: Cases, method: str, draws: list[np.ndarray], path: Path, scale: Scale
+    cases: Cases, method: str, draws: list[np.ndarray], file: BinaryIO, scale: Scale
 ) -> None:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
@@ -183,11 +182,11 @@ def diversity(
     figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
                     label=f"share of {whole(scale)}")
     figure.suptitle(f"Samples by {method}, {cases.rows} x {cases.columns}", fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
 
 
-def calibration(scores: dict[str, dict[str, Any]], path: Path, about: str) -> None:
+def calibration(scores: dict[str, dict[str, Any]], file: BinaryIO, about: str) -> None:
     """Rank histogram, coverage of intervals, and spread against skill of each sampler."""
     figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     top = 0.0
@@ -219,5 +218,5 @@ def calibration(scores: dict[str, dict[str, Any]], path: Path, about: str) -> No
     handles, labels = ranks.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)

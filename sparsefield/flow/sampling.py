@@ -102,7 +102,8 @@ def sample(
     """Draws of every field at the query points, given the observations.
 
     Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding (with the
-    adaptive solver: within its tolerance): not on the batch or the other draws. The closed form and
+    adaptive solver: within its tolerance; where a canvas sees the sd of observed cells, which is
+    rounding itself, within 1e-3): not on the batch or the other draws. The closed form and
     its noise belong to places, so that blocks of a large field agree at their seams; the network
     sees a block with half as many queries around it.
 

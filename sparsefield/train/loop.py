@@ -86,7 +86,7 @@ def train(
         announce(config, model, data, world)
         folder = RunFolder(config.save_dir, name)
         if config.dry_run:
-            rehearse(config, model, arguments, data, folder, initialise)
+            rehearse(config, model, arguments, data, folder, initialise, world)
             return
         held = folder.locked() if world.is_first else nullcontext()
         with held, StopRequest(launched=world.size > 1) as stop:
@@ -141,6 +141,11 @@ class Training:
             data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
             (world.rank, world.size),
         )
+
+        has_best = bool(world.from_first(lambda: folder.has_weights))
+        if self.progress.forget_best_unless(self.validation.count, has_best):
+            log.info("the best weights so far are not there, or were found on other validation "
+                     "pictures: the next validation begins anew")
 
     @property
     def is_done(self) -> bool:
@@ -334,9 +339,12 @@ def take_what_is_given(
 
 def rehearse(
     config: TrainingConfig, model: nn.Module, arguments: dict, data: Data, folder: RunFolder,
-    initialise: Initialise | None,
+    initialise: Initialise | None, world: World,
 ) -> None:
     """Raises UserError for what a start would refuse; changes nothing on the disk."""
+    pictures_at_once(config, world)
+    parts = parts_of_training(config, config.epochs * steps_per_epoch(config, data))
+    open_batches(config, data, world, parts.painted, model.sees_whole_draws)[0]
     checkpoint = newest(config, folder)
     if checkpoint is None:
         take_what_is_given(config, model, arguments, initialise)

@@ -41,6 +41,7 @@ class Progress:
         self.step = 0
         self.best_mse = math.inf
         self.best_psnr = math.nan
+        self.best_of = 0  # validation pictures
         self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
         self.ends: tuple[int, ...] = ()  # of the parts of the training, in steps, as last planned
@@ -54,6 +55,15 @@ class Progress:
         for name, value in state["sums"].items():
             self.sums[name].fill_(value)
         vars(self).update({**state, "sums": self.sums})
+
+    def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
+        """The best so far counts on the same validation pictures alone, and if its weights are
+        there. Returns whether one was forgotten."""
+        forgets = math.isfinite(self.best_mse) and not (is_there and self.best_of == pictures)
+        if forgets:
+            self.best_mse, self.best_psnr = math.inf, math.nan
+        self.best_of = pictures
+        return forgets
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
         """Count a step; of a skipped one only that it was skipped."""

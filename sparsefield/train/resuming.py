@@ -53,7 +53,7 @@ def resume(
     before = checkpoint["config"]["epochs"]
     if before != config.epochs:
         log.info("EPOCHS was %d and is %d: parts of the training that are over stay so, and the "
-                 "learning rate follows the longer cosine of what is left", before, config.epochs)
+                 "learning rate follows the cosine of what is left", before, config.epochs)
 
 
 def newest(config: TrainingConfig, folder: RunFolder) -> dict | None:

@@ -66,7 +66,8 @@ def test_a_crop_is_a_part_of_its_picture_brought_down(crops):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["nowhere", "x.npz"], "no pictures"),
+    (["nowhere", "x.npz"], "no such folder"), ([".", "x.npz", "--seed", "-1"], "whole number"),
+    ([".", "x.npz", "--sides", "30", "10"], "least and most"),
     ([".", "x.txt"], "written as .npz"),
     ([".", "nowhere/x.npz"], "folder that is there"),
     ([".", "x.npz", "--count", "0"], "at least 1"),

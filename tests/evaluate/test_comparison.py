@@ -14,12 +14,13 @@ import eval_v1_vs_v2 as script
 import train_mamba_v2
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
-from sparsefield.evaluate import plots_comparison
+from sparsefield.evaluate import outputs, plots_comparison
 from sparsefield.evaluate.cases import Cases
 from sparsefield.evaluate.cost import count_flops
+from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.report import paired, percent
 from sparsefield.model.attention import Attention
-from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
+from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from sparsefield.model.mamba import Mamba
 
 
@@ -414,3 +415,40 @@ def test_flops_are_of_an_evaluation_and_not_of_what_runs_once_an_image():
 
     block = Attention(32, 4, distance=False)
     assert count_flops(LooksOnce(block), (4, 4), 3, 5) == count_flops(OneBlock(block), (4, 4), 3, 5)
+
+
+def test_models_of_one_file_in_two_ranges_are_refused(checkpoints, tmp_path):
+    v2 = tmp_path / "v2.pth"
+    checkpoint = load_checkpoint(checkpoints["v2_checkpoint"])
+    checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3
+    save_checkpoint(v2, checkpoint)
+    message = refused(config({**checkpoints, "v2_checkpoint": str(v2)}, tmp_path))
+    assert "train both with the same VALUE_RANGE" in message
+
+
+@pytest.mark.parametrize("said, bounds", [((0.0, 255.0), (0, 255)), (None, (115, 160))])
+def test_a_range_that_was_said_in_training_holds_in_the_test(tmp_path, said, bounds):
+    """Also where it is that of pixels, which other floats do not have."""
+    fields = np.random.default_rng(0).uniform(0, 255, (40, 8, 8, 1))
+    np.savez(tmp_path / "a.npz", images=fields if said else fields.astype(np.uint8))
+    np.savez(tmp_path / "b.npz", images=115 + 45 * fields / 255)
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "v2", "V2", tmp_path / "a.npz",
+                                                  value_range=said))
+    checkpoint["data"]["value_range"] = [[0.0, 255.0]]
+    opened = open_test_data(checkpoint, test=str(tmp_path / "b.npz"))
+    assert opened.scale.value_range[0] == pytest.approx(bounds, abs=1)
+
+
+def test_a_disk_that_fails_at_the_end_is_one_line_and_does_not_lock_the_folder(
+    checkpoints, tmp_path, monkeypatch
+):
+    def full(path, content):
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_atomically", full)
+        assert "No space left" in refused(config(checkpoints, tmp_path))
+    script.evaluate(config(checkpoints, tmp_path))
+    assert {path.name for path in tmp_path.glob("[!.]*")} == set(script.FILES)

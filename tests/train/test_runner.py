@@ -120,6 +120,35 @@ def test_what_would_be_refused_does_not_start_out_of_sight(variables, tmp_path, 
     assert "not running" in runner({**variables, "STATUS": "1"}).stdout
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({"ACCUMULATE": "3"}, "accumulate=3"), ({"OBSERVE": "lines:8"}, "lines"),
+    ({"LOG": "."}, "is a folder: name a file"),
+])
+def test_what_only_a_training_would_notice_is_noticed_before(variables, changes, words):
+    done = runner({**variables, **changes})
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_log_gets_its_folder(variables, tmp_path):
+    log = tmp_path / "new" / "folder" / "training.log"
+    done = runner({**variables, "LOG": str(log), "FOREGROUND": "1", "EPOCHS": "1"})
+    assert done.returncode == 0 and "done" in log.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_process_that_has_ended_and_was_not_asked_how_is_not_running(variables, tmp_path):
+    """As in a container whose first process does not ask."""
+    zombie = subprocess.Popen(["true"])
+    wait_for(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
+    started = Path(f"/proc/{zombie.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    (tmp_path / "training.pid").write_text(f"{zombie.pid}\n")
+    (tmp_path / "training.pid.start").write_text(f"{started}\n")
+    assert runner({**variables, "STATUS": "1"}).stdout.startswith("not running")
+    assert "nothing to stop" in runner({**variables, "STOP": "1"}).stdout
+    zombie.wait()
+
+
 def test_help_is_shown_and_nothing_started(variables, tmp_path):
     done = runner(variables, "--help")
     assert done.returncode == 0 and "--d_model" in done.stdout

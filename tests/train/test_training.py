@@ -212,3 +212,26 @@ def test_defaults_are_the_documented_ones():
     assert (config.save_every, config.eval_every, config.visualize_every) == (10, 10, 50)
     assert (config.d_model, config.num_layers, config.perceiver_iterations) == (256, 8, 2)
     assert isinstance(config, TrainingConfig) and config.perceiver_heads == 8
+
+
+def test_the_best_counts_on_the_same_validation_pictures_alone(data, tmp_path):
+    def best() -> int:
+        return load_checkpoint(tmp_path / "mamba_v2_best.pth")["step"]
+
+    train(settings(data, tmp_path, epochs=1, eval_pictures=1))
+    state = torch.load(tmp_path / "mamba_v2_latest.pth", weights_only=True)
+    state["resume"]["progress"]["best_mse"] = 0.0  # of an easy picture: nothing will beat it
+    state.pop("digest")
+    save_checkpoint(tmp_path / "mamba_v2_latest.pth", state)
+    train(settings(data, tmp_path, epochs=2, eval_pictures=1))
+    assert best() < 12
+    train(settings(data, tmp_path, epochs=3, eval_pictures=2))
+    assert best() == 18
+
+
+def test_a_best_that_was_deleted_is_found_anew(data, tmp_path):
+    train(settings(data, tmp_path, epochs=1))
+    for path in tmp_path.glob("mamba_v2_best.*"):
+        path.unlink()
+    train(settings(data, tmp_path, epochs=2, lr=1e-3))
+    assert (tmp_path / "mamba_v2_best.pth").exists()
