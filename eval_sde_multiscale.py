@@ -33,7 +33,7 @@ from sparsefield.evaluate import plots_multiscale
 from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
 from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
 from sparsefield.evaluate.opening import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder, png
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -123,17 +123,13 @@ def contents(results: dict, fields: dict, draws: dict, cases: Cases) -> dict[str
     files = {
         "metrics_comparison.json": json.dumps(plain(results), indent=1, allow_nan=False).encode(),
         "metrics_comparison.txt": report(results).encode(),
-        "multiscale_comparison.png": png(
-            lambda file: plots_multiscale.resolutions(cases, fields, file, scale)),
-        "performance_chart.png": png(
-            lambda file: plots_multiscale.performance(results, file, about)),
+        "multiscale_comparison.png": plots_multiscale.resolutions(cases, fields, scale),
+        "performance_chart.png": plots_multiscale.performance(results, about),
     }
+    for method, drawn in list(draws.items())[:1]:
+        files["diversity.png"] = plots_multiscale.diversity(cases, method, drawn, scale)
     if draws:
-        first, *_ = draws.items()
-        files["diversity.png"] = png(
-            lambda file: plots_multiscale.diversity(cases, *first, file, scale))
-        files["uncertainty.png"] = png(
-            lambda file: plots_multiscale.calibration(results["uncertainty"], file, about))
+        files["uncertainty.png"] = plots_multiscale.calibration(results["uncertainty"], about)
     return files
 
 

@@ -36,7 +36,7 @@ from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.comparison import compare, report
 from sparsefield.evaluate.opening import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder, png
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -197,11 +197,10 @@ def contents(
     return {
         "comparison_results.json": json.dumps(stored, indent=1, allow_nan=False).encode(),
         "comparison_results.txt": report(results).encode(),
-        "v1_vs_v2_comparison.png": png(lambda file: plots_comparison.comparison(
-            cases, fields, rows, file, f"Posterior means: {about}", scale)),
-        "improvement_chart.png": png(lambda file: plots_comparison.improvement_chart(
-            stored["differences"], file,
-            f"V2 against V1, mean and 95 % bootstrap interval: {about}")),
+        "v1_vs_v2_comparison.png": plots_comparison.comparison(
+            cases, fields, rows, f"Posterior means: {about}", scale),
+        "improvement_chart.png": plots_comparison.improvement_chart(
+            stored["differences"], f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
     }
 
 

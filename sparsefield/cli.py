@@ -14,6 +14,7 @@ from sparsefield.errors import UserError
 
 log = logging.getLogger("sparsefield")
 
+# What allocators and libraries say when memory is full, where it is no exception of its own.
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED",
                  "std::bad_alloc")
 Settings = TypeVar("Settings")

@@ -7,12 +7,10 @@ file that is not in it, or was changed since, is somebody's work and is not repl
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import write_atomically
@@ -103,13 +101,6 @@ class OutputFolder:
     def _cannot(self, error: OSError) -> UserError:
         return UserError(f"{self.flag} {self.path}: {error.strerror or error}; choose another "
                          "folder")
-
-
-def png(draw: Callable[[BinaryIO], None]) -> bytes:
-    """What a function draws into a file."""
-    buffer = io.BytesIO()
-    draw(buffer)
-    return buffer.getvalue()
 
 
 def _digest(content: bytes) -> str:

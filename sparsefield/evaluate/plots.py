@@ -5,6 +5,7 @@ Fields are (H, W, C) in [0, 1] unless said otherwise.
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,14 @@ def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
     flat = np.full_like(truth, np.nan).reshape(-1, truth.shape[2])
     flat[observed] = truth.reshape(flat.shape)[observed]
     return flat.reshape(truth.shape)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from sparsefield.data import Scale
 from sparsefield.evaluate.cases import Cases
 from sparsefield.evaluate.plots import (
-    DPI,
+    as_png,
     limits_of,
     observed_only,
     plt,
@@ -45,10 +45,9 @@ def comparison(
     cases: Cases,
     columns: dict[str, Sequence[np.ndarray]],
     rows: Sequence[tuple[float, int]],
-    file: BinaryIO,
     title: str,
     scale: Scale,
-) -> None:
+) -> bytes:
     """A row per case: truth, observations, each method, and the error maps of V1 and V2.
 
     Args:
@@ -81,13 +80,12 @@ def comparison(
         label=f"absolute error, share of {whole(scale)}",
     )
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)
 
 
 def improvement_chart(
-    differences: dict[str, dict[str, dict[str, Any]]], file: BinaryIO, title: str
-) -> None:
+    differences: dict[str, dict[str, dict[str, Any]]], title: str
+) -> bytes:
     """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
 
     Args:
@@ -108,8 +106,7 @@ def improvement_chart(
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("V2 − V1, one point per picture", fontsize=10)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)
 
 
 def _difference(axis: Axes, place: float, difference: dict[str, Any], colour: str) -> None:

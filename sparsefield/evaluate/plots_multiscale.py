@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sparsefield.data import Scale
 from sparsefield.evaluate.cases import Cases
 from sparsefield.evaluate.plots import (
-    DPI,
+    as_png,
     limits_of,
     observed_only,
     plt,
@@ -34,8 +34,8 @@ QUALITY = {"psnr": "PSNR in dB (samples above the red line\nare too narrow)",
 
 
 def resolutions(
-    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], file: BinaryIO, scale: Scale
-) -> None:
+    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], scale: Scale
+) -> bytes:
     """A row per resolution of one case: observations, truth of that size, each method.
 
     The case is that of the median error of the first method: shown by rule, not by looks.
@@ -69,8 +69,7 @@ def resolutions(
         f"Test picture {cases[case].index}: the median of {len(cases)} by error of {methods[0]}",
         fontsize=11,
     )
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)
 
 
 def _median_case(cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]]) -> int:
@@ -82,7 +81,7 @@ def _median_case(cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]]) -
     return int(np.argsort(errors, kind="stable")[len(errors) // 2])
 
 
-def performance(results: dict[str, Any], file: BinaryIO, about: str) -> None:
+def performance(results: dict[str, Any], about: str) -> bytes:
     """Quality of samples against evaluations and against seconds, at the observed resolution.
 
     One curve per sampler over the steps that were compared, or one point without such a sweep;
@@ -121,8 +120,7 @@ def performance(results: dict[str, Any], file: BinaryIO, about: str) -> None:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
     figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)
 
 
 def _points(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -148,8 +146,8 @@ def _references(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def diversity(
-    cases: Cases, method: str, draws: list[np.ndarray], file: BinaryIO, scale: Scale
-) -> None:
+    cases: Cases, method: str, draws: list[np.ndarray], scale: Scale
+) -> bytes:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     errors = [np.nanmean((samples.mean(axis=0) - truth) ** 2)
               for samples, truth in zip(draws, cases.truths() or [])]
@@ -182,11 +180,10 @@ def diversity(
     figure.colorbar(colours, ax=axes[:, -2:], extend="max", shrink=0.8, aspect=30,
                     label=f"share of {whole(scale)}")
     figure.suptitle(f"Samples by {method}, {cases.rows} x {cases.columns}", fontsize=11)
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)
 
 
-def calibration(scores: dict[str, dict[str, Any]], file: BinaryIO, about: str) -> None:
+def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
     """Rank histogram, coverage of intervals, and spread against skill of each sampler."""
     figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     top = 0.0
@@ -218,5 +215,4 @@ def calibration(scores: dict[str, dict[str, Any]], file: BinaryIO, about: str) -
     handles, labels = ranks.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    return as_png(figure)

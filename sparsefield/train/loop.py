@@ -53,8 +53,6 @@ log = logging.getLogger("sparsefield")
 
 Initialise = Callable[[nn.Module], list[str]]
 
-# What allocators and libraries say when memory is full, where it is no exception of its own.
-
 
 def train(
     config: TrainingConfig,

@@ -113,13 +113,8 @@ def are_other_things(given: Measurements) -> bool:
 
 
 def are_separate(model: Reconstructor, given: Measurements) -> bool:
-    """Whether a model reads channels one by one, as different things: the argument `separately`.
-
-    One that was not trained on pictures has learnt its channels together.
-    """
-    if model.is_closed_form:
-        return not given.is_picture
-    return model.is_of_pictures and are_other_things(given)
+    """Whether channels are different things: the argument `separately` of a model."""
+    return are_other_things(given) or (model.is_closed_form and not given.is_picture)
 
 
 def picture_range(model: Reconstructor, given: Measurements) -> tuple[float, float] | None:

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from sparsefield.evaluate.plots import DPI, MISSING, plt
+from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
 from sparsefield.use.field import Field
 from sparsefield.use.points import Measurements
@@ -99,10 +99,7 @@ def reconstruction(
     _colour_bar(spread, axes[2], unit, "max" if is_cut else "neither")
     if not is_rgb:
         _colour_bar(image, axes[4], unit)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI)
-    plt.close(figure)
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _colours(
