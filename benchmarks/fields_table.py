@@ -37,11 +37,11 @@ from scipy.stats import t as student
 sys.path.insert(0, str(ROOT))
 
 from sparsefield import load
-from sparsefield.coords import grid_coords
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.model.shipped import SHIPPED
+from sparsefield.place import grid_coords
 from sparsefield.use import globe, holdout
 from sparsefield.use.frame import Frame
 from sparsefield.use.holdout import Forecast, Method, Score

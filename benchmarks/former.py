@@ -33,7 +33,7 @@ def draw_formerly(tree: Path, fields: Path, steps: int, count: int, target: Path
     from sparsefield.checkpoint import load_model  # of the former tree
     from sparsefield.samplers import sample
 
-    from sparsefield.coords import grid_coords
+    from sparsefield.place import grid_coords
 
     model, _ = load_model(tree / WEIGHTS)
     seen = np.load(fields)

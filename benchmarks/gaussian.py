@@ -32,10 +32,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords
 from sparsefield.gaussian import ONE_KERNEL, Kernel, Posterior, condition, draws
 from sparsefield.gaussian.answer import combine, krige
 from sparsefield.gaussian.kernels import NUGGET
+from sparsefield.place import grid_coords
 
 BATCH, OBSERVED = 16, 204
 OBSERVATIONS = (10, 50, 204, 500, 1000, 2000, 10_000, 100_000)

@@ -29,13 +29,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import open_data
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.gaussian import ONE_KERNEL, Posterior, condition
 from sparsefield.gaussian.answer import combine, krige
 from sparsefield.gaussian.kernels import NUGGET
+from sparsefield.place import grid_coords
 
 SIDE = 32
 DRAWS = 39  # the range from the second to the last but one is a 90 % interval

@@ -43,8 +43,8 @@ def truth_at(coords: torch.Tensor) -> np.ndarray:
 
 def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
     """(H, W), which block answered each pixel, -1 for those that were measured."""
-    from sparsefield.coords import grid_coords
     from sparsefield.flow.blocks import block_of, cut_blocks
+    from sparsefield.place import grid_coords
     from sparsefield.use.drawing import block_size, which_observed
 
     queries = grid_coords(side, side)
@@ -58,8 +58,8 @@ def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
 def measure(checkpoint: str, points: int, side: int) -> list[str]:
     """One row of the table."""
     from sparsefield import load
-    from sparsefield.coords import grid_coords
     from sparsefield.flow.blocks import jump_across_borders
+    from sparsefield.place import grid_coords
 
     coords = torch.rand(points, 2, generator=torch.Generator().manual_seed(1))
     everything = truth_at(torch.cat([coords, grid_coords(side, side)]))

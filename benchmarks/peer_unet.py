@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import Batch, TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
 from sparsefield.data.batches import MOST_PAINTED  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
@@ -49,6 +48,7 @@ from sparsefield.gaussian import condition  # noqa: E402
 from sparsefield.model.canvas import turned, turned_back  # noqa: E402
 from sparsefield.model.field import FieldModel  # noqa: E402
 from sparsefield.model.precision import has_fast_bfloat16  # noqa: E402
+from sparsefield.place import grid_coords  # noqa: E402
 from sparsefield.train.config import TrainingConfig  # noqa: E402
 from sparsefield.train.feeding import stream  # noqa: E402
 from sparsefield.train.pairs import Pairs  # noqa: E402

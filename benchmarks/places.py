@@ -30,7 +30,6 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords  # noqa: E402
 from sparsefield.data import Split  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
 from sparsefield.evaluate.metrics import psnr  # noqa: E402
@@ -43,6 +42,7 @@ from sparsefield.evaluate.uncertainty import (  # noqa: E402
 from sparsefield.flow.sampling import sample  # noqa: E402
 from sparsefield.model.checkpoint import load_model  # noqa: E402
 from sparsefield.model.field import GaussianModel  # noqa: E402
+from sparsefield.place import grid_coords  # noqa: E402
 
 
 class Question(NamedTuple):

@@ -25,8 +25,8 @@ def measure(resolution: int, points: int, method: str, device: str) -> str:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from sparsefield.coords import grid_coords
     from sparsefield.flow.sampling import sample
+    from sparsefield.place import grid_coords
     from train_mamba_v2 import MAMBADiffusionV2
 
     torch.manual_seed(0)

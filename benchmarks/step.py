@@ -33,10 +33,10 @@ from torch.profiler import profile
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.flow.sampling import sample
 from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.place import grid_coords
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.optimiser import Optimiser
 from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import symmetries
 from sparsefield.data.base import Split
 from sparsefield.data.patterns import Pattern
 from sparsefield.data.streams import Purpose, generator
 from sparsefield.errors import UserError
+from sparsefield.place import grid_coords
 
 LAYOUTS = 32
 RENEWED = 8

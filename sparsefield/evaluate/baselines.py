@@ -16,9 +16,9 @@ import scipy
 import skimage
 import torch
 
-from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
+from sparsefield.place import grid_coords
 
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 

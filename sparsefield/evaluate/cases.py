@@ -22,7 +22,6 @@ import skimage
 import torch
 from torch import Tensor, nn
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import Pattern, Split, frozen_case
 from sparsefield.data.scale import to_unit
 from sparsefield.data.streams import noise_seed
@@ -32,6 +31,7 @@ from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.place import grid_coords
 
 Model = FieldModel | GaussianModel
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged

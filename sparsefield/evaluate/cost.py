@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from sparsefield.coords import grid_coords
 from sparsefield.model.field import FieldModel
 from sparsefield.model.mamba import Mamba
+from sparsefield.place import grid_coords
 
 
 def _convolution(

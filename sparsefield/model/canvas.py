@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsefield.coords import grid_coords
+from sparsefield.place import grid_coords
 
 CELLS = 32 / 204**0.5  # a side, times the root of the number of observations
 FEWEST = 8

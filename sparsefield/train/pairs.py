@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.data.batches import REUSED
 from sparsefield.data.streams import noise_seed
@@ -20,6 +19,7 @@ from sparsefield.flow.blocks import take
 from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.model.canvas import lookouts, sketch
 from sparsefield.model.field import ClosedForm, Start
+from sparsefield.place import grid_coords
 from sparsefield.train.together import Together
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import Batch
 from sparsefield.data.batches import COUNTS
 from sparsefield.data.symmetries import TURNS, Symmetry
@@ -18,6 +17,7 @@ from sparsefield.gaussian.stacked import StackedPosteriors
 from sparsefield.hashed import scrambled
 from sparsefield.model.canvas import lookouts, sketch
 from sparsefield.model.field import ClosedForm
+from sparsefield.place import grid_coords
 
 AT_ONCE = 128  # fields, which take 4 MB each while they are answered
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sparsefield.coords import grid_coords
 from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
+from sparsefield.place import grid_coords
 from sparsefield.use.frame import Frame, sides
 from sparsefield.use.points import LARGEST, real_array
 

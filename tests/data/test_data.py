@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from sparsefield.coords import grid_coords
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import COUNTS, LAYOUTS, RENEWED
 from sparsefield.data.pictures import Box, Picture
 from sparsefield.data.symmetries import Symmetry
 from sparsefield.errors import UserError
+from sparsefield.place import grid_coords
 
 QUERIES = (5, 40)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.spatial import Delaunay
 
-from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.evaluate import baselines
 from sparsefield.evaluate.baselines import BASELINES
+from sparsefield.place import grid_coords
 
 SHAPE = (12, 16)
 GRID = grid_coords(*SHAPE).numpy()

@@ -10,7 +10,6 @@ from small import run, write_checkpoint
 
 import eval_sde_multiscale as script
 from sparsefield import cli
-from sparsefield.coords import grid_coords
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import (
@@ -22,6 +21,7 @@ from sparsefield.evaluate.cases import (
 )
 from sparsefield.evaluate.multiscale import recommendation, uncertainty_table
 from sparsefield.flow.sampling import sample
+from sparsefield.place import grid_coords
 
 
 @pytest.fixture(scope="module")

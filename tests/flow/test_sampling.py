@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.flow.blocks import cut_blocks, nearby
 from sparsefield.flow.sampling import sample
 from sparsefield.model.field import GaussianModel
+from sparsefield.place import grid_coords
 from train_mamba_v2 import MAMBADiffusionV2
 
 SMALL = dict(d_model=16, num_layers=2, perceiver_iterations=1, perceiver_heads=2, neighbours=4)

@@ -4,13 +4,13 @@
 import pytest
 import torch
 
-from sparsefield.coords import grid_coords
 from sparsefield.flow.blocks import block_of, cut_blocks, jump_across_borders
 from sparsefield.flow.sampling import sample
 from sparsefield.gaussian import Kernel
 from sparsefield.gaussian.draws import FEATURES, Waves
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
+from sparsefield.place import grid_coords
 from train_mamba_v2 import MAMBADiffusionV2
 
 

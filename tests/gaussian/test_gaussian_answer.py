@@ -5,12 +5,12 @@ import pytest
 import torch
 from textbook import Kriging, best_scores, gamma, mixture
 
-from sparsefield.coords import grid_coords
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
 from sparsefield.gaussian.answer import combine, krige, kriging_weights, local_amplitude
 from sparsefield.gaussian.factor import Hypotheses, factor
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit, scores
 from sparsefield.gaussian.kernels import variogram
+from sparsefield.place import grid_coords
 
 ANISOTROPIC = Kernel(1.4, 2.5, np.pi / 4)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from textbook import Kriging
 
-from sparsefield.coords import grid_coords
 from sparsefield.gaussian import ONE_KERNEL, Kernel, condition
 from sparsefield.gaussian import answer as answer_module
 from sparsefield.gaussian import draws as prior
 from sparsefield.gaussian import posterior as posterior_module
+from sparsefield.place import grid_coords
 
 GRID = grid_coords(8, 8)[None]
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from textbook import Kriging, gamma
 
-from sparsefield.coords import grid_coords
 from sparsefield.gaussian import BANK, Kernel, condition, solvers
 from sparsefield.gaussian import draws as prior
 from sparsefield.gaussian import noise as noise_module
 from sparsefield.gaussian import posterior as posterior_module
+from sparsefield.place import grid_coords
 
 DRAWS = 4000
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from textbook import Kriging
 
-from sparsefield.coords import grid_coords
 from sparsefield.gaussian import ONE_KERNEL, condition
+from sparsefield.place import grid_coords
 
 GRID = grid_coords(20, 20)[None]
 SEEDS = range(30)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from sparsefield.coords import grid_coords
 from sparsefield.model.canvas import (
     Canvas,
     Outlook,
@@ -19,6 +18,7 @@ from sparsefield.model.canvas import (
     turned_back,
 )
 from sparsefield.model.field import fitted_form
+from sparsefield.place import grid_coords
 
 SIDE, CHANNELS = 8, 2
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefield.coords import grid_coords
 from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
@@ -14,6 +13,7 @@ from sparsefield.model.attention import Attention
 from sparsefield.model.field import Start
 from sparsefield.model.mamba import Mamba
 from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
+from sparsefield.place import grid_coords
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
 DEFAULT_PARAMETERS = 6841635

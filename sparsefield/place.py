@@ -1,0 +1,66 @@
+"""Where the points of a field lie: the one geometry of training, evaluation and use.
+
+Coordinates are in units of the longer side of the field, with one scale for both axes, so that a
+field of 16 x 48 pixels covers the rectangle [0, 1] x [0, 1/3]. x grows with the column and y with
+the row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Domain(NamedTuple):
+    """The rectangle that observations stand for, in coordinates.
+
+    Attributes:
+        width, height: of the rectangle; the longer one is 1 for a whole field.
+    """
+
+    width: float = 1.0
+    height: float = 1.0
+
+    @classmethod
+    def of_grid(cls, height: int, width: int) -> Domain:
+        """That of a grid of height x width pixels, all of which could be observed."""
+        longer = max(height, width)
+        return cls(width / longer, height / longer)
+
+    @classmethod
+    def of_points(cls, coords: Tensor) -> Domain:
+        """That of scattered points (M, D): their bounding rectangle in x and y, widened so that its
+        expected sides are those of the rectangle from which uniform points were drawn."""
+        count = len(coords)
+        sides = coords[:, :2].double().amax(dim=0) - coords[:, :2].double().amin(dim=0)
+        width, height = (sides * (count + 1) / max(count - 1, 1)).tolist()
+        return cls(width, height) if width or height else cls()
+
+    @property
+    def side(self) -> float:
+        """The longer side."""
+        return max(self.width, self.height)
+
+    def spacing(self, count: int) -> float:
+        """Mean distance between so many points: on a square that of a square grid, on a line that
+        of points along it."""
+        return max(self.width * self.height / count, (self.side / count) ** 2) ** 0.5
+
+
+def grid_coords(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """Pixel centres of a grid, row by row, in units of its longer side.
+
+    Args:
+        height, width: number of rows and columns, at least 1.
+    Returns:
+        (height * width, 2) float32: x = (j + 1/2) / s and y = (i + 1/2) / s of point i * width + j,
+        with s = max(height, width). Grids of one shape but other resolutions cover the same
+        rectangle.
+    """
+    longer = max(height, width)
+    x = (torch.arange(width, device=device) + 0.5) / longer
+    y = (torch.arange(height, device=device) + 0.5) / longer
+    yy, xx = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([xx, yy], dim=-1).reshape(-1, 2)
