@@ -25,6 +25,8 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
+from sparsefield.model.shipped import V2
+
 from sparsefield import cli
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.device import pick_device
@@ -37,7 +39,6 @@ from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint
-from sparsefield.model.shipped import V2
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")

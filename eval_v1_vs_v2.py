@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from sparsefield.model.shipped import V1, V2, find_shipped
 
 from sparsefield import cli
 from sparsefield.data import Scale, parse_pattern
@@ -40,7 +41,6 @@ from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.checkpoint import build_model, load_checkpoint
-from sparsefield.model.shipped import V1, V2, find_shipped
 from sparsefield.train.config import TrainingConfig, beside_learning
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}

@@ -37,12 +37,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+from sparsefield.model.shipped import SHIPPED
 from tqdm import tqdm
 
 from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.model.shipped import SHIPPED
 from sparsefield.use import domain, holdout, scores, transforms, words, written
 from sparsefield.use.arguments import MOST_SAMPLES
 from sparsefield.use.asked import Asked, what_is_asked

@@ -28,6 +28,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sparsefield.train.pairs import Pairs, slope_loss
+
 from sparsefield.data import (
     Batch,
     Data,
@@ -38,7 +40,6 @@ from sparsefield.data import (
 )
 from sparsefield.flow.path import draw_angles
 from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.pairs import Pairs, slope_loss
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
 

@@ -36,11 +36,12 @@ from scipy.stats import t as student
 
 sys.path.insert(0, str(ROOT))
 
+from sparsefield.model.shipped import SHIPPED
+
 from sparsefield import load
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
-from sparsefield.model.shipped import SHIPPED
 from sparsefield.place import grid_coords
 from sparsefield.use import globe, holdout
 from sparsefield.use.frame import Frame

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))
 
 from inputs import make_inputs, run
+from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
 from sparsefield import scan
 from sparsefield.data import Batch, TrainingBatches, open_data, parse_pattern
@@ -40,7 +41,6 @@ from sparsefield.hashed import seeds_of
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 from train_mamba import MAMBADiffusion
 from train_mamba_v2 import MAMBADiffusionV2
 

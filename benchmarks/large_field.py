@@ -44,6 +44,7 @@ def truth_at(coords: torch.Tensor) -> np.ndarray:
 def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
     """(H, W), which block answered each pixel, -1 for those that were measured."""
     from sparsefield.flow.blocks import block_of, cut_blocks
+
     from sparsefield.place import grid_coords
     from sparsefield.use.drawing import block_size, which_observed
 
@@ -57,8 +58,9 @@ def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
 
 def measure(checkpoint: str, points: int, side: int) -> list[str]:
     """One row of the table."""
-    from sparsefield import load
     from sparsefield.flow.blocks import jump_across_borders
+
+    from sparsefield import load
     from sparsefield.place import grid_coords
 
     coords = torch.rand(points, 2, generator=torch.Generator().manual_seed(1))

@@ -33,13 +33,14 @@ from torch.profiler import profile
 
 sys.path.insert(0, str(ROOT))
 
+from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
+
 from sparsefield.data import Batch
 from sparsefield.flow.sampling import sample
 from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.place import grid_coords
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
 from train_mamba_v2 import MAMBADiffusionV2
 
 POINTS = 204

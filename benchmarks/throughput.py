@@ -81,10 +81,10 @@ def present_steps(kind: tuple[str, str], size: str, way: str) -> Callable[[int],
     """The step of a number. Ways: "bare", tokens without a canvas, by AdamW; "tokens", on a canvas
     of its width for that size; "canvas" and "flow", what it learns before them."""
     import torch
+    from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
     from sparsefield.flow.path import draw_angles
     from sparsefield.train.optimiser import Optimiser
-    from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
     bare, paints = way == "bare", way == "canvas"
     widths = canvas_of(size, "canvas_width", "canvas_flow_width")

@@ -38,7 +38,7 @@ def stream(
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             for batch in loader:
-                yield Batch(*(part.to(device, non_blocking=True) for part in batch))
+                yield batch.to(device)
                 step += 1
         except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):

@@ -39,12 +39,13 @@ class Progress:
 
     def __init__(self, device: torch.device):
         self.step = 0
-        self.best_mse = math.inf
-        self.best_psnr = math.nan
+        self.best_loss = math.inf  # of the stage that the training is in
+        self.best: dict[str, float] = {}  # its validation
         self.best_of = 0  # validation pictures
+        self.best_stage = ""
         self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
-        self.ends: tuple[int, ...] = ()  # of the parts of the training, in steps, as last planned
+        self.start_ends = -1  # the last step of stage "start", as last planned
         names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
         self.sums = {name: torch.zeros((), device=device) for name in names}
 
@@ -59,11 +60,22 @@ class Progress:
     def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
         """The best so far counts on the same validation pictures alone, and if its weights are
         there. Returns whether one was forgotten."""
-        forgets = math.isfinite(self.best_mse) and not (is_there and self.best_of == pictures)
+        forgets = math.isfinite(self.best_loss) and not (is_there and self.best_of == pictures)
         if forgets:
-            self.best_mse, self.best_psnr = math.inf, math.nan
+            self.best_loss, self.best = math.inf, {}
         self.best_of = pictures
         return forgets
+
+    def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
+        """Whether a validation is the best so far of the last stage that has taken a step: by the
+        loss of that stage, which tells nothing of the other."""
+        self.validation = numbers
+        if stage != self.best_stage:
+            self.best_loss, self.best_stage = math.inf, stage
+        is_best = numbers["loss"] < self.best_loss
+        if is_best:
+            self.best_loss, self.best = numbers["loss"], numbers
+        return is_best
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
         """Count a step; of a skipped one only that it was skipped."""
@@ -85,7 +97,7 @@ class Progress:
 
 
 def give_up_when_stuck(progress: Progress) -> None:
-    """Raises UserError when PATIENCE steps in a row were not finite (looked at as often)."""
+    """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
     if progress.step % PATIENCE == 0 and progress.sums["skipped_in_a_row"] >= PATIENCE:
         raise UserError(
             f"the loss was not finite for {PATIENCE} steps in a row, up to step {progress.step}: "

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from sparsefield.flow.blocks import cut_blocks, nearby
 from torch import nn
 
 from sparsefield.errors import UserError
-from sparsefield.flow.blocks import cut_blocks, nearby
 from sparsefield.flow.sampling import sample
 from sparsefield.model.field import GaussianModel
 from sparsefield.place import grid_coords

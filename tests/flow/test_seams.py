@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-
 from sparsefield.flow.blocks import block_of, cut_blocks, jump_across_borders
+
 from sparsefield.flow.sampling import sample
 from sparsefield.gaussian import Kernel
 from sparsefield.gaussian.draws import FEATURES, Waves

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from sparsefield.model.canvas import (
     Canvas,
     Outlook,
@@ -17,6 +16,7 @@ from sparsefield.model.canvas import (
     turned,
     turned_back,
 )
+
 from sparsefield.model.field import fitted_form
 from sparsefield.place import grid_coords
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sparsefield.train.pairs import Pairs
 
 from sparsefield.device import has_float64, pick_device
 from sparsefield.errors import UserError
@@ -9,7 +10,6 @@ from sparsefield.flow.samplers import adaptive
 from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
 from sparsefield.train.dropout import SlotDropout
-from sparsefield.train.pairs import Pairs
 
 MPS = torch.device("mps")
 

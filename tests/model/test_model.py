@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
 from torch import Tensor, nn
 
 from sparsefield.errors import UserError
@@ -12,7 +13,6 @@ from sparsefield.gaussian import condition
 from sparsefield.model.attention import Attention
 from sparsefield.model.field import Start
 from sparsefield.model.mamba import Mamba
-from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
 from sparsefield.place import grid_coords
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparsefield.model.shipped import DEFAULTS, V2, find_shipped
 
 from sparsefield.errors import UserError
 from sparsefield.model import shipped
 from sparsefield.model.checkpoint import load_model, save_safetensors
-from sparsefield.model.shipped import DEFAULTS, V2, find_shipped
 
 
 @pytest.mark.parametrize("path", [*DEFAULTS, "shipped"])

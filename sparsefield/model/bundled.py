@@ -1,0 +1,59 @@
+"""Where the bundled weights are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sparsefield.errors import UserError
+
+BUNDLED = "bundled"  # in place of a checkpoint's path: the V2 that is part of the project
+NAMES = (BUNDLED, "shipped")  # the second is the name of earlier versions
+V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
+DEFAULTS = {V1: "weights_v1", V2: "weights_v2"}  # of the commands; folders in an installed package
+PACKAGE = Path(__file__).parents[1]
+
+
+def find_bundled(path: str | Path) -> Path:
+    """A path as given, or, if nothing is there, where what it names is.
+
+    A .pth may be there as .safetensors alone, as the bundled weights are. Their paths name them in
+    every folder, and in an installed package, so that the defaults of the commands work there. Once
+    a training has put its own weights there, the path names those, and "bundled" still these.
+
+    Raises:
+        UserError: the bundled weights are asked for by that word and are not there.
+    """
+    if str(path) in NAMES:
+        return _bundled_v2()
+    path = Path(path)
+    places = [path]
+    if folder := DEFAULTS.get(path.as_posix()):
+        places += [PACKAGE.parent / path, PACKAGE / folder / path.name]
+    for there in places:
+        for file in (there, there.with_suffix(".safetensors")):
+            if path.suffix == ".pth" and file.exists():
+                return file
+    return path
+
+
+def _bundled_v2() -> Path:
+    """Where the bundled V2 is: a training in its folder moves it."""
+    own = (PACKAGE.parent / V2).with_suffix(".safetensors")
+    for there in (own, *own.parent.glob(f"old_*/{own.name}"), PACKAGE / DEFAULTS[V2] / own.name):
+        if there.exists() and _is_ours(there):
+            return there
+    raise UserError(f"the bundled weights are not at {own}: restore them there, give "
+                    "another checkpoint, or none for no training")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a .safetensors file is no training's of the user; one that is damaged may be."""
+    try:
+        with safe_open(path, "numpy") as file:
+            described = json.loads((file.metadata() or {}).get("sparsefield", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return True
+    return bool(described.get("shipped"))
