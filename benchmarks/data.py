@@ -39,7 +39,7 @@ from sparsefield.data import (
     parse_pattern,
 )
 from sparsefield.flow.path import draw_angles
-from sparsefield.train.optimiser import Optimiser
+from sparsefield.train.optimise import Optimiser
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
 

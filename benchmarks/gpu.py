@@ -39,8 +39,8 @@ from sparsefield.flow.path import draw_angles
 from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.hashed import seeds_of
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.dropout import SlotDropout
-from sparsefield.train.optimiser import Optimiser
+from sparsefield.train.optimise import SlotDropout
+from sparsefield.train.optimise import Optimiser
 from train_mamba import MAMBADiffusion
 from train_mamba_v2 import MAMBADiffusionV2
 

@@ -49,10 +49,10 @@ from sparsefield.evaluate.cases import Case, Cases  # noqa: E402
 from sparsefield.flow.path import draw_angles  # noqa: E402
 from sparsefield.gaussian import condition  # noqa: E402
 from sparsefield.model.field import FieldModel  # noqa: E402
-from sparsefield.model.precision import has_fast_bfloat16  # noqa: E402
+from sparsefield.device import has_fast_bfloat16  # noqa: E402
 from sparsefield.place import grid_coords  # noqa: E402
 from sparsefield.train.config import TrainingConfig  # noqa: E402
-from sparsefield.train.feeding import stream  # noqa: E402
+from sparsefield.train.processes import stream  # noqa: E402
 from sparsefield.train.progress import averaging_decay  # noqa: E402
 
 

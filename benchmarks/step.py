@@ -37,10 +37,10 @@ from sparsefield.train.pairs import Pairs, canvas_loss, slope_loss
 
 from sparsefield.data import Batch
 from sparsefield.flow.sampling import sample
-from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.place import grid_coords
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.optimiser import Optimiser
+from sparsefield.train.optimise import Optimiser
 from train_mamba_v2 import MAMBADiffusionV2
 
 POINTS = 204

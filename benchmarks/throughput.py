@@ -84,7 +84,7 @@ def present_steps(kind: tuple[str, str], size: str, way: str) -> Callable[[int],
     from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
     from sparsefield.flow.path import draw_angles
-    from sparsefield.train.optimiser import Optimiser
+    from sparsefield.train.optimise import Optimiser
 
     bare, paints = way == "bare", way == "canvas"
     widths = canvas_of(size, "canvas_width", "canvas_flow_width")

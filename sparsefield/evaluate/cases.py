@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from sparsefield.data import Pattern, Split, frozen_case
 from sparsefield.data.scale import to_unit
 from sparsefield.data.streams import noise_seed
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.place import Domain, grid_coords
 
 Model = FieldModel | GaussianModel

@@ -15,6 +15,7 @@ Symbols: B fields, M observations, N queries, C channels, D d_model, h x w cells
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,19 @@ class ClosedForm(NamedTuple):
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
-        return ClosedForm(*(x if x is None else x[rows] for x in self[:5]))
+        features = None if self.features is None else self.features[rows]
+        return ClosedForm(self.mean[rows], self.sd[rows], self.loo_sd[rows], self.loo_z[rows],
+                          features)
+
+    def to(self, device: torch.device) -> ClosedForm:
+        """On a device, its draws as well."""
+        features = None if self.features is None else self.features.to(device)
+        draw, noise = self.noise, None
+        if draw is not None:
+            def noise(generators: Sequence[torch.Generator]) -> Tensor:
+                return draw(generators).to(device)
+        return ClosedForm(self.mean.to(device), self.sd.to(device), self.loo_sd.to(device),
+                          self.loo_z.to(device), features, noise, self.variogram)
 
 
 class Start(NamedTuple):
@@ -83,7 +96,8 @@ class Start(NamedTuple):
     output: Tensor | None = None
 
 
-class TokenBlock(NamedTuple):
+@dataclass(frozen=True)
+class TokenBlock:
     """Tokens of some queries, the first `core` of which are answered, and of observations.
 
     Attributes:
@@ -163,7 +177,10 @@ def fitted_form(
         queries: (B, N, 2). lattice: of the grid features; None: none.
     """
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
-        return _through_cpu(observed, queries, lattice, done)
+        on_cpu = observed._replace(
+            coords=observed.coords.cpu(), values=observed.values.cpu(),
+            noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
+        return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
     coords, values, noise_sd, domain, _ = observed
     posterior = condition(coords, values, noise_sd, domain=domain)
     answer, loo = posterior.at(queries, done), posterior.leave_one_out
@@ -174,19 +191,6 @@ def fitted_form(
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
                       posterior.noise(queries, done), posterior.describe())
-
-
-def _through_cpu(
-    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Done | None
-) -> ClosedForm:
-    on_cpu = observed._replace(
-        coords=observed.coords.cpu(), values=observed.values.cpu(),
-        noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
-    form = fitted_form(on_cpu, queries.cpu(), lattice, done)
-    draw, device = form.noise, queries.device
-    assert draw is not None
-    parts = (x if x is None else x.to(device) for x in form[:5])
-    return ClosedForm(*parts, lambda generators: draw(generators).to(device), form.variogram)
 
 
 class FieldModel(nn.Module):

@@ -49,9 +49,9 @@ class Lattice(NamedTuple):
     def of(cls, observations: int, domain: Domain, box: Domain) -> Lattice:
         """Cells of 0.45 mean distances: 32 x 32 for 204 observations of a square."""
         per_length = CELLS / domain.spacing(observations)
-        sides = (round(max(FEWEST, per_length * side) / MULTIPLE) * MULTIPLE
-                 for side in (box.height, box.width))
-        return cls(*sides, box)
+        height, width = (round(max(FEWEST, per_length * side) / MULTIPLE) * MULTIPLE
+                         for side in (box.height, box.width))
+        return cls(height, width, box)
 
     def coords(self, device: torch.device | str | None = None) -> Tensor:
         """Middles of the cells (h w, 2), row by row."""

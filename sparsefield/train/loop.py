@@ -26,17 +26,19 @@ from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.model.field import FieldModel
 from sparsefield.model.starting import take_start, take_weights
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World, join_world
-from sparsefield.train.dropout import SlotDropout
-from sparsefield.train.feeding import stream
 from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
-from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.progress import Progress, averaging_decay, give_up_when_stuck, learning_rate
-from sparsefield.train.reporter import Reporter, announce
-from sparsefield.train.resuming import newest, refuse_contradictions, resume
-from sparsefield.train.runfolder import RunFolder
-from sparsefield.train.setup import (
+from sparsefield.train.optimise import Optimiser, SlotDropout
+from sparsefield.train.processes import StopRequest, World, join_world, stream
+from sparsefield.train.progress import (
+    Progress,
     Stages,
+    averaging_decay,
+    give_up_when_stuck,
+    learning_rate,
+)
+from sparsefield.train.report import Reporter, announce
+from sparsefield.train.run import RunFolder, newest, refuse_contradictions, resume
+from sparsefield.train.setup import (
     model_arguments,
     open_batches,
     pictures_at_once,
@@ -44,7 +46,6 @@ from sparsefield.train.setup import (
     steps_per_epoch,
     uses_bfloat16,
 )
-from sparsefield.train.stopping import StopRequest
 from sparsefield.train.validation import Validation
 
 log = logging.getLogger("sparsefield")

@@ -6,13 +6,50 @@ One integer counts: completed optimiser steps.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
+from sparsefield.train.config import TrainingConfig
 
 PATIENCE = 20  # non-finite steps in a row after which training gives up
+
+
+class Stages(NamedTuple):
+    """The two stages of a training: "start", in which the grid U-Nets learn the mean and sd that
+    the flow starts from, and "flow", in which the flow learns and they stay as they are.
+
+    Attributes:
+        start, end: where they end, in steps.
+    """
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, total: int) -> Stages:
+        """Those of so many steps, as the settings say."""
+        has_start = config.unet_width and config.start_from is None
+        return cls(round(config.start_share * total) if has_start else 0, total)
+
+    def last(self, step: int) -> str:
+        """Name of the stage that the newest of so many steps was in."""
+        return self.name(max(0, step - 1))
+
+    def name(self, step: int) -> str:
+        """Of the stage that a step is in."""
+        return "start" if step < self.start else "flow"
+
+    def around(self, step: int) -> tuple[int, int]:
+        """First step of the stage that a step is in, and its end."""
+        return (0, self.start) if step < self.start else (self.start, self.end)
+
+    def extended(self, previous_start: int, step: int) -> Stages:
+        """Of a training that goes on after `step` with another number of steps: a start that is
+        over stays so, or it would change under the flow that has learnt on it."""
+        return self._replace(start=previous_start) if step >= previous_start else self
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:

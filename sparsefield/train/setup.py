@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 from dataclasses import asdict, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
 from sparsefield.data import Data, TrainingBatches, parse_pattern, symmetries
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.flow.path import draw_angles
 from sparsefield.model.checkpoint import load_checkpoint
-from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.model.starting import OF_TRAINING
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World
+from sparsefield.train.processes import World
 
 SD_FIELDS = 64
 
@@ -73,41 +72,6 @@ def value_sd(data: Data) -> float:
 def steps_per_epoch(config: TrainingConfig, data: Data) -> int:
     """Whole batches in one pass through the training fields, at least 1."""
     return max(1, len(data.train) // config.batch_size)
-
-
-class Stages(NamedTuple):
-    """The two stages of a training: "start", in which the grid U-Nets learn the mean and sd that
-    the flow starts from, and "flow", in which the flow learns and they stay as they are.
-
-    Attributes:
-        start, end: where they end, in steps.
-    """
-
-    start: int
-    end: int
-
-    @classmethod
-    def of(cls, config: TrainingConfig, total: int) -> Stages:
-        """Those of so many steps, as the settings say."""
-        has_start = config.unet_width and config.start_from is None
-        return cls(round(config.start_share * total) if has_start else 0, total)
-
-    def last(self, step: int) -> str:
-        """Name of the stage that the newest of so many steps was in."""
-        return self.name(max(0, step - 1))
-
-    def name(self, step: int) -> str:
-        """Of the stage that a step is in."""
-        return "start" if step < self.start else "flow"
-
-    def around(self, step: int) -> tuple[int, int]:
-        """First step of the stage that a step is in, and its end."""
-        return (0, self.start) if step < self.start else (self.start, self.end)
-
-    def extended(self, previous_start: int, step: int) -> Stages:
-        """Of a training that goes on after `step` with another number of steps: a start that is
-        over stays so, or it would change under the flow that has learnt on it."""
-        return self._replace(start=previous_start) if step >= previous_start else self
 
 
 def open_batches(

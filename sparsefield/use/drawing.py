@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sparsefield.data.streams import noise_seed
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.evaluate.calibration import widen
 from sparsefield.flow.sampling import POINTS, Progress, sample
-from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.use.field import Answer
 from sparsefield.use.trained import TrainedModel
 

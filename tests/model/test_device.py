@@ -10,8 +10,8 @@ from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
 from sparsefield.model.grid_unet import Lattice
 from sparsefield.place import UNIT_SQUARE, Observed
-from sparsefield.train.dropout import SlotDropout
 from sparsefield.train.losses import ClosedForms
+from sparsefield.train.optimise import SlotDropout
 
 MPS = torch.device("mps")
 

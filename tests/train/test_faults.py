@@ -17,8 +17,8 @@ from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.train import loop as training
-from sparsefield.train import runfolder
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train import run as runfolder
+from sparsefield.train.run import RunFolder
 
 
 def at_step(monkeypatch, step: int, act) -> None:

@@ -7,7 +7,7 @@ from small import settings, train
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.train import loop as training
-from sparsefield.train.setup import Stages
+from sparsefield.train.progress import Stages
 from sparsefield.train.validation import Validation
 
 

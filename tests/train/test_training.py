@@ -19,8 +19,8 @@ from sparsefield.model.checkpoint import (
 )
 from sparsefield.train import loop as training
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train.optimise import Optimiser
+from sparsefield.train.run import RunFolder
 from train_mamba_v2 import Config, MAMBADiffusionV2
 
 

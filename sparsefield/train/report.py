@@ -21,9 +21,9 @@ from sparsefield.data import Data
 from sparsefield.evaluate import plots
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World
-from sparsefield.train.runfolder import RunFolder
-from sparsefield.train.setup import Stages
+from sparsefield.train.processes import World
+from sparsefield.train.progress import Stages
+from sparsefield.train.run import RunFolder
 from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
 log = logging.getLogger("sparsefield")
