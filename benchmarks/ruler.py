@@ -5,9 +5,9 @@
     python benchmarks/ruler.py --val natural32_val.npz --before /tmp/before --only seconds
 
 Quality: the bundled V1 and V2 and fitted kriging on the first 160 pictures, and 20 samples of 24 of
-them. Seconds, of one thread: a training of the quick models' size and a reconstruction of a photograph, of both
-checkouts in turn, three rounds; ratios are medians of the rounds'. All of it goes to
-benchmarks/ruler.json; a part that is not measured keeps its last record.
+them. Seconds, of one thread: a training of the quick models' size and a reconstruction of a
+photograph, of both checkouts in turn, three rounds; ratios are medians of the rounds'. All of it
+goes to benchmarks/ruler.json; a part that is not measured keeps its last record.
 """
 
 from __future__ import annotations
