@@ -25,8 +25,6 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
-from sparsefield.model.shipped import V2
-
 from sparsefield import cli
 from sparsefield.data import Scale, parse_pattern
 from sparsefield.device import pick_device
@@ -38,6 +36,7 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",

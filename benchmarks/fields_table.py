@@ -36,19 +36,18 @@ from scipy.stats import t as student
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.model.shipped import SHIPPED
-
 from sparsefield import load
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
+from sparsefield.model.bundled import SHIPPED
 from sparsefield.place import grid_coords
 from sparsefield.use import globe, holdout
-from sparsefield.use.frame import Frame
+from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
-from sparsefield.use.measurements import read_measurements
 from sparsefield.use.points import Measurements, average_duplicates
-from sparsefield.use.reconstruction import Reconstructor
+from sparsefield.use.predict import Reconstructor
+from sparsefield.use.read import read_measurements
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
 GREY = "V2 as it comes, in shades of grey"

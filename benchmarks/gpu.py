@@ -39,8 +39,7 @@ from sparsefield.flow.path import draw_angles
 from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.hashed import seeds_of
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.optimise import SlotDropout
-from sparsefield.train.optimise import Optimiser
+from sparsefield.train.optimise import Optimiser, SlotDropout
 from train_mamba import MAMBADiffusion
 from train_mamba_v2 import MAMBADiffusionV2
 

@@ -46,7 +46,7 @@ def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
     from sparsefield.flow.blocks import block_of, cut_blocks
 
     from sparsefield.place import grid_coords
-    from sparsefield.use.drawing import block_size, which_observed
+    from sparsefield.use.predict import block_size, which_observed
 
     queries = grid_coords(side, side)
     asked = torch.from_numpy(which_observed(queries, coords) < 0)

@@ -43,13 +43,15 @@ from sparsefield.train.pairs import Pairs  # noqa: E402
 from sparsefield.data import Batch, TrainingBatches, open_as_configured, parse_pattern  # noqa: E402
 from sparsefield.data.batches import MOST_PAINTED  # noqa: E402
 from sparsefield.data.scale import to_unit  # noqa: E402
-from sparsefield.device import pick_device  # noqa: E402
+from sparsefield.device import (
+    has_fast_bfloat16,
+    pick_device,
+)
 from sparsefield.evaluate import metrics  # noqa: E402
 from sparsefield.evaluate.cases import Case, Cases  # noqa: E402
 from sparsefield.flow.path import draw_angles  # noqa: E402
 from sparsefield.gaussian import condition  # noqa: E402
 from sparsefield.model.field import FieldModel  # noqa: E402
-from sparsefield.device import has_fast_bfloat16  # noqa: E402
 from sparsefield.place import grid_coords  # noqa: E402
 from sparsefield.train.config import TrainingConfig  # noqa: E402
 from sparsefield.train.processes import stream  # noqa: E402
