@@ -31,12 +31,12 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))
 
 from inputs import make_inputs, run
+from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
 from sparsefield import scan
 from sparsefield.data import Batch, TrainingBatches, open_data, parse_pattern
 from sparsefield.flow.path import draw_angles
-from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.hashed import seeds_of
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.optimise import Optimiser, SlotDropout
