@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.data.images import Raster, read_mask, read_picture
 from sparsefield.data.missing import refuse_lone_extreme
 from sparsefield.data.patterns import parse_pattern
+from sparsefield.data.pictures import Raster, read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use.points import LARGEST, MOST_POINTS, Measurements
 
