@@ -1,6 +1,14 @@
-# Sourced by the runners with QUICK=1: what two CPU cores can train in minutes, the same for V1 and
-# V2 so that they can be compared. Each value is still yours to set.
+# Sourced with QUICK=1: what two CPU cores can train in minutes, the same for V1 and V2 so that they
+# can be compared. Each value is still yours to set.
+set -a
 : "${FOREGROUND:=1}" "${BATCH_SIZE:=32}" "${EPOCHS:=10}" "${LR:=2e-3}" "${WARMUP:=50}"
 : "${CANVAS_WIDTH:=32}" "${CANVAS_FLOW_WIDTH:=32}" "${CANVAS_FIRST:=0.6}" "${CANVAS_FLOW:=0.2}"
 : "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
-: "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=5}" "${SAVE_EVERY:=2}"
+: "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=5}" "${SAVE_EVERY:=2}" "${NUM_LAYERS:=2}"
+if [ "$MODULE" = train_mamba ]; then  # twice the width of V2's, as in the default models
+  : "${SAVE_DIR:=${away}checkpoints_mamba/quick}" "${D_MODEL:=128}" "${HEADS:=4}"
+else
+  : "${SAVE_DIR:=${away}checkpoints_mamba_v2/quick}" "${D_MODEL:=64}"
+  : "${PERCEIVER_ITERATIONS:=${PERCEIVER_ITER:-1}}" "${PERCEIVER_HEADS:=4}"
+fi
+set +a

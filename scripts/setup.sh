@@ -8,13 +8,13 @@
 
 has_packages() {  # python, requirements file: can it find every package named there?
   "$1" - "$2" <<'PY' 2>/dev/null
-import re, sys
+import os, re, sys
 from importlib.metadata import distribution
 def names(path):
     for line in open(path):
         line = line.split("#")[0].strip()
         if line.startswith("-r"):
-            yield from names(line[2:].strip())
+            yield from names(os.path.join(os.path.dirname(path), line[2:].strip()))
         elif line:
             yield re.split(r"[=<>!~\[; ]", line)[0]
 if sys.version_info < (3, 11):
@@ -37,22 +37,23 @@ find_python() {  # prints a Python of at least 3.11
 }
 
 use_python() {  # requirements file
-  local active stamp wanted
+  local active stamp wanted project
+  project=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
   active=$(command -v python3 || true)
-  if [ -n "$active" ] && has_packages "$active" "$1"; then
+  if [ -n "$active" ] && has_packages "$active" "$project/$1"; then
     PYTHON=$active
     return
   fi
-  stamp=.venv/.filled
-  wanted="$1 $(cat requirements*.txt | cksum)"
-  PYTHON=.venv/bin/python
+  stamp=$project/.venv/.filled
+  wanted="$1 $(cat "$project"/requirements*.txt | cksum)"
+  PYTHON=$project/.venv/bin/python
   if grep -qsxF "$wanted" "$stamp" && [ -x "$PYTHON" ]; then
     return
   fi
   active=$(find_python) || exit 2
   echo "setting up .venv with $1 (once; takes some minutes)"
-  [ -x "$PYTHON" ] && "$PYTHON" -c '' 2>/dev/null || "$active" -m venv --clear .venv || exit 2
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1" || {
+  [ -x "$PYTHON" ] && "$PYTHON" -c '' 2>/dev/null || "$active" -m venv --clear "$project/.venv" || exit 2
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$project/$1" || {
     echo "error: packages could not be installed: is the package registry reachable?" >&2
     exit 2
   }

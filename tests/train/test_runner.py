@@ -2,17 +2,22 @@
 
 import contextlib
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import train_mamba
+import train_mamba_v2
+
 ROOT = Path(__file__).parents[2]
+RUNNER = ROOT / "run_mamba_v2_training.sh"
 TINY = dict(
     D_MODEL="16", NUM_LAYERS="2", PERCEIVER_ITER="1", PERCEIVER_HEADS="2", NEIGHBOURS="4",
     BATCH_SIZE="8", QUERIES_MIN="8", QUERIES_MAX="16", EVAL_PICTURES="2", EVAL_EVERY="1",
@@ -32,121 +37,117 @@ def variables(tmp_path):
     }
 
 
-def runner(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+def runner(
+    variables: dict[str, str], *arguments: str, command: Path = RUNNER, folder: Path = ROOT
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, **variables}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     return subprocess.run(
-        [ROOT / "run_mamba_v2_training.sh", *arguments], env=environment, text=True,
-        capture_output=True, stdin=subprocess.DEVNULL, timeout=120,
+        [command, *arguments], env=environment, text=True, capture_output=True, cwd=folder,
+        stdin=subprocess.DEVNULL, timeout=120,
     )
 
 
-def test_foreground_trains_and_writes_the_log(variables, tmp_path):
-    done = runner({**variables, "FOREGROUND": "1"}, "--ema_decay", "0.9")
-    assert done.returncode == 0, done.stderr
-    log = (tmp_path / "training.log").read_text()
-    mark, _, rest = log.partition("\n")
-    assert mark.startswith("--- started") and rest == done.stdout
-    assert '"ema_decay": 0.9' in log and "epoch 2/2" in log and "kriging" in log
-    files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files >= {"mamba_v2_best.pth", "mamba_v2_latest.pth", "mamba_v2_epoch_0002.pth",
-                     "metrics.jsonl", "training_loss.png", "pictures_epoch_0002.png"}
+def wait_for(condition, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
 
 
-def test_every_setting_of_the_page_is_a_variable():
-    """A variable that no script passes on would be ignored without a word."""
-    page = (ROOT / "docs/operations.md").read_text()
-    cells = (line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    named = {name for cell in cells for name in re.findall(r"`([A-Z][A-Z_0-9]*)`", cell)}
-    scripts = "".join((ROOT / path).read_text() for path in (
-        "run_mamba_v2_training.sh", "run_mamba_training.sh", "scripts/runner.sh",
-        "scripts/variables.sh", "scripts/setup.sh"
-    ))
-    known = set(re.findall(r"\b[A-Z][A-Z_0-9]*\b", scripts))
-    assert len(named) > 40 and not named - known
+# --- variables -----------------------------------------------------------------------------------
 
 
-def test_a_setting_of_the_canvas_arrives(variables):
-    done = runner({**variables, "DRY_RUN": "1", "CANVAS_FLOW": "0.125", "CANVAS_FLOW_WIDTH": "8"})
-    assert '"canvas_flow": 0.125' in done.stdout and '"canvas_flow_width": 8' in done.stdout
-
-
-def test_background_status_second_start_and_stop(variables, tmp_path):
-    variables["EPOCHS"] = "100000"
-    started = runner(variables)
-    assert started.returncode == 0 and "tail -f" in started.stdout
+@pytest.fixture(scope="module")
+def start():
+    sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        refused = runner(variables)
-        assert refused.returncode == 2 and "runs already" in refused.stderr
-        wait_for(lambda: "epoch 1/" in (tmp_path / "training.log").read_text())
-        assert "running, process" in runner({**variables, "STATUS": "1"}).stdout
-        stopped = runner({**variables, "STOP": "1"})
-        assert "the same command goes on from here" in stopped.stdout
-        assert "not running" in runner({**variables, "STATUS": "1"}).stdout
-        again = runner({**variables, "EPOCHS": "3", "FOREGROUND": "1"})
-        assert "going on from step" in again.stdout or "nothing left to do" in again.stdout
+        import start
+        yield start
     finally:
-        pid = int((tmp_path / "training.pid").read_text())
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        sys.path.remove(str(ROOT / "scripts"))
 
 
-def test_dry_run_prints_the_settings_and_trains_nothing(variables, tmp_path):
-    done = runner({**variables, "DRY_RUN": "1", "LR": "0.5"})
-    assert done.returncode == 0 and '"lr": 0.5' in done.stdout
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("config", [train_mamba_v2.Config, train_mamba.Config])
+def test_every_setting_is_a_variable(start, config):
+    names = [field.name for field in fields(config) if field.name != "log_file"]
+    found = start.flags_of(fields(config), {name.upper(): "1" for name in names})
+    assert {f"--{name}" for name in names} == {word for word in found if word[:2] == "--"}
 
 
-@pytest.mark.parametrize("bad, words", [
-    ({"PERCEIVER_HEADS": "3"}, "heads=3 does not divide d_model=16"),
-    ({"EPOCHS": "many"}, "many"),
-])
-def test_bad_variables_end_with_code_2_and_no_traceback(variables, bad, words):
-    done = runner({**variables, **bad, "FOREGROUND": "1"})
-    assert done.returncode == 2
-    assert words in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def test_switches_tuples_and_historic_names(start, capsys):
+    given = {"COMPILE": "off", "VARIABLES": "u v", "PERCEIVER_ITER": "3", "LR": "", "PATH": "/bin"}
+    assert start.flags_of(fields(train_mamba_v2.Config), given) == [
+        "--compile", "False", "--variables", "u", "v", "--perceiver_iterations", "3"]
+    assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bad, words", [
+def test_old_names_of_settings_are_taken_with_a_line(start, capsys):
+    new = fields(make_dataclass("Config", ["unet_width", "start_share"]))
+    given = {"CANVAS_WIDTH": "8", "CANVAS_FIRST": ".6", "CANVAS_FLOW": "0.2"}
+    assert start.flags_of(new, given) == ["--unet_width", "8", "--start_share", ".6"]
+    said = capsys.readouterr().err
+    assert "CANVAS_WIDTH is called UNET_WIDTH now" in said and said.count("\n") == 3
+    assert "CANVAS_FLOW is no setting any more" in said
+
+
+def test_a_misspelt_variable_is_named(start, capsys):
+    assert not start.flags_of(fields(train_mamba_v2.Config), {"EPOCH": "3"})
+    assert "EPOCH is no setting and is ignored: did you mean EPOCHS?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["STATUS", "STOP"])
+@pytest.mark.parametrize("value, on", [("1", True), ("On", True), ("y", False), ("-1", False)])
+def test_switches_of_the_runner(tmp_path, variable, value, on):
+    done = runner({variable: value, "LOG": str(tmp_path / "a.log"), "NPROC": "0"})
+    if on:
+        assert done.returncode == 0 and "no" in done.stdout  # not running; nothing to stop
+    else:
+        assert done.returncode == 2 and f"{variable}={value}: give 1, true" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variables, words", [
+    ({"NPROC": "0"}, "NPROC=0: give a whole number of at least 1"), ({"NPROC": "two"}, "NPROC=two"),
+    ({"NNODES": "x"}, "NNODES=x"), ({"NNODES": "2"}, "RDZV_ENDPOINT"),
+    ({"QUICK": "quick"}, "QUICK=quick"), ({"FOREGROUND": "fg"}, "FOREGROUND=fg"),
+    ({"DRY_RUN": "maybe"}, "DRY_RUN=maybe"), ({"COMPILE": "fast"}, "COMPILE=fast"),
     ({"EPOCHS": "many"}, "many"), ({"DATA": "nowhere.npz"}, "no such file"),
+    ({"ACCUMULATE": "3"}, "accumulate=3"), ({"OBSERVE": "lines:8", "DATA": "x.npz"}, "x.npz"),
+    ({"PERCEIVER_HEADS": "3"}, "heads=3 does not divide d_model=16"),
     ({"INIT_FROM": str(ROOT / "checkpoints_mamba/mamba_best.safetensors")}, "it holds a MAMBADiff"),
 ])
-def test_what_would_be_refused_does_not_start_out_of_sight(variables, tmp_path, bad, words):
-    done = runner({**variables, **bad})
+def test_a_background_start_is_refused_where_it_is_typed(tmp_path, variables, words):
+    log = str(tmp_path / "a.log")
+    done = runner({**TINY, "SAVE_DIR": str(tmp_path / "run"), "LOG": log, **variables})
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
-    assert "in the background" not in done.stdout
-    assert not (tmp_path / "training.log").exists() and not (tmp_path / "run").exists()
-    assert "not running" in runner({**variables, "STATUS": "1"}).stdout
+    assert "in the background" not in done.stdout and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"ACCUMULATE": "3"}, "accumulate=3"), ({"OBSERVE": "lines:8"}, "lines"),
-    ({"LOG": "."}, "is a folder: name a file"),
-])
-def test_what_only_a_training_would_notice_is_noticed_before(variables, changes, words):
-    done = runner({**variables, **changes})
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize("log, words", [(".", "is a folder: name a file"),
+                                        ("data.npz", "is the file of DATA")])
+def test_logs_that_would_do_harm(variables, tmp_path, log, words):
+    before = (tmp_path / "data.npz").read_bytes()
+    for foreground in ("0", "1"):
+        done = runner({**variables, "LOG": log, "FOREGROUND": foreground}, folder=tmp_path)
+        assert done.returncode == 2 and words in done.stderr
+    assert (tmp_path / "data.npz").read_bytes() == before
 
 
-def test_a_log_gets_its_folder(variables, tmp_path):
-    log = tmp_path / "new" / "folder" / "training.log"
-    done = runner({**variables, "LOG": str(log), "FOREGROUND": "1", "EPOCHS": "1"})
-    assert done.returncode == 0 and "done" in log.read_text()
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_a_process_that_has_ended_and_was_not_asked_how_is_not_running(variables, tmp_path):
-    """As in a container whose first process does not ask."""
-    zombie = subprocess.Popen(["true"])
-    wait_for(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
-    started = Path(f"/proc/{zombie.pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    (tmp_path / "training.pid").write_text(f"{zombie.pid}\n")
-    (tmp_path / "training.pid.start").write_text(f"{started}\n")
-    assert runner({**variables, "STATUS": "1"}).stdout.startswith("not running")
-    assert "nothing to stop" in runner({**variables, "STOP": "1"}).stdout
-    zombie.wait()
+def test_paths_are_the_callers_also_through_a_link(variables, tmp_path):
+    (tmp_path / "train").symlink_to(RUNNER)
+    shutil.copy(ROOT / "checkpoints_mamba_v2/mamba_v2_best.safetensors", tmp_path / "a.safetensors")
+    done = runner({**variables, "DRY_RUN": "true", "DATA": "data.npz", "SAVE_DIR": "run"},
+                  command=tmp_path / "train", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, path in (("data", "data.npz"), ("save_dir", "run")):
+        assert f'"{name}": "{tmp_path}/{path}"' in done.stdout
+    done = runner({"DRY_RUN": "1", "INIT_FROM": "a.safetensors", "DATA": "terrain"},
+                  folder=tmp_path)
+    assert f'"init_from": "{tmp_path}/a.safetensors"' in done.stdout, done.stderr
+    assert f'"save_dir": "{ROOT}/checkpoints_mamba_v2"' in done.stdout
+    assert "terrain, 512 training" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"train", "a.safetensors", "data.npz"}
 
 
 def test_help_is_shown_and_nothing_started(variables, tmp_path):
@@ -155,8 +156,69 @@ def test_help_is_shown_and_nothing_started(variables, tmp_path):
     assert not (tmp_path / "training.log").exists()
 
 
-def wait_for(condition, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.2)
+# --- trainings -----------------------------------------------------------------------------------
+
+
+def test_foreground_trains_and_writes_the_log(variables, tmp_path):
+    log = tmp_path / "new" / "training.log"
+    done = runner({**variables, "FOREGROUND": "1", "LOG": str(log)}, "--ema_decay", "0.9")
+    assert done.returncode == 0, done.stderr
+    mark, _, rest = log.read_text().partition("\n")
+    assert mark.startswith("--- started") and rest == done.stdout
+    assert '"ema_decay": 0.9' in rest and "epoch 2/2" in rest and "kriging" in rest
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"mamba_v2_best.pth", "mamba_v2_latest.pth", "mamba_v2_epoch_0002.pth",
+                     "metrics.jsonl", "training_loss.png", "pictures_epoch_0002.png"}
+
+
+def test_background_status_second_start_and_stop(variables, tmp_path):
+    variables |= {"EPOCHS": "100000", "LOG": "my log.log", "SAVE_DIR": "run"}
+    log = tmp_path / "my log.log"
+    started = runner(variables, folder=tmp_path)
+    assert started.returncode == 0, started.stderr
+    assert "tail -f my\\ log.log" in started.stdout
+    assert f"SAVE_DIR=run LOG=my\\ log.log STOP=1 {RUNNER}" in started.stdout
+    try:
+        refused = runner(variables, folder=tmp_path)
+        assert refused.returncode == 2 and "runs already" in refused.stderr
+        wait_for(lambda: "epoch 1/" in log.read_text())
+        assert "running, process" in runner({**variables, "STATUS": "1"}, folder=tmp_path).stdout
+        others = runner({}, command=ROOT / "run_status.sh").stdout
+        assert f"{log}:\nrunning, process" in others
+        stopped = runner({**variables, "STOP": "1"}, folder=tmp_path)
+        assert "the same command goes on from here" in stopped.stdout
+        assert "not running" in runner({**variables, "STATUS": "1"}, folder=tmp_path).stdout
+        again = runner({**variables, "EPOCHS": "3", "FOREGROUND": "1"}, folder=tmp_path)
+        assert "going on from step" in again.stdout or "nothing left to do" in again.stdout
+    finally:
+        pid = int((tmp_path / "my log.pid").read_text())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_stop_at_once_leaves_the_truth(variables):
+    assert runner(variables).returncode == 0
+    stopped = runner({**variables, "STOP": "yes"})
+    assert stopped.returncode == 0 and "stopped" in stopped.stdout.splitlines()[-1]
+    said = runner({**variables, "STATUS": "yes"}).stdout
+    assert "not running\n" in said and "stopped" in said and "without a word" not in said
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_processes_that_are_not_the_training_are_left_alone(tmp_path):
+    """One of the same name with a number that a training had, and one that has ended already."""
+    named = tmp_path / "train_mamba_v2.py"
+    shutil.copy("/bin/sleep", named)
+    zombie, other = subprocess.Popen(["true"]), subprocess.Popen([str(named), "60"], cwd=ROOT)
+    try:
+        wait_for(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
+        for process in (zombie, other):
+            (tmp_path / "a.pid").write_text(f"{process.pid}\n")
+            done = runner({"LOG": str(tmp_path / "a.log"), "STOP": "1"})
+            assert done.returncode == 0 and "nothing to stop" in done.stdout
+        time.sleep(0.1)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+        zombie.wait()
