@@ -248,11 +248,13 @@ def _index(numbers: list[int], device: torch.device) -> Tensor:
 
 
 def _applied(operators: list[Tensor], x: Tensor) -> Tensor:
-    """operators[i] @ x[i], float32: one by one on a CPU, at once on a GPU."""
+    """operators[i] @ x[i], float32: at once on a GPU; on a CPU one by one, and as rows, which it
+    multiplies four times as fast as few columns."""
     if x.is_cuda:
         stacked = torch.stack(operators)
         return (stacked @ x.to(stacked)).float()
-    return torch.stack([(one @ each.to(one)).float() for one, each in zip(operators, x)])
+    rows = x.mT.contiguous()
+    return torch.stack([(each.to(one) @ one.mT).float() for one, each in zip(operators, rows)]).mT
 
 
 def _by_mask(operators: list[Tensor], x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from sparsefield.gaussian.kernels import NUGGET, Kernel, variogram
 SINGLE_POINTS = 512  # up to so many float32 serves, unless a pivot is below LEAST_PIVOT
 LEAST_PIVOT = 0.02
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
+ALONE = 0.5  # precision, relative to the amplitude
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
@@ -53,7 +54,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def drift(coords: Tensor) -> Tensor:
-    """F, (..., M, p): what the field may be the sum of, in unknown shares. Here an unknown level."""
+    """F, (..., M, p): the field has an unknown mean F b. Here an unknown level."""
     return torch.ones_like(coords[..., :1])
 
 
@@ -111,9 +112,9 @@ class Factored:
 
     def take(self, rows: list[int]) -> Factored:
         """Some of the kernels."""
-        some = (x[..., rows, :, :] for x in (self.pivots, self.across, self.lower))
-        return Factored(tuple(self.kernels[k] for k in rows), self.coords, self.onto, *some,
-                        self.failed[..., rows])
+        return Factored(tuple(self.kernels[k] for k in rows), self.coords, self.onto,
+                        self.pivots[..., rows, :, :], self.across[..., rows, :, :],
+                        self.lower[..., rows, :, :], self.failed[..., rows])
 
     @property
     def imprecise(self) -> Tensor:
@@ -156,8 +157,11 @@ class Factored:
         return Kriged(onto, whitened, variance.clamp_min(LEAST_VARIANCE))
 
     def precision(self) -> Tensor:
-        """P_ii (..., K, M) of P = B' (L L')^-1 B, the precision with the drift projected out."""
+        """P_ii (..., K, M) of P = B' (L L')^-1 B, the precision with the drift projected out,
+        and ALONE where there are no other observations."""
         onto = self.onto.unsqueeze(-3)
+        if self.inverse.shape[-1] == 0:
+            return self.inverse.new_full((*self.inverse.shape[:-2], onto.shape[-1]), ALONE)
         return torch.cat([(self.inverse @ onto).square().sum(dim=-2),
                           self.inverse.square().sum(dim=-2)], dim=-1)
 
@@ -201,8 +205,8 @@ class Sites:
     def of(
         cls, kernels: tuple[Kernel, ...], coords: Tensor, noise: Tensor | None = None
     ) -> Sites:
-        """Factor places in float32 where their conditioning allows, else in float64. On a GPU, which
-        one would have to wait for to know, always in float64.
+        """Factor places in float32 where their conditioning allows, else in float64; on a GPU,
+        which would have to be waited for, always in float64.
 
         Args:
             coords: (..., M, D), in sides of the domain, the least noisy first.

@@ -46,6 +46,8 @@ HELD = 1 << 24  # numbers in the matrices of queries answered together from all 
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 
+SQUARE = Domain()
+
 Done = Callable[[], None]
 
 
@@ -55,7 +57,7 @@ def condition(
     values: Tensor,
     noise_sd: Tensor | None = None,
     *,
-    domain: Domain = Domain(),
+    domain: Domain = SQUARE,
     kernels: tuple[Kernel, ...] | None = None,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
@@ -152,7 +154,8 @@ class Posterior:
         # Each has its own variogram, amplitude and noise.
         white = torch.stack([field.fit.white[field.fit.heaviest, :, 0] for field in self.fields])
         white = white.unflatten(0, (-1, self.folded)).double()
-        return correlation_root(white @ white.mT + PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white))
+        prior = PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white)
+        return correlation_root(white @ white.mT + prior)
 
 
 class _Observed(NamedTuple):

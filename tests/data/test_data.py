@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsefield.data import frozen_case, open_data, parse_pattern
-from sparsefield.data.pictures import Box, Picture
+from sparsefield.data.folder import Box, Picture
 from sparsefield.errors import UserError
 
 
