@@ -31,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))
 
 from inputs import make_inputs, run
-from sparsefield.gaussian.layouts import GridPosteriors
 from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
 from sparsefield import scan
