@@ -33,7 +33,6 @@ from torch import Tensor
 sys.path.insert(0, str(ROOT))
 
 from sparsefield.gaussian import ONE_KERNEL, Kernel, Posterior, condition, draws
-from sparsefield.gaussian.answer import combine, krige
 from sparsefield.gaussian.kernels import NUGGET
 from sparsefield.place import grid_coords
 
@@ -138,8 +137,7 @@ def ours(coords: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Posteri
 
 def krige_ours(coords: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Answer:
     posterior = ours(coords, values, queries)
-    with torch.no_grad():
-        found = combine(posterior.fit, krige(posterior.fit.factored, torch.tensor(queries)[None]))
+    found = posterior.at(torch.tensor(queries)[None])
     return found.mean[0, :, 0].numpy(), found.sd[0, :, 0].numpy()
 
 

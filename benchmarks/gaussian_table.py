@@ -33,8 +33,7 @@ from sparsefield.data import open_data
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.uncertainty import coverage
 from sparsefield.gaussian import ONE_KERNEL, Posterior, condition
-from sparsefield.gaussian.answer import combine, krige
-from sparsefield.gaussian.kernels import NUGGET
+from sparsefield.gaussian.kernels import NUGGET, variogram
 from sparsefield.place import grid_coords
 
 SIDE = 32
@@ -88,8 +87,7 @@ class Forecast:
 def one_kernel(coords: Tensor, values: Tensor, queries: Tensor, truth: Tensor,
                generators: list[torch.Generator]) -> Forecast:
     """Independent noise of one sd for all channels. Coordinates (n, 2) and values (n, C)."""
-    fit = condition(coords[None], values[None], kernels=ONE_KERNEL).fit
-    answer = combine(fit, krige(fit.factored, queries[None]))
+    answer = condition(coords[None], values[None], kernels=ONE_KERNEL).at(queries[None])
     mean = answer.mean[0]
     sd = answer.sd[0].square().mean(dim=1, keepdim=True).sqrt().expand_as(mean)
     z = torch.stack([torch.randn(mean.shape, generator=g) for g in generators])
@@ -106,7 +104,8 @@ def fitted(coords: Tensor, values: Tensor, queries: Tensor, truth: Tensor,
     mean, sd = answer.mean[0], answer.sd[0]
     z = posterior.noise(queries[None])(generators)
     covariance = error_covariance(posterior, queries)
-    between_channels = posterior.fit.heaviest().channels[0]
+    fit = posterior.fields[0].fit
+    between_channels = fit.mixture.channels[fit.heaviest]
     nll = log_density_loss((truth - mean) / sd, sd, correlation(covariance),
                            correlation(between_channels))
     return Forecast(mean.numpy(), (mean + sd * z).numpy(), nll)
@@ -114,13 +113,13 @@ def fitted(coords: Tensor, values: Tensor, queries: Tensor, truth: Tensor,
 
 def error_covariance(posterior: Posterior, queries: Tensor) -> Tensor:
     """(N, N) between the errors of the heaviest kernel, from the increments, as draws have it."""
-    factored = posterior.fit.heaviest().factored
-    queries = queries[None].double()
-    tried, first = factored.hypotheses, factored.coords[:, :1].double()
-    gamma = tried.variogram(queries, queries)[0]
+    fit = posterior.fields[0].fit
+    kernel, observed = fit.kernels[fit.heaviest], posterior.fields[0].observed.coords.double()
+    queries = queries.double()
+    gamma = variogram((kernel,), queries, queries)[0]
     gamma += NUGGET * (gamma > 0)
-    to_first = tried.variogram(queries, first)[0] + NUGGET                # (N, 1)
-    whitened = krige(factored, queries).whitened[0].double()
+    to_first = variogram((kernel,), queries, observed[:1])[0] + NUGGET    # (N, 1)
+    whitened = fit.sites.take([fit.heaviest]).krige(queries).whitened[0].double()
     return to_first + to_first.T - gamma - whitened.T @ whitened
 
 
