@@ -43,15 +43,12 @@ from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.shipped import SHIPPED
-from sparsefield.use import domain, holdout, scores, transforms, words, written
-from sparsefield.use.arguments import MOST_SAMPLES
-from sparsefield.use.asked import Asked, what_is_asked
-from sparsefield.use.field import Field
-from sparsefield.use.grids import grid_of
-from sparsefield.use.measurements import read_measurements
+from sparsefield.use import export, holdout, messages
+from sparsefield.use.grids import Asked, grid_of, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.reconstruction import Reconstructor
-from sparsefield.use.scales import own_range
+from sparsefield.use.predict import MOST_SAMPLES, Field, Reconstructor
+from sparsefield.use.read import read_measurements
+from sparsefield.use.values import own_range, transformed
 
 
 @dataclass
@@ -120,14 +117,14 @@ def reconstruct(config: Config) -> None:
     cli.log_to()
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     given = read(config, (chosen and chosen.channels) or 3)
-    own_range(transforms.forward(config.transform, given.values))  # refused before writing
+    own_range(transformed(config.transform, given.values))  # refused before writing
     asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach,
     )
     if not config.noise_sd:
         asked.require_unknown(config.mask or config.input)
-    model = domain.choose_model(chosen, asked.given, asked.shape, config.lonlat, config.device)
+    model = messages.choose_model(chosen, asked.given, asked.shape, config.lonlat, config.device)
     if config.holdout is None:
         write(config, model, asked)
     else:
@@ -148,22 +145,22 @@ def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     given = asked.given
     out = OutputFolder(config.out, "--out", [config.input, config.mask, config.observe,
                                              config.checkpoint, config.grid])
-    out.require(written.names_of(min(config.num_samples, MOST_SAMPLES), given.is_picture))
+    out.require(export.names_of(min(config.num_samples, MOST_SAMPLES), given.is_picture))
     started = time.monotonic()
     field = field_of(config, model, asked)
     if config.reach is not None:
         field = field.within(config.reach, given.coords, config.lonlat)
     grid = asked.grid or grid_of(field.coords, config.lonlat)
-    units = config.units or domain.units_of(model, given)
-    files = written.contents(field, grid, given, units, config.lonlat)
+    units = config.units or messages.units_of(model, given)
+    files = export.contents(field, grid, given, units, config.lonlat)
     out.require(files)
     out.write(files)
-    out.remove_old(written.OLD, files)
-    for line in words.account(model, given, field):
+    out.remove_old(export.OLD, files)
+    for line in messages.account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(
         "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
-        config.input, f"{len(given.coords):,}", *asked.shape, words.in_numbers(given, field),
+        config.input, f"{len(given.coords):,}", *asked.shape, messages.in_numbers(given, field),
         len(field.samples), time.monotonic() - started, config.out,
     )
 
@@ -180,10 +177,10 @@ def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
             given.coords, given.values, asked.shape, axes=asked.axes, extent=given.extent,
             num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else given.noise_sd,
-            value_range=config.value_range or domain.picture_range(model, given),
+            value_range=config.value_range or messages.picture_range(model, given),
             num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,
             transform=config.transform, aspect=asked.frame.aspect, missing=[],
-            separately=domain.are_separate(model, given), progress=progress,
+            separately=messages.are_separate(model, given), progress=progress,
         )
 
 
@@ -194,14 +191,14 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     kept, hidden = holdout.split(given, config.holdout, config.seed)
     also = None
     if (config.checkpoint is None and model.is_closed_form and not config.lonlat
-            and domain.can_be_tried(given)):
+            and messages.can_be_tried(given)):
         also = load(SHIPPED, config.device)
     methods = holdout.all_methods(
         model, given, asked.frame, transform=config.transform,
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
         value_range=config.value_range, also=also,
     )
-    if domain.are_other_things(given):
+    if messages.are_other_things(given):
         found = holdout.compare_each(methods, kept, hidden)
     else:
         found = {"": holdout.compare(methods, kept, hidden)}
@@ -210,9 +207,9 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     for channel, scored in found.items():
         if channel:
             cli.log.info("%s:", channel)
-        for line in scores.table(scored, config.units or domain.units_of(model, given)):
+        for line in holdout.table(scored, config.units or messages.units_of(model, given)):
             cli.log.info("%s", line)
-        cli.log.info("%s", scores.verdict(scored))
+        cli.log.info("%s", holdout.verdict(scored))
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
 

@@ -43,11 +43,11 @@ from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.model.shipped import SHIPPED
 from sparsefield.place import grid_coords
 from sparsefield.use import globe, holdout
-from sparsefield.use.frame import Frame
+from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
-from sparsefield.use.measurements import read_measurements
 from sparsefield.use.points import Measurements, average_duplicates
-from sparsefield.use.reconstruction import Reconstructor
+from sparsefield.use.predict import Reconstructor
+from sparsefield.use.read import read_measurements
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
 GREY = "V2 as it comes, in shades of grey"

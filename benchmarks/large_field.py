@@ -45,7 +45,7 @@ def blocks_of(side: int, coords: torch.Tensor) -> torch.Tensor:
     """(H, W), which block answered each pixel, -1 for those that were measured."""
     from sparsefield.flow.blocks import block_of, cut_blocks
     from sparsefield.place import grid_coords
-    from sparsefield.use.drawing import block_size, which_observed
+    from sparsefield.use.predict import block_size, which_observed
 
     queries = grid_coords(side, side)
     asked = torch.from_numpy(which_observed(queries, coords) < 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparsefield.use.reconstruction import Reconstructor
+    from sparsefield.use.predict import Reconstructor
 
 
 def load(path: str, device: str = "auto") -> Reconstructor:
@@ -18,6 +18,6 @@ def load(path: str, device: str = "auto") -> Reconstructor:
     Raises:
         sparsefield.errors.UserError: the file is missing, damaged or no checkpoint.
     """
-    from sparsefield.use.reconstruction import Reconstructor
+    from sparsefield.use.predict import Reconstructor
 
     return Reconstructor.load(path, device)

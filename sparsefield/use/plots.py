@@ -13,8 +13,8 @@ from PIL import Image
 
 from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
-from sparsefield.use.field import Field
 from sparsefield.use.points import Measurements
+from sparsefield.use.predict import Field
 
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours tell apart
 

@@ -65,7 +65,7 @@ def test_the_canvas_sees_draws_whole_whatever_the_blocks():
 @pytest.mark.parametrize("name, inputs", [("closed form", 2000), ("closed form", 100_000),
                                           ("V2", 2000)])
 def test_no_seam_is_visible_in_a_large_field(name, inputs):
-    block_size = 4096 if inputs == 2000 else 350  # as sparsefield.use.drawing chooses
+    block_size = 4096 if inputs == 2000 else 350  # as sparsefield.use.predict chooses
     found = seams(models()[name], 512, inputs, block_size, draws=1, most_inputs=400)
     assert all(0.97 < seam < 1.03 for seam in found)
 

@@ -14,7 +14,7 @@ from PIL import Image, TiffImagePlugin
 from sparsefield.data import folders, open_data, parse_pattern, tiffs
 from sparsefield.data.images import read_mask, read_picture
 from sparsefield.errors import UserError
-from sparsefield.use.measurements import read_measurements
+from sparsefield.use.read import read_measurements
 
 ORIENTATION = 0x0112
 RAMP = np.linspace(1000, 2250, 24 * 20).reshape(24, 20)

@@ -10,10 +10,10 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
-from sparsefield.use import globe, holdout, plots, transforms
-from sparsefield.use.frame import Frame
+from sparsefield.use import globe, holdout, plots, values
+from sparsefield.use.grids import Frame
+from sparsefield.use.holdout import Forecast, verdict
 from sparsefield.use.points import Measurements, clean
-from sparsefield.use.scores import Forecast, verdict
 
 
 def wave(lonlat: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def test_a_trained_model_takes_no_globe(monkeypatch):
 # --- transforms -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", transforms.TRANSFORMS)
+@pytest.mark.parametrize("name", values.TRANSFORMS)
 def test_results_come_back_in_their_units_and_never_below_0(name):
     rng = np.random.default_rng(0)
     coords = rng.uniform(size=(60, 2))
@@ -137,9 +137,9 @@ def test_transforms_that_are_refused(name, values, words):
 
 
 def test_noise_of_transformed_values_is_that_of_their_slope():
-    values = np.array([[100.0], [4.0]])
-    assert np.allclose(transforms.of_noise("log", np.array([1.0, 0.5]), values), [0.01, 0.125])
-    assert np.allclose(transforms.of_noise("sqrt", np.array([1.0, 0.5]), values), [0.05, 0.125])
+    measured, noise = np.array([[100.0], [4.0]]), np.array([1.0, 0.5])
+    assert np.allclose(values.transformed_noise("log", noise, measured), [0.01, 0.125])
+    assert np.allclose(values.transformed_noise("sqrt", noise, measured), [0.05, 0.125])
 
 
 # --- noise ----------------------------------------------------------------------------------------

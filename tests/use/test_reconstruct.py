@@ -16,9 +16,9 @@ from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
 from sparsefield.evaluate.uncertainty import coverage
-from sparsefield.use.drawing import block_size
 from sparsefield.use.grids import grid_shape
-from sparsefield.use.measurements import read_measurements
+from sparsefield.use.predict import block_size
+from sparsefield.use.read import read_measurements
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import reconstruct as script
 from sparsefield import cli
 from sparsefield.errors import UserError
-from sparsefield.use.measurements import read_measurements
+from sparsefield.use.read import read_measurements
 
 ROWS = [(3.0, 50.0, 11.5), (4.0, 51.0, 12.0), (5.0, 52.5, 13.0)]  # x, y, value
 

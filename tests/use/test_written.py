@@ -10,7 +10,7 @@ from scipy.io import netcdf_file
 import reconstruct as script
 from sparsefield import cli
 from sparsefield.use.grids import grid_like
-from sparsefield.use.measurements import read_measurements
+from sparsefield.use.read import read_measurements
 
 ROWS = np.random.default_rng(0).uniform(size=(30, 2)) * (20, 10) + (100, 40)
 

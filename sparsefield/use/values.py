@@ -1,4 +1,4 @@
-"""How a model sees a person's values: which of them become -1 and 1."""
+"""Values as a model sees them: their range, which becomes -1 ... 1, and transforms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,63 @@ from sparsefield.data.scale import Scale, given_range, pixel_scale
 from sparsefield.errors import UserError
 
 log = logging.getLogger("sparsefield")
+
+TRANSFORMS = ("log", "sqrt")
+
+
+def check_transform(name: str | None) -> None:
+    """Raises UserError for what is neither None nor one of TRANSFORMS."""
+    if name is not None and name not in TRANSFORMS:
+        raise UserError(f"transform {name!r}: give {' or '.join(TRANSFORMS)}, or leave it out")
+
+
+def transformed(name: str | None, values: np.ndarray) -> np.ndarray:
+    """Values of any shape in their units, as the model is to see them.
+
+    Raises:
+        UserError: values that have no logarithm, or no root.
+    """
+    if name is None:
+        return values
+    lowest = float(values.min(initial=np.inf))
+    if name == "log" and not lowest > 0:
+        raise UserError(f"transform log: the lowest value is {lowest:g}, and only numbers above 0 "
+                        "have a logarithm; give sqrt, or say with --missing what was not measured")
+    if name == "sqrt" and not lowest >= 0:
+        raise UserError(f"transform sqrt: the lowest value is {lowest:g}, and numbers below 0 have "
+                        "no root; leave --transform out, or say with --missing what was not "
+                        "measured")
+    return np.log(values) if name == "log" else np.sqrt(values)
+
+
+def untransformed(name: str | None, values: np.ndarray) -> np.ndarray:
+    """What `transformed` did, undone; a root below 0 counts as 0, so that nothing is negative."""
+    if name is None:
+        return values
+    with np.errstate(over="ignore"):
+        return np.exp(values) if name == "log" else np.clip(values, 0, None) ** 2
+
+
+def transformed_noise(name: str | None, noise: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sd (M,) of the noise of transformed values (M, C), to first order.
+
+    Values are taken to be no less than their noise, below which the first order says nothing.
+    """
+    if name is None or not noise.any():
+        return noise
+    size = np.maximum(np.abs(values).mean(axis=1), noise)
+    size = np.where(size > 0, size, 1)
+    return noise / size if name == "log" else noise / (2 * np.sqrt(size))
+
+
+def transformed_range(
+    name: str | None, value_range: Sequence[float] | None
+) -> Sequence[float] | None:
+    """low high, or so for each channel, in the units of transformed values."""
+    if value_range is None or name is None:
+        return value_range
+    return transformed(name, np.asarray(value_range, dtype=np.float64)).tolist()
+
 
 MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
 FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field

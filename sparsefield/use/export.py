@@ -11,9 +11,9 @@ import numpy as np
 import scipy
 
 from sparsefield.use import plots
-from sparsefield.use.field import Field
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import Measurements
+from sparsefield.use.predict import Field
 
 log = logging.getLogger("sparsefield")
 

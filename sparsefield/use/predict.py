@@ -1,0 +1,614 @@
+"""Measurements in, a field with its uncertainty out: `Reconstructor` and what it does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import scipy
+import torch
+from torch import Tensor, nn
+
+from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.data.scale import Scale, given_range
+from sparsefield.data.streams import noise_seed
+from sparsefield.device import pick_device
+from sparsefield.errors import UserError, require_seed
+from sparsefield.evaluate.calibration import SETTINGS, widen
+from sparsefield.flow.sampling import POINTS, Progress, sample
+from sparsefield.gaussian import estimate_noise
+from sparsefield.model.channels import for_channels
+from sparsefield.model.checkpoint import build_model, load_model
+from sparsefield.model.field import GaussianModel
+from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.use import globe
+from sparsefield.use.grids import Frame, beyond, cells, grid_shape, own_grid
+from sparsefield.use.points import (
+    MOST_POINTS,
+    Measurements,
+    average_duplicates,
+    bounds,
+    noise_of,
+    real_array,
+    without,
+)
+from sparsefield.use.values import (
+    check_transform,
+    choose_scale,
+    excess,
+    is_of_pictures,
+    own_range,
+    require_inside,
+    transformed,
+    transformed_noise,
+    transformed_range,
+    untransformed,
+)
+
+log = logging.getLogger("sparsefield")
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of N places: see `Field`.
+
+    Attributes:
+        mean, sd: (N, C). samples: (K, N, C).
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    samples: np.ndarray
+    how: str
+    variogram: str = ""
+
+    def on_grid(self, where: np.ndarray) -> Field:
+        """The field of which these are the cells, row by row; where: (H, W, 2), their middles."""
+        shape = where.shape[:2]
+        return Field(where, self.mean.reshape(*shape, -1), self.sd.reshape(*shape, -1),
+                     self.samples.reshape(-1, *shape, self.mean.shape[1]), self.how, self.variogram)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A reconstructed field, in the units of the measurements.
+
+    Attributes:
+        coords: (H, W, 2), x and y of the middles of its cells.
+        mean: (H, W, C) posterior mean. sd: (H, W, C), that of the samples, and of the closed form
+            alone without a transform the exact one. samples: (K, H, W, C).
+        how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
+    """
+
+    coords: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    samples: np.ndarray
+    how: str
+    variogram: str = ""
+
+    def within(self, reach: float, coords: np.ndarray, lonlat: bool = False) -> Field:
+        """NaN where the nearest of the measured places coords (M, 2) is farther than `reach`.
+
+        Args:
+            reach: in the units of x and y; with lonlat in km on the Earth.
+        """
+        far = beyond(reach, self.coords.reshape(-1, 2), coords, lonlat)
+        far = far.reshape(self.coords.shape[:2])
+        hidden = {name: np.where(far[..., None], np.nan, getattr(self, name))
+                  for name in ("mean", "sd", "samples")}
+        return replace(self, **hidden)
+
+
+class TrainedModel:
+    """A network and what it was trained on; the closed form alone is one that takes any values.
+
+    Attributes:
+        path: of the checkpoint, as it was given; "none" for the closed form alone.
+        channels: of the fields that it was trained on, and scale: their values and units; both None
+            for the closed form alone.
+        spread: factor on the spread of samples, fitted at the end of training; 1 if it was not.
+    """
+
+    def __init__(
+        self, network: nn.Module, checkpoint: dict, device: torch.device, path: str | Path = "none"
+    ):
+        self.network, self.checkpoint, self.device = network, checkpoint, device
+        self.path = str(path)
+        self.channels = self.scale = None
+        self.spread = 1.0
+        if not checkpoint:
+            return
+        data = checkpoint["data"]
+        try:
+            self.channels = int(data["channels"])
+            pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
+            self.scale = Scale(pairs, data.get("units"))
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the checkpoint does not say what its data were (channels, "
+                            "value_range): it is damaged, or of another version") from None
+        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Self:
+        """See `sparsefield.load`."""
+        chosen = pick_device(device)
+        if str(path) == "none":
+            return cls(GaussianModel(), {}, chosen)
+        return cls(*load_model(path, chosen), chosen, path)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether it is the closed form alone, without training."""
+        return self.scale is None
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it was trained on pictures of 8 bits."""
+        return self.scale is not None and is_of_pictures(self.scale)
+
+    def require_channels(self, channels: int) -> None:
+        """Raises UserError for a number of values a point that it cannot read."""
+        if not (self.is_closed_form or self.is_of_pictures or channels == self.channels):
+            raise UserError(f"{channels} value(s) a point, the model was trained on "
+                            f"{self.channels}: choose columns with --value, or another checkpoint")
+
+    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
+        """How it sees values (M, C); see `choose_scale`."""
+        if self.scale is not None:
+            return choose_scale(self.scale, values, value_range)
+        if value_range is not None:
+            require_inside(values, Scale(given_range(value_range, values.shape[1])))
+        return Scale(own_range(values))  # the closed form has no range of its own
+
+    def for_values(self, values: np.ndarray) -> TrainedModel:
+        """The model that takes values (M, C): another one where a model of colours gets one
+        channel. Raises UserError for another number of channels."""
+        if self.is_of_pictures and self.channels != 1 and values.shape[1] == 1:
+            return self._of_one_channel
+        if self.scale is not None and self.network.channels != values.shape[1]:
+            raise UserError(f"{values.shape[1]} value(s) a point, the model takes "
+                            f"{self.network.channels} together")
+        return self
+
+    @cached_property
+    def _of_one_channel(self) -> TrainedModel:
+        return _OneChannel(self)
+
+
+class _OneChannel(TrainedModel):
+    """What a model of colour pictures knows, for one channel of whatever unit and range."""
+
+    def __init__(self, colours: TrainedModel):
+        checkpoint = for_channels(colours.checkpoint, 1)
+        super().__init__(build_model(checkpoint, colours.device), checkpoint, colours.device,
+                         colours.path)
+
+    @property
+    def is_of_pictures(self) -> bool:
+        return False
+
+    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
+        return choose_scale(Scale(own_range(values)), values, value_range)
+
+
+MOST_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is made; see `Reconstructor.reconstruct` and `Reconstructor.at`."""
+
+    extent: Sequence[float] | None
+    num_samples: int
+    noise_sd: float | Sequence[float] | Literal["auto"]
+    value_range: Sequence[float] | None
+    num_steps: int
+    seed: int
+    aspect: str
+    lonlat: bool
+    transform: str | None
+    missing: Sequence[float] | None
+    separately: bool
+    progress: Progress | None = None
+    with_noise: bool = False
+    channel: int = 0  # which of those that are drawn apart; each has draws of its own
+
+    @property
+    def find_noise(self) -> bool:
+        """Whether the noise is to be found."""
+        return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
+
+    def check(self) -> None:
+        """Raises UserError for numbers and names that cannot be used."""
+        for name in ("num_samples", "num_steps", "seed"):
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise UserError(f"{name}={getattr(self, name)!r}: give a whole number")
+        if not 2 <= self.num_samples <= MOST_SAMPLES:
+            raise UserError(f"num_samples={self.num_samples}: an uncertainty needs at least 2, "
+                            f"and at most {MOST_SAMPLES:,} are kept")
+        if self.num_steps < 1:
+            raise UserError(f"num_steps={self.num_steps}: give at least 1")
+        require_seed(self.seed)
+        check_transform(self.transform)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Measurements as a model takes them, each at a place of its own.
+
+    Attributes:
+        places: (M, 2) float32 in the unit square, or (M, 3) on a globe; see `Frame.inside`.
+        values: (M, C) float64, transformed. noise: (M,) sd of their noise; where it is to be found,
+            that of each relative to the others.
+    """
+
+    places: Tensor
+    values: np.ndarray
+    noise: np.ndarray
+
+
+def observe(
+    model: TrainedModel, coords: np.ndarray, values: np.ndarray, settings: Settings
+) -> tuple[Observed, Frame]:
+    """Measurements at coords (M, 2) of values (M, C) or (M,) for a model, and where they lie.
+
+    Raises:
+        UserError: an argument that cannot be used, with the reason.
+    """
+    coords, values, noise = as_given(coords, values, settings.missing,
+                                     1.0 if settings.find_noise else settings.noise_sd)
+    if settings.extent is not None and real_array("extent", settings.extent).shape != (4,):
+        raise UserError(f"extent {settings.extent}: give x0, x1, y0, y1")
+    coords, extent = _rectangle(model, coords, settings)
+    given = Measurements(coords, values, extent)
+    _require_within(given)
+    model.require_channels(values.shape[1])
+    settings.check()
+    if settings.lonlat:
+        given = replace(given, coords=globe.at_poles(coords, extent))
+    frame = Frame.of(extent, settings.aspect, settings.lonlat)
+    given, noise = average_duplicates(given, noise)
+    _tell_if_alike(given.values)
+    if not 1 <= len(given.coords) <= MOST_POINTS:
+        raise UserError(f"{len(given.coords):,} points: give 1 to {MOST_POINTS:,}")
+    if not settings.find_noise:  # else it is relative
+        noise = transformed_noise(settings.transform, noise, given.values)
+    values = transformed(settings.transform, given.values)
+    return Observed(frame.inside(given.coords), values, noise), frame
+
+
+def _rectangle(
+    model: TrainedModel, coords: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Coordinates (M, 2), of a globe turned to where they are together, and the extent."""
+    extent = settings.extent
+    if settings.lonlat:
+        if not model.is_closed_form:
+            raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or "
+                            "give --checkpoint none")
+        globe.require_degrees("coords", coords)
+        if extent is not None and extent[1] - extent[0] > globe.WIDEST:
+            raise UserError(f"extent {extent[0]:g} {extent[1]:g}: longitudes span 360 degrees "
+                            "at most")
+        coords = np.stack([globe.around(coords[:, 0], extent), coords[:, 1]], axis=1)
+        if extent is None and len(coords):
+            extent = bounds("coords", coords, lonlat=True)
+    return coords, tuple(float(x) for x in (extent if extent is not None else (0, 1, 0, 1)))
+
+
+def _tell_if_alike(values: np.ndarray) -> None:
+    """Warn of a channel of (M, C) that says nothing of how much it varies."""
+    for c in np.flatnonzero(values.min(axis=0) == values.max(axis=0)) if len(values) else ():
+        which = f" of channel {c + 1}" if values.shape[1] > 1 else ""
+        what = "the only value" if len(values) == 1 else "all values"
+        log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere nothing tells, and the sd "
+                    "is a guess", what, which, values[0, c])
+
+
+def _require_within(given: Measurements) -> None:
+    """Raises UserError for an extent that is none, and for points outside of it."""
+    x0, x1, y0, y1 = given.extent
+    if not (x0 < x1 and y0 < y1 and np.isfinite((x1 - x0, y1 - y0)).all()):
+        raise UserError(f"extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 < x1 and y0 < y1, finite")
+    outside = ~((given.coords >= (x0, y0)) & (given.coords <= (x1, y1))).all(axis=1)
+    if outside.any():
+        raise UserError(f"{outside.sum()} points lie outside the extent {x0:g} {x1:g} {y0:g} "
+                        f"{y1:g}: leave them out, or give a larger extent")
+
+
+def as_given(
+    coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
+    noise_sd: float | Sequence[float] = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives.
+
+    Points that are masked (numpy.ma), or whose value is in `missing`, are left out and counted in
+    the log. `missing` None refuses a value that looks like one that means: not measured.
+
+    Raises:
+        UserError: no real numbers, other shapes, NaN or infinity that is not masked.
+    """
+    masks = [np.ma.getmaskarray(a) if np.ma.isMaskedArray(a) else None for a in (coords, values)]
+    coords, values = real_array("coords", coords), real_array("values", values)
+    values = values[:, None] if values.ndim == 1 else values
+    if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
+        len(coords) != len(values) or values.shape[1] == 0
+    ):
+        turned = "; one row for each point" if len(coords) in coords.shape[1:] or (
+            values.shape[-1:] == coords.shape[:1]) or coords.shape[:1] == (2,) else ""
+        raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
+                        f"(M,) or (M, C){turned}")
+    kept = np.ones(len(coords), bool)
+    for mask in masks:
+        if mask is not None:
+            kept &= ~mask.reshape(len(kept), -1).any(axis=1)
+    if not (np.isfinite(coords[kept]).all() and np.isfinite(values[kept]).all()):
+        raise UserError("coords or values hold NaN or infinity: leave those points out")
+    kept &= np.isfinite(without(values, missing)).all(axis=1)
+    if not kept.all():
+        log.info("%d of %d points are masked or missing: left out", (~kept).sum(), len(kept))
+    noise = noise_of(noise_sd, len(coords))[kept]
+    coords, values = coords[kept], values[kept]
+    if missing is None:
+        for c in range(values.shape[1]):
+            refuse_lone_extreme(f"values, channel {c + 1}", values[:, c])
+    return coords, values, noise
+
+
+INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
+SAME_PLACE = 1e-6  # sides of the square
+
+
+def draw(
+    model: TrainedModel, queries: Tensor, places: Tensor, values: Tensor,
+    noise: np.ndarray | None, *, num_samples: int, num_steps: int, seed: tuple[int, int],
+    progress: Progress | None = None, clip: bool = False,
+) -> Answer:
+    """Mean and samples at queries; sd is that of the draws that the flow starts from.
+
+    Exact measurements are put in where a query is one, and not asked for.
+
+    Args:
+        queries: (N, 2), on a globe (N, 3). places: (M, 2) or (M, 3) of values (M, C), float32.
+        noise: (M, C) sd of the noise in the values; None: they are exact.
+        clip: nothing lies outside of -1 ... 1.
+    """
+    known = np.full(len(queries), -1) if noise is not None else which_observed(queries, places)
+    asked = np.flatnonzero(known < 0)
+    samples = np.empty((num_samples, len(queries), values.shape[1]), dtype=np.float32)
+    mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
+    samples[:, known >= 0] = mean[known >= 0] = values.numpy()[known[known >= 0]]
+    if not len(asked):
+        return Answer(mean, sd, samples, "every cell is a measured point")
+    device = model.device
+    parts = [part[None].to(device) for part in (queries[asked], places, values)]
+    result = sample(
+        model.network, *parts,
+        seeds=[[noise_seed(*seed, k) for k in range(1, num_samples + 1)]], num_steps=num_steps,
+        noise_sd=None if noise is None else torch.from_numpy(noise)[None].float().to(device),
+        block_size=block_size(len(asked), len(places)),
+        most_inputs=None if model.is_closed_form else INPUTS, clip=False,
+        bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=progress,
+    )
+    mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
+    samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
+    if clip:
+        samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
+    how = "draws of the closed form" if model.is_closed_form else result.how
+    return Answer(mean, sd, samples, how, result.variogram)
+
+
+def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:
+    """(N,) index of the observation at each query, -1 where there is none."""
+    tree = scipy.spatial.cKDTree(places.numpy())
+    index = tree.query(queries.numpy(), distance_upper_bound=SAME_PLACE)[1]
+    return np.where(index < len(places), index, -1)
+
+
+def block_size(points: int, observed: int) -> int:
+    """Queries to answer together so that they and their halo lie among about INPUTS / 2 points."""
+    if observed <= INPUTS:
+        return POINTS
+    return min(POINTS, max(64, points * INPUTS // (3 * observed)))
+
+
+def answer(
+    model: TrainedModel, queries: Tensor, observed: Observed, settings: Settings
+) -> Answer:
+    """What a model says at queries (N, 2), on a globe (N, 3), in the units of the user.
+
+    Raises:
+        UserError: a value_range that is none or does not fit.
+    """
+    found = _channels(model, queries, observed, settings)
+    if settings.transform is None:
+        return found
+    samples = untransformed(settings.transform, found.samples)
+    return replace(found, mean=samples.mean(axis=0), sd=samples.std(axis=0, ddof=1),
+                   samples=samples)
+
+
+def _channels(
+    model: TrainedModel, queries: Tensor, observed: Observed, settings: Settings
+) -> Answer:
+    """All channels together, or each on its own: where they are different things."""
+    channels = observed.values.shape[1]
+    value_range = transformed_range(settings.transform, settings.value_range)
+    alone = model.is_of_pictures and channels not in (1, model.channels)
+    has_learnt_them = not model.is_of_pictures and channels == model.channels
+    if channels == 1 or has_learnt_them or not (settings.separately or alone):
+        return _together(model, queries, observed, value_range, settings)
+    ranges = [None] * channels if value_range is None else given_range(value_range, channels)
+    answers = [
+        _together(model, queries, replace(observed, values=observed.values[:, c:c + 1]), ranges[c],
+                  replace(settings, channel=c))
+        for c in range(channels)
+    ]
+    joined = {name: np.concatenate([getattr(answer, name) for answer in answers], axis=-1)
+              for name in ("mean", "sd", "samples")}
+    variograms = " | ".join(answer.variogram for answer in answers if answer.variogram)
+    return Answer(how=answers[0].how, variogram=variograms, **joined)
+
+
+def _together(
+    model: TrainedModel, queries: Tensor, observed: Observed,
+    value_range: Sequence[float] | None, settings: Settings,
+) -> Answer:
+    """The answer of one call of the model, brought back from -1 ... 1."""
+    model = model.for_values(observed.values)
+    scale = model.scale_for(observed.values, value_range)
+    inside = torch.from_numpy(scale.to_inside(observed.values))
+    half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
+    if settings.find_noise:
+        found = _found_noise(observed, inside)
+        noise = observed.noise[:, None] * found
+        _tell_noise(found * half_widths, settings.transform)
+    else:
+        noise = observed.noise[:, None] / half_widths
+    is_within = excess(observed.values, scale) <= 0
+    drawn = draw(
+        model, queries, observed.places, inside, noise if noise.any() else None,
+        num_samples=settings.num_samples, num_steps=settings.num_steps,
+        seed=(settings.seed, settings.channel),
+        progress=settings.progress, clip=model.is_of_pictures and is_within,
+    )
+    samples, sd = drawn.samples, drawn.sd
+    if settings.with_noise and settings.find_noise:
+        rng = np.random.default_rng((settings.seed, settings.channel))
+        samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
+
+    samples = scale.to_physical(samples)
+    sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
+    return replace(drawn, mean=scale.to_physical(drawn.mean), sd=sd, samples=samples)
+
+
+def _found_noise(observed: Observed, inside: Tensor) -> np.ndarray:
+    """(C,) sd of the noise that values (M, C) seem to have, times `observed.noise`."""
+    weights = torch.from_numpy(observed.noise)
+    return np.array([estimate_noise(observed.places, channel, weights) for channel in inside.T])
+
+
+def _tell_noise(found: np.ndarray, transform: str | None) -> None:
+    """Log what noise was found, in units of the (transformed) values."""
+    numbers = ", ".join(f"{sd:.3g}" for sd in np.ravel(found))
+    log.info("noise found in the measurements: sd %s%s", numbers,
+             f" of their {transform}" if transform else "")
+
+
+class Reconstructor(TrainedModel):
+    """A model that takes measurements in their own units; made by `sparsefield.load`.
+
+    Its attributes are those of `TrainedModel`.
+    """
+
+    def reconstruct(
+        self,
+        coords: np.ndarray,
+        values: np.ndarray,
+        resolution: int | Sequence[int] = 64,
+        *,
+        axes: tuple[np.ndarray, np.ndarray] | None = None,
+        extent: Sequence[float] | None = None,
+        num_samples: int = 16,
+        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
+        value_range: Sequence[float] | None = None,
+        num_steps: int = SETTINGS["num_steps"],
+        seed: int = 0,
+        aspect: str = "auto",
+        lonlat: bool = False,
+        transform: str | None = None,
+        missing: Sequence[float] | None = None,
+        separately: bool = False,
+        progress: Progress | None = None,
+    ) -> Field:
+        """The field on a grid, from values at scattered points.
+
+        Args:
+            coords: (M, 2), x and y in any units, 1 to 100,000 points; equal ones are averaged.
+                Masked points (numpy.ma) are left out.
+            values: (M, C) or (M,), in the units of the training data. A model of colour pictures
+                takes red, green and blue (0 to 255), one channel as shades of grey, and any other
+                number of channels each on its own.
+            resolution: cells of the longer side (the other follows), or (rows, columns).
+            axes: x (W,) and y (H,) of a grid of your own, instead of `resolution`; its points may
+                lie anywhere, also outside the extent.
+            extent: x0 x1 y0 y1, default the unit square; with lonlat the narrowest around the
+                points.
+            num_samples: K, at least 2.
+            noise_sd: sd of the noise in the values, in their units, one number or one for each
+                point; 0 keeps them exactly, "auto" finds one number for each channel.
+            value_range: low high, or so for each channel: what the model sees as its darkest and
+                brightest. Default that of the training data; where the values lie far outside of
+                it, with a warning, and for shades of grey: theirs, with a margin.
+            num_steps: of Heun's rule; the calibration holds at the default.
+            aspect: equal (both axes have one scale), free (each its own), or auto: free where the
+                sides of the extent differ by more than 10 times.
+            lonlat: x and y are degrees of longitude and latitude, and distances are chords through
+                the globe; for the closed form alone.
+            transform: log or sqrt, of values that cannot be negative. Results are in the units of
+                the values, and the mean is that of the samples.
+            missing: values that mean: not measured. None refuses one that looks like it, such as
+                -9999; [] takes all as they are.
+            separately: each channel on its own, where three are no colours; a model that was
+                trained on these channels takes them together all the same.
+            progress: called as progress(model calls so far, all).
+        Returns:
+            `Field`; where a cell's middle is a measured point, the measured value.
+        Raises:
+            UserError: an argument that cannot be used, with the reason.
+        """
+        settings = Settings(
+            extent=extent, num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
+            num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
+            missing=missing, separately=separately, progress=progress,
+        )
+        observed, frame = observe(self, coords, values, settings)
+        if axes is None:
+            shape = grid_shape(resolution, frame.extent, frame.scaled_by)
+            queries, where = cells(shape, frame)
+        else:
+            shape, where = own_grid(axes)
+            queries = frame.inside(where)
+        return answer(self, queries, observed, settings).on_grid(where.reshape(*shape, 2))
+
+    def at(
+        self,
+        places: np.ndarray,
+        coords: np.ndarray,
+        values: np.ndarray,
+        *,
+        extent: Sequence[float] | None = None,
+        num_samples: int = 16,
+        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
+        value_range: Sequence[float] | None = None,
+        num_steps: int = SETTINGS["num_steps"],
+        seed: int = 0,
+        aspect: str = "auto",
+        lonlat: bool = False,
+        transform: str | None = None,
+        missing: Sequence[float] | None = None,
+        separately: bool = False,
+        with_noise: bool = False,
+    ) -> Answer:
+        """The field at places (N, 2) of any kind; all else as in `reconstruct`.
+
+        Args:
+            with_noise: with noise_sd="auto", samples of what would be measured there, with noise.
+        """
+        settings = Settings(
+            extent=extent, num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
+            num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
+            missing=missing, separately=separately, with_noise=with_noise,
+        )
+        observed, frame = observe(self, coords, values, settings)
+        if np.ma.is_masked(places):
+            raise UserError("some of the places are masked: leave these out")
+        places, _, _ = as_given(places, np.zeros(len(places)), [])
+        if lonlat:
+            globe.require_degrees("places", places)
+        return answer(self, frame.inside(places), observed, settings)
