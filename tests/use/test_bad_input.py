@@ -82,7 +82,7 @@ RECONSTRUCT = {
     "a grid that is cut off": ("a.csv --value sst --grid cut.nc", "cut off"),
     "a grid exchanged": ("a.csv --value sst --lonlat --grid exchanged.nc",
                          "--grid exchanged.nc: latitudes from 100 to 140"),
-    "a NetCDF of a newer kind": ("five.nc", "xarray"),
+    "a NetCDF of a newer kind": ("five.nc", "h5netcdf"),
     "a grid without axes": ("a.csv --value sst --grid deep.nc", "which is the x axis of the grid"),
     "a logarithm of 0": ("zero.csv --transform log", "above 0 have a logarithm; give sqrt"),
     "an unknown transform": ("zero.csv --transform cube", None),
