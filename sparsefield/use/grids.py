@@ -194,12 +194,12 @@ def grid_like(path: str) -> Grid:
     if max(len(x.values), len(y.values)) > LARGEST:
         raise UserError(f"--grid {path}: {len(y.values)} rows and {len(x.values)} columns, at most "
                         f"{LARGEST} can be asked for; give --resolution and --extent")
-    kept = tuple({key: str(v.attributes[key]) for key in ("standard_name", "units", "long_name")
-                  if key in v.attributes} for v in (x, y))
+    kept = tuple({key: str(v.attrs[key]) for key in ("standard_name", "units", "long_name")
+                  if key in v.attrs} for v in (x, y))
     if is_longitude(x):
         kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept))
         kept[0]["units"], kept[1]["units"] = DEGREES["x"]["units"], DEGREES["y"]["units"]
-    return Grid(x.values, y.values, (x.name, y.name), kept)
+    return Grid(x.values, y.values, (str(x.name), str(y.name)), kept)
 
 
 def grid_of(coords: np.ndarray, lonlat: bool) -> Grid:

@@ -135,13 +135,14 @@ def clean(
                         "average neighbours, or leave rows out")
     if noise is not None and not (noise >= 0).all():
         raise UserError(f"{source}: the noise's sd is {noise.min():g} in places; give 0 or more")
+    if extent is not None:
+        require_extent(extent, lonlat)
     if lonlat:
         globe.require_degrees(source, coords)
         coords[:, 0] = globe.around(coords[:, 0], middle_of(extent))
     if extent is None:
         extent = bounds(source, coords, lonlat)
     else:
-        require_extent(extent, lonlat)
         tell_of_outside(coords, extent, "the extent")
     return Measurements(coords, values, tuple(extent), names=names, noise=noise, units=units)
 
@@ -239,11 +240,12 @@ def merge_repeats(
         places (P, D), values and noise (P, C).
     """
     keys = np.round(places / SAME_PLACE).astype(np.int64)
-    _, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    _, first, which, count = np.unique(keys, axis=0, return_index=True, return_inverse=True,
+                                       return_counts=True)
     if len(first) == len(places):
         return places, values, noise
-    log.info("%d measurements share a place with another: averaged to %d points",
-             len(places), len(first))
+    log.info("%d of %d measurements share a place with another: averaged to %d points",
+             count[count > 1].sum(), len(places), len(first))
     channels = [_mean_of_each(which.reshape(-1), *pair) for pair in zip(values.T, noise.T)]
     means, sds, scatters = (np.stack(parts, axis=1) for parts in zip(*channels))
     differ = scatters > SAME_PLACE * np.ptp(values, axis=0)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsefield.data.files import refuse_foreign, require_file
-from sparsefield.data.images import Raster, read_mask, read_picture
 from sparsefield.data.missing import parse_missing, refuse_lone_extreme
 from sparsefield.data.patterns import parse_pattern
+from sparsefield.data.pictures import Raster, read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use.globe import WIDEST, refuse_exchanged
 from sparsefield.use.points import LARGEST, MOST_POINTS, Measurements, Table, clean, noise_of

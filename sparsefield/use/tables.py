@@ -20,7 +20,7 @@ import numpy as np
 import pandas
 
 from sparsefield.data.files import kind_by_beginning, refuse_foreign
-from sparsefield.data.netcdf import ENDINGS, axis_of, read_variables
+from sparsefield.data.netcdf import ENDINGS, axis_of, describe, read_dataset, units_of
 from sparsefield.errors import UserError
 from sparsefield.use.points import Table, words_of
 
@@ -217,7 +217,7 @@ class _Columns:
             way_out = ("leave the column out with --value" if flag == "value"
                        else f"choose another column with --{flag}")
             hint = " (a decimal comma? give --decimal ,)" if re.fullmatch(
-                r"[-+]?\d*,\d+([eE][-+]?\d+)?", entry) else ""
+                r"[-+]?\d*(,|\s+)\d+([eE][-+]?\d+)?", entry) else ""
             raise UserError(f"{self.source}: {entry!r} in column {self.names[k]!r}, measurement "
                             f"{row + 1}, is no number{hint}; mend it, put # before its line, "
                             f"{way_out}, or name it with --missing")
@@ -364,18 +364,19 @@ def _read_netcdf(
     path: Path, value: Sequence[str] | None
 ) -> tuple[pandas.DataFrame, list[str | None]]:
     """The variables along the dimension that most share, a column each, and their units."""
-    variables = read_variables(path)
-    lists = [v for v in variables.values() if len(v.dims) == 1]
+    dataset = read_dataset(path)
+    variables = [dataset[name] for name in dataset.variables if dataset[name].dtype.kind in "iuf"]
+    lists = [v for v in variables if len(v.dims) == 1]
     counts = collections.Counter(v.dims for v in lists)
-    fields = ", ".join(v.describe() for v in variables.values() if len(v.dims) > 1)
+    fields = ", ".join(describe(v) for v in variables if len(v.dims) > 1)
     if not counts or max(counts.values()) < 3:
         training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     along = max(counts, key=counts.get)
     lists = [v for v in lists if v.dims == along]
-    telling = [v.name for v in lists if axis_of(v) is None]
+    telling = [str(v.name) for v in lists if axis_of(v) is None]
     if value is None and len(telling) > 1:
         raise UserError(f"{path}: which is the value? give --value, one of {', '.join(telling)}")
-    table = pandas.DataFrame({v.name: v.values for v in lists})
-    return table, [v.units for v in lists]
+    table = pandas.DataFrame({str(v.name): v.values for v in lists})
+    return table, [units_of(v) for v in lists]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.io import netcdf_file
 
-from sparsefield.data import TrainingBatches, open_data, parse_pattern, terrain
-from sparsefield.data.gridded import read_fields
-from sparsefield.data.netcdf import read_variables
+from sparsefield.data import TrainingBatches, open_data, parse_pattern, sources
+from sparsefield.data.netcdf import read_dataset, read_fields
 from sparsefield.errors import UserError
 
 
@@ -56,9 +55,9 @@ def test_terrain_is_in_metres_and_split_by_place():
     assert (data.height, data.width, data.channels, data.units) == (32, 32, 1, "m")
     heights = data.to_physical(data.test.example(0))
     assert 236 <= heights.min() < heights.max() <= 1076
-    for (file, first, last) in terrain.VAL + terrain.TEST:
+    for (file, first, last) in sources.TERRAIN["val"] + sources.TERRAIN["test"]:
         assert all(other != file or stop <= first or start >= last
-                   for other, start, stop in terrain.TRAIN)
+                   for other, start, stop in sources.TERRAIN["train"])
     again = open_data("terrain")
     np.testing.assert_array_equal(data.val.example(5), again.val.example(5))
     assert data.fingerprint == again.fingerprint != open_data("terrain", image_size=16).fingerprint
@@ -147,11 +146,11 @@ def test_parts_of_their_own(sea, tmp_path):
 
 def test_netcdf_4_by_xarray(tmp_path):
     xarray = pytest.importorskip("xarray")
-    pytest.importorskip("netCDF4")
+    pytest.importorskip("h5py")
     values = np.random.default_rng(0).normal(size=(12, 8, 9))
     values[:, 0, 0] = np.nan
     array = xarray.DataArray(values, dims=("time", "y", "x"), attrs={"units": "K"})
-    array.to_dataset(name="t").to_netcdf(tmp_path / "a.nc", engine="netcdf4")
+    array.to_dataset(name="t").to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     data = open_data(str(tmp_path / "a.nc"), variables=["t"])
     assert data.units == "K" and np.isnan(data.train.example(0)[0, 0, 0])
     _truncated(tmp_path / "a.nc")
@@ -164,7 +163,7 @@ def test_what_was_never_written_is_missing(tmp_path):
     values = np.full((3, 4), 9.969209968386869e36, np.float32)
     values[0] = 1
     path = write(tmp_path / "a.nc", {"t": (("lat", "lon"), values)}, lonlat(3, 4))
-    assert np.isnan(read_variables(path)["t"].values).sum() == 8
+    assert np.isnan(read_dataset(path)["t"].values).sum() == 8
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ FIELD = np.random.default_rng(0).normal(size=(48, 20, 24)).astype(np.float32)
 ALL = ("time", "lat", "lon")
 REFUSED = {
     "another variable": ({"sst": (ALL, FIELD)}, {"variables": ["salt"]},
-                         "no variable 'salt'; choose with --variables or --value among"),
+                         "no variable 'salt' of numbers; choose with --variables among"),
     "two fields": ({"u": (ALL, FIELD), "v": (ALL, FIELD)}, {}, "which variable? give --variables"),
     "stations": ({"t": (("lon",), FIELD[0, 0])}, {"variables": ["t"]}, "lists of stations"),
     "no field": ({"t": (("lon",), FIELD[0, 0])}, {}, "no fields of axes"),
@@ -195,7 +194,7 @@ REFUSED = {
     "infinite": ({"t": (ALL, np.where(FIELD > 2, np.inf, FIELD).astype(np.float32))}, {},
                  "infinite values"),
     "a code": ({"t": (ALL, np.where(FIELD > 2, -9999, FIELD).astype(np.float32))}, {},
-               "-9999 stands far"),
+               "mark it as _FillValue"),
     "mostly land": ({"t": (ALL, np.where(FIELD > 1, FIELD, np.nan).astype(np.float32))}, {},
                     "no tile of 20 x 24 points of which half exist"),
     "one small field": ({"t": (("lat", "lon"), FIELD[0])}, {}, "cannot be split"),
@@ -222,7 +221,7 @@ def test_files_that_are_cut_off(sea, spoil):
 
 @pytest.mark.parametrize("content, words", [
     (b"", "no NetCDF file"), (b"lon,lat,sst\n1,2,3\n", "no NetCDF file"), (b"CDF\x01", "cut off"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(50), "xarray"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(50), "broken or cut off"),
 ])
 def test_files_that_are_no_netcdf(tmp_path, content, words):
     (tmp_path / "a.nc").write_bytes(content)
