@@ -18,7 +18,7 @@ import torch
 
 from sparsefield.errors import UserError
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain, grid_coords
 
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -146,7 +146,8 @@ def _krige(
 ) -> np.ndarray:
     places, known = (torch.from_numpy(x)[None].float() for x in (coords, values))
     queries = torch.from_numpy(_queries(shape))[None].float()
-    return condition(places, known, kernels=kernels).at(queries).mean[0].double().numpy()
+    posterior = condition(places, known, domain=Domain.of_grid(*shape), kernels=kernels)
+    return posterior.at(queries).mean[0].double().numpy()
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:
@@ -173,7 +174,7 @@ def _grid_points(
     coords: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which coordinates are pixel centres of the grid (M,), and row and column of the nearest."""
-    position = coords[:, ::-1] * np.array(shape) - 0.5               # (M, 2) in rows, columns
+    position = coords[:, ::-1] * max(shape) - 0.5                    # (M, 2) in rows, columns
     nearest_index = np.rint(position).astype(np.int64)
     on_grid = np.abs(position - nearest_index).max(axis=1) < 1e-3
     on_grid &= ((nearest_index >= 0) & (nearest_index < shape)).all(axis=1)

@@ -66,7 +66,7 @@ def test_mean_and_sd_are_kriging_with_noise():
     noise_sd = torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) + 0.1
     posterior = condition(coords, values, noise_sd, kernels=ONE_KERNEL)
     dense = Kriging(ONE_KERNEL[0], coords[0].double().numpy(),
-                    float(posterior.fit.hypotheses.amplitude2),
+                    float(posterior.fields[0].fit.mixture.channels),
                     noise_sd[0, :, 0].double().numpy() ** 2)
     at = GRID[:, ::40]
     where, answer = at[0].double().numpy(), posterior.at(at)
@@ -135,5 +135,5 @@ def test_a_repeated_measurement_is_left_out_alone(count):
     truth = torch.sin(2 * count**0.5 * coords).sum(dim=2, keepdim=True)  # as rough as dense
     values = truth + noise
     loo = condition(coords, values, torch.full_like(values, 0.3)).leave_one_out
-    error = values - loo.surprise * loo.sd - truth
+    error = values - loo.z * loo.sd - truth
     assert abs(torch.corrcoef(torch.stack([noise.flatten(), error.flatten()]))[0, 1]) < 0.1
