@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from sparsefield.data import open_data
 from sparsefield.evaluate import metrics
-from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.evaluate.metrics import coverage
 from sparsefield.gaussian import ONE_KERNEL, Posterior, condition
 from sparsefield.gaussian.answer import combine, krige
 from sparsefield.gaussian.kernels import NUGGET
