@@ -173,7 +173,7 @@ def _grid_points(
     coords: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which coordinates are pixel centres of the grid (M,), and row and column of the nearest."""
-    position = coords[:, ::-1] * np.array(shape) - 0.5               # (M, 2) in rows, columns
+    position = coords[:, ::-1] * max(shape) - 0.5                    # (M, 2) in rows, columns
     nearest_index = np.rint(position).astype(np.int64)
     on_grid = np.abs(position - nearest_index).max(axis=1) < 1e-3
     on_grid &= ((nearest_index >= 0) & (nearest_index < shape)).all(axis=1)
