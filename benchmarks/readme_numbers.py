@@ -131,7 +131,7 @@ def main() -> None:
     found = json.loads(STORED.read_text())
     for path, name, content in (
         (ROOT / "README.md", "headline table", headline(found)),
-        (ROOT / "docs/models.md", "samples of the shipped weights", samples(found)),
+        (ROOT / "docs/models.md", "samples of the bundled weights", samples(found)),
     ):
         path.write_text(between(path.read_text(), name, content))
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,20 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.data.array_files import SPLITS, read_arrays
-from sparsefield.data.base import Data
+from sparsefield.data.files import refuse_foreign, require_file
 from sparsefield.data.missing import lone_extreme
-from sparsefield.data.scale import Scale, given_range, pixel_scale, wide_enough
+from sparsefield.data.scale import Data, Scale, given_range, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Share of one array that becomes validation, and again test.
-HELD_OUT = 0.05
-# How much of an array is looked at at a time.
-CHUNK_BYTES = 2**25
-# How many values, of fields spread over an array, are searched for codes such as -9999.
-LOOKED_AT = 2**22
+SPLITS = ("train", "val", "test")
+HELD_OUT = 0.05  # share of one array that becomes validation, and again test
+MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
+CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
+SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
+# What numpy and zipfile raise on files that are broken or not what their name says.
+_BROKEN = (
+    OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError,
+    tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Part:
 
 
 class ArraySplit:
-    """Fields of an array, decoded one at a time; see `base.Split`."""
+    """Fields of an array, decoded one at a time; see `scale.Split`."""
 
     def __init__(self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool):
         self.part = part
@@ -89,7 +97,7 @@ def open_array(
     Blocks rather than a shuffle, because neighbours in a file often show the same thing (crops of
     one picture, days of one season), and a neighbour in training would make the test too easy.
     Files `val` and `test`, or arrays `train`, `val` and `test` in one .npz, replace them; `val`
-    alone is halved between validation and test. See `array_files.read_arrays` for the names.
+    alone is halved between validation and test. See `read_arrays` for the names.
 
     Raises:
         UserError: as `read_arrays` and `array_data` do, or too few fields to split.
@@ -116,28 +124,96 @@ def array_data(
 
     Raises:
         UserError: wrong rank or type, zero size, infinities, fields with fewer than two points,
-            parts of different shape, values far outside `value_range`.
+            parts of different shape, values far outside the range.
     """
     for part in parts:
         _check_array(part)
         _check_alike(part, parts[0])
     surveys = [_survey(part) for part in parts]
     first_field = parts[0].fields(0, 1)[0]
+    height, width, channels = first_field.shape
     is_uint8 = first_field.dtype == np.uint8
-    scale = Scale(_value_range(surveys, value_range, is_uint8), units)
-    is_symmetric = is_uint8 and scale.channels == 3
+    if value_range is not None:
+        bounds = given_range(value_range, channels)
+    elif is_uint8:
+        bounds = pixel_scale(channels).value_range
+    else:
+        bounds = tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
+        for part in parts:
+            refuse_codes(part, "mark points that do not exist with NaN")
+    scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys):
-        if value_range is not None:
-            _check_inside(part, survey, scale)
-        elif not is_uint8:
-            _refuse_missing_values(part)
+        check_inside(part.source, survey.low, survey.high, scale, warns=value_range is not None)
     train, val, test = (
-        ArraySplit(part, scale, is_symmetric=is_symmetric, has_gaps=survey.has_gaps)
+        ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
         for part, survey in zip(parts, surveys)
     )
     fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
-    height, width, _ = first_field.shape
     return Data(name, height, width, scale, fingerprint.hexdigest(), train, val, test)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """The fields in a file, and their units if it names them.
+
+    Returns:
+        {"images": array} from an .npy, or from an .npz with an array of that name or with one
+        array only; {"train": ..., "val": ..., "test": ...} from an .npz that has these.
+    Raises:
+        UserError: no permission, broken, of another kind, more than memory holds, or object
+            arrays (nothing in a file is ever executed).
+    """
+    require_file(path)
+    refuse_foreign(path, "fields are .npz or .npy, or a folder of pictures")
+    try:
+        mode = "r" if path.stat().st_size > MAPPED_BYTES else None
+        loaded = np.load(path, mmap_mode=mode, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"images": loaded}, None
+        with loaded as archive:
+            _check_fits_memory(path)
+            names = _fields_among(path, [name for name in archive.files if name != "units"])
+            arrays = {role: archive[name] for role, name in names.items()}
+            return arrays, str(archive["units"]) if "units" in archive.files else None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
+    except _BROKEN as error:
+        raise UserError(f"{path}: {_why_unreadable(error)}") from None
+
+
+def _fields_among(path: Path, names: list[str]) -> dict[str, str]:
+    """Role -> name in the archive."""
+    if set(SPLITS) <= set(names):
+        return {name: name for name in SPLITS}
+    if "images" in names or len(names) == 1:
+        return {"images": "images" if "images" in names else names[0]}
+    raise UserError(f"{path}: which array holds the fields? name it `images` (found: "
+                    f"{', '.join(names) or 'none'})")
+
+
+def _why_unreadable(error: Exception) -> str:
+    if "Object arrays" in str(error):
+        return "holds an object array; fields must be one array of numbers of one shape"
+    if "pickle" in str(error):
+        return "no .npy or .npz file, whatever its name says"
+    return f"broken or cut off ({' '.join(str(error).split())}); copy it again"
+
+
+def _check_fits_memory(path: Path) -> None:
+    """An archive that unpacks to more than the machine has would end in a crash."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if unpacked > memory / 2:
+        raise UserError(
+            f"{path}: unpacks to {unpacked / 2**30:.1f} GiB of {memory / 2**30:.1f} GiB of memory; "
+            "save the array as .npy, which is read from disk as needed"
+        )
+
+
+# --- splitting ------------------------------------------------------------------------------------
 
 
 def _part(path: Path, array: np.ndarray) -> Part:
@@ -178,6 +254,9 @@ def cut(part: Part, *shares: float) -> list[Part]:
     return [Part(part.source, part.array, *pair) for pair in pairwise(edges)]
 
 
+# --- checks ---------------------------------------------------------------------------------------
+
+
 def _check_array(part: Part) -> None:
     shape, kind = part.array.shape, part.array.dtype
     wanted = "fields must be (N, H, W) or (N, H, W, C)"
@@ -211,7 +290,7 @@ def _check_alike(part: Part, first: Part) -> None:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What one look at every value told."""
+    """What one pass over every value found."""
 
     low: np.ndarray   # (C,) float64
     high: np.ndarray  # (C,)
@@ -261,42 +340,38 @@ def _has_gaps(part: Part, start: int, fields: np.ndarray) -> bool:
     return bool(missing.any())
 
 
-def _value_range(
-    surveys: Sequence[_Survey], given: Sequence[float] | None, is_uint8: bool
-) -> tuple[tuple[float, float], ...]:
-    channels = len(surveys[0].low)
-    if given is not None:
-        return given_range(given, channels)
-    if is_uint8:
-        return pixel_scale(channels).value_range
-    return tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
-
-
-def _refuse_missing_values(part: Part) -> None:
+def refuse_codes(part: Part, way_out: str) -> None:
     """Raises UserError where a number stands for points that do not exist, such as -9999."""
-    count = max(1, LOOKED_AT // part.fields(0, 1).size)
+    count = max(1, SEARCHED // part.fields(0, 1).size)
     for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
         field = part.fields(start, start + 1)[0]
-        for c in range(field.shape[-1]):
-            values = field[..., c].astype(np.float64).reshape(-1)
+        for values in field.reshape(-1, field.shape[-1]).T.astype(np.float64):
             code = lone_extreme(values, codes_only=True)
             if code is not None:
                 raise UserError(
                     f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in "
-                    f"field {part.first + start}, far from all other values; mark points that do "
-                    "not exist with NaN, or say with --value_range low high that it was measured")
+                    f"field {part.first + start}, far from all other values; {way_out}, or say "
+                    "with --value_range low high that it was measured")
 
 
-def _check_inside(part: Part, survey: _Survey, scale: Scale) -> None:
-    """A few values outside may be an outlier; values far outside are another unit."""
-    low, high = np.asarray(scale.value_range).T
-    outside = np.maximum(low - survey.low, survey.high - high) / (high - low)
-    extent = f"{part.source}: values from {survey.low.min():g} to {survey.high.max():g}"
+def check_inside(
+    source: str, low: np.ndarray, high: np.ndarray, scale: Scale, warns: bool
+) -> None:
+    """Refuse values, from low to high (C,), far outside a scale: they have another unit.
+
+    Args:
+        warns: whether values that are a little outside are logged.
+    Raises:
+        UserError: a channel leaves its range by more than the width of that.
+    """
+    lows, highs = np.asarray(scale.value_range).T
+    outside = np.maximum(lows - low, high - highs) / (highs - lows)
+    extent = f"{source}: values from {low.min():g} to {high.max():g}"
     if outside.max() > 1:
         raise UserError(
-            f"{extent} lie far outside --value_range {low.min():g} {high.max():g}; widen it, or "
-            "mark points that do not exist with NaN"
+            f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
+            "not exist with NaN, or widen it with --value_range"
         )
-    if outside.max() > 1e-6:  # more than rounding to float32
-        log.warning("%s leave the value range %g %g: reconstructions are clipped to it",
-                    extent, low.min(), high.max())
+    if warns and outside.max() > 1e-6:  # more than rounding to float32
+        log.warning("%s leave the value range %s: reconstructions are clipped to it",
+                    extent, scale.describe())

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.data import symmetries
-from sparsefield.data.base import Split
 from sparsefield.data.patterns import Pattern
+from sparsefield.data.scale import Split
 from sparsefield.data.streams import Purpose, generator
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords

@@ -6,30 +6,26 @@ from pathlib import Path
 
 from sparsefield.errors import UserError
 
-# Endings of files that people have, that nothing here reads: what they are, and the way out.
-FOREIGN = {
-    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
-                    ("a spreadsheet", "save the sheet as CSV")),
-    **dict.fromkeys((".heic", ".heif"), ("an HEIC picture", "convert it to PNG or JPEG")),
-    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"),
-                    ("a camera's raw file", "develop it to TIFF or PNG")),
-    **dict.fromkeys((".svg", ".pdf", ".eps", ".ps", ".ai"),
-                    ("a drawing, not a picture of pixels", "export it as PNG")),
-    **dict.fromkeys((".h5", ".hdf5", ".hdf", ".he5", ".zarr"),
-                    ("HDF5", "save its arrays as .npz or .nc, or a list of points as CSV")),
-    **dict.fromkeys((".grib", ".grib2", ".grb", ".grb2"),
-                    ("GRIB", "save its arrays as .npz, or a list of points as CSV")),
-    **dict.fromkeys((".shp", ".gpkg", ".geojson", ".kml", ".json", ".xml"),
-                    ("no table of rows and columns", "export its points as CSV")),
-    **dict.fromkeys((".mat", ".rds", ".rdata", ".sav", ".dta", ".feather"),
-                    ("another program's own format", "export it as CSV or .npz")),
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".joblib", ".safetensors"),
-                    ("a file of Python objects or weights", "save its arrays as .npz")),
-    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"),
-                    ("an archive", "unpack it and name the file inside")),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv"), ("a film", "export its frames as PNG")),
+# Endings of files that people have and nothing here reads: what they are, and the way out.
+_FOREIGN = {
+    ".xlsx .xls .xlsm .ods .numbers": ("a spreadsheet", "save the sheet as CSV"),
+    ".heic .heif": ("an HEIC picture", "convert it to PNG or JPEG"),
+    ".dng .cr2 .cr3 .nef .arw .raf": ("a camera's raw file", "develop it to TIFF or PNG"),
+    ".svg .pdf .eps .ps .ai": ("a drawing, not a picture of pixels", "export it as PNG"),
+    ".h5 .hdf5 .hdf .he5 .zarr": (
+        "HDF5", "save its arrays as .npz or .nc, or a list of points as CSV"),
+    ".grib .grib2 .grb .grb2": ("GRIB", "save its arrays as .npz, or a list of points as CSV"),
+    ".shp .gpkg .geojson .kml .json .xml": (
+        "no table of rows and columns", "export its points as CSV"),
+    ".mat .rds .rdata .sav .dta .feather": (
+        "another program's own format", "export it as CSV or .npz"),
+    ".pkl .pickle .pt .pth .joblib .safetensors": (
+        "a file of Python objects or weights", "save its arrays as .npz"),
+    ".zip .tar .tgz .7z .rar .bz2 .xz": ("an archive", "unpack it and name the file inside"),
+    ".mp4 .mov .avi .mkv": ("a film", "export its frames as PNG"),
 }
-# The same by how the file begins, for those whose name says something else or nothing.
+FOREIGN = {ending: kind for endings, kind in _FOREIGN.items() for ending in endings.split()}
+# The same by how a file begins, for those whose name says something else or nothing.
 BEGINNINGS = {
     b"PK\x03\x04": "an archive or a spreadsheet", b"\x89HDF": "NetCDF or HDF5", b"CDF": "NetCDF",
     b"PAR1": "Parquet (name it .parquet)", b"\x93NUMPY": "an array (name it .npy)",

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsefield.data.images import read_mask
+from sparsefield.data.pictures import read_mask
 from sparsefield.errors import UserError
 
 

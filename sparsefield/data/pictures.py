@@ -1,114 +1,445 @@
-"""Square crops of pictures of any size, shrunk by exact area averages."""
+"""Reading one picture file, whatever is in it: the one reader of all commands."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
-from sparsefield.data.scale import Scale
+from sparsefield.data.files import refuse_foreign, require_file
+from sparsefield.errors import UserError
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
+
+# What decoders raise on files that are broken or not what their name says.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, RuntimeError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError, ImportError,
+)
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
+ORIENTATION = 0x0112  # of EXIF, and of TIFF
+TURNS = {  # orientation -> how to come from there to upright
+    2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90,
+}
 
 
 @dataclass(frozen=True)
-class Box:
-    """A square of a picture, in pixels: rows top ... top + side, columns left ... left + side."""
+class Raster:
+    """A picture, upright.
 
-    top: int
-    left: int
-    side: int
-
-
-def random_box(
-    rng: np.random.Generator, height: int, width: int, smallest: int, largest: int
-) -> Box:
-    """A box with log-uniform side in [smallest, largest], anywhere inside a picture."""
-    side = round(smallest * (largest / smallest) ** rng.random())
-    top = int(rng.integers(height - side + 1))
-    left = int(rng.integers(width - side + 1))
-    return Box(top, left, side)
-
-
-class Picture:
-    """A picture that gives the area average of any square at any size in O(size^2).
-
-    Kept as a summed-area table (Crow 1984): T[i, j] is the sum of the pixels above row i and left
-    of column j. Between pixel corners the integral of the picture is bilinear in (i, j), so that
-    sums over boxes with fractional corners are exact as well.
+    Attributes:
+        values: (H, W, 1) grey or (H, W, 3) colour, uint8, or float with every bit of the file.
+        white: 255; 65535 for colours of 16 bits; 1 for colours as floats; None where grey values
+            are measurements of a scale that the file does not tell (16 bits, floats).
+        known: (H, W) bool: not transparent, and a number; None if all are.
+        opacity: (H, W) in [0, 1], None if all is opaque.
     """
 
-    def __init__(self, pixels: np.ndarray):
-        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
-        height, width, channels = pixels.shape
-        self.height = height
-        self.width = width
-        kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
-        self.sums = np.zeros((height + 1, width + 1, channels), dtype=kind)
-        np.cumsum(pixels, axis=0, dtype=kind, out=self.sums[1:, 1:])
-        np.cumsum(self.sums, axis=1, out=self.sums)
+    values: np.ndarray
+    white: float | None
+    known: np.ndarray | None = None
+    opacity: np.ndarray | None = None
 
-    def random_box(self, rng: np.random.Generator, smallest: int) -> Box:
-        """A box with a side between `smallest` and the whole short side."""
-        largest = min(self.height, self.width)
-        return random_box(rng, self.height, self.width, smallest, largest)
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[:2]
 
-    def crop(self, box: Box, size: int) -> np.ndarray:
-        """(size, size, C) float64: the mean of the box over each of size^2 cells."""
-        channels = self.sums.shape[2]
-        # Corner k of the cells lies at k * side / size pixels: a whole part and a fraction.
-        whole, rest = np.divmod(np.arange(size + 1) * box.side, size)
-        part = rest / size
-        corners = np.concatenate([whole, np.minimum(whole + 1, box.side)])
-        index = (box.top + corners)[:, None] * (self.width + 1) + box.left + corners
-        sums = self.sums.reshape(-1, channels).take(index, axis=0)   # (2 (size + 1))^2 C
-        # Interpolate and difference down, then right; channels ride along in the flat rows.
-        rows = sums.astype(np.float64).reshape(len(corners), -1)
-        rows = _cell_sums(rows, part[:, None])
-        columns = rows.reshape(size, len(corners), channels).transpose(1, 0, 2)
-        columns = _cell_sums(columns.reshape(len(corners), -1), part[:, None])
-        means = columns.reshape(size, size, channels) * (size / box.side) ** 2
-        return np.ascontiguousarray(means.transpose(1, 0, 2))
+    @property
+    def channels(self) -> int:
+        return self.values.shape[2]
+
+    @property
+    def is_8_bit(self) -> bool:
+        return self.values.dtype == np.uint8
+
+    def with_channels(self, channels: int) -> Raster:
+        """Grey (1) or in colour (3)."""
+        values = self.values
+        if channels == 3 and self.channels == 1:
+            values = values.repeat(3, axis=2)
+        elif channels == 1 and self.channels == 3 and self.is_8_bit:
+            values = np.asarray(Image.fromarray(values).convert("L"))[..., None]
+        elif channels == 1 and self.channels == 3:
+            values = (values @ np.array(GREY_WEIGHTS, values.dtype))[..., None]
+        return replace(self, values=values)
+
+    def without(self, missing: np.ndarray) -> Raster:
+        """`missing`, (H, W) bool, is not known either."""
+        if not missing.any():
+            return self
+        known = ~missing if self.known is None else self.known & ~missing
+        values = self.values
+        if not self.is_8_bit:
+            values = np.where(missing[..., None], np.nan, values)
+        return replace(self, values=values, known=known)
+
+    def seen_through(self, opacity: np.ndarray) -> Raster:
+        """What is transparent, opacity (H, W) below a half, is not known either."""
+        if (opacity == 1).all():
+            return self
+        opaque = opacity >= 0.5
+        known = opaque if self.known is None else self.known & opaque
+        return replace(self, known=known, opacity=opacity)
+
+    def turned(self, orientation: int | None) -> Raster:
+        """From an orientation as EXIF counts them to upright."""
+        turn = TURNS.get(orientation)
+        if turn is None:
+            return self
+        values, known, opacity = (
+            None if layer is None else np.ascontiguousarray(turn(layer))
+            for layer in (self.values, self.known, self.opacity))
+        return Raster(values, self.white, known, opacity)
+
+    def on_white(self) -> Raster:
+        """What is transparent seen on white paper; what is opaque without a value stays unknown."""
+        if self.opacity is None or self.white is None:
+            return self
+        share = self.opacity[..., None]
+        blended = self.values * share + self.white * (1 - share)
+        values = np.round(blended).astype(np.uint8) if self.is_8_bit else blended
+        known = self.known | (self.opacity < 0.5)
+        return Raster(values.astype(self.values.dtype), self.white, None if known.all() else known)
+
+    def reduced(self, factor: int) -> Raster:
+        """Blocks of factor x factor become their mean over the points that are known."""
+        if factor == 1:
+            return self
+        if self.known is None:
+            return Raster(_block_means(self.values, factor), self.white)
+        known = self.known[..., None]
+        weight = _block_means(known.astype(np.float32), factor)
+        sums = _block_means(np.where(known, self.values, 0).astype(np.float32), factor)
+        values = sums / np.maximum(weight, 1e-6)
+        values = np.round(values).astype(np.uint8) if self.is_8_bit else values
+        opacity = None if self.opacity is None else _block_means(
+            self.opacity[..., None].astype(np.float32), factor)[..., 0]
+        return Raster(values, self.white, weight[..., 0] >= 0.5, opacity)
 
 
-def _cell_sums(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Table rows at the whole corners, then at the next ones -> sums between corners."""
-    whole, after = np.split(sums, 2)
-    return np.diff(whole + (after - whole) * part, axis=0)
+def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
+    values = values if values.dtype == np.uint8 else values.astype(np.float32)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, 2, 0)]
+    return np.stack([np.asarray(plane.reduce(factor)) for plane in planes], axis=2)
 
 
-class CropSplit:
-    """Crops of a few pictures held in memory; see `base.Split`.
+def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
+    """The picture of a file, or of an .npy of (H, W) or (H, W, C) with 1, 3 or 4 (RGBA) channels.
 
-    Training example i is a random crop of picture i mod len(pictures), with sides from
-    `image_size` (so that nothing is ever enlarged) to the picture's short side, log-uniform: as
-    many octaves of detail as of overview. Frozen examples are given as (picture, box).
+    Upright by its EXIF orientation, of several frames the first. No-data values, SCALE and OFFSET
+    of a GeoTIFF are applied. With `reduced_to`, the result may be smaller than the file, by a whole
+    factor, but its short side is no less than `reduced_to` unless the file's is.
+
+    Raises:
+        UserError: no file, no permission, broken, no picture, or more pixels than Pillow's limit
+            (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
+    require_file(path)
+    refuse_foreign(path, "pictures are PNG, JPEG, TIFF, WebP, BMP, GIF or .npy")
+    try:
+        if path.suffix.lower() == ".npy":
+            raster = _of_array(_load_npy(path))
+        else:
+            raster = _read_tiff(path) if _is_tiff(path) else _read_by_pillow(path, reduced_to)
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: no readable picture ({reason})") from None
+    return raster.reduced(max(1, min(raster.shape) // reduced_to)) if reduced_to else raster
 
-    has_gaps, is_symmetric = False, True
 
-    def __init__(
-        self, pictures: list[Picture], frozen: list[tuple[int, Box]], length: int,
-        image_size: int, scale: Scale,
-    ):
-        self.pictures = pictures
-        self.frozen = frozen
-        self.length = length
-        self.image_size = image_size
-        self.scale = scale
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) bool: what is white in a picture, and not transparent. See `read_picture`.
 
-    def __len__(self) -> int:
-        return self.length
+    Of a mask that is nowhere as bright as grey, with two values only (0 and 1, say), the one that
+    is not 0 counts as white, or else the higher one. NaN is not known.
+    """
+    raster = read_picture(path).with_channels(1)
+    grey = raster.values[..., 0]
+    brightest = np.nanmax(grey, initial=0)
+    white = 255 if raster.is_8_bit else next(w for w in (1, 255, 65535, np.inf) if brightest <= w)
+    known = grey >= white / 2
+    found = np.unique(grey[~np.isnan(grey)])
+    if not known.any() and len(found) == 2:
+        known = grey == (found[0] if found[1] == 0 else found[1])  # -1 is true in signed masks
+    return known if raster.known is None else known & raster.known
 
-    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        picture = self.pictures[index % len(self.pictures)]
-        box = picture.random_box(rng, self.image_size)
-        return self.scale.to_inside(picture.crop(box, self.image_size))
 
-    def example(self, index: int) -> np.ndarray:
-        picture, box = self.frozen[index]
-        return self.scale.to_inside(self.pictures[picture].crop(box, self.image_size))
+def _check_size(width: int, height: int) -> None:
+    """Raises ValueError above Pillow's limit; Pillow itself only warns up to twice of it."""
+    if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
 
-    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
-        picture, box = self.frozen[index]
-        if box.side < size:
-            return None
-        return self.scale.to_inside(self.pictures[picture].crop(box, size))
+
+# --- by Pillow ------------------------------------------------------------------------------------
+
+
+def _read_by_pillow(path: Path, reduced_to: int | None = None) -> Raster:
+    """The picture, upright but for a TIFF."""
+    with Image.open(path) as image:
+        _check_size(*image.size)
+        if reduced_to:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
+            times = reduced_to / min(image.size)
+            image.draft(None, tuple(ceil(side * times) for side in image.size))
+        _leave_as_stored(image)
+        arguments = image.tile[0].args if image.tile else ""
+        raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+        if image.format == "PPM" and image.mode == "RGB" and isinstance(arguments, tuple) and (
+            arguments[-1] > 255
+        ):
+            raise ValueError("more than 8 bits a channel in a PPM: save it as PNG or TIFF")
+        if ";16" in raw and image.mode in ("RGB", "RGBA", "LA"):
+            raster = _sixteen_bits(path, image.mode, raw, image.info.get("transparency"))
+        elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raster = _of_numbers(np.asarray(image)[..., None], image.info.get("transparency"))
+        else:
+            raster = _eight_bits(image)
+        return raster.turned(image.getexif().get(ORIENTATION))
+
+
+def _leave_as_stored(image: Image.Image) -> None:
+    """A TIFF's orientation is for who has all of it."""
+    if image.format == "TIFF":
+        # Pillow 13 turns TIFFs itself as it loads them, and scrambles those without compression.
+        image.tag_v2.pop(ORIENTATION, None)
+        image.getexif().pop(ORIENTATION, None)
+        image._size = image._tile_size
+
+
+def _eight_bits(image: Image.Image) -> Raster:
+    is_grey = image.mode in ("1", "L", "LA", "La")
+    if not image.has_transparency_data:
+        values = np.asarray(image.convert("L" if is_grey else "RGB"))
+        return Raster(values.reshape(*values.shape[:2], -1), 255)
+    layers = np.asarray(image.convert("RGBA"))
+    return Raster(layers[..., :1 if is_grey else 3], 255).seen_through(layers[..., 3] / 255)
+
+
+def _sixteen_bits(
+    path: Path, mode: str, raw: str, transparent: Sequence[int] | None
+) -> Raster:
+    """Pillow keeps one byte of two: read again with the other byte order for the lower ones."""
+    if raw == "LA;16B":  # its four bytes a pixel are as many as those of 8-bit RGBA
+        layers = _bytes(path, "RGBA", "RGBA")
+        layers = layers[..., ::2] * 256 + layers[..., 1::2]
+    else:
+        name, order = raw.split(";16")
+        high, low = "BL" if order == "B" else "LB"  # N, of this machine, is L
+        layers = _bytes(path, mode, f"{name};16{high}") * 256 + _bytes(
+            path, mode, f"{name};16{low}")
+    colours = 1 if raw == "LA;16B" else 3
+    raster = Raster(layers[..., :colours], 65535)
+    if layers.shape[2] > colours:
+        return raster.seen_through(layers[..., colours] / 65535)
+    return raster if transparent is None else raster.seen_through(
+        1.0 - (layers == transparent).all(axis=2))
+
+
+def _bytes(path: Path, mode: str, raw: str) -> np.ndarray:
+    """One byte of each channel as float32, by unpacking the file in a way of our choice."""
+    with Image.open(path) as image:
+        image._mode = mode
+        image.tile = [
+            tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+            for tile in image.tile
+        ]
+        _leave_as_stored(image)
+        return np.asarray(image).astype(np.float32)
+
+
+# --- TIFF: 8 bits by Pillow, the rest by tifffile -------------------------------------------------
+
+_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
+_UNSPECIFIED, _PREMULTIPLIED = 0, 1  # what a band beside the colours is; 1 and 2: opacity
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _BEGINNINGS
+
+
+def _read_tiff(path: Path) -> Raster:
+    """The first page of a TIFF."""
+    import tifffile
+
+    # It warns of no-data values that the type of a file cannot hold: no point has them.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = next(iter(file.pages), None)
+            if page is None or page.dtype is None or 0 in page.shaped:
+                raise ValueError("a TIFF without numbers that can be read")
+            _check_size(page.imagewidth, page.imagelength)
+            nodata, orientation = _nodata(page), page.tags.valueof(ORIENTATION, 1)
+            if page.bitspersample <= 8 and page.dtype.kind in "bu":
+                raster = _read_by_pillow(path)
+                numbers = _stored_by_pillow(path)
+                raster = raster if nodata is None or numbers.shape[:2] != raster.shape else (
+                    raster.without((numbers == nodata).all(axis=2)))
+            else:
+                raster = _scaled(_deep_page(path, page, nodata), page)
+            return raster.turned(orientation)
+    except tifffile.TiffFileError as error:
+        raise ValueError(str(error)) from None
+
+
+def _stored_by_pillow(path: Path) -> np.ndarray:
+    """(H, W, C): the numbers of a file of 8 bits, in a palette the places, without opacity."""
+    with Image.open(path) as image:
+        _leave_as_stored(image)
+        stored = np.asarray(image).reshape(*image.size[::-1], -1)
+    return stored[..., :3] if stored.shape[2] > 2 else stored[..., :1]
+
+
+def _deep_page(path: Path, page: TiffPage, nodata: float | None) -> Raster:
+    """Numbers of more than 8 bits, every bit."""
+    try:
+        if page.imagedepth != 1:
+            raise ValueError(f"a volume of {page.imagedepth} layers: save one of them")
+        stored = page.asarray(squeeze=False)[:, 0]  # (1, H, W, N), or (N, H, W, 1) band by band
+    except (ValueError, ImportError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        if not _keeps_all_bits_in_pillow(page):
+            raise ValueError(f"{page.dtype} in a compression that is not known here, {error}: save "
+                             "it without compression, or pip install imagecodecs") from None
+        raster = _read_by_pillow(path)
+        return raster.without((raster.values == nodata).all(axis=2))
+    bands = np.concatenate(list(stored), axis=2)
+    first, extras = _layout(page, bands.shape[2])
+    colours = bands[..., :first]
+    which = next((k for k, extra in enumerate(extras) if extra != _UNSPECIFIED), None)
+    if which is None:
+        return _of_numbers(colours, nodata)
+    top = np.iinfo(bands.dtype).max if bands.dtype.kind in "ui" else 1
+    alpha = bands[..., first + which, None]
+    if extras[which] == _PREMULTIPLIED:
+        straight = colours * float(top) / np.where(alpha > 0, alpha, top)
+        colours = np.clip(straight, 0, top).astype(bands.dtype)
+    return _of_numbers(colours, nodata).seen_through(np.clip(alpha[..., 0] / top, 0, 1))
+
+
+def _keeps_all_bits_in_pillow(page: TiffPage) -> bool:
+    """Whether Pillow, which knows more compressions, reads numbers of more than 8 bits rightly."""
+    if page.samplesperpixel == 1:
+        return page.dtype in (np.uint16, np.int16, np.int32, np.float32)
+    is_rgb, is_by_band = page.photometric == 2, page.planarconfig == 2
+    return (is_rgb and page.dtype == np.uint16 and not is_by_band and page.samplesperpixel <= 4
+            and _PREMULTIPLIED not in map(int, page.extrasamples))
+
+
+def _layout(page: TiffPage, bands: int) -> tuple[int, list[int]]:
+    """How many of the bands are grey or colours, and what each of the others is.
+
+    Beside what is said to be colours, others are left out, as near infrared; without that word
+    they might as well be what is to be read.
+    """
+    from tifffile import PHOTOMETRIC
+
+    if page.dtype.kind not in "uif":
+        raise ValueError(f"numbers of type {page.dtype}")
+    if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE):
+        raise ValueError(f"{page.photometric.name} of more than 8 bits: save it as RGB")
+    extras = [int(extra) for extra in page.extrasamples]
+    if page.photometric == PHOTOMETRIC.RGB:
+        return 3, extras or [2] * (bands - 3)
+    extras = extras or [_UNSPECIFIED] * (bands - 1)
+    first = 3 if extras[:2] == [_UNSPECIFIED] * 2 else 1  # many programs write colours like that
+    extras = extras[first - 1:]
+    if len(extras) > 1 or extras == [_UNSPECIFIED]:
+        raise ValueError(f"{bands} bands, and nothing says that they are grey or red, green and "
+                         "blue, with or without opacity: save a file of those that are")
+    return first, extras
+
+
+def _nodata(page: TiffPage) -> float | None:
+    """The number that means: no value, in the type of the file; None if no point can have it."""
+    text = str(page.tags.valueof(GDAL_NODATA, "")).strip("\0 ").replace(",", ".")
+    try:
+        number = int(text) if text.lstrip("+-").isdigit() else float(text)
+        with np.errstate(over="ignore"):
+            return page.dtype.type(number) if page.dtype.kind == "f" or number == int(
+                number) else None
+    except (ValueError, OverflowError):  # not finite, or too large
+        return None
+
+
+def _scaled(raster: Raster, page: TiffPage) -> Raster:
+    """Values by SCALE and OFFSET of the first band, which GDAL keeps in XML."""
+    text = page.tags.valueof(GDAL_METADATA)
+    if not text or raster.white is not None:
+        return raster
+    terms = {"scale": 1.0, "offset": 0.0}
+    for item in ElementTree.fromstring(text.strip("\0 ")):
+        if item.get("role") in terms and item.get("sample", "0") == "0":
+            terms[item.get("role")] = float(item.text)
+    if terms == {"scale": 1.0, "offset": 0.0}:
+        return raster
+    return replace(raster, values=raster.values.astype(float) * terms["scale"] + terms["offset"])
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _of_numbers(numbers: np.ndarray, nodata: float | None = None) -> Raster:
+    """The picture in numbers of any type, (H, W, 1) or (H, W, 3); what is not finite is unknown."""
+    missing = np.zeros(numbers.shape[:2], bool)
+    if nodata is not None:
+        missing = (numbers == nodata).all(axis=2)
+    if numbers.dtype == np.uint8:
+        return Raster(numbers, 255).without(missing)
+    missing |= ~np.isfinite(numbers).all(axis=2)
+    is_coloured = numbers.shape[2] == 3
+    white = 65535 if numbers.dtype == np.uint16 and is_coloured else None
+    if numbers.dtype.kind == "f" and is_coloured:
+        there = numbers[~missing]
+        is_share = there.min(initial=0) >= 0 and there.max(initial=0) <= 1
+        white = 1 if is_share else None  # the custom for colours in floats
+    is_short = numbers.dtype.itemsize <= 2 or numbers.dtype == np.float32
+    values = numbers.astype(np.float32 if is_short else np.float64)
+    return Raster(values, white).without(missing)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError("objects, or no .npy at all: save one array of numbers") from None
+
+
+def _of_array(array: np.ndarray) -> Raster:
+    """The picture in an array: see `read_picture`."""
+    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}: give numbers of "
+                         "(H, W), or (H, W, C) with 1, 3 or 4 channels")
+    if array.ndim == 2 and array.shape[1] in (3, 4) and len(array) > 2 * array.shape[1]:
+        raise ValueError(f"shape {array.shape}: rows of x, y, value? save those as CSV, or as .npz "
+                         "with coords and values")
+    array = array[..., None] if array.ndim == 2 else array
+    if array.shape[2] not in (1, 3, 4):
+        first = " (channels first? move them last)" if array.shape[0] in (1, 3, 4) else ""
+        raise ValueError(f"shape {array.shape}: the last axis holds the channels, 1, 3 or 4{first}")
+    _check_size(array.shape[1], array.shape[0])
+    raster = _of_numbers(array[..., :3])
+    if array.shape[2] < 4:
+        return raster
+    alpha = array[..., 3]
+    if raster.white is None or np.nanmin(alpha) < 0 or np.nanmax(alpha) > raster.white:
+        raise ValueError("four channels that are no red, green, blue and opacity")
+    return raster.seen_through(alpha / raster.white)

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from sparsefield.data.base import Split
 from sparsefield.data.patterns import Pattern
+from sparsefield.data.scale import Split
 from sparsefield.data.streams import Purpose, generator
 
 

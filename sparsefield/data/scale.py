@@ -1,10 +1,11 @@
-"""Between the values of a file and the values that a model sees."""
+"""What every data set is: three splits of fields on one grid, and the scale of their values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -13,10 +14,11 @@ from sparsefield.errors import UserError
 
 @dataclass(frozen=True)
 class Scale:
-    """An affine map for each channel: `value_range[c] = (lo, hi)` of the file becomes (-1, 1).
+    """An affine map for each channel, between values of a file and those that a model sees.
 
-    Arrays have the channels last. `units` is text for colour bars ("K", or one unit for each
-    channel as "m/s,m/s,K"), or None for pictures.
+    Attributes:
+        value_range: (lo, hi) of each channel, which become (-1, 1). Channels are the last axis.
+        units: text for colour bars, "K", or "m/s,m/s,K" for each channel; None for pictures.
     """
 
     value_range: tuple[tuple[float, float], ...]
@@ -65,7 +67,7 @@ def pixel_scale(channels: int) -> Scale:
 
 
 def wide_enough(low: float, high: float) -> tuple[float, float]:
-    """Constant data lies in the middle of a range that can be divided by."""
+    """The range, or one around a single value: constant data must not divide by 0."""
     margin = 0.5 * max(1.0, abs(low)) if low == high else 0.0
     return low - margin, high + margin
 
@@ -85,3 +87,87 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
         raise UserError(f"--value_range {text}: give low high, each lo must be below its hi, and "
                         "both finite")
     return pairs if len(pairs) == channels else pairs * channels
+
+
+class Split(Protocol):
+    """Fields (H, W, C), float32, the data set's range mapped to [-1, 1].
+
+    Attributes:
+        has_gaps: whether points of some field do not exist. These are NaN in all channels.
+        is_symmetric: whether flips, quarter turns and exchanged channels of a field are as likely
+            as the field itself, as in pictures.
+    """
+
+    has_gaps: bool
+    is_symmetric: bool
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int) -> np.ndarray:
+        """The frozen field `index`, for evaluation."""
+
+    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Field `index` for training, augmented with numbers of `rng`."""
+
+    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
+        """(size, size, C): the truth of `example(index)` on a finer grid.
+
+        `example(index)` is its area average. None if the source has fewer points than that.
+        """
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split for good into training, validation and test fields.
+
+    Attributes:
+        name: what the user asked for, without folders.
+        height, width: the grid of every field.
+        scale: value range and units, one range for each channel.
+        fingerprint: hash of the source, equal on every machine.
+        rows_up: whether y grows with the row: maps with coordinates. Row 0 is then drawn at the
+            bottom; of pictures and arrays it is drawn on top.
+    """
+
+    name: str
+    height: int
+    width: int
+    scale: Scale
+    fingerprint: str
+    train: Split
+    val: Split
+    test: Split
+    rows_up: bool = False
+
+    @property
+    def channels(self) -> int:
+        return self.scale.channels
+
+    @property
+    def units(self) -> str | None:
+        return self.scale.units
+
+    @property
+    def value_range(self) -> tuple[tuple[float, float], ...]:
+        return self.scale.value_range
+
+    def to_physical(self, inside: np.ndarray) -> np.ndarray:
+        """[-1, 1] -> values of the file, channels last."""
+        return self.scale.to_physical(inside)
+
+    def describe(self) -> dict[str, object]:
+        """What a checkpoint remembers of its data, in plain types.
+
+        `Scale(d["value_range"], d["units"])` of the result brings the scale back.
+        """
+        return {
+            "name": self.name,
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "value_range": [list(pair) for pair in self.value_range],
+            "units": self.units,
+            "fingerprint": self.fingerprint,
+            "rows_up": self.rows_up,
+            "sizes": [len(self.train), len(self.val), len(self.test)],
+        }

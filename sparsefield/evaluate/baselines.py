@@ -18,7 +18,7 @@ import torch
 
 from sparsefield.errors import UserError
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain, grid_coords
 
 Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
 
@@ -146,7 +146,8 @@ def _krige(
 ) -> np.ndarray:
     places, known = (torch.from_numpy(x)[None].float() for x in (coords, values))
     queries = torch.from_numpy(_queries(shape))[None].float()
-    return condition(places, known, kernels=kernels).at(queries).mean[0].double().numpy()
+    posterior = condition(places, known, domain=Domain.of_grid(*shape), kernels=kernels)
+    return posterior.at(queries).mean[0].double().numpy()
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:

@@ -22,7 +22,6 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
-from sparsefield.gaussian.watch import watching
 
 Progress = Callable[[int, int | None], None]
 Noise = Callable[[Sequence[torch.Generator]], Tensor]  # one generator a draw
@@ -137,10 +136,11 @@ def sample(
     def fresh() -> Tensor:
         return noise([generator for own in generators for generator in own[:draws]])
 
-    with watching(count.step):
-        form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
-        start = model.start(form, query_coords, input_coords)
-        first = torch.zeros_like(start.mean) if method == "mean" else fresh()
+    form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
+    count.step()
+    start = model.start(form, query_coords, input_coords)
+    first = torch.zeros_like(start.mean) if method == "mean" else fresh()
+    count.step()
     slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
                    block_size, most_inputs, bfloat16, count)
     evaluations = declared_nfe(method, num_steps)

@@ -19,10 +19,11 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.kernels import Kernel, stretch, variogram
+from sparsefield.gaussian.kernels import Kernel, variogram
+from sparsefield.place import grid_coords
 
 WAVES = 1536
-SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the square
+SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the domain
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
@@ -66,7 +67,7 @@ class Waves:
     its points, fields are summed from these by one product of matrices, without the features.
 
     Args:
-        coords: (N, D) in sides of the square, D 2 or 3.
+        coords: (N, D) in sides of the domain, D 2 or 3.
     """
 
     def __init__(self, kernel: Kernel, coords: Tensor):
@@ -125,7 +126,7 @@ def _stretched_waves(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frequencies along the axes (D, WAVES) float64, sd of waves (WAVES,) and slopes (D, D)."""
     frequencies, sd = _waves(kernel, dims)
-    matrix = stretch((kernel,), dims)[0]
+    matrix = kernel.stretch(dims)
     return ((matrix @ frequencies).to(device), sd[:-1].float().to(device),
             (matrix * sd[-1]).float().to(device))
 
@@ -144,17 +145,13 @@ def standard_normal(
 
 
 @lru_cache(maxsize=64)
-def grid_root(kernel: Kernel, height: int, width: int) -> Tensor:
+def grid_root(kernel: Kernel, height: int, width: int, device: torch.device) -> Tensor:
     """(H W, H W) float32: times columns of N(0, 1) it is fields on pixel centres, but for a level.
 
     Row i makes the value at pixel i. Cheaper than waves where many fields are drawn on one small
     grid.
     """
-    y, x = torch.meshgrid((torch.arange(height, dtype=torch.float64) + 0.5) / height,
-                          (torch.arange(width, dtype=torch.float64) + 0.5) / width, indexing="ij")
-    coords = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
-    only = torch.zeros(1, dtype=torch.long)
-    gamma = variogram((kernel,), only, only, coords, coords)[0]
-    covariance = LEVEL - gamma
+    coords = grid_coords(height, width).double()
+    covariance = LEVEL - variogram((kernel,), coords, coords)[0]
     covariance.diagonal().add_(1e-9)
-    return torch.linalg.cholesky(covariance).float()
+    return torch.linalg.cholesky(covariance).float().to(device)

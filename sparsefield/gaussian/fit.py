@@ -3,237 +3,213 @@
 Without noise the amplitude of a variogram is known in closed form. With noise it is not: a kernel
 is tried with a ladder of amplitudes, and has the likelihood of them all and their mean.
 
-Symbols: B fields, M observations, C channels, K kernels, R kept hypotheses, each about one field.
+Symbols: M observations, C channels, K kernels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.factor import Factored, Hypotheses, factor
-from sparsefield.gaussian.kernels import Kernel, without_directions
+from sparsefield.errors import UserError
+from sparsefield.gaussian.kernels import BANK, Kernel, candidates, isotropic, variogram
+from sparsefield.gaussian.kriging import Mixture, Sites, full_precision
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
 PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an uncertainty
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
-DISTANT = 128  # observations, at most, that tell how far they lie apart
-LEAST_DISTANCE = 0.01  # mean gamma between observations below which they tell no amplitude
-AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
+ROUNDING = 1e-6  # of correlations, computed in float32
+DISTANT = 128  # observations, at most, from which their mean gamma is computed
+LEAST_DISTANCE = 0.01  # mean gamma between observations below which they determine no amplitude
+
+NOISE_POINTS = 300  # observations, at most, from which the noise is estimated
+NOISE_LEVELS = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the sd
+LEAST_NOISE = 0.03  # of the sd of the values; less cannot be told from none
+FEWEST_POINTS = 10  # below which no noise is estimated
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Which hypotheses answer for each field, and how large the field is under them.
-
-    Attributes:
-        hypotheses: R of them, one to KEPT for a field, heaviest first.
-        weight: (R,), of sum 1 over those of a field.
-        channels: (R, C, C) covariance between channels: the field's is that times gamma.
-        values: (B, M, C), as given.
-    """
-
-    hypotheses: Hypotheses
-    weight: Tensor
-    channels: Tensor
-    values: Tensor
-
-    @property
-    def amplitude2(self) -> Tensor:
-        """(R, C), of every channel."""
-        return self.channels.diagonal(dim1=1, dim2=2)
-
-    def heaviest_rows(self) -> Tensor:
-        """(B,), which hypothesis of each field is the heaviest."""
-        every = torch.arange(len(self.values), device=self.weight.device)
-        return torch.searchsorted(self.hypotheses.field, every)
-
-    def mix(self, x: Tensor) -> Tensor:
-        """Weighted mean over the hypotheses of each field: (R, n, C) to (B, n, C)."""
-        mean = x.new_zeros(len(self.values), *x.shape[1:])
-        return mean.index_add_(0, self.hypotheses.field, self.weight[:, None, None] * x)
-
-
-@dataclass(frozen=True)
-class Fit(Mixture):
-    """The Gaussian field of each batch element, as its observations have chosen it.
+class Fit(NamedTuple):
+    """A fitted field.
 
     Attributes:
-        factored: the observed places under the R hypotheses.
-        white: (R, M - 1, C) increments of the values, whitened.
+        kernels: K that have weight. mixture: of them.
+        sites: the observed places under them. white: (K, M - p, C), the whitened contrasts.
     """
 
-    factored: Factored
+    kernels: tuple[Kernel, ...]
+    mixture: Mixture
+    sites: Sites
     white: Tensor
 
-    def heaviest(self) -> Fit:
-        """The same with one hypothesis for each field."""
-        rows = self.heaviest_rows()
-        factored = self.factored.take(rows)
-        return Fit(factored.hypotheses, torch.ones_like(self.weight[rows]), self.channels[rows],
-                   self.values, factored, self.white[rows])
+    @property
+    def heaviest(self) -> int:
+        """The kernel with the largest weight."""
+        return int(self.mixture.weight.argmax())
 
-    def at_all(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> Fit:
-        """The same hypotheses for the same fields, on other observations of theirs."""
-        return self._on(torch.arange(len(self.weight)), self.hypotheses.field, coords, values,
-                        noise_variance)
+    def relative(self, noise_variance: Tensor | None) -> Tensor | None:
+        """Variance of the noise (..., M) of one channel in units of the amplitudes: (..., K, M)."""
+        if noise_variance is None:
+            return None
+        return noise_variance.unsqueeze(-2) / self.mixture.channels[:, 0]
 
-    def near(
-        self, field: int, coords: Tensor, values: Tensor, noise_variance: Tensor | None
-    ) -> Fit:
-        """The hypotheses about one field, on n subsets of its observations: a fit of n fields.
+    def at(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> Fit:
+        """The same kernels on other observations of the field, (..., M, D) and (..., M, C)."""
+        sites = Sites.of(self.kernels, coords, self.relative(noise_variance))
+        sites.require()
+        return Fit(self.kernels, self.mixture, sites, sites.whiten(values))
 
-        Args:
-            coords: (n, k, 2). values: (n, k, C). noise_variance: (n, k) or None.
-        """
-        mine = (self.hypotheses.field == field).nonzero()[:, 0]
-        which = torch.arange(len(coords), device=mine.device).repeat_interleave(len(mine))
-        return self._on(mine.repeat(len(coords)), which, coords, values, noise_variance)
-
-    def _on(self, rows: Tensor, field: Tensor, coords: Tensor, values: Tensor,
-            noise_variance: Tensor | None) -> Fit:
-        factored = factor(replace(self.hypotheses.take(rows), field=field), coords, noise_variance)
-        white = factored.whiten(values)
-        return Fit(factored.hypotheses, self.weight[rows].to(white),
-                   self.channels[rows].to(white), values, factored, white)
-
-    def describe(self, field: int = 0) -> str:
+    def describe(self) -> str:
         """The fitted variogram in words: the kernels with weight, the heaviest first."""
-        if self.values.shape[1] == 1:
+        if self.white.shape[-2] == 0:
             return "one point: nothing to fit, isotropic variograms of several powers alike"
-        mine = self.hypotheses.field == field
-        kernels, weights = self.hypotheses.kernel[mine].tolist(), self.weight[mine].tolist()
-        return "; ".join(f"{self.hypotheses.kernels[kernel].describe()} ({weight:.0%})"
-                         for kernel, weight in zip(kernels, weights))
+        weights = self.mixture.weight.tolist()
+        order = sorted(range(len(weights)), key=weights.__getitem__, reverse=True)
+        return "; ".join(f"{self.kernels[k].describe()} ({weights[k]:.0%})" for k in order)
 
 
-def fit(coords: Tensor, values: Tensor, noise_variance: Tensor | None,
-        kernels: tuple[Kernel, ...]) -> Fit:
+def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
+        noise_variance: Tensor | None) -> Fit:
     """The best Gaussian field for observations.
 
     Args:
-        coords: (B, M, 2) in sides of the unit square, M >= 1.
-        values: (B, M, C), of about unit size.
-        noise_variance: (B, M) of the noise in the values, with C = 1; None: there is none.
+        coords: (M, D) in sides of the domain, M >= 1, the least noisy first.
+        values: (M, C), of about unit size.
+        noise_variance: (M,) of the noise in the values, with C = 1; None: there is none.
+    Raises:
+        UserError: places that cannot be told apart.
     """
-    kernels = without_directions(kernels, coords.shape[1])
-    every = Hypotheses.every(kernels, len(coords), coords.device)
+    kernels = candidates(kernels, len(coords))
     if noise_variance is not None:
-        score, amplitude2 = climb(every, coords, values, noise_variance)
-        rows, weight = choose(score)
-        chosen = replace(every.take(rows), amplitude2=amplitude2.flatten()[rows])
-        return _fit(factor(chosen, coords, noise_variance), weight, values)
-    if coords.shape[1] ** 2 * len(every.kernel) <= AT_ONCE:
-        factored = factor(every, coords)
-        white = factored.whiten(values)
-        rows, weight = choose(scores(factored, white).unflatten(0, (len(values), -1)))
-        return _fit(factored.take(rows), weight, values, white[rows])
-    rows, weight = choose(score_all(every, coords, values))
-    return _fit(factor(every.take(rows), coords), weight, values)
+        score, amplitude2 = climb(kernels, coords, values, noise_variance)
+        weight, kept = _chosen(score)
+        channels = amplitude2[kept].to(values)[:, None, None]
+        of_kept = tuple(kernels[k] for k in kept)
+        noise = noise_variance / channels[:, 0]
+        sites = Sites.of(of_kept, coords, noise)
+        white = sites.whiten(values)
+        return Fit(of_kept, Mixture(weight, channels), sites, white)
+    sites = Sites.of(kernels, coords)
+    white = sites.whiten(values)                                          # (K, M - p, C)
+    weight, kept = _chosen(restricted_likelihood(white, sites.log_det()))
+    white, sites = white[kept], sites.take(kept)
+    return Fit(sites.kernels, Mixture(weight, covariance_of_channels(white)), sites, white)
 
 
-def _fit(
-    chosen: Factored, weight: Tensor, values: Tensor, white: Tensor | None = None
-) -> Fit:
-    white = chosen.whiten(values) if white is None else white
-    if chosen.hypotheses.amplitude2 is None:
-        channels = covariance_of_channels(white)
-    else:
-        eye = torch.eye(values.shape[2]).to(white)
-        channels = chosen.hypotheses.amplitude2[:, None, None].to(white) * eye
-    return Fit(chosen.hypotheses, weight.to(white), channels, values, chosen, white)
+def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:
+    """Weights, without zeros, of kernels with scores (K,), and which they are."""
+    weight = weights(score)
+    kept = weight.nonzero()[:, 0].tolist()
+    if not kept or not bool(score[kept].isfinite().all()):
+        raise UserError("the measurements cannot be told apart in double precision: leave out "
+                        "points that are very far from the others, or very near to them")
+    return weight[kept].float(), kept
+
+
+def weights(score: Tensor) -> Tensor:
+    """Weights of sum 1 of kernels with scores (..., K): 0 but for the KEPT heaviest."""
+    weight = score.softmax(dim=-1)
+    heaviest = weight.topk(min(KEPT, weight.shape[-1]), dim=-1).values
+    least = torch.maximum(heaviest[..., -1:], heaviest[..., :1].clamp(max=LEAST_WEIGHT))
+    weight = weight * (weight >= least)
+    return weight / weight.sum(dim=-1, keepdim=True)
 
 
 def covariance_of_channels(white: Tensor) -> Tensor:
-    """(R, C, C) of whitened increments (R, M - 1, C), at the best amplitude of every channel."""
-    eye = torch.eye(white.shape[2]).to(white)
-    return (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / (white.shape[1] + 1)
-
-
-def scores(factored: Factored, white: Tensor) -> Tensor:
-    """Restricted log likelihood of each hypothesis: (R,) float64."""
-    return restricted_likelihood(white, factored.log_det(), factored.hypotheses.amplitude2)
+    """(..., C, C) of whitened contrasts (..., M - p, C), at the best amplitude of every channel."""
+    eye = torch.eye(white.shape[-1], dtype=white.dtype, device=white.device)
+    return (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / (white.shape[-2] + 1)
 
 
 def restricted_likelihood(
     white: Tensor, log_det: Tensor, amplitude2: Tensor | None = None
 ) -> Tensor:
-    """Restricted log likelihood of hypotheses, up to a constant: (...,) float64.
+    """Restricted log likelihood, up to a constant: (...,) float64.
 
     PRIOR_AMPLITUDE2 counts as the square of one observation more.
 
     Args:
-        white: (..., M - 1, C) whitened increments. log_det: (...,) of their covariance, float64.
+        white: (..., M - p, C) whitened contrasts. log_det: (...,) of their covariance, float64.
         amplitude2: (...,), or None for the best value of each.
     """
     count = white.shape[-2] + 1
     square = white.double().square().sum(dim=-2).mean(dim=-1) + PRIOR_AMPLITUDE2
-    if amplitude2 is None:  # that of one observation more is left out, as in any case alike
-        return -((count - 1) * (square / count).log() + log_det) / 2
-    return -(square / amplitude2 + count * amplitude2.log() + log_det) / 2
+    if amplitude2 is None:  # that of one observation more is left out: alike for all
+        twice = (count - 1) * (square / count).log() + log_det
+    else:
+        twice = square / amplitude2 + count * amplitude2.log() + log_det
+    return (-twice / 2).nan_to_num(nan=-torch.inf)  # where there are no factors
 
 
-def score_all(hypotheses: Hypotheses, coords: Tensor, values: Tensor,
-              noise_variance: Tensor | None = None) -> Tensor:
-    """Scores (B, K) of all kernels, in parts that memory holds."""
-    parts = torch.arange(len(hypotheses.kernel), device=coords.device)
-    found = []
-    for rows in parts.split(max(1, AT_ONCE // coords.shape[1] ** 2)):
-        factored = factor(hypotheses.take(rows), coords, noise_variance)
-        found.append(scores(factored, factored.whiten(values)))
-    return torch.cat(found).unflatten(0, (len(values), -1))
-
-
-def climb(hypotheses: Hypotheses, coords: Tensor, values: Tensor,
+def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
           noise_variance: Tensor) -> tuple[Tensor, Tensor]:
     """Likelihood of each kernel over the LADDER of amplitudes, and its expected amplitude.
 
     Returns:
-        score and amplitude2, both (B, K) float64.
+        score and amplitude2, both (K,) float64.
     """
-    some = coords[:, :: -(-coords.shape[1] // DISTANT)]
-    apart = hypotheses.variogram(some, some).mean(dim=(1, 2)).clamp_min(LEAST_DISTANCE)
-    variance = values.var(dim=(1, 2), correction=0)[hypotheses.field]
-    level = variance / apart + PRIOR_AMPLITUDE2 / coords.shape[1]         # (B K,)
-    tried = level.double()[:, None] * LADDER.to(level)                    # (B K, A)
-    score = torch.stack([
-        score_all(replace(hypotheses, amplitude2=amplitude2), coords, values, noise_variance)
-        for amplitude2 in tried.T
-    ], dim=2)                                                             # (B, K, A)
-    expected = (score.softmax(dim=2) * tried.view_as(score)).sum(dim=2)
-    return score.logsumexp(dim=2), expected
+    some = coords[:: -(-len(coords) // DISTANT)]
+    apart = variogram(kernels, some, some).mean(dim=(1, 2)).clamp_min(LEAST_DISTANCE)
+    level = values.var(correction=0) / apart + PRIOR_AMPLITUDE2 / len(coords)
+    tried = LADDER.to(level)[:, None].double() * level.double()           # (A, K)
+    score = []
+    for amplitude2 in tried:
+        sites = Sites.of(kernels, coords, noise_variance / amplitude2[:, None])
+        score.append(restricted_likelihood(sites.whiten(values), sites.log_det(), amplitude2))
+    scores = torch.stack(score)
+    expected = (scores.softmax(dim=0) * tried).sum(dim=0)
+    return scores.logsumexp(dim=0), expected
 
 
 def correlation_root(covariance: Tensor) -> Tensor:
     """(..., C, C) float32: times independent numbers of unit variance those that go together."""
     covariance = covariance.double()
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    return torch.linalg.cholesky(covariance / (sd[..., :, None] * sd[..., None, :])).float()
+    correlation = covariance / (sd[..., :, None] * sd[..., None, :])
+    correlation.diagonal(dim1=-2, dim2=-1).add_(ROUNDING)  # channels may be equal
+    root, _ = torch.linalg.cholesky_ex(correlation)  # on a GPU nothing is waited for
+    return root.float()
 
 
-def heaviest_kernels(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (B, R), of sum 1, some 0, and the kernels (B, R) that they are of, heaviest first.
+@torch.no_grad()
+def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor) -> float:
+    """The sd of the noise in values of one channel, 0 where it cannot be told from none.
 
-    Args:
-        score: (B, K), R = min(K, KEPT).
-    """
-    weight, kernel = score.softmax(dim=1).topk(min(KEPT, score.shape[1]), dim=1)
-    weight = weight * (weight >= weight[:, :1].clamp(max=LEAST_WEIGHT))
-    return weight / weight.sum(dim=1, keepdim=True), kernel
-
-
-def choose(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Which hypotheses answer, and with what weights.
+    A level of noise has the likelihood of all isotropic kernels and their amplitudes at it, and the
+    best level is taken.
 
     Args:
-        score: (B, K).
-    Returns:
-        rows into (B K,), by field and heaviest first, and weights (R,).
+        coords: (M, D) in sides of the domain. values: (M,). relative: (M,), by which the noise of
+            each observation differs, such as 1/2 for the mean of four.
     """
-    weight, kernel = heaviest_kernels(score)
-    fields, kernels = score.shape
-    rows = kernel + kernels * torch.arange(fields, device=kernel.device)[:, None]
-    return rows[weight > 0], weight[weight > 0]
+    if len(values) < FEWEST_POINTS or float(values.std()) == 0:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randperm(len(values), generator=generator)[:NOISE_POINTS]
+    some = some[relative[some].argsort(stable=True)]
+    coords, relative = coords[some], relative[some].float()
+    spread = float(values[some].std())
+    unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
+    scores = []
+    with full_precision(coords.device), one_thread():
+        for level in NOISE_LEVELS:
+            score, _ = climb(isotropic(BANK), coords, unit, (level * relative).square())
+            scores.append(float(score.logsumexp(dim=0)))
+    best = NOISE_LEVELS[max(range(len(NOISE_LEVELS)), key=scores.__getitem__)]
+    return best * spread if best >= LEAST_NOISE else 0.0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, PyTorch computes on one thread of the CPU: of many small matrices, where threads
+    wait for each other longer than they work, ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,21 +13,42 @@ Symbols: B fields, M observations, N queries, C channels, S draws.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.answer import Answer, LeaveOneOut
-from sparsefield.gaussian.draws import FEATURES
-from sparsefield.gaussian.factor import full_precision
-from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, correlation_root, fit
-from sparsefield.gaussian.kernels import BANK, NOISY_BANK, Kernel
-from sparsefield.gaussian.noise import Measured, PosteriorNoise
-from sparsefield.gaussian.solvers import FromAll, FromNearest
-from sparsefield.gaussian.watch import part_done
+from sparsefield.gaussian import draws
+from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
+from sparsefield.gaussian.kernels import BANK, Kernel
+from sparsefield.gaussian.kriging import (
+    Answer,
+    LeaveOneOut,
+    Sites,
+    closeness,
+    contrast,
+    full_precision,
+    local_amplitude,
+    of_rows,
+)
+from sparsefield.place import Domain
 
 DENSE_POINTS = 2000
-WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
+LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation has no weight at all
+NEIGHBOURS = 64
+BLOCK = 2048  # queries answered together from their neighbours: bounds memory, changes nothing
+HELD = 1 << 24  # numbers in the matrices of queries answered together from all observations
+WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
+KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
+
+SQUARE = Domain()
+
+Done = Callable[[], None]
 
 
 @torch.no_grad()
@@ -35,24 +56,23 @@ def condition(
     coords: Tensor,
     values: Tensor,
     noise_sd: Tensor | None = None,
+    *,
+    domain: Domain = SQUARE,
     kernels: tuple[Kernel, ...] | None = None,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
     Args:
-        coords: (B, M, 2) in sides of the unit square, M from 1 on; or (B, M, 3) on a globe, see
-            sparsefield.use.globe. Queries then have three coordinates, too.
+        coords: (B, M, 2), M from 1 on; or (B, M, 3) on a globe, see sparsefield.use.globe. Queries
+            then have three coordinates, too.
         values: (B, M, C), of about unit size. noise_sd: (B, M, C) of the noise in them, in their
             units; channels are then fitted each on its own. None or all zero: values are exact.
-        kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK or NOISY_BANK.
+        domain: the rectangle that the observations stand for: what a distance is compared with.
+        kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK.
+    Raises:
+        UserError: places that cannot be told apart in double precision.
     """
-    coords, values = coords.float(), values.float()
-    if noise_sd is None or not bool(noise_sd.any()):
-        return Posterior(coords, values, None, kernels or BANK)
-    channels = values.shape[2]
-    each = coords.repeat_interleave(channels, dim=0), values.mT.flatten(0, 1)[..., None]
-    noise_variance = noise_sd.to(values).square().mT.flatten(0, 1)
-    return Posterior(*each, noise_variance, kernels or NOISY_BANK, folded=channels)
+    return Posterior(coords.float(), values.float(), noise_sd, domain, kernels or BANK)
 
 
 class Posterior:
@@ -61,74 +81,256 @@ class Posterior:
     With noise every channel is a field of its own inside: `folded` of them, next to each other.
     """
 
-    def __init__(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None,
-                 kernels: tuple[Kernel, ...], folded: int = 1):
-        self.coords, self.noise_variance, self.folded = coords, noise_variance, folded
-        count = coords.shape[1]
-        some = evenly(count, DENSE_POINTS if noise_variance is None else NOISY_FIT_POINTS)
-        of_some = None if noise_variance is None else noise_variance[:, some]
+    def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
+                 kernels: tuple[Kernel, ...]):
+        is_noisy = noise_sd is not None and bool(noise_sd.any())
+        self.side, self.device = domain.side, coords.device
+        self.folded = values.shape[2] if is_noisy else 1
+        spacing = domain.spacing(coords.shape[1]) / self.side
+        self.fields: list[_Field] = []
         with full_precision(coords.device):
-            self.fit = fit(coords[:, some], values[:, some], of_some, kernels)
-            if len(some) < count <= DENSE_POINTS:
-                self.fit = self.fit.at_all(coords, values, noise_variance)
-        spacing = count**-0.5
-        self.solver = (FromAll(self.fit, spacing) if count <= DENSE_POINTS else
-                       FromNearest(self.fit, coords, values, noise_variance, spacing))
+            for b, places in enumerate(coords / self.side):
+                if noise_sd is None or not is_noisy:
+                    some = [(values[b], None)]
+                else:
+                    noises = noise_sd[b].to(values).clamp(max=LARGEST_NOISE).square()
+                    some = [(y[:, None], noise) for y, noise in zip(values[b].T, noises.T)]
+                for own, noise in some:
+                    self.fields.append(_field(_Observed.of(places, own, noise), kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
-        return self.fit.describe(field * self.folded)
+        return self.fields[field * self.folded].fit.describe()
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
-        """What the others say of every observation: each (B, M, C)."""
-        with torch.no_grad(), full_precision(self.coords.device):
-            loo = self.solver.leave_one_out
-        return LeaveOneOut(*(self._unfold(x) for x in (loo.mean, loo.sd, loo.surprise)))
+        """What the other observations predict for each: each (B, M, C)."""
+        with torch.no_grad(), full_precision(self.device):
+            found = [[x[field.observed.back] for x in field.leave_one_out] for field in self.fields]
+        return LeaveOneOut(*map(self._stacked, zip(*found)))
 
     @torch.no_grad()
-    def at(self, queries: Tensor) -> Answer:
-        """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, 2)."""
-        with full_precision(queries.device):
-            parts = []
-            for piece in self._pieces(queries):
-                parts.append(self.solver.answer(piece))
-                part_done()
-        mean, sd, spread = (self._unfold(torch.cat([getattr(part, name) for part in parts], dim=1))
-                            for name in ("mean", "sd", "spread"))
+    def at(self, queries: Tensor, done: Done | None = None) -> Answer:
+        """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, D).
+
+        Args:
+            done: called after each piece of the work.
+        """
+        found = []
+        with full_precision(self.device):
+            for field, places in zip(self.fields, self._places(queries)):
+                parts = []
+                for piece in places.split(field.at_once):
+                    parts.append(field.answer(piece))
+                    if done is not None:
+                        done()
+                found.append([torch.cat(column) for column in zip(*parts)])
+        mean, sd, spread = map(self._stacked, zip(*found))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
     @torch.no_grad()
-    def noise(self, queries: Tensor) -> PosteriorNoise:
-        """Draws at queries (B, N, 2) of what the observations leave open."""
-        heaviest = self.fit.heaviest().hypotheses
-        relative = None
-        if self.noise_variance is not None:
-            assert heaviest.amplitude2 is not None
-            relative = (self.noise_variance / heaviest.amplitude2[:, None]).sqrt().float()
-        kernels = [heaviest.kernels[k] for k in heaviest.kernel.tolist()]
-        measured = Measured(self.coords, kernels, relative, self._channel_root(), self.folded)
-        pieces = self._pieces(queries, most=max(64, WAVES_HELD // (len(self.coords) * FEATURES)))
-        return PosteriorNoise(measured, self.solver, pieces, self.describe())
+    def noise(self, queries: Tensor, done: Done | None = None) -> PosteriorNoise:
+        """Draws at queries (B, N, D) of what the observations leave open.
 
-    def _pieces(self, queries: Tensor, most: int | None = None) -> list[Tensor]:
-        """Queries in parts that memory holds, every channel a field where they are folded."""
-        folded = queries.to(self.coords).repeat_interleave(self.folded, dim=0)
-        return list(folded.split(min(self.solver.at_once, most or self.solver.at_once), dim=1))
+        Args:
+            done: called after each piece of each draw.
+        """
+        return PosteriorNoise(self, self._places(queries), done)
 
-    def _unfold(self, x: Tensor) -> Tensor:
-        """(B C, n, 1) to (B, n, C), where channels are folded."""
+    def _places(self, queries: Tensor) -> Tensor:
+        """(B folded, N, D) in sides of the domain."""
+        return queries.to(self.device).float().repeat_interleave(self.folded, dim=0) / self.side
+
+    def _stacked(self, fields: Sequence[Tensor]) -> Tensor:
+        """(B, n, C) of fields (n, C), or of folded channels (n, 1)."""
+        x = torch.stack(list(fields))
         return x if self.folded == 1 else x[..., 0].unflatten(0, (-1, self.folded)).mT
 
-    def _channel_root(self) -> Tensor:
+    def channel_root(self) -> Tensor:
         """(B, C, C): times independent channels those that go together like the field's."""
-        heaviest = self.fit.heaviest()
         if self.folded == 1:
-            return correlation_root(heaviest.channels)
+            return correlation_root(torch.stack(
+                [field.fit.mixture.channels[field.fit.heaviest] for field in self.fields]))
         # Each has its own variogram, amplitude and noise.
-        white = heaviest.white[..., 0].unflatten(0, (-1, self.folded)).double()
+        white = torch.stack([field.fit.white[field.fit.heaviest, :, 0] for field in self.fields])
+        white = white.unflatten(0, (-1, self.folded)).double()
         prior = PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white)
         return correlation_root(white @ white.mT + prior)
+
+
+class _Observed(NamedTuple):
+    """The observations of a field, the least noisy first.
+
+    Attributes:
+        coords: (M, D). values: (M, C). noise_variance: (M,) or None. back: (M,), their order as
+            they were given.
+    """
+
+    coords: Tensor
+    values: Tensor
+    noise_variance: Tensor | None
+    back: Tensor
+
+    @classmethod
+    def of(cls, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> _Observed:
+        if noise_variance is None:
+            return cls(coords, values, None, torch.arange(len(coords), device=coords.device))
+        order = noise_variance.argsort(stable=True)
+        return cls(coords[order], values[order], noise_variance[order], order.argsort())
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Some of them, (..., k) each."""
+        noise = None if self.noise_variance is None else self.noise_variance[index]
+        return self.coords[index], self.values[index], noise
+
+
+def _field(observed: _Observed, kernels: tuple[Kernel, ...], spacing: float) -> _Field:
+    count = len(observed.coords)
+    some = evenly(count, DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS)
+    fitted = fit(kernels, *observed.take(some.to(observed.coords.device)))
+    if count > DENSE_POINTS:
+        return _FromNearest(observed, fitted, spacing)
+    if len(some) < count:
+        fitted = fitted.at(*observed[:3])
+    return _FromAll(observed, fitted, spacing)
+
+
+class _Field:
+    """One field, answered from its observations.
+
+    Args:
+        spacing: between observations, in sides of the domain.
+    """
+
+    at_once: int  # queries
+
+    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
+        self.observed, self.fit, self.spacing = observed, fitted, spacing
+
+    @cached_property
+    def leave_one_out(self) -> LeaveOneOut:
+        """Each (M, C), the least noisy first."""
+        raise NotImplementedError
+
+    def answer(self, queries: Tensor) -> Answer:
+        """At (n, D): (n, C)."""
+        raise NotImplementedError
+
+    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
+        the queries (S, n) and at the observations (S, M)."""
+        raise NotImplementedError
+
+
+class _FromAll(_Field):
+    """Exact, by one factorisation."""
+
+    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
+        super().__init__(observed, fitted, spacing)
+        self.at_once = max(64, HELD // (len(fitted.kernels) * len(observed.coords)))
+
+    @cached_property
+    def leave_one_out(self) -> LeaveOneOut:
+        sites = self.fit.sites
+        return self.fit.mixture.leave_one_out(self.observed.values, sites.weigh(self.fit.white),
+                                              sites.precision())
+
+    def answer(self, queries: Tensor) -> Answer:
+        mixture, sites, white = self.fit.mixture, self.fit.sites, self.fit.white
+        onto, whitened, variance = sites.krige(queries)
+        level = onto @ self.observed.values[: onto.shape[1]]
+        found = mixture.answer(level, (white.mT @ whitened).mT, variance)
+        near = closeness(queries, self.observed.coords, self.spacing)
+        amplitude = local_amplitude(near, self.leave_one_out.z)
+        return Answer(found.mean, found.sd * amplitude, found.spread * amplitude)
+
+    @cached_property
+    def _heaviest(self) -> Sites:
+        return self.fit.sites.take([self.fit.heaviest])
+
+    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        onto, whitened, variance = self._heaviest.krige(queries)
+        (_, factored), = self._heaviest.parts
+        inverse, a = factored.inverse[0], factored.onto.float()
+        sd = variance[0].sqrt()
+
+        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
+            known = at_observed.mT                                        # (M, S)
+            white = (inverse @ contrast(a, known).to(inverse)).float()
+            kriged = onto @ known[: onto.shape[1]] + whitened[0].mT @ white
+            return (at_queries - kriged.mT) / sd
+
+        return of
+
+
+class _FromNearest(_Field):
+    """Each query from its NEIGHBOURS nearest observations, with what was fitted to the field."""
+
+    at_once = BLOCK
+
+    @cached_property
+    def _tree(self) -> scipy.spatial.cKDTree:
+        return scipy.spatial.cKDTree(self.observed.coords.cpu().numpy())
+
+    def _around(self, points: Tensor, own: Tensor | None = None) -> tuple[Fit, Tensor, Tensor]:
+        """The fit around each of points (n, D), the values there and their indices (n, k).
+
+        Args:
+            own: (n,) the observation that is left out of each.
+        """
+        count = NEIGHBOURS + (own is not None)
+        _, index = self._tree.query(points.cpu().numpy(), k=np.arange(count) + 1)
+        if own is not None:
+            others = index != own.cpu().numpy()[:, None]
+            others[others.all(axis=1), -1] = False  # more observations at the place than these
+            index = index[others].reshape(len(index), -1)
+        if self.observed.noise_variance is not None:
+            index.sort(axis=1)  # the least noisy first
+        near = torch.from_numpy(index).to(points.device)
+        coords, values, noise = self.observed.take(near)
+        return self.fit.at(coords, values, noise), values, near
+
+    def _krige(self, fitted: Fit, values: Tensor, points: Tensor) -> Answer:
+        """At points (n, D), each from its own observations."""
+        onto, whitened, variance = fitted.sites.krige(points[:, None])
+        level = onto @ values[:, : onto.shape[2]]
+        answer = fitted.mixture.answer(level, whitened.mT @ fitted.white, variance)
+        return Answer(*(x[:, 0] for x in answer))
+
+    @cached_property
+    def leave_one_out(self) -> LeaveOneOut:
+        coords, values, noise = self.observed[:3]
+        every, parts = torch.arange(len(coords), device=coords.device), []
+        for rows in every.split(BLOCK):
+            fitted, around, _ = self._around(coords[rows], own=rows)
+            mean, sd, _ = self._krige(fitted, around, coords[rows])
+            if noise is not None:
+                sd = (sd.square() + noise[rows, None]).sqrt()
+            parts.append(LeaveOneOut(mean, sd, (values[rows] - mean) / sd))
+        return LeaveOneOut(*(torch.cat(column) for column in zip(*parts)))
+
+    def answer(self, queries: Tensor) -> Answer:
+        fitted, values, index = self._around(queries)
+        mean, sd, spread = self._krige(fitted, values, queries)
+        near = closeness(queries[:, None], self.observed.coords[index], self.spacing)
+        amplitude = local_amplitude(near, self.leave_one_out.z[index])[:, 0]
+        return Answer(mean, sd * amplitude, spread * amplitude)
+
+    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        fitted, _, index = self._around(queries)
+        sites = fitted.sites.take([self.fit.heaviest])
+        onto, whitened, variance = sites.krige(queries[:, None])
+        (_, factored), = sites.parts
+        others = factored.inverse[:, 0].mT @ whitened[:, 0].to(factored.inverse)   # (n, k - p, 1)
+        weight = of_rows(factored.onto, others)
+        weight[:, : onto.shape[2]] += onto.mT
+        weight, sd = weight[..., 0].float(), variance[:, 0, 0].sqrt()
+
+        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
+            known = torch.stack([(f[index] * weight).sum(dim=1) for f in at_observed])
+            return (at_queries - known) / sd
+
+        return of
 
 
 def evenly(count: int, most: int) -> Tensor:
@@ -137,3 +339,97 @@ def evenly(count: int, most: int) -> Tensor:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(0)
     return torch.randperm(count, generator=generator)[:most].sort().values
+
+
+class PosteriorNoise:
+    """Draws of z with answer.mean + answer.sd * z from the posterior: Matheron's rule.
+
+    A draw of the prior minus its own kriging is a draw of the error (Journel & Huijbregts 1978;
+    Wilson et al. 2020, equation 4). Of unit variance at every point, correlated between points like
+    the heaviest kernel and between channels like the field; 0 at an observation.
+
+    Attributes:
+        variogram: that of the first field, in words.
+    """
+
+    def __init__(self, posterior: Posterior, places: Tensor, done: Done | None):
+        self.variogram, self.done = posterior.describe(), done
+        self.root, self.folded = posterior.channel_root(), posterior.folded  # (B, C, C)
+        most = max(64, WAVES_HELD // (len(places) * draws.FEATURES))
+        observed = places.shape[0] * len(posterior.fields[0].observed.coords)
+        keep = (places[..., 0].numel() * (observed // len(places) + draws.FEATURES)
+                <= KEPT_NUMBERS)
+        self.fields = [_FieldNoise(field, own, most, keep, done)
+                       for field, own in zip(posterior.fields, places)]
+
+    @torch.no_grad()
+    def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw a generator: (S, N, C).
+
+        Args:
+            generators: one for each field, or any number where there is a single field.
+        """
+        device = self.root.device
+        observed = self.fields[0].field.observed
+        count = 2 * draws.WAVES + observed.coords.shape[1]
+        with full_precision(device):
+            numbers = self._numbers(generators, count) @ self.root[:, None].mT
+            numbers = self._by_field(numbers)                             # (B folded, s, F)
+            errors: list[Tensor | None] = [None] * len(self.fields)
+            if observed.noise_variance is not None:
+                errors = list(self._by_field(self._numbers(generators, len(observed.coords))))
+            found = [field(*own) for field, *own in zip(self.fields, numbers, errors)]
+        return self._by_draw(torch.stack(found))
+
+    def _numbers(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
+        """N(0, 1): (B, draws of a field, count, C)."""
+        numbers = draws.standard_normal(generators, count, self.root.shape[1])
+        return numbers.to(self.root.device).unflatten(0, (len(self.root), -1))
+
+    def _by_field(self, x: Tensor) -> Tensor:
+        """(B, draws, n, C) to (B folded, s, n): draws and the channels that are not folded in s."""
+        x = x.unflatten(3, (self.folded, -1)).permute(0, 3, 1, 4, 2)
+        return x.flatten(2, 3).flatten(0, 1)
+
+    def _by_draw(self, x: Tensor) -> Tensor:
+        """(B folded, s, n) to (S, n, C): undoes it."""
+        fields, channels = self.root.shape[:2]
+        x = x.unflatten(0, (fields, self.folded)).unflatten(2, (-1, channels // self.folded))
+        return x.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
+
+
+class _FieldNoise:
+    """Errors of one field at places (N, D), in pieces that memory holds.
+
+    Args:
+        most: places in a piece. keep: what is computed for further draws.
+    """
+
+    def __init__(self, field: _Field, places: Tensor, most: int, keep: bool, done: Done | None):
+        self.field, self.keep, self.done = field, keep, done
+        self.kernel = field.fit.kernels[field.fit.heaviest]
+        self.pieces = places.split(min(field.at_once, most))
+        self._kept: dict[int, tuple[draws.Waves, Callable[[Tensor, Tensor], Tensor]]] = {}
+
+    def __call__(self, numbers: Tensor, errors: Tensor | None) -> Tensor:
+        """(s, N) of numbers (s, F) and, with noise, of errors of measurement (s, M) in its sd."""
+        known = self._at_observed.fields(numbers)
+        if errors is not None:
+            noise = self.field.fit.relative(self.field.observed.noise_variance)
+            assert noise is not None
+            known = known + errors[:, self.field.observed.back.argsort()] * (
+                noise[self.field.fit.heaviest].sqrt())
+        parts = []
+        for i, piece in enumerate(self.pieces):
+            waves, errors_of = self._kept.get(i) or (
+                draws.Waves(self.kernel, piece), self.field.errors(piece))
+            if self.keep:
+                self._kept[i] = waves, errors_of
+            parts.append(errors_of(waves.fields(numbers), known))
+            if self.done is not None:
+                self.done()
+        return torch.cat(parts, dim=1)
+
+    @cached_property
+    def _at_observed(self) -> draws.Waves:
+        return draws.Waves(self.kernel, self.field.observed.coords)

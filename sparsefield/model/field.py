@@ -118,11 +118,11 @@ def fitted_form(
         return ClosedForm._make(brought), _Brought(noise, device)
     posterior = condition(input_coords, input_values, noise_sd)
     answer, loo = posterior.at(query_coords), posterior.leave_one_out
-    form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.surprise)
+    form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.z)
     if side is not None:
         there = posterior.at(lookouts(input_coords, side))
         form = form._replace(sketch=sketch(
-            (there.mean, there.sd, there.spread), input_coords, input_values, loo.surprise
+            (there.mean, there.sd, there.spread), input_coords, input_values, loo.z
         ))
     return form, posterior.noise(query_coords)
 

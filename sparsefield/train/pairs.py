@@ -16,11 +16,10 @@ from sparsefield.data.symmetries import Symmetry
 from sparsefield.device import has_float64
 from sparsefield.flow import path
 from sparsefield.flow.blocks import take
-from sparsefield.gaussian.layouts import GridPosteriors
+from sparsefield.gaussian import GridPosterior
 from sparsefield.model.canvas import lookouts, sketch
 from sparsefield.model.field import ClosedForm, Start
-from sparsefield.place import grid_coords
-from sparsefield.train.together import Together
+from sparsefield.place import Domain
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
 KEPT_BYTES = 1 << 29  # of closed forms whose fields come again in the next epochs
@@ -67,16 +66,12 @@ class Pairs:
         self.bytes = 0
         is_small = height * width <= LARGEST_GRID
         if model.prior != "none" and is_small and has_float64(device):
-            self.on_grid = GridPosteriors(height, width, grid_coords(height, width, device))
-        self.together = None
-        if self.on_grid is not None and device.type == "cuda":
-            self.together = Together(model, height, width, device)
+            self.on_grid = GridPosterior(height, width, device)
+            self.on_grid.domain = Domain()  # as fitted_form, which is not told the domain yet
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_draws: bool = True) -> Pair:
         """Without draws z_0 is empty."""
-        if self.together is not None and int(batch.layout.min()) >= 0:
-            return Pair(*self.together(batch, with_draws))
         if self.on_grid is None:
             form, noise = self.model.closed_form(
                 batch.query_coords, batch.input_coords, batch.input_values
@@ -116,11 +111,16 @@ class Pairs:
 
     def _turns(self, layout, observed, values, side, seed, field, with_draws) -> Turns:
         count = 0 if not with_draws else REUSED if field >= 0 else 1
-        seeds = [noise_seed(seed, turn) for turn in range(count)]
         cells = None
         if side is not None and self.shape != (side, side):
             cells = lookouts(self.on_grid.grid[observed][None], side)[0]
-        return Turns(*self.on_grid(layout, observed, values, seeds, cells))
+        times = max(1, count)
+        seeds = [noise_seed(seed, turn) for turn in range(times)]
+        found = self.on_grid(
+            [layout] * times, observed.expand(times, -1), values.expand(times, -1, -1),
+            torch.tensor(seeds, device=values.device),
+            None if cells is None else cells.expand(times, -1, -1))
+        return Turns(*(part[0] for part in found[:5]), found.draws[:count].half())
 
     def _kept(self, field: int, with_draws: bool, make) -> Turns:
         """The closed form of a field, made unless it is at hand. Which ones are changes nothing."""

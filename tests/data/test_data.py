@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import COUNTS, LAYOUTS, RENEWED
-from sparsefield.data.pictures import Box, Picture
+from sparsefield.data.folder import Box, Picture
 from sparsefield.data.symmetries import Symmetry
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords
@@ -113,11 +113,10 @@ def test_describe_is_plain(numbered):
 
 def test_batch_holds_the_values_at_its_points(numbered):
     batch = batches(numbered.train)[2]
-    width_height = torch.tensor([8, 6])
     for coords, values in (
         (batch.input_coords, batch.input_values), (batch.query_coords, batch.x_1)
     ):
-        j, i = (coords * width_height - 0.5).round().long().unbind(-1)
+        j, i = (coords * 8 - 0.5).round().long().unbind(-1)
         point = ((values[..., 1] + 1) * 127.5).round().long()
         assert torch.equal(i * 8 + j, point)
         assert torch.equal(grid_coords(6, 8)[point], coords)

@@ -13,11 +13,11 @@ from small import SIZE, settings, train, write_checkpoint
 import eval_sde_multiscale
 import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
+from sparsefield.data.batches import REUSED
 from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
-from sparsefield.gaussian import layouts, posterior
-from sparsefield.gaussian.layouts import fit
+from sparsefield.gaussian import GridPosterior, posterior
 from sparsefield.model.field import GaussianModel
 from sparsefield.train.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2
@@ -201,12 +201,14 @@ def test_training_scores_the_mean_as_evaluations_do(request, kind):
 
 def test_a_field_is_fitted_once_for_all_validations(ramps, monkeypatch):
     fitted = []
-    monkeypatch.setattr(layouts, "fit", lambda *given: fitted.append(1) or fit(*given))
+    answer = GridPosterior._answer
+    monkeypatch.setattr(GridPosterior, "_answer",
+                        lambda *given: fitted.append(1) or answer(*given))
     monkeypatch.setattr(posterior, "fit", lambda *given: pytest.fail("fitted again"))
     validation = Validation(open_data(str(ramps)).val, parse_pattern("random:0.2"), 3, 2,
                             torch.device("cpu"))
     first = validation.evaluate(network())
-    assert validation.evaluate(network()) == first and len(fitted) == 3
+    assert validation.evaluate(network()) == first and len(fitted) == 3 * REUSED
 
 
 def test_every_part_gets_its_own_mode_back():

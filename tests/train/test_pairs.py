@@ -81,19 +81,6 @@ def test_kept_closed_forms_are_bounded(batches, monkeypatch):
     assert len(used.kept) < 20 and used.bytes <= 200_000
 
 
-def test_kept_layouts_are_bounded_by_bytes(batches, monkeypatch):
-    monkeypatch.setattr("sparsefield.gaussian.layouts.KEPT_BYTES", 2_000_000)
-    used, unbounded = pairs(), pairs()
-    for step in range(6):
-        assert_equal(used(batches[step]), pairs()(batches[step]))
-    monkeypatch.undo()
-    for step in range(6):
-        unbounded(batches[step])
-    kept = used.on_grid.layouts.values()
-    assert 1 <= len(kept) < len(unbounded.on_grid.layouts)
-    assert sum(layout.bytes for layout in list(kept)[:-1]) <= 2_000_000
-
-
 def test_a_layout_number_names_the_observed_points(batches):
     batch = batches[3]
     for layout, observed, number in zip(batch.layout.tolist(), batch.input_index.numpy(),

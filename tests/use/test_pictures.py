@@ -11,8 +11,8 @@ import pytest
 import tifffile
 from PIL import Image, TiffImagePlugin
 
-from sparsefield.data import folders, open_data, parse_pattern, tiffs
-from sparsefield.data.images import read_mask, read_picture
+from sparsefield.data import open_data, parse_pattern
+from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use.read import read_measurements
 
@@ -23,7 +23,7 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
          7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
 
 
-def png16(array: np.ndarray) -> bytes:
+def png16(array: np.ndarray, transparent: bytes = b"") -> bytes:
     """A PNG of 16 bits with 1 to 4 channels (Pillow writes grey only)."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
@@ -33,8 +33,9 @@ def png16(array: np.ndarray) -> bytes:
                 + struct.pack(">I", zlib.crc32(kind + content)))
 
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+            + (chunk(b"tRNS", transparent) if transparent else b"")
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def measured(path, channels=3, **options):
@@ -126,6 +127,27 @@ def test_sixteen_bits_with_transparency(tmp_path, channels):
     np.testing.assert_array_equal(field[known], array[known][:, :-1])
 
 
+def test_a_transparent_colour_of_sixteen_bits(tmp_path):
+    array = colours(np.uint16, 65535)
+    array[3:9] = (300, 20000, 5)
+    (tmp_path / "a.png").write_bytes(png16(array, struct.pack(">3H", 300, 20000, 5)))
+    known = read_picture(tmp_path / "a.png").known
+    assert not known[3:9].any() and known[:3].all() and known[9:].all()
+
+
+def test_scale_and_offset_of_a_geotiff_are_applied(tmp_path):
+    array = np.arange(480, dtype=np.int16).reshape(24, 20)
+    array[0] = -9999
+    items = "".join(f'<Item name="{role.upper()}" sample="0" role="{role}">{value}</Item>'
+                    for role, value in (("scale", 0.01), ("offset", -50)))
+    tifffile.imwrite(tmp_path / "a.tif", array, metadata=None, extratags=[
+        (42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", False),
+        (42113, "s", 0, "-9999", False)])
+    values = read_picture(tmp_path / "a.tif").values[..., 0]
+    assert np.isnan(values[0]).all()
+    np.testing.assert_allclose(values[1:], array[1:] * 0.01 - 50)
+
+
 @pytest.mark.parametrize("extra", ["unspecified", "unassalpha", "assocalpha"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_fourth_band_is_opacity_where_a_tiff_says_so(tmp_path, extra, dtype):
@@ -159,7 +181,7 @@ def test_bands_of_which_nothing_is_said_are_refused(tmp_path, bands):
 
 def test_what_pillow_reads_otherwise_is_not_left_to_it(tmp_path, monkeypatch):
     """tifffile without a package for LZW; Pillow has no 64 bits, and mixes up bands."""
-    def lacks(page):
+    def lacks(page, **_):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
     by_band(tmp_path / "bands.tif", colours(np.uint16, 65535))
@@ -167,7 +189,7 @@ def test_what_pillow_reads_otherwise_is_not_left_to_it(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "i1.tif", RAMP.astype(np.int8))
     tifffile.imwrite(tmp_path / "rgb.tif", colours(np.uint16, 65535), photometric="rgb")
     expected = read_picture(tmp_path / "rgb.tif").values
-    monkeypatch.setattr(tiffs, "_bands", lacks)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lacks)
     np.testing.assert_array_equal(read_picture(tmp_path / "rgb.tif").values, expected)
     for name in ("bands", "f8", "i1"):
         with pytest.raises(UserError, match="save it without compression, or pip install"):
@@ -299,7 +321,7 @@ def test_folders_keep_every_bit_too(tmp_path):
     for kind, array in (("u2", RAMP.astype(np.uint16)), ("f4", RAMP.astype(np.float32) / 7)):
         (tmp_path / kind).mkdir()
         for k in range(3):
-            Image.fromarray(array).save(tmp_path / kind / f"{k}.tif")
+            tifffile.imwrite(tmp_path / kind / f"{k}.tif", array, description=f"{k}")
         data = open_data(str(tmp_path / kind), image_size=20)
         assert data.channels == 1
         np.testing.assert_allclose(data.value_range[0], (array.min(), array.max()))
@@ -308,7 +330,7 @@ def test_folders_keep_every_bit_too(tmp_path):
         assert len(np.unique(inside)) > 300
     (tmp_path / "rgb").mkdir()
     for k in range(3):
-        (tmp_path / "rgb" / f"{k}.png").write_bytes(png16(colours(np.uint16, 65535)))
+        (tmp_path / "rgb" / f"{k}.png").write_bytes(png16(colours(np.uint16, 65535)) + bytes(k))
     data = open_data(str(tmp_path / "rgb"), image_size=20)
     assert data.value_range == ((0, 65535),) * 3
     np.testing.assert_allclose(data.to_physical(data.test.example(0)),
@@ -356,7 +378,7 @@ def test_links_are_followed_and_pipes_are_not_waited_for(tmp_path, caplog):
     for place, names in ((folder, "ab"), (elsewhere, "cd")):
         place.mkdir()
         for name in names:
-            Image.new("RGB", (40, 40), "red").save(place / f"{name}.png")
+            Image.new("RGB", (40, 40), (ord(name), 0, 0)).save(place / f"{name}.png")
     (folder / "linked").symlink_to(elsewhere)
     (folder / "again").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(folder)
@@ -369,7 +391,6 @@ def test_links_are_followed_and_pipes_are_not_waited_for(tmp_path, caplog):
     assert sorted(path.name for path in found) == ["a.png", "b.png", "c.png", "d.png"]
     for name in ("pipe.png: a pipe", "broken.png: a pipe, a device or a link", "e.heic"):
         assert name in caplog.text
-    assert folders.WORKING_SIDE  # the module that was tested
 
 
 @pytest.mark.parametrize("what", ["input", "mask", "data", "observe"])
@@ -405,6 +426,7 @@ MASKS = {
     "colour": (np.repeat(LEFT[..., None] * np.uint8(255), 3, 2), "png"),
     "an array of bool": (LEFT, "npy"),
     "an array with NaN": (np.where(LEFT, 1.0, np.nan), "npy"),
+    "-1 is true": (-LEFT.astype(np.int16), "npy"),
     "grey and transparent": (np.stack([np.full((8, 10), 255, np.uint8),
                                        LEFT * np.uint8(255)], -1), "png"),
 }

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsefield.data import folders, open_data
-from sparsefield.data.images import read_picture
+from sparsefield.data import folder as folders
+from sparsefield.data import open_data
+from sparsefield.data.pictures import read_picture
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
@@ -40,6 +41,26 @@ def test_added_files_move_no_other(tmp_path):
     assert len(everything[0]) > 70
 
 
+def test_copies_stay_in_one_part_and_are_counted(tmp_path, caplog):
+    for k in range(60):
+        for copy in range(3):
+            noise(20, 20, seed=k).save(tmp_path / f"scene{k:02d}_{copy}.png")
+    with caplog.at_level(logging.INFO, logger="sparsefield"):
+        data = open_data(str(tmp_path), image_size=16)
+    scenes = [{name[:7] for name in names(split)} for split in (data.train, data.val, data.test)]
+    assert sum(map(len, scenes)) == 60 == len(set.union(*scenes))
+    assert "120 of 180 pictures are copies" in caplog.text
+
+
+def test_other_pictures_in_files_of_the_same_size_are_other_data(tmp_path):
+    fingerprints = set()
+    for first in (0, 0, 3):
+        for k in range(3):
+            noise(20, 20, seed=first + k).save(tmp_path / f"{k}.bmp")
+        fingerprints.add(open_data(str(tmp_path), image_size=16).fingerprint)
+    assert len(fingerprints) == 2
+
+
 @pytest.mark.parametrize("count", [3, 4, 10])
 def test_few_pictures_still_make_three_splits(tmp_path, count):
     fill(tmp_path, count)
@@ -63,8 +84,8 @@ def test_training_crops_shrink_but_never_enlarge(tmp_path):
     """Pixels of a one-pixel chequerboard average out unless the crop has its own size."""
     (tmp_path / "a").mkdir()
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    for k in range(3):
-        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a" / f"{k}.png")
+    for kind in ("png", "bmp", "tif"):
+        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a" / f"a.{kind}")
     data = open_data(str(tmp_path), image_size=32)
     assert data.channels == 1
     rng = np.random.default_rng(0)
@@ -101,8 +122,8 @@ def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
-    for k in range(3):
-        turned.save(tmp_path / f"{k}.png", exif=exif)
+    for kind in ("png", "webp", "tiff"):
+        turned.save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
     data = open_data(str(tmp_path), image_size=8)
     field = data.train.example(0)
     assert (field[:4] == 1).all() and (field[4:] == -1).all()
@@ -125,11 +146,11 @@ def test_modes_become_colour_on_white(tmp_path):
 
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
-    for k in range(3):
-        Image.fromarray(ramp).save(tmp_path / f"{k}.png")
+    for kind in ("png", "tif", "tiff"):
+        Image.fromarray(ramp[:, ::1 if kind == "tif" else -1]).save(tmp_path / f"a.{kind}")
     data = open_data(str(tmp_path), image_size=32)
     assert data.channels == 1
-    np.testing.assert_allclose(data.to_unit(data.train.example(0))[..., 0], ramp / 65535, atol=4e-3)
+    np.testing.assert_allclose(data.to_physical(data.test.example(0)).max(), 65535)
 
 
 def test_broken_and_tiny_files_are_named_once_and_skipped(tmp_path, caplog):

@@ -6,11 +6,10 @@ import torch
 from textbook import Kriging, best_scores, gamma, mixture
 
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
-from sparsefield.gaussian.answer import combine, krige, kriging_weights, local_amplitude
-from sparsefield.gaussian.factor import Hypotheses, factor
-from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit, scores
+from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit, restricted_likelihood
 from sparsefield.gaussian.kernels import variogram
-from sparsefield.place import grid_coords
+from sparsefield.gaussian.kriging import Sites, closeness, local_amplitude
+from sparsefield.place import Domain, grid_coords
 
 ANISOTROPIC = Kernel(1.4, 2.5, np.pi / 4)
 
@@ -36,52 +35,60 @@ def batch(*arrays):
 
 def fitted(coords, values, kernels=BANK):
     """A fit and the kernels and weights that it chose."""
-    found = fit(*batch(coords, values), None, kernels)
-    return found, [kernels[k] for k in found.hypotheses.kernel], found.weight.double().numpy()
+    found = fit(kernels, torch.tensor(coords), torch.tensor(values), None)
+    return found, list(found.kernels), found.mixture.weight.double().numpy()
+
+
+def combined(found, coords, values, at):
+    """Means and sds at places (N, 2), without the local amplitude; and the variances of kernels."""
+    onto, whitened, variance = found.sites.krige(torch.tensor(at))
+    level = onto @ torch.tensor(values).float()[:1]
+    return found.mixture.answer(level, (found.white.mT @ whitened).mT, variance), variance
 
 
 @pytest.mark.parametrize("kernel", [Kernel(0.8), ANISOTROPIC, BANK[-1]])
 def test_the_variogram_is_the_power_of_the_stretched_distance(kernel):
     a, b = queries(7, 1), queries(5, 2)
-    only = torch.zeros(1, dtype=torch.long)
-    found = variogram((kernel,), only, only, *batch(a, b))[0]
+    found = variogram((kernel,), torch.tensor(a), torch.tensor(b))[0]
     np.testing.assert_allclose(found, gamma(kernel, a, b), rtol=1e-10)
 
 
 def test_along_its_angle_a_field_reaches_farther():
-    origin, steps = torch.zeros(1, 1, 2), torch.tensor([[[0.1, 0.1], [0.1, -0.1]]])
-    only = torch.zeros(1, dtype=torch.long)
-    along, across = variogram((ANISOTROPIC,), only, only, origin, steps)[0, 0]
+    origin, steps = torch.zeros(1, 2), torch.tensor([[0.1, 0.1], [0.1, -0.1]])
+    along, across = variogram((ANISOTROPIC,), origin, steps)[0, 0]
     assert across / along == pytest.approx(2.5**1.4, rel=1e-4)
 
 
-def test_kernels_of_several_fields_do_not_mix():
+def scores(coords, values, noise_variance=None, amplitude2=None, kernels=BANK):
+    sites = Sites.of(kernels, torch.tensor(coords), noise_variance)
+    white = sites.whiten(torch.tensor(values))
+    return restricted_likelihood(white, sites.log_det(), amplitude2).numpy()
+
+
+def test_kernels_and_sets_of_places_do_not_mix():
     a = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(0))
-    kernel, which = torch.tensor([4, 0, 9, 12, 2]), torch.tensor([0, 0, 1, 2, 2])
-    found = variogram(BANK, kernel, which, a, a)
-    for row, k, b in zip(found, kernel.tolist(), which.tolist()):
-        np.testing.assert_allclose(row, gamma(BANK[k], a[b].numpy(), a[b].numpy()), atol=1e-6)
+    for places, rows in zip(a.numpy(), variogram(BANK, a, a)):
+        for kernel, row in zip(BANK, rows):
+            np.testing.assert_allclose(row, gamma(kernel, places, places), atol=1e-6)
 
 
 def test_scores_are_the_restricted_likelihood():
     coords, values = field()
-    every = factor(Hypotheses.every(BANK, 1, torch.device("cpu")), torch.tensor(coords)[None])
-    found = scores(every, every.whiten(torch.tensor(values)[None])).numpy()
-    expected = best_scores(BANK, coords, values, PRIOR_AMPLITUDE2)
+    found, expected = scores(coords, values), best_scores(BANK, coords, values, PRIOR_AMPLITUDE2)
     np.testing.assert_allclose(found - found[0], expected - expected[0], atol=2e-3)
 
 
 def test_scores_with_noise_are_the_restricted_likelihood():
     coords, values = field(channels=1)
-    noise_variance = np.random.default_rng(1).uniform(0.01, 0.5, len(coords))
-    tried = [(0, 0.5), (2, 1.0), (2, 4.0), (8, 1.0)]
-    hypotheses = Hypotheses(BANK, torch.tensor([k for k, _ in tried]),
-                            torch.zeros(4, dtype=torch.long), torch.tensor([a for _, a in tried]))
-    factored = factor(hypotheses, *batch(coords, noise_variance))
-    found = scores(factored, factored.whiten(torch.tensor(values)[None])).numpy()
+    noise_variance = np.sort(np.random.default_rng(1).uniform(0.01, 0.5, len(coords)))
+    tried = [(BANK[k], a) for k, a in [(0, 0.5), (2, 1.0), (2, 4.0), (8, 1.0)]]
+    kernels, amplitudes = zip(*tried)
+    amplitude2 = torch.tensor(amplitudes)
+    found = scores(coords, values, torch.tensor(noise_variance) / amplitude2[:, None], amplitude2,
+                   kernels)
     expected = np.array([
-        Kriging(BANK[k], coords, a, noise_variance).restricted_log_likelihood(values[:, 0])
-        - (PRIOR_AMPLITUDE2 / a + np.log(a)) / 2 for k, a in tried
+        Kriging(kernel, coords, a, noise_variance).restricted_log_likelihood(values[:, 0])
+        - (PRIOR_AMPLITUDE2 / a + np.log(a)) / 2 for kernel, a in tried
     ])
     np.testing.assert_allclose(found - found[0], expected - expected[0], atol=2e-3)
 
@@ -92,30 +99,25 @@ def test_weights_follow_the_scores():
     expected = best_scores(kernels, coords, values, PRIOR_AMPLITUDE2)
     expected = np.exp(expected - expected[0])
     assert 1 < len(kernels) <= 4
-    assert list(weights) == sorted(weights, reverse=True)
     np.testing.assert_allclose(weights, expected / expected.sum(), atol=1e-3)
 
 
 @pytest.mark.parametrize("truth", [Kernel(0.8), Kernel(1.6), BANK[6], BANK[11]])
 def test_the_kernel_of_a_field_is_recognised(truth):
     coords, values = field(count=200, channels=3, kernel=truth)
-    assert fitted(coords, values)[1][0] == truth
+    found = fitted(coords, values)[0]
+    assert found.kernels[found.heaviest] == truth
     assert f"power {truth.exponent:g}" in condition(*batch(coords, values)).describe()
 
 
 @pytest.mark.parametrize("kernels", [ONE_KERNEL, (ANISOTROPIC,)])
-def test_mean_variance_and_weights_are_ordinary_kriging(kernels):
+def test_mean_and_variance_are_ordinary_kriging(kernels):
     coords, values = field()
     at = queries()
-    found, _, _ = fitted(coords, values, kernels)
-    kriged = krige(found.factored, torch.tensor(at)[None])
+    answer, variance = combined(fitted(coords, values, kernels)[0], coords, values, at)
     expected = Kriging(kernels[0], coords)
-    np.testing.assert_allclose(
-        kriging_weights(found.factored, kriged)[0], expected.weights(at), atol=3e-4  # float32
-    )
-    np.testing.assert_allclose(kriged.variance[0], np.diag(expected.covariance(at)), rtol=1e-3)
-    mean = combine(found, kriged).mean[0]
-    np.testing.assert_allclose(mean, expected.weights(at) @ values, atol=1e-4)
+    np.testing.assert_allclose(variance[0], np.diag(expected.covariance(at)), rtol=1e-3)
+    np.testing.assert_allclose(answer.mean, expected.weights(at) @ values, atol=1e-4)
 
 
 def test_channels_go_together_as_the_observations_do():
@@ -124,18 +126,18 @@ def test_channels_go_together_as_the_observations_do():
     found, _, _ = fitted(coords, values, ONE_KERNEL)
     expected = values.T @ Kriging(ONE_KERNEL[0], coords).p @ values
     expected = (expected + PRIOR_AMPLITUDE2 * np.eye(3)) / len(coords)
-    np.testing.assert_allclose(found.channels[0], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.mixture.channels[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_answer_is_the_mixture_of_the_kernels():
     coords, values = field(count=25)
     at = queries()
     found, kernels, weights = fitted(coords, values)
-    answer = combine(found, krige(found.factored, torch.tensor(at)[None]))
+    answer, _ = combined(found, coords, values, at)
     mean, variance, between = mixture(kernels, weights, coords, values, at, PRIOR_AMPLITUDE2)
-    np.testing.assert_allclose(answer.mean[0], mean, atol=1e-4)
-    np.testing.assert_allclose(answer.sd[0] ** 2, variance, rtol=2e-3)
-    np.testing.assert_allclose(answer.spread[0, :, 0] ** 2, between.mean(axis=1), rtol=0.01,
+    np.testing.assert_allclose(answer.mean, mean, atol=1e-4)
+    np.testing.assert_allclose(answer.sd**2, variance, rtol=2e-3)
+    np.testing.assert_allclose(answer.spread[:, 0] ** 2, between.mean(axis=1), rtol=0.01,
                                atol=1e-7)
 
 
@@ -155,17 +157,18 @@ def test_leave_one_out_leaves_one_out():
         variance = weights @ (np.array(variances) + (means - mean) ** 2)
         np.testing.assert_allclose(loo.mean[0, i], mean, atol=2e-4)
         np.testing.assert_allclose(loo.sd[0, i], variance**0.5, rtol=1e-3)
-        np.testing.assert_allclose(loo.surprise[0, i], (values[i] - mean) / variance**0.5,
+        np.testing.assert_allclose(loo.z[0, i], (values[i] - mean) / variance**0.5,
                                    atol=5e-3)
 
 
-def test_local_amplitude_is_the_weighted_size_of_the_surprises():
+def test_local_amplitude_is_the_weighted_size_of_the_scores():
     rng = np.random.default_rng(0)
-    coords, at, surprise = rng.random((30, 2)), rng.random((8, 2)), rng.standard_normal((30, 2))
-    found = local_amplitude(*batch(at, coords, surprise.astype(np.float32)), spacing=0.2)
+    coords, at, z = rng.random((30, 2)), rng.random((8, 2)), rng.standard_normal((30, 2))
+    at_places = closeness(torch.tensor(at), torch.tensor(coords), spacing=0.2)
+    found = local_amplitude(at_places, torch.tensor(z).float())
     near = np.exp(-((np.linalg.norm(at[:, None] - coords, axis=2) / 0.26) ** 2) / 2)
-    expected = (near @ (surprise**2).mean(axis=1) + 2) / (near.sum(axis=1) + 2)
-    np.testing.assert_allclose(found[0, :, 0], expected**0.5, rtol=1e-4)
+    expected = (near @ (z**2).mean(axis=1) + 2) / (near.sum(axis=1) + 2)
+    np.testing.assert_allclose(found[:, 0], expected**0.5, rtol=1e-4)
 
 
 def test_an_observation_has_its_value_and_no_uncertainty():
@@ -183,8 +186,8 @@ def test_order_of_the_observations_does_not_matter():
     for name in ("mean", "sd", "spread"):
         a, b = getattr(one.at(at), name), getattr(other.at(at), name)
         np.testing.assert_allclose(a, b, atol=3e-4)
-    np.testing.assert_allclose(one.leave_one_out.surprise[0, order],
-                               other.leave_one_out.surprise[0], atol=5e-3)
+    np.testing.assert_allclose(one.leave_one_out.z[0, order],
+                               other.leave_one_out.z[0], atol=5e-3)
 
 
 def test_fields_of_a_batch_do_not_see_each_other():
@@ -204,7 +207,7 @@ def test_what_else_is_asked_does_not_matter():
     posterior = condition(*batch(coords, values))
     grid = grid_coords(16, 16)[None]
     whole = posterior.at(grid)
-    posterior.solver.at_once = 64
+    posterior.fields[0].at_once = 64
     parts = posterior.at(grid)
     np.testing.assert_allclose(parts.mean, whole.mean, atol=1e-5)
     np.testing.assert_allclose(parts.sd, whole.sd, rtol=1e-4)
@@ -217,3 +220,36 @@ def test_scaling_the_values_scales_the_answer():
     ten = condition(*batch(coords, 100 * values + 7)).at(at)
     np.testing.assert_allclose(10 * one.mean + 7, ten.mean, rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(10 * one.sd, ten.sd, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1000.0])
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_distances_are_compared_with_the_domain(scale, noise):
+    """In whatever units, and whatever else is asked for."""
+    coords, values = (x.float() for x in batch(*field()))
+    noise_sd = None if noise is None else torch.full_like(values, noise)
+    at = torch.tensor(queries())[None].float()
+    one = condition(coords, values, noise_sd, domain=Domain(1.0, 0.4)).at(at)
+    other = condition(coords * scale, values, noise_sd, domain=Domain(scale, 0.4 * scale))
+    far = other.at(torch.cat([scale * at, 50 * scale * at], dim=1))
+    torch.testing.assert_close(far.mean[:, :15], one.mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(far.sd[:, :15], one.sd, atol=1e-4, rtol=1e-2)
+
+
+def test_smooth_exact_values_are_answered_as_well_as_slightly_noisy_ones():
+    """The bank knows a kernel for smooth fields whether there is noise or not."""
+    grid = grid_coords(20, 20)[None]
+
+    def smooth(x):
+        return torch.sin(5 * x[..., :1]) * torch.cos(4 * x[..., 1:])
+
+    errors = []
+    for noise in (None, 1e-9):
+        of_seeds = []
+        for seed in range(3):
+            coords = torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(seed))
+            values = smooth(coords)
+            noise_sd = None if noise is None else torch.full_like(values, noise)
+            of_seeds.append(condition(coords, values, noise_sd).at(grid).mean - smooth(grid))
+        errors.append(torch.cat(of_seeds).square().mean().sqrt())
+    assert errors[0] < 1.02 * errors[1]

@@ -12,12 +12,13 @@ import torch
 from sparsefield.data import (
     Scale,
     TrainingBatches,
-    array_files,
     arrays,
     frozen_case,
     open_data,
     parse_pattern,
 )
+from sparsefield.data.missing import lone_extreme
+from sparsefield.errors import UserError
 
 
 def saved(path, **contents) -> str:
@@ -50,7 +51,6 @@ def test_float_fields_get_their_range_from_training(ocean):
     inside = data.train.example(3)
     assert np.nanmin(inside) >= -1 and np.nanmax(inside) <= 1
     np.testing.assert_allclose(data.to_physical(inside)[..., 0], fields[3], rtol=1e-6)
-    np.testing.assert_allclose(data.to_unit(inside), (inside + 1) / 2)
 
 
 def test_scale_comes_back_from_a_description(ocean):
@@ -108,6 +108,24 @@ def test_value_range_for_all_or_for_each_channel(tmp_path):
     assert data.train.example(0).min() == -1 and data.train.example(0).max() == 1
 
 
+def test_a_validation_file_in_another_unit_is_refused(tmp_path):
+    celsius = np.random.default_rng(0).uniform(5, 25, (30, 6, 7))
+    with pytest.raises(UserError, match=r"kelvin\.npz: values from .* convert the units"):
+        open_data(saved(tmp_path / "celsius.npz", images=celsius),
+                  val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
+
+
+@pytest.mark.parametrize("code, values", [
+    (-999, 113 + 1740 * np.linspace(0, 1, 90) ** 2), (-99, 5 + 1800 * np.linspace(0, 1, 90)),
+    (-999, np.linspace(-50, 1853, 90)),
+])
+def test_codes_within_the_spread_are_asked_about(code, values):
+    values = values.round()
+    assert lone_extreme(values) is None
+    values[[3, 17, 40]] = code
+    assert lone_extreme(values) == code
+
+
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):
     path = saved(tmp_path / "f.npz", images=np.linspace(0, 1.2, 30 * 20).reshape(30, 4, 5))
     with caplog.at_level(logging.WARNING, logger="sparsefield"):
@@ -143,7 +161,7 @@ def test_large_npy_is_mapped_and_travels_as_its_path(tmp_path, monkeypatch):
     fields = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
     np.save(tmp_path / "big.npy", fields)
     in_memory = open_data(str(tmp_path / "big.npy"))
-    monkeypatch.setattr(array_files, "MAPPED_BYTES", 1000)
+    monkeypatch.setattr(arrays, "MAPPED_BYTES", 1000)
     monkeypatch.setattr(arrays, "CHUNK_BYTES", 5000)  # 6 fields at a time
     mapped = open_data(str(tmp_path / "big.npy"))
     assert isinstance(mapped.train.part.array, np.memmap)

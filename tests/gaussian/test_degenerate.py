@@ -9,8 +9,8 @@ import torch
 from textbook import Kriging
 
 from sparsefield.gaussian import ONE_KERNEL, Kernel, condition
-from sparsefield.gaussian import answer as answer_module
 from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import kriging as kriging_module
 from sparsefield.gaussian import posterior as posterior_module
 from sparsefield.place import grid_coords
 
@@ -68,7 +68,7 @@ def test_every_answer_is_finite_and_of_the_size_of_the_values(places, channels, 
     answer, loo = posterior.at(at), posterior.leave_one_out
     z = posterior.noise(at)([torch.Generator().manual_seed(0)])
     assert answer.mean.shape == answer.sd.shape == z.shape == (1, 64, channels)
-    for x in (answer.mean, answer.sd, answer.spread, loo.mean, loo.sd, loo.surprise, z):
+    for x in (answer.mean, answer.sd, answer.spread, loo.mean, loo.sd, loo.z, z):
         assert x.isfinite().all()
     assert (answer.sd > 0).all() and (loo.sd > 0).all() and z.abs().max() < 8
     if noise == "exact" and "cluster" in places:  # steep inside: nobody knows what is far away
@@ -104,11 +104,11 @@ def test_duplicates_that_disagree_are_averaged():
 
 
 def test_many_observations_are_answered_as_from_all_at_once(monkeypatch):
-    monkeypatch.setattr(answer_module, "AMPLITUDE_WORTH", 1e9)  # the same amplitude everywhere
+    monkeypatch.setattr(kriging_module, "AMPLITUDE_WORTH", 1e9)  # the same amplitude everywhere
     coords, at = uniform(2500), uniform(60, seed=5)
     values = rough(coords)
     posterior = condition(coords, values, kernels=ONE_KERNEL)
-    assert posterior.coords.shape[1] > posterior_module.DENSE_POINTS
+    assert coords.shape[1] > posterior_module.DENSE_POINTS
     answer = posterior.at(at)
     dense = Kriging(ONE_KERNEL[0], coords[0].double().numpy())
     where = at[0].double().numpy()

@@ -1,4 +1,4 @@
-"""A folder of pictures: found recursively, split by file, cropped at random scales."""
+"""Pictures cut into square fields by exact area averages, and folders of pictures."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import os
 from bisect import bisect_left
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from sparsefield.data.base import Data
-from sparsefield.data.images import Raster, read_picture
-from sparsefield.data.pictures import Box, Picture, random_box
-from sparsefield.data.scale import Scale, wide_enough
+from sparsefield.data.pictures import Raster, read_picture
+from sparsefield.data.scale import Data, Scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,19 +30,130 @@ LARGEST_SIDE = 4096
 FOREIGN_PICTURES = (".heic", ".heif")
 
 
+# --- crops ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Box:
+    """A square of a picture, in pixels: rows top ... top + side, columns left ... left + side."""
+
+    top: int
+    left: int
+    side: int
+
+
+def random_box(
+    rng: np.random.Generator, height: int, width: int, smallest: int, largest: int
+) -> Box:
+    """A box with log-uniform side in [smallest, largest], anywhere inside a picture."""
+    side = round(smallest * (largest / smallest) ** rng.random())
+    top = int(rng.integers(height - side + 1))
+    left = int(rng.integers(width - side + 1))
+    return Box(top, left, side)
+
+
+class Picture:
+    """A picture that gives the area average of any square at any size in O(size^2).
+
+    Kept as a summed-area table (Crow 1984): T[i, j] is the sum of the pixels above row i and left
+    of column j. Between pixel corners the integral of the picture is bilinear in (i, j), so that
+    sums over boxes with fractional corners are exact as well.
+    """
+
+    def __init__(self, pixels: np.ndarray):
+        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
+        height, width, channels = pixels.shape
+        self.height = height
+        self.width = width
+        kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
+        self.sums = np.zeros((height + 1, width + 1, channels), dtype=kind)
+        np.cumsum(pixels, axis=0, dtype=kind, out=self.sums[1:, 1:])
+        np.cumsum(self.sums, axis=1, out=self.sums)
+
+    def random_box(self, rng: np.random.Generator, smallest: int) -> Box:
+        """A box with a side between `smallest` and the whole short side."""
+        largest = min(self.height, self.width)
+        return random_box(rng, self.height, self.width, smallest, largest)
+
+    def crop(self, box: Box, size: int) -> np.ndarray:
+        """(size, size, C) float64: the mean of the box over each of size^2 cells."""
+        channels = self.sums.shape[2]
+        # Corner k of the cells lies at k * side / size pixels: a whole part and a fraction.
+        whole, rest = np.divmod(np.arange(size + 1) * box.side, size)
+        part = rest / size
+        corners = np.concatenate([whole, np.minimum(whole + 1, box.side)])
+        index = (box.top + corners)[:, None] * (self.width + 1) + box.left + corners
+        sums = self.sums.reshape(-1, channels).take(index, axis=0)   # (2 (size + 1))^2 C
+        # Interpolate and difference down, then right; channels ride along in the flat rows.
+        rows = sums.astype(np.float64).reshape(len(corners), -1)
+        rows = _cell_sums(rows, part[:, None])
+        columns = rows.reshape(size, len(corners), channels).transpose(1, 0, 2)
+        columns = _cell_sums(columns.reshape(len(corners), -1), part[:, None])
+        means = columns.reshape(size, size, channels) * (size / box.side) ** 2
+        return np.ascontiguousarray(means.transpose(1, 0, 2))
+
+
+def _cell_sums(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Table rows at the whole corners, then at the next ones -> sums between corners."""
+    whole, after = np.split(sums, 2)
+    return np.diff(whole + (after - whole) * part, axis=0)
+
+
+class CropSplit:
+    """Crops of a few pictures held in memory; see `scale.Split`.
+
+    Training example i is a random crop of picture i mod len(pictures), with sides from
+    `image_size` (so that nothing is ever enlarged) to the picture's short side, log-uniform: as
+    many octaves of detail as of overview. Frozen examples are given as (picture, box).
+    """
+
+    has_gaps, is_symmetric = False, True
+
+    def __init__(
+        self, pictures: list[Picture], frozen: list[tuple[int, Box]], length: int,
+        image_size: int, scale: Scale,
+    ):
+        self.pictures = pictures
+        self.frozen = frozen
+        self.length = length
+        self.image_size = image_size
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return self.length
+
+    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        picture = self.pictures[index % len(self.pictures)]
+        box = picture.random_box(rng, self.image_size)
+        return self.scale.to_inside(picture.crop(box, self.image_size))
+
+    def example(self, index: int) -> np.ndarray:
+        picture, box = self.frozen[index]
+        return self.scale.to_inside(self.pictures[picture].crop(box, self.image_size))
+
+    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
+        picture, box = self.frozen[index]
+        if box.side < size:
+            return None
+        return self.scale.to_inside(self.pictures[picture].crop(box, size))
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Found:
     """A picture that was read once and will do."""
 
     path: Path
     working: np.ndarray | None  # (h, w, C) uint8 or float; None: read again at each use
-    place: float                # in [0, 1), from the name alone: decides the split
+    digest: bytes               # hash of the file, which decides the split
     low: float                  # smallest and largest value of the working copy
     high: float
 
 
 class FolderSplit:
-    """Pictures of a folder; see `base.Split`.
+    """Pictures of a folder; see `scale.Split`.
 
     Training example i is a random crop of picture i, frozen example i its centre square.
     """
@@ -100,9 +209,10 @@ def open_folder(
 ) -> Data:
     """The pictures in a folder and its subfolders.
 
-    Every file goes to training (90 %), validation or test (5 % each) by a hash of its path inside
-    the folder, so that files added later move no other. Folders `val` and `test` may hold these
-    splits instead; `val` alone is halved between them. Grey pictures alone make one channel.
+    Every file goes to training (90 %), validation or test (5 % each) by a hash of its bytes, so
+    that files added later move no other, and copies stay together. Folders `val` and `test` may
+    hold these splits instead; `val` alone is halved between them. Grey pictures alone make one
+    channel.
 
     Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
     bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
@@ -112,28 +222,29 @@ def open_folder(
     once in the log.
 
     Raises:
-        UserError: no folder, no permission, fewer than three usable pictures in all, no picture
+        UserError: no folder, no permission, fewer than three different usable pictures, no picture
             in a split's own folder, grey and colour pictures mixed without `channels` (1 or 3), or
             8 bits mixed with more.
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
     read = _Reader(image_size, channels)
-    main = read.folder(folder)
-    if val is None and test is None:
-        parts = _by_place(main, 0.90, 0.95)
-    elif test is None:
-        parts = [main, *_by_place(read.folder(val), 0.5)]
-    elif val is None:
-        parts = [*_by_place(main, 0.95), read.folder(test)]
+    main, held_out, testing = (path and read.folder(path) for path in (folder, val, test))
+    read.refuse_mixed()
+    if val and test:
+        parts = [main, held_out, testing]
+    elif val:
+        parts = [main, *_by_digest(val, held_out, 0.5)]
+    elif test:
+        parts = [*_by_digest(folder, main, 0.95), testing]
     else:
-        parts = [main, read.folder(val), read.folder(test)]
+        parts = _by_digest(folder, main, 0.90, 0.95)
     scale = read.common_scale(parts[0])
-    train, val_split, test_split = (FolderSplit(part, image_size, scale) for part in parts)
-    return Data(
-        folder.resolve().name, image_size, image_size, scale, read.digest.hexdigest(),
-        train, val_split, test_split,
-    )
+    fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
+    for part in parts:
+        fingerprint.update(b"".join(picture.digest for picture in part))
+    return Data(folder.resolve().name, image_size, image_size, scale, fingerprint.hexdigest(),
+                *(FolderSplit(part, image_size, scale) for part in parts))
 
 
 class _Reader:
@@ -145,10 +256,11 @@ class _Reader:
         self.cached = 0
         self.examples: dict[int, Path] = {}  # channels -> a file that has so many
         self.whites: dict[float | None, Path] = {}  # what is white -> a file in which it is
-        self.digest = hashlib.sha256(str(image_size).encode())
 
     def folder(self, folder: Path) -> list[Found]:
         """The usable pictures of a folder, by path."""
+        from tqdm import tqdm
+
         paths, skipped = _picture_files(folder)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(self._read, paths)
@@ -158,12 +270,12 @@ class _Reader:
                 if isinstance(result, str):
                     skipped[path] = result
                 else:
-                    found.append(self._keep(folder, path, result))
+                    found.append(self._keep(path, *result))
         _report(folder, skipped, len(found))
         return found
 
-    def common_scale(self, training: list[Found]) -> Scale:
-        """The scale of all the pictures."""
+    def refuse_mixed(self) -> None:
+        """Raises UserError for grey beside colour, and for other depths."""
         if len(self.examples) > 1:
             grey, colour = self.examples[1], self.examples[3]
             raise UserError(
@@ -174,6 +286,9 @@ class _Reader:
             one, other = list(self.whites.values())[:2]
             raise UserError(f"mixed depths: {one} and {other} do not have equally many bits a "
                             "channel; convert all to one kind")
+
+    def common_scale(self, training: list[Found]) -> Scale:
+        """The scale of all the pictures."""
         channels, white = next(iter(self.examples)), next(iter(self.whites))
         if white is not None:
             return Scale(((0.0, float(white)),) * channels)
@@ -181,8 +296,8 @@ class _Reader:
         high = max(picture.high for picture in training)
         return Scale((wide_enough(low, high),) * channels)
 
-    def _read(self, path: Path) -> Raster | str:
-        """The working copy of a picture, or the reason why it cannot be used."""
+    def _read(self, path: Path) -> tuple[bytes, Raster] | str:
+        """The hash and the working copy of a picture, or the reason why it cannot be used."""
         try:
             picture = read_picture(path, WORKING_SIDE * self.image_size).on_white()
         except UserError as error:
@@ -192,16 +307,17 @@ class _Reader:
             return f"{width} x {height} pixels, fewer than {self.image_size}"
         if picture.known is not None:
             return "has points without a value; save such fields as one .npz with NaN there"
-        return picture.with_channels(self.channels or picture.channels)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        return digest, picture.with_channels(self.channels or picture.channels)
 
-    def _keep(self, folder: Path, path: Path, picture: Raster) -> Found:
-        name, pixels = path.relative_to(folder).as_posix(), picture.values
-        self.digest.update(f"{name} {path.stat().st_size}\n".encode())
+    def _keep(self, path: Path, digest: bytes, picture: Raster) -> Found:
+        pixels = picture.values
         self.examples.setdefault(picture.channels, path)
         self.whites.setdefault(picture.white, path)
         self.cached += pixels.nbytes
         working = pixels if self.cached <= CACHE_BYTES else None
-        return Found(path, working, _place(name), float(pixels.min()), float(pixels.max()))
+        return Found(path, working, digest, float(pixels.min()), float(pixels.max()))
 
 
 def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -243,24 +359,22 @@ def _report(folder: Path, skipped: dict[Path, str], usable: int) -> None:
                     folder, len(skipped), len(skipped) + usable, reasons, more)
 
 
-def _place(name: str) -> float:
-    """A number in [0, 1) from a file's path inside the folder."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
-
-
-def _by_place(found: list[Found], *cuts: float) -> list[list[Found]]:
-    """Parts between the cuts, each with at least one picture if there are that many."""
-    if len(found) <= len(cuts):
-        raise UserError(
-            f"{found[0].path.parent}: {len(found)} pictures cannot be split into "
-            f"{len(cuts) + 1} parts; add pictures"
-        )
-    ordered = sorted(found, key=lambda picture: (picture.place, picture.path))
-    places = [picture.place for picture in ordered]
-    parts, end = [], len(ordered)
+def _by_digest(folder: Path, found: list[Found], *cuts: float) -> list[list[Found]]:
+    """Parts between the cuts in [0, 1), each with a picture; copies of one stay together."""
+    copies: dict[bytes, list[Found]] = {}
+    for picture in sorted(found, key=lambda picture: (picture.digest, picture.path)):
+        copies.setdefault(picture.digest, []).append(picture)
+    different = list(copies)
+    if len(different) <= len(cuts):
+        raise UserError(f"{folder}: {len(different)} different pictures cannot be split into "
+                        f"{len(cuts) + 1} parts; add pictures")
+    if len(different) < len(found):
+        log.info("%s: %d of %d pictures are copies of others; copies go to one part",
+                 folder, len(found) - len(different), len(found))
+    places = [int.from_bytes(digest[:6]) / 2**48 for digest in different]
+    edges = [len(different)]
     for earlier, cut in reversed(list(enumerate(cuts, start=1))):
         # No later than the last picture, and with one left for each part before it.
-        start = max(min(bisect_left(places, cut), end - 1), earlier)
-        parts.append(ordered[start:end])
-        end = start
-    return [ordered[:end], *reversed(parts)]
+        edges.insert(0, max(min(bisect_left(places, cut), edges[0] - 1), earlier))
+    return [[picture for digest in different[start:end] for picture in copies[digest]]
+            for start, end in pairwise([0, *edges])]

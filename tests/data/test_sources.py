@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from archives import ROWS, batch, members, write_archive
 
-from sparsefield.data import cifar10, open_data
+from sparsefield.data import open_data, sources
 from sparsefield.errors import UserError
 
 
@@ -66,11 +66,11 @@ def test_archive_without_a_part(tmp_path, missing):
 
 def test_no_network_says_what_to_put_where(tmp_path):
     with pytest.raises(UserError) as refused:
-        cifar10.open_cifar10(tmp_path, url="http://127.0.0.1:9/")
+        sources.open_cifar10(tmp_path, url="http://127.0.0.1:9/")
     line = str(refused.value)
     assert "\n" not in line and str(tmp_path) in line and "--data_dir" in line
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in line
-    assert cifar10.SHA256["cifar-10-binary.tar.gz"] in line
+    assert sources.CIFAR10_SHA256["cifar-10-binary.tar.gz"] in line
 
 
 @pytest.fixture
@@ -102,22 +102,22 @@ def test_download_resumes_and_is_checked(tmp_path, server, monkeypatch):
     write_archive(tmp_path / "made.tar.gz", members("binary"))
     server.content = (tmp_path / "made.tar.gz").read_bytes()
     checksum = hashlib.sha256(server.content).hexdigest()
-    monkeypatch.setitem(cifar10.SHA256, "cifar-10-binary.tar.gz", checksum)
+    monkeypatch.setitem(sources.CIFAR10_SHA256, "cifar-10-binary.tar.gz", checksum)
     url = f"http://127.0.0.1:{server.server_port}/"
 
     folder = tmp_path / "folder"
     server.limit = 100_000
     with pytest.raises(UserError, match="could not be downloaded"):
-        cifar10.open_cifar10(folder, url)
+        sources.open_cifar10(folder, url)
     server.limit = None
-    data = cifar10.open_cifar10(folder, url)
+    data = sources.open_cifar10(folder, url)
     assert server.starts[0] == 0 and 0 < server.starts[1] <= 100_000
     assert len(data.train) == 180
     assert [path.name for path in folder.iterdir()] == ["cifar-10-binary.tar.gz"]
-    cifar10.open_cifar10(folder, url)
+    sources.open_cifar10(folder, url)
     assert len(server.starts) == 2  # found, not asked for again
 
     server.content = b"something else"
     with pytest.raises(UserError, match=r"could not be downloaded.*hash"):
-        cifar10.open_cifar10(tmp_path / "other", url)
+        sources.open_cifar10(tmp_path / "other", url)
     assert list((tmp_path / "other").iterdir()) == []

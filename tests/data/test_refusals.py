@@ -198,7 +198,7 @@ def test_folder_of_too_few_pictures(refused):
     Path("few").mkdir()
     for name in "ab":
         Image.new("RGB", (40, 40)).save(f"few/{name}.png")
-    refused(opened("few"), "few", "2 pictures cannot be split")
+    refused(opened("few"), "few", "1 different pictures cannot be split")
 
 
 def test_folder_of_mixed_channels(refused):

@@ -8,7 +8,7 @@ import torch
 
 from sparsefield.gaussian import Kernel, condition
 from sparsefield.gaussian import draws as prior
-from sparsefield.gaussian.kernels import NUGGET, stretch
+from sparsefield.gaussian.kernels import NUGGET
 from sparsefield.use.globe import to_space
 
 EXTENT = (-180.0, 180.0, -90.0, 90.0)
@@ -27,7 +27,7 @@ def test_waves_through_space_have_the_variogram(kernel):
     features = prior.features(kernel, coords).double()
     apart = features[:, None] - features[None]                            # (P, P, F)
     found = apart.square().sum(dim=2) / 2
-    steps = (coords[:, None] - coords[None]).double() @ stretch((kernel,), 3)[0]
+    steps = (coords[:, None] - coords[None]).double() @ kernel.stretch(3)
     wanted = steps.norm(dim=2) ** kernel.exponent
     off = ~torch.eye(40, dtype=torch.bool)
     assert (found / wanted)[off].sub(1).abs().mean() < 0.03
