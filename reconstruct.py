@@ -46,7 +46,7 @@ from sparsefield.model.shipped import SHIPPED
 from sparsefield.use import export, holdout, messages
 from sparsefield.use.grids import Asked, grid_of, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import MOST_SAMPLES, Field, Reconstructor
+from sparsefield.use.predict import Field, Reconstructor
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import own_range, transformed
 
@@ -113,7 +113,9 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     out: str = "reconstruction"
-    """Folder for what is written; other files in it are left alone."""
+    """Folder for what is written: new, empty, or of an earlier reconstruction."""
+    overwrite: bool = False
+    """Write into out also where it holds other files, which are left alone."""
 
 
 def reconstruct(config: Config) -> None:
@@ -147,9 +149,9 @@ def read(config: Config, channels: int) -> Measurements:
 def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     """Reconstruct, write all files, and say what was done."""
     given = asked.given
-    out = OutputFolder(config.out, "--out", [config.input, config.mask, config.observe,
-                                             config.checkpoint, config.grid])
-    out.require(export.names_of(min(config.num_samples, MOST_SAMPLES), given.is_picture))
+    out = OutputFolder(config.out, "--out", export.NAMES, [
+        config.input, config.mask, config.observe, config.checkpoint, config.grid,
+    ], config.overwrite)
     started = time.monotonic()
     field = field_of(config, model, asked)
     if config.reach is not None:
@@ -157,9 +159,7 @@ def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     grid = asked.grid or grid_of(field.coords, config.lonlat)
     units = config.units or messages.units_of(model, given)
     files = export.contents(field, grid, given, units, config.lonlat)
-    out.require(files)
     out.write(files)
-    out.remove_old(export.OLD, files)
     for line in messages.account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(

@@ -15,21 +15,15 @@ import xarray
 
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Field
+from sparsefield.use.predict import MOST_SAMPLES, Field
 
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
-OLD = r"sample_\d+\.png|field\.(nc|csv|tif)"  # of earlier runs, which may have had more
-
-
-def names_of(num_samples: int, is_picture: bool) -> list[str]:
-    """What a reconstruction leaves; field.tif where rioxarray is installed."""
-    names = ["field.npz", "mean.png", "reconstruction.png",
-             *(f"sample_{k + 1}.png" for k in range(num_samples))]
-    return names if is_picture else [*names, "field.csv", "field.nc", "field.tif"]
+NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
+         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
 
 
 def contents(

@@ -13,8 +13,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import crps_of_values
-from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.evaluate.metrics import coverage, crps_of_values
 from sparsefield.use.grids import Frame
 from sparsefield.use.messages import are_separate, picture_range
 from sparsefield.use.points import Measurements

@@ -15,7 +15,7 @@ import reconstruct as script
 from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
-from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.evaluate.metrics import coverage
 from sparsefield.use.grids import grid_shape
 from sparsefield.use.predict import block_size
 from sparsefield.use.read import read_measurements
