@@ -17,6 +17,8 @@ from sparsefield.data import (
     open_data,
     parse_pattern,
 )
+from sparsefield.data.missing import lone_extreme
+from sparsefield.errors import UserError
 
 
 def saved(path, **contents) -> str:
@@ -104,6 +106,24 @@ def test_value_range_for_all_or_for_each_channel(tmp_path):
     assert np.abs(data.train.example(0)).max() == pytest.approx(0.5)
     data = open_data(path, value_range=(0, 1, -5, 5))
     assert data.train.example(0).min() == -1 and data.train.example(0).max() == 1
+
+
+def test_a_validation_file_in_another_unit_is_refused(tmp_path):
+    celsius = np.random.default_rng(0).uniform(5, 25, (30, 6, 7))
+    with pytest.raises(UserError, match=r"kelvin\.npz: values from .* convert the units"):
+        open_data(saved(tmp_path / "celsius.npz", images=celsius),
+                  val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
+
+
+@pytest.mark.parametrize("code, values", [
+    (-999, 113 + 1740 * np.linspace(0, 1, 90) ** 2), (-99, 5 + 1800 * np.linspace(0, 1, 90)),
+    (-999, np.linspace(-50, 1853, 90)),
+])
+def test_codes_within_the_spread_are_asked_about(code, values):
+    values = values.round()
+    assert lone_extreme(values) is None
+    values[[3, 17, 40]] = code
+    assert lone_extreme(values) == code
 
 
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):

@@ -41,6 +41,26 @@ def test_added_files_move_no_other(tmp_path):
     assert len(everything[0]) > 70
 
 
+def test_copies_stay_in_one_part_and_are_counted(tmp_path, caplog):
+    for k in range(60):
+        for copy in range(3):
+            noise(20, 20, seed=k).save(tmp_path / f"scene{k:02d}_{copy}.png")
+    with caplog.at_level(logging.INFO, logger="sparsefield"):
+        data = open_data(str(tmp_path), image_size=16)
+    scenes = [{name[:7] for name in names(split)} for split in (data.train, data.val, data.test)]
+    assert sum(map(len, scenes)) == 60 == len(set.union(*scenes))
+    assert "120 of 180 pictures are copies" in caplog.text
+
+
+def test_other_pictures_in_files_of_the_same_size_are_other_data(tmp_path):
+    fingerprints = set()
+    for first in (0, 0, 3):
+        for k in range(3):
+            noise(20, 20, seed=first + k).save(tmp_path / f"{k}.bmp")
+        fingerprints.add(open_data(str(tmp_path), image_size=16).fingerprint)
+    assert len(fingerprints) == 2
+
+
 @pytest.mark.parametrize("count", [3, 4, 10])
 def test_few_pictures_still_make_three_splits(tmp_path, count):
     fill(tmp_path, count)
