@@ -23,7 +23,7 @@ from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.runfolder import RunFolder
-from sparsefield.use.grids import grid_shape, scales
+from sparsefield.use.grids import Frame, grid_shape
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,16 +176,16 @@ def test_other_numbers_of_channels_are_reconstructed_alone(models, channels):
 # --- axes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extent, aspect, shape, scaled_by", [
-    ((0, 1, 0, 1), "auto", (64, 64), (1, 1)), ((0, 10, 0, 5), "auto", (32, 64), (10, 10)),
-    ((0, 10, 0, 5), "free", (64, 64), (10, 5)), ((0, 10, 0, 1), "auto", (6, 64), (10, 10)),
-    ((0, 100_000, 0, 100), "auto", (64, 64), (100_000, 100)),
-    ((0, 100_000, 0, 100), "equal", (1, 64), (100_000, 100_000)),
-    ((5, 6, 0, 11), "auto", (64, 64), (1, 11)),
+@pytest.mark.parametrize("width, height, aspect, shape", [
+    (1, 1, "auto", (64, 64)), (10, 5, "auto", (32, 64)), (10, 5, "free", (64, 64)),
+    (10, 1, "auto", (6, 64)), (100_000, 100, "auto", (64, 64)), (100_000, 100, "equal", (1, 64)),
+    (1, 11, "auto", (64, 64)), (5, 0, "auto", (1, 64)),
 ])
-def test_scales_of_the_axes(extent, aspect, shape, scaled_by):
-    assert scales(extent, aspect) == scaled_by
-    assert grid_shape(64, extent, scales(extent, aspect)) == shape
+def test_scales_of_the_axes(width, height, aspect, shape):
+    coords = np.array([[5, 0], [5 + width, height]])
+    frame = Frame.of(coords, aspect=aspect)
+    assert grid_shape(64, (5, 5 + width, 0, height), frame.scaled_by) == shape
+    assert frame.domain.side == pytest.approx(1) and (frame.inside(coords) >= 0).all()
 
 
 def test_a_section_is_read_along_both_of_its_axes(models):
