@@ -94,7 +94,7 @@ def main() -> None:
     splits = {name: open_data(name).val for name in ("photos", "terrain")}
     if given.pictures:
         whole = str(given.pictures)
-        splits = {"pictures": open_data(whole, val=whole).val}
+        splits = {"pictures": open_data(whole, val=whole).val} | splits
     rows = []
     for name, split in splits.items():
         for share in given.observed:

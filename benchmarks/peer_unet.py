@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from common import ROOT, describe_machine, table
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(ROOT))
 
@@ -38,6 +38,7 @@ from sparsefield.evaluate.cases import Cases
 from sparsefield.gaussian import condition
 from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.place import Domain, grid_coords
+from sparsefield.train.progress import averaging_decay
 
 
 class PlainUNet(nn.Module):
@@ -91,13 +92,16 @@ class Peer:
         self.device = given.device
         self.optimiser = torch.optim.AdamW(self.unet.parameters(), lr=given.lr, betas=(0.9, 0.99),
                                            weight_decay=0.01)
-        self.averaged = AveragedModel(self.unet, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        self.steps, self.averaged = 0, AveragedModel(self.unet, multi_avg_fn=self._average)
         self.cases = Cases(self.data.val, self.pattern,
                            range(min(given.pictures, len(self.data.val))))
         self.frozen = [self.known(case.values[None], case.coords[None],
                                   torch.as_tensor(case.observed)[None]) for case in self.cases]
         self.amp = torch.autocast(self.device, torch.bfloat16,
                                   enabled=self.device != "cpu" or has_fast_bfloat16())
+
+    def _average(self, old: list[Tensor], new: list[Tensor], _: object) -> None:
+        torch._foreach_lerp_(old, new, 1 - averaging_decay(self.steps, 0.999))
 
     def known(self, values: Tensor, coords: Tensor, observed: Tensor) -> tuple[Tensor, ...]:
         """Inputs (B, F, H, W), and mean and sd (B, C, H, W), from (B, M, C), (B, M, 2), (B, M)."""
@@ -135,6 +139,7 @@ class Peer:
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
         self.averaged.update_parameters(self.unet)
 
     @torch.no_grad()
@@ -162,15 +167,16 @@ def turned(x: Tensor, n: int, back: bool = False) -> Tensor:
 
 def train(peer: Peer, minutes: float, rate: float) -> list[dict[str, float]]:
     """Until the time is over; a point of the curve at every twelfth of it."""
-    budget, spent, steps, curve = 60 * minutes, 0.0, 0, []
+    budget, spent, curve = 60 * minutes, 0.0, []
     clock = time.process_time if peer.device == "cpu" and torch.get_num_threads() == 1 else (
         time.perf_counter)
     while spent < budget:
-        start, warm = clock(), min(1.0, (steps + 1) / 100)
+        start, warm = clock(), min(1.0, (peer.steps + 1) / 100)
         peer.step(rate * warm * 0.5 * (1 + math.cos(math.pi * spent / budget)))
-        spent, steps = spent + clock() - start, steps + 1
+        spent += clock() - start
         if spent >= min(budget, budget * (len(curve) + 1) / 12):
-            curve.append({"seconds": spent, "crops": steps * peer.count, "psnr": peer.psnr()})
+            curve.append({"seconds": spent, "crops": peer.steps * peer.count,
+                          "psnr": peer.psnr()})
             print(f"{spent:6.0f} s, {curve[-1]['psnr']:.2f} dB", file=sys.stderr, flush=True)
     return curve
 

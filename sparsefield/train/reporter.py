@@ -162,7 +162,7 @@ class Reporter:
             with self.folder.tolerating("curves"):
                 plots.learning_curves(
                     self.folder.read_records(), self.baselines,
-                    self.folder.path / "training_loss.png", self.painted,
+                    self.folder.path / "training_loss.png",
                 )
         return is_best
 
