@@ -15,11 +15,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUS = Path("/proc/self/status")
-
-
-# Trains a canvas without tokens that learn, where the flow starts only.
-ALONE = ("train_mamba_v2.py --canvas_first 1 --canvas_flow 0 --canvas_flow_width 0 --d_model 16 "
-         "--num_layers 0 --perceiver_iterations 0 --perceiver_heads 2 --neighbours 0")
 PATIENCE = 10.0    # seconds: what takes longer is run once
 
 

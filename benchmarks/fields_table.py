@@ -1,26 +1,22 @@
 """The tables of docs/fields.md: real fields and real stations, one for each data set.
 
-    python benchmarks/fields_table.py terrain                        # inside matplotlib
-    python benchmarks/fields_table.py example                        # docs/stations.csv
+    python benchmarks/fields_table.py terrain example                # inside matplotlib; docs/
     python benchmarks/fields_table.py relief sst winds --ferret debs/usr/share/ferret-vis/data
     python benchmarks/fields_table.py stations --ncarg debs/usr/share/ncarg/data/cdf
     python benchmarks/fields_table.py soil --meuse skgstat/data/samples/meuse.txt
-    python benchmarks/fields_table.py terrain \\
-        --checkpoint V2=checkpoints_mamba_v2/terrain/mamba_v2_best.pth   # trained on DATA=terrain
+    python benchmarks/fields_table.py terrain --checkpoint V2=runs/terrain/mamba_v2_best.pth
 
-How to get the files: docs/fields.md. Fields are test tiles of 32 x 32 points, as training has them,
-of which 20 % are observed; stations and soil are lists of which 20 % are hidden, with --seeds
-different seeds. Scored are the hidden values, in their units: RMSE of the mean over all of them,
-mean CRPS (of methods without an uncertainty the mean absolute error), the share inside 90 %
-intervals, and seconds of the CPU for each field. Give --checkpoint NAME=PATH as often as there are
-models; each is asked about the data that it was trained on alone. Below the table stands how long
-that was, and by how much it differs from fitted kriging, with a paired 95 % interval over fields.
+docs/fields.md says how to get the files. Fields are test tiles of 32 x 32 points, 20 % observed;
+stations and soil are lists of which 20 % are hidden, with --seeds seeds. Scored are the hidden
+values, in their units: RMSE of the mean, mean CRPS (of methods without an uncertainty the mean
+absolute error), the share inside 90 % intervals, seconds of the CPU for each field. A checkpoint is
+asked about the data that it was trained on alone; below the table stands by how much it differs
+from fitted kriging, with a paired 95 % interval over fields.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -42,15 +38,15 @@ from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.place import grid_coords
-from sparsefield.use import globe, holdout
+from sparsefield.use import holdout
 from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
-from sparsefield.use.points import Measurements, average_duplicates
+from sparsefield.use.points import Measurements
 from sparsefield.use.predict import Reconstructor
 from sparsefield.use.read import read_measurements
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
-GREY = "V2 as it comes, in shades of grey"
+GREY = "the bundled V2, in shades of grey"
 
 
 @dataclass(frozen=True)
@@ -77,35 +73,13 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A checkpoint. name: V1 or V2."""
-
-    name: str
-    model: Reconstructor
-    path: Path
-
-    def describe(self) -> str:
-        """How large it is and how long it was trained, in words."""
-        step = self.model.checkpoint["step"]
-        size = sum(p.numel() for p in self.model.network.parameters())
-        words = f"{self.name}: {size:,} parameters, {step:,} steps"
-        log = self.path.parent / "metrics.jsonl"
-        if not log.exists():
-            return words
-        minutes = [record["minutes"] for record in map(json.loads, log.read_text().splitlines())
-                   if record["step"] <= step and "minutes" in record]
-        return f"{words} in {max(minutes, default=0):.1f} minutes"
-
-
-@dataclass(frozen=True)
 class Source:
     """A data set.
 
     Attributes:
-        file: its name in the folder of an option, "" for what comes along. option: that option.
+        file: its name in the folder of an option. option: that option; both empty: embedded.
         values: variables, or the column. transform: what its values ask for. lonlat: stations on
-            the globe; None: fields. part, parts: only every so manieth test field, from
-            this one: terrain takes turns between its two files.
+            the globe; None: fields. part, parts: every `parts`-th test field, from `part` on.
     """
 
     title: str
@@ -154,10 +128,7 @@ def cases(source: Source, folder: Path, most: int, seeds: int) -> Cases:
     given = read_measurements(str(path), channels=1, value=source.values, missing=source.missing,
                               lonlat=source.lonlat)
     units = given.units
-    given, _ = average_duplicates(given, np.zeros(len(given.coords)))
-    scaled_by = (globe.scales(given.extent) if source.lonlat else
-                 (max(np.diff(given.extent)[::2]),) * 2)
-    frame = Frame(given.extent, scaled_by, source.lonlat)
+    frame = Frame.of(given.coords, aspect="equal", lonlat=source.lonlat)
     return Cases([Case(*holdout.split(given, 0.2, seed), frame) for seed in range(seeds)], units)
 
 
@@ -169,21 +140,21 @@ def grid_case(data, index: int) -> Case:
     hidden = np.setdiff1d(np.flatnonzero(~np.isnan(truth[:, 0])), case["observed"])
     parts = [Measurements(coords[i], truth[i], UNIT, units=data.units)
              for i in (case["observed"], hidden)]
-    return Case(*parts, Frame(UNIT, (1.0, 1.0), False), (data.height, data.width))
+    return Case(*parts, Frame.of(coords, aspect="equal", region=UNIT), (data.height, data.width))
 
 
 # --- methods --------------------------------------------------------------------------------------
 
 
 def methods(
-    case: Case, source: Source, trained: list[Trained]
+    case: Case, source: Source, trained: dict[str, Reconstructor]
 ) -> Iterator[tuple[str, Method]]:
     """By name, for one case."""
     settings = dict(lonlat=case.frame.lonlat, aspect="equal", seed=0, num_steps=4,
                     separately=False)
     kriging = partial(holdout.by_model, load("none"), **settings)
-    for own in trained:
-        yield own.name, holdout.by_model(own.model, transform=None, **settings)
+    for name, model in trained.items():
+        yield name, holdout.by_model(model, transform=None, **settings)
     if not case.frame.lonlat:
         yield GREY, holdout.by_model(shipped(), transform=None,
                                      **(settings | dict(separately=True)))
@@ -253,35 +224,33 @@ def spline(frame: Frame) -> Method:
 
 
 def measure(
-    source: Source, folder: Path, most: int, seeds: int, models: list[Trained]
+    source: Source, folder: Path, most: int, seeds: int, models: dict[str, Reconstructor]
 ) -> None:
-    """Print the table of one data set."""
+    """Print the table of one data set, and the differences from kriging."""
     there = cases(source, folder, most, seeds)
-    every, units = there.each, there.units
-    trained = [own for own in models if there.fingerprint is not None
-               and own.model.checkpoint["data"].get("fingerprint") == there.fingerprint]
+    every = there.each
+    trained = {name: model for name, model in models.items() if there.fingerprint is not None
+               and model.checkpoint["data"].get("fingerprint") == there.fingerprint}
     found: dict[str, list[Score]] = {}
     for case in every:
         for score in holdout.compare(dict(methods(case, source, trained)), case.given, case.hidden,
                                      time.process_time):
             found.setdefault(score.name, []).append(score)
-    observed = np.mean([len(case.given.coords) for case in every])
-    hidden = np.mean([len(case.hidden.coords) for case in every])
+    observed, hidden = (np.mean([len(getattr(case, part).coords) for case in every])
+                        for part in ("given", "hidden"))
     kind = "fields" if source.lonlat is None else "ways to hide a fifth"
     print(f"**{source.title}**: {len(every)} {kind}, {observed:.0f} points given and {hidden:.0f} "
           f"hidden in each\n")
-    unit = f", {units}" if units else ""
-    rows = [row(name, scores, len(every)) for name, scores in found.items()]
-    why = "not measured" if there.fingerprint else "no fields to learn from"
-    rows[0:0] = [[name, why, "–", "–", "–"] for name in ("V1", "V2") if name not in found]
-    table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"], rows)
+    unit = f", {there.units}" if there.units else ""
+    table(["method", f"RMSE{unit}", f"CRPS{unit}", "in 90 % intervals", "seconds"],
+          [row(name, scores, len(every)) for name, scores in found.items()])
     overlap = 0.0 if source.lonlat is None else float(hidden / observed)
-    if GREY in found:
-        print(f"{difference(GREY, found[GREY], found['fitted kriging'], overlap)}\n")
-    for own in trained:
-        if own.name in found:
-            words = difference(own.name, found[own.name], found["fitted kriging"], overlap)
-            print(f"{own.describe()}. {words}\n")
+    for name, model in trained.items():
+        size = sum(p.numel() for p in model.network.parameters())
+        print(f"{name}: {size:,} parameters, {model.checkpoint['step']:,} steps.")
+    for name in (*trained, GREY):
+        if name in found:
+            print(difference(name, found[name], found["fitted kriging"], overlap) + "\n")
 
 
 def row(name: str, scores: list[Score], count: int) -> list[str]:
@@ -328,8 +297,8 @@ def main() -> None:
     config = parser.parse_args()
     if any("=" not in given for given in config.checkpoint):
         parser.error("--checkpoint: give NAME=PATH, such as V2=runs/terrain/mamba_v2_best.pth")
-    models = [Trained(name, load(path), Path(path)) for name, path in
-              (given.split("=", 1) for given in config.checkpoint)]
+    models = {name: load(path) for name, path in
+              (given.split("=", 1) for given in config.checkpoint)}
     print(describe_machine(), "\n")
     for name in config.sets:
         for source in SOURCES[name]:

@@ -4,9 +4,8 @@
     python benchmarks/gaussian.py --tables batch        # some: batch, observations, queries, others
     pip install pykrige gstools                         # optional: their rows
 
-A field is 32 x 32 with 204 observed pixels unless a table says otherwise; elsewhere places are
-uniform over the square. Random fields of three channels, values of unit size. Rows of a table take
-turns; ratios are medians of the rounds' ratios.
+Places are uniform over the unit square; random fields of three channels, values of unit size. Rows
+of a table take turns; ratios are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -32,83 +31,63 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.gaussian import ONE_KERNEL, Kernel, Posterior, condition, draws
-from sparsefield.gaussian.kernels import NUGGET
+from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.place import grid_coords
 
 BATCH, OBSERVED = 16, 204
 OBSERVATIONS = (10, 50, 204, 500, 1000, 2000, 10_000, 100_000)
 QUERIES = (1024, 10_000, 100_000, 1_000_000)
-LARGE = 1000.0  # sides of the square: an exponential variogram so long is a straight line within
-
-Answer = tuple[np.ndarray, np.ndarray]  # mean and sd, (N,)
+LARGE = 1000.0  # sides: an exponential variogram so long is a straight line within the square
+NUGGET = 1e-4
 
 
 def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
-def field_at(coords: Tensor, channels: int) -> Tensor:
-    """A random field at (B, M, 2): (B, M, C)."""
-    numbers = draws.standard_normal(generators(len(coords)), draws.FEATURES, channels)
-    return torch.stack([torch.cat([draws.features(Kernel(1.2), part) @ n
-                                   for part in at.split(10_000)])
-                        for at, n in zip(coords, numbers)])
+def places(fields: int, count: int) -> Tensor:
+    return torch.stack([torch.rand(count, 2, generator=g) for g in generators(fields)])
 
 
-def pictures() -> tuple[Tensor, Tensor, Tensor]:
-    """BATCH fields: observed places (B, M, 2), values (B, M, 3), and the other places (B, N, 2)."""
-    order = torch.stack([torch.randperm(1024, generator=g) for g in generators(BATCH)])
-    at = grid_coords(32, 32)[order]
-    return at[:, :OBSERVED], field_at(at[:, :OBSERVED], 3), at[:, OBSERVED:]
-
-
-def scattered(count: int, channels: int) -> tuple[Tensor, Tensor]:
-    coords = torch.rand(1, count, 2, generator=generators(1)[0])
-    return coords, field_at(coords, channels)
-
-
-def answer(coords: Tensor, values: Tensor, queries: Tensor, **settings) -> None:
-    condition(coords, values, **settings).at(queries)
+def values_at(coords: Tensor, channels: int = 3) -> Tensor:
+    """Sums of plane waves, rougher than a trend and smoother than noise: (B, M, C)."""
+    generator = torch.Generator().manual_seed(0)
+    waves = 20 * torch.randn(2, 64, channels, generator=generator)
+    phase = torch.einsum("bmd,dkc->bmkc", coords, waves)
+    return torch.cos(phase + 6.3 * torch.rand(64, channels, generator=generator)).mean(2) * 6
 
 
 def print_batch(rounds: int) -> None:
-    """What the fields of a training batch cost."""
-    coords, values, queries = pictures()
-    noise_sd = torch.full_like(values, 0.1)
+    """What the fields of a training batch cost, without sharing a mask."""
+    coords, queries = places(BATCH, OBSERVED), places(BATCH, 820)
+    values = values_at(coords)
     posterior = condition(coords, values)
     noise = posterior.noise(queries)
     runs = {
         "fit": partial(condition, coords, values),
-        "fit and answer": partial(answer, coords, values, queries),
-        "fit and answer, one kernel": partial(answer, coords, values, queries, kernels=ONE_KERNEL),
-        "fit and answer, with noise": partial(answer, coords, values, queries, noise_sd=noise_sd),
+        "fit and answer": lambda: condition(coords, values).at(queries),
+        "fit and answer, one kernel":
+            lambda: condition(coords, values, kernels=ONE_KERNEL).at(queries),
+        "fit and answer, with noise":
+            lambda: condition(coords, values, torch.full_like(values, 0.1)).at(queries),
         "first draw": lambda: posterior.noise(queries)(generators(BATCH)),
         "each further draw": lambda: noise(generators(BATCH)),
     }
     found = interleave(runs, rounds)
-    table([f"{BATCH} fields at once, {OBSERVED} observations, {queries.shape[1]} queries",
-           "ms for a field"],
+    table([f"{BATCH} fields at once, {OBSERVED} observations, 820 queries", "ms for a field"],
           [[name, milliseconds([s / BATCH for s in seconds])] for name, seconds in found.items()])
 
 
 def one_field(observations: int, queries: int) -> dict[str, Callable[[], object]]:
     """What is done with one field, by name."""
-    coords, values = scattered(observations, 3)
-    side = round(queries**0.5)
+    coords = places(1, observations)
+    values, side = values_at(coords), round(queries**0.5)
     at = grid_coords(side, side)[None]
     posterior = condition(coords, values)
     noise = posterior.noise(at)
     return {"fit": partial(condition, coords, values), "answer": partial(posterior.at, at),
             "first draw": lambda: posterior.noise(at)(generators(1)),
-            "further draw": lambda: noise(generators(1)),
-            "all": lambda: whole(coords, values, at)}
-
-
-def whole(coords: Tensor, values: Tensor, at: Tensor) -> None:
-    posterior = condition(coords, values)
-    posterior.at(at)
-    posterior.noise(at)(generators(1))
+            "further draw": lambda: noise(generators(1))}
 
 
 def print_sizes(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
@@ -116,7 +95,7 @@ def print_sizes(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
     for size in sizes:
         runs = one_field(*size)
         runs["answer"]()  # leave-one-out errors are kept
-        found = interleave({part: run for part, run in runs.items() if part != "all"}, rounds)
+        found = interleave(runs, rounds)
         memory = memory_in_a_process_of_its_own("--memory_of", *map(str, size))
         rows.append([f"{size[0]:,}", f"{size[1]:,}", *map(milliseconds, found.values()), memory])
     table([f"by {name}: observations", "queries", "fit, ms", "answer, ms", "first draw, ms",
@@ -124,78 +103,63 @@ def print_sizes(name: str, sizes: list[tuple[int, int]], rounds: int) -> None:
 
 
 def print_memory(observations: int, queries: int) -> None:
-    one_field(50, 64)["all"]()  # code is loaded
-    coords, values = scattered(observations, 3)
-    side = round(queries**0.5)
-    print_added_memory(partial(whole, coords, values, grid_coords(side, side)[None]))
+    def all_of(size: tuple[int, int]) -> None:
+        for run in one_field(*size).values():
+            run()
+
+    all_of((50, 64))  # code is loaded
+    print_added_memory(partial(all_of, (observations, queries)))
 
 
-def ours(coords: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Posterior:
-    return condition(torch.tensor(coords)[None], torch.tensor(values)[None, :, None],
-                     kernels=ONE_KERNEL)
-
-
-def krige_ours(coords: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Answer:
-    posterior = ours(coords, values, queries)
-    found = posterior.at(torch.tensor(queries)[None])
-    return found.mean[0, :, 0].numpy(), found.sd[0, :, 0].numpy()
-
-
-def packages() -> dict[str, Callable[..., Answer]]:
-    """Kriging by optional packages, of a given amplitude, with a note for each that is missing."""
-    found = {}
+def packages(amplitude2: float) -> dict[str, Callable[..., np.ndarray]]:
+    """Kriging means by optional packages, with a note for each that is missing."""
+    found: dict[str, Callable[..., np.ndarray]] = {}
     try:
         from pykrige.ok import OrdinaryKriging
 
-        def pykrige(amplitude2, coords, values, queries) -> Answer:
-            made = OrdinaryKriging(*coords.T, values, variogram_model="power",
-                                   variogram_parameters=[amplitude2, 1.0, NUGGET * amplitude2])
-            mean, variance = made.execute("points", *queries.T)
-            return mean.data, variance.data**0.5
-
-        found["PyKrige, power"] = pykrige
+        found["PyKrige, power"] = lambda coords, values, queries: OrdinaryKriging(
+            *coords.T, values, variogram_model="power",
+            variogram_parameters=[amplitude2, 1.0, NUGGET * amplitude2],
+        ).execute("points", *queries.T)[0].data
     except ImportError as error:
         print(f"note: no row for PyKrige ({error})\n")
     try:
         import gstools
 
-        def gstools_krige(amplitude2, coords, values, queries) -> Answer:
-            model = gstools.Exponential(dim=2, var=amplitude2 * LARGE, len_scale=LARGE,
-                                        nugget=NUGGET * amplitude2)
-            made = gstools.krige.Ordinary(model, coords.T, values, exact=True, pseudo_inv=False)
-            mean, variance = made(queries.T, return_var=True)
-            return mean, variance**0.5
-
-        found[f"GSTools, exponential of length {LARGE:g}"] = gstools_krige
+        model = gstools.Exponential(dim=2, var=amplitude2 * LARGE, len_scale=LARGE,
+                                    nugget=NUGGET * amplitude2)
+        found[f"GSTools, exponential of length {LARGE:g}"] = lambda coords, values, queries: (
+            gstools.krige.Ordinary(model, coords.T, values, exact=True, pseudo_inv=False)(
+                queries.T, return_var=False))
     except ImportError as error:
         print(f"note: no row for GSTools ({error})\n")
     return found
 
 
+def ours(coords: Tensor, values: Tensor, queries: Tensor, **settings: object) -> np.ndarray:
+    return condition(coords, values, **settings).at(queries).mean[0, :, 0].numpy()
+
+
 def print_others(rounds: int) -> None:
     """The same points and the same straight variogram: gamma = amplitude (|h| + nugget)."""
-    methods = packages()
-    rng = np.random.default_rng(0)
-    for count, queries in [(204, 820), (1000, 10_000), (2000, 10_000)]:
-        coords, values = (x[0].double().numpy() for x in scattered(count, 1))
-        given = coords, values[:, 0], rng.random((queries, 2)).astype(np.float32).astype(float)
-        amplitude2 = float(ours(*given).fit.amplitude2)
-        runs = {"this package, one kernel": partial(krige_ours, *given)}
-        runs |= {name: partial(method, amplitude2, *given) for name, method in methods.items()}
-        runs["this package, fitted, with local amplitude"] = partial(
-            answer, *(torch.tensor(x).reshape(1, len(x), -1) for x in given))
-        mean, sd = runs["this package, one kernel"]()
-        found, rows = interleave(runs, rounds), []
-        for name, seconds in found.items():
-            difference = ["", ""]
-            if name in methods:
-                their_mean, their_sd = runs[name]()
-                difference = [f"{np.abs((their_mean - mean) / sd).max():.1e}",
-                              f"{np.abs(their_sd / sd - 1).max():.1e}"]
-            rows.append([name, milliseconds(seconds),
-                         ratio(seconds, found["this package, one kernel"]), *difference])
-        table([f"{count:,} observations, {queries:,} queries", "ms", "of the first row",
-               "means differ by, sd", "sd differ by"], rows)
+    others = packages(1.0)
+    for count, asked in [(204, 820), (1000, 10_000), (2000, 10_000)]:
+        coords, queries = places(1, count), places(1, asked)
+        values = values_at(coords, 1)
+        given = [x[0].double().numpy() for x in (coords, values[..., 0], queries)]
+
+        means = {name: method(*given) for name, method in others.items()}
+        one_kernel = partial(ours, coords, values, queries, kernels=ONE_KERNEL)
+        runs: dict[str, Callable[[], object]] = {
+            "this package, one kernel": one_kernel,
+            "this package": partial(ours, coords, values, queries)}
+        runs |= {name: partial(method, *given) for name, method in others.items()}
+        found, reference = interleave(runs, rounds), one_kernel()
+        table([f"{count:,} observations, {asked:,} queries", "ms", "of the first row",
+               "means differ by at most"],
+              [[name, milliseconds(seconds), ratio(seconds, found["this package, one kernel"]),
+                f"{np.abs(means[name] - reference).max():.1e}" if name in means else ""]
+               for name, seconds in found.items()])
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def exact() -> dict[str, tuple[Callable, Tensor]]:
     return found | {"two peaks": (two_peaks, both)}
 
 
-def score(slope: Callable, truth: Tensor, method: str, steps: int, options: dict) -> tuple:
+def score(velocity: Callable, truth: Tensor, method: str, steps: int, options: dict) -> tuple:
     """Error and spread of the samples, and evaluations."""
     generator = torch.Generator().manual_seed(0)
     calls = 0
@@ -79,7 +79,7 @@ def score(slope: Callable, truth: Tensor, method: str, steps: int, options: dict
     def counted(z: Tensor, theta: float) -> Tensor:
         nonlocal calls
         calls += 1
-        return slope(z, theta)
+        return velocity(z, theta)
 
     def fresh() -> Tensor:
         return quantiles(DRAWS)[torch.randperm(DRAWS, generator=generator)]
@@ -90,15 +90,15 @@ def score(slope: Callable, truth: Tensor, method: str, steps: int, options: dict
 
 
 def main() -> None:
-    for problem, (slope, truth) in exact().items():
+    for problem, (velocity, truth) in exact().items():
         rows = []
         for name, (method, options) in WAYS.items():
-            found = [score(slope, truth, method, steps, options) for steps in STEPS]
+            found = [score(velocity, truth, method, steps, options) for steps in STEPS]
             rows.append([name, *(f"{error:.3f} ({spread:.2f})" for error, spread, _ in found)])
         table([f"{problem}: error (spread) with", *(f"{n} steps" for n in STEPS)], rows)
         rows = []
         for tolerance in TOLERANCES:
-            error, spread, calls = score(slope, truth, "adaptive", 1, {"tolerance": tolerance})
+            error, spread, calls = score(velocity, truth, "adaptive", 1, {"tolerance": tolerance})
             rows.append([f"{tolerance:g}", str(calls), f"{error:.3f} ({spread:.2f})"])
         table([f"{problem}: adaptive, tolerance", "evaluations", "error (spread)"], rows)
 

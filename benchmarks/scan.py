@@ -1,7 +1,7 @@
-"""The selective scan: speed against the other ways, cost by length and batch, peak memory.
+"""The selective scan: speed against the other ways, cost by length, peak memory.
 
     python benchmarks/scan.py                     # all tables, about 3 minutes on two cores
-    python benchmarks/scan.py --tables lengths    # some: backends, lengths, batches, memory
+    python benchmarks/scan.py --tables lengths    # some: backends, lengths, memory
     pip install mambapy transformers              # optional: two more rows
 
 Sizes of the default V2: B=16, L=409, E=512, S=16, float32, softplus, skip and gate. Each row is
@@ -127,22 +127,17 @@ def compare_backends(rounds: int) -> None:
            "faster than the loop"], rows)
 
 
-def compare_sizes(name: str, sizes: list[tuple[int, int]], unit: tuple[int, int], rounds: int):
-    """Cost of an element as the size grows, relative to that at the size `unit`."""
+def compare_lengths(rounds: int) -> None:
+    """Cost of an element as the sequence grows, relative to that of 4,096 steps."""
     method = scan.load_backend("numba").selective_scan
-    inputs = [make_inputs(*size) for size in sizes]
-    runs = {(work, size): partial(work, method, values)
-            for work in (forward, both) for size, values in zip(sizes, inputs)}
-    found = interleave(runs, rounds)
-    rows = []
-    for batch, length in sizes:
-        share = batch * length / (unit[0] * unit[1])
-        row = [f"B={batch}, L={length:,}"]
-        for work in (forward, both):
-            seconds = found[work, (batch, length)]
-            row += [milliseconds(seconds), ratio([s / share for s in seconds], found[work, unit])]
-        rows.append(row)
-    table([f"numba, by {name}", "forward, ms", "cost of an element", "forward + backward, ms",
+    lengths = [2**k for k in range(8, 15)]
+    inputs = {length: make_inputs(1, length) for length in lengths}
+    found = {work: interleave({length: partial(work, method, inputs[length]) for length in lengths},
+                              rounds) for work in (forward, both)}
+    rows = [[f"L={length:,}", *(cell for seconds in found.values() for cell in (
+        milliseconds(seconds[length]),
+        ratio([s * 4096 / length for s in seconds[length]], seconds[4096])))] for length in lengths]
+    table(["numba, B=1", "forward, ms", "cost of an element", "forward + backward, ms",
            "cost of an element"], rows)
 
 
@@ -162,7 +157,7 @@ def print_memory(name: str, length: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = ["backends", "lengths", "batches", "memory"]
+    every = ["backends", "lengths", "memory"]
     parser.add_argument("--tables", nargs="+", default=every, choices=every)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
@@ -174,10 +169,7 @@ def main() -> None:
     if "backends" in given.tables:
         compare_backends(given.rounds)
     if "lengths" in given.tables:
-        lengths = [(1, 2**k) for k in range(8, 15)]
-        compare_sizes("length", lengths, (1, 4096), given.rounds)
-    if "batches" in given.tables:
-        compare_sizes("batch", [(2**k, 409) for k in range(7)], (16, 409), given.rounds)
+        compare_lengths(given.rounds)
     if "memory" in given.tables:
         compare_memory()
 

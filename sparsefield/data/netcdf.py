@@ -66,7 +66,7 @@ def read_dataset(path: Path) -> Dataset:
 def _read_netcdf(path: Path) -> Dataset:
     import xarray
 
-    with xarray.open_dataset(path, engine=_engine(path), decode_cf=False) as file:
+    with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
         stored = file.load()
     gaps = {name: _prepare(str(name), variable) for name, variable in stored.variables.items()
             if variable.dtype.kind in "iuf"}
@@ -75,18 +75,18 @@ def _read_netcdf(path: Path) -> Dataset:
                            if gap.any() and name not in decoded.dims})
 
 
-def _engine(path: Path) -> str:
+def _engine(path: Path) -> dict[str, object]:
     """Which of xarray's engines reads a file, by how it begins."""
     with path.open("rb") as file:
         beginning = file.read(4)
     if beginning in (b"CDF\x01", b"CDF\x02"):
-        return "scipy"
+        return {"engine": "scipy", "mmap": False}
     if beginning not in (b"\x89HDF", b"CDF\x05"):
         raise UserError(f"{path}: no NetCDF file, whatever its name says")
     if find_spec("netCDF4"):
-        return "netcdf4"
+        return {"engine": "netcdf4"}
     if beginning == b"\x89HDF" and find_spec("h5netcdf") and find_spec("h5py"):
-        return "h5netcdf"
+        return {"engine": "h5netcdf"}
     raise UserError(f"{path}: NetCDF-4 needs more packages: pip install h5netcdf h5py (netCDF4 for "
                     "CDF-5), or make it classic: nccopy -k classic in.nc out.nc")
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sparsefield.data.arrays import Part, array_data, cut, open_array
-from sparsefield.data.folder import Box, CropSplit, Picture, open_folder
+from sparsefield.data.folder import CropSplit, Picture, open_folder
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
 from sparsefield.data.scale import Data, Scale, pixel_scale
 from sparsefield.data.streams import Purpose, generator
@@ -128,9 +128,8 @@ TERRAIN_CROPS, FROZEN_TERRAIN, LARGEST_TERRAIN = 512, 64, 64
 def open_photos(image_size: int = 32, seed: int = 0) -> Data:
     """The photographs, cropped at random scales and shrunk to image_size.
 
-    Validation and test are 256 frozen crops each, a pure function of (seed, index). Crops with
-    an even index have a side of at least 256 px, so that `high_resolution` gives their truth at
-    every size up to 256; the others are of any scale, like the training crops.
+    Frozen crops with an even index have a side of at least 256 px, so that `high_resolution` gives
+    their truth at every size up to 256; the others are of any scale, like the training crops.
 
     Raises:
         UserError: image_size is not in 8 ... 256, or the wheel came without its pictures.
@@ -142,43 +141,24 @@ def open_photos(image_size: int = 32, seed: int = 0) -> Data:
             f"image size {image_size}: the photographs can be cut at 8 to {LARGE_SIDE} pixels"
         )
     folder = Path(skimage.data.__file__).parent
-    digest = hashlib.sha256(f"{image_size} {seed} {PHOTO_CROPS}".encode())
-    parts = {}
-    for part, names in PHOTOS.items():
-        parts[part] = [_photo(folder / name) for name in names]
-        for name in names:
-            digest.update((folder / name).read_bytes())
-
-    def frozen(number: int, pictures: list[Picture], index: int) -> tuple[int, Box]:
-        rng = generator(seed, Purpose.FROZEN_CROP, number, index)
-        which = index // 2 % len(pictures)
-        smallest = LARGE_SIDE if index % 2 == 0 else image_size
-        return which, pictures[which].random_box(rng, smallest)
-
-    scale = pixel_scale(3)
-    splits = {
-        part: CropSplit(pictures, [frozen(number, pictures, i) for i in range(FROZEN_PHOTOS)],
-                        PHOTO_CROPS if part == "train" else FROZEN_PHOTOS, image_size, scale)
-        for number, (part, pictures) in enumerate(parts.items())}
-    return Data("photos", image_size, image_size, scale, digest.hexdigest(), **splits)
-
-
-def _photo(path: Path) -> Picture:
     try:
-        with Image.open(path) as image:
-            return Picture(np.asarray(image.convert("RGB")))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: reinstall scikit-image from its wheel, or choose other --data"
-        ) from None
+        files = {name: (folder / name).read_bytes() for names in PHOTOS.values() for name in names}
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: reinstall scikit-image from its wheel, or "
+                        "choose other --data") from None
+    parts = [[Picture(np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")))
+              for name in names] for names in PHOTOS.values()]
+    digest = hashlib.sha256(f"{image_size} {seed} {PHOTO_CROPS}".encode())
+    for content in files.values():
+        digest.update(content)
+    splits = _crop_splits(parts, image_size, pixel_scale(3), seed, PHOTO_CROPS, FROZEN_PHOTOS,
+                          large=LARGE_SIDE)
+    return Data("photos", image_size, image_size, pixel_scale(3), digest.hexdigest(), *splits)
 
 
 def open_terrain(image_size: int = 32, seed: int = 0) -> Data:
-    """Elevations cropped at random scales and averaged to image_size, flipped and turned in
-    training.
-
-    Validation and test are 64 frozen crops each, a pure function of (seed, index), from image_size
-    points to the width of their part; they overlap.
+    """Elevations cropped at random scales and averaged to image_size; flipped and turned in
+    training. Frozen crops overlap.
 
     Raises:
         UserError: image_size is not in 8 ... 64, or the wheel came without its sample data.
@@ -188,25 +168,17 @@ def open_terrain(image_size: int = 32, seed: int = 0) -> Data:
                         f"{LARGEST_TERRAIN} points")
     grids = {name: _elevations(*name) for name in (FAULT, COAST)}
     low, high = (float(f([f(grid) for grid in grids.values()])) for f in (np.min, np.max))
-    scale = Scale(((low, high),), "m")
-    columns = " ".join(str(areas) for areas in TERRAIN.values())
+    columns = " ".join(map(str, TERRAIN.values()))
     digest = hashlib.sha256(f"{image_size} {seed} {columns}".encode())
     for grid in grids.values():
         digest.update(grid.tobytes())
-
-    def split(number: int, part: str) -> CropSplit:
-        pieces = [grids[name][:, first:last] for name, first, last in TERRAIN[part]]
-        pictures = [Picture(piece[..., None]) for piece in pieces if min(piece.shape) >= image_size]
-        frozen = []
-        for index in range(FROZEN_TERRAIN):
-            which = index % len(pictures)
-            rng = generator(seed, Purpose.FROZEN_CROP, number, index)
-            frozen.append((which, pictures[which].random_box(rng, image_size)))
-        length = TERRAIN_CROPS if part == "train" else FROZEN_TERRAIN
-        return CropSplit(pictures, frozen, length, image_size, scale)
-
-    return Data("terrain", image_size, image_size, scale, digest.hexdigest(),
-                **{part: split(number, part) for number, part in enumerate(TERRAIN, start=3)})
+    pieces = [[grids[name][:, first:last, None] for name, first, last in areas]
+              for areas in TERRAIN.values()]
+    parts = [[Picture(piece) for piece in part if min(piece.shape[:2]) >= image_size]
+             for part in pieces]
+    scale = Scale(((low, high),), "m")
+    splits = _crop_splits(parts, image_size, scale, seed, TERRAIN_CROPS, FROZEN_TERRAIN, first=3)
+    return Data("terrain", image_size, image_size, scale, digest.hexdigest(), *splits)
 
 
 def _elevations(file: str, name: str) -> np.ndarray:
@@ -218,6 +190,29 @@ def _elevations(file: str, name: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{file} is missing: matplotlib came without its sample data; reinstall it "
                         "from its wheel, or choose other --data") from None
+
+
+def _crop_splits(
+    parts: Sequence[list[Picture]], image_size: int, scale: Scale, seed: int, in_epoch: int,
+    in_test: int, *, first: int = 0, large: int = 0,
+) -> list[CropSplit]:
+    """Training, validation and test crops; frozen ones are a pure function of (seed, index).
+
+    Args:
+        first: number of the stream of random numbers of the first part. large: the least side of
+            every second frozen crop.
+    """
+    splits = []
+    for number, pictures in enumerate(parts):
+        frozen = []
+        for index in range(in_test):
+            rng = generator(seed, Purpose.FROZEN_CROP, first + number, index)
+            which = (index // 2 if large else index) % len(pictures)
+            smallest = image_size if index % 2 else large or image_size
+            frozen.append((which, pictures[which].random_box(rng, smallest)))
+        length = in_test if number else in_epoch
+        splits.append(CropSplit(pictures, frozen, length, image_size, scale))
+    return splits
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from sparsefield.data import (
-    Scale,
     TrainingBatches,
     arrays,
     frozen_case,
     open_data,
     parse_pattern,
 )
+from sparsefield.data.missing import lone_extreme
+from sparsefield.errors import UserError
 
 
 def saved(path, **contents) -> str:
@@ -49,14 +50,6 @@ def test_float_fields_get_their_range_from_training(ocean):
     inside = data.train.example(3)
     assert np.nanmin(inside) >= -1 and np.nanmax(inside) <= 1
     np.testing.assert_allclose(data.to_physical(inside)[..., 0], fields[3], rtol=1e-6)
-
-
-def test_scale_comes_back_from_a_description(ocean):
-    data, _ = ocean
-    described = data.describe()
-    scale = Scale(described["value_range"], described["units"])
-    inside = data.train.example(0)
-    np.testing.assert_array_equal(scale.to_physical(inside), data.to_physical(inside))
 
 
 def test_gaps_are_never_observed_or_queried(ocean):
@@ -104,6 +97,24 @@ def test_value_range_for_all_or_for_each_channel(tmp_path):
     assert np.abs(data.train.example(0)).max() == pytest.approx(0.5)
     data = open_data(path, value_range=(0, 1, -5, 5))
     assert data.train.example(0).min() == -1 and data.train.example(0).max() == 1
+
+
+def test_a_validation_file_in_another_unit_is_refused(tmp_path):
+    celsius = np.random.default_rng(0).uniform(5, 25, (30, 6, 7))
+    with pytest.raises(UserError, match=r"kelvin\.npz: values from .* convert the units"):
+        open_data(saved(tmp_path / "celsius.npz", images=celsius),
+                  val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
+
+
+@pytest.mark.parametrize("code, values", [
+    (-999, 113 + 1740 * np.linspace(0, 1, 90) ** 2), (-99, 5 + 1800 * np.linspace(0, 1, 90)),
+    (-999, np.linspace(-50, 1853, 90)),
+])
+def test_codes_within_the_spread_are_asked_about(code, values):
+    values = values.round()
+    assert lone_extreme(values) is None
+    values[[3, 17, 40]] = code
+    assert lone_extreme(values) == code
 
 
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):

@@ -23,7 +23,7 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
          7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
 
 
-def png16(array: np.ndarray) -> bytes:
+def png16(array: np.ndarray, transparent: bytes = b"") -> bytes:
     """A PNG of 16 bits with 1 to 4 channels (Pillow writes grey only)."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
@@ -33,8 +33,9 @@ def png16(array: np.ndarray) -> bytes:
                 + struct.pack(">I", zlib.crc32(kind + content)))
 
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-            + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+            + (chunk(b"tRNS", transparent) if transparent else b"")
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def measured(path, channels=3, **options):
@@ -124,6 +125,27 @@ def test_sixteen_bits_with_transparency(tmp_path, channels):
     np.testing.assert_array_equal(np.isnan(field[..., 0]), array[..., -1] == 0)
     known = ~np.isnan(field[..., 0])
     np.testing.assert_array_equal(field[known], array[known][:, :-1])
+
+
+def test_a_transparent_colour_of_sixteen_bits(tmp_path):
+    array = colours(np.uint16, 65535)
+    array[3:9] = (300, 20000, 5)
+    (tmp_path / "a.png").write_bytes(png16(array, struct.pack(">3H", 300, 20000, 5)))
+    known = read_picture(tmp_path / "a.png").known
+    assert not known[3:9].any() and known[:3].all() and known[9:].all()
+
+
+def test_scale_and_offset_of_a_geotiff_are_applied(tmp_path):
+    array = np.arange(480, dtype=np.int16).reshape(24, 20)
+    array[0] = -9999
+    items = "".join(f'<Item name="{role.upper()}" sample="0" role="{role}">{value}</Item>'
+                    for role, value in (("scale", 0.01), ("offset", -50)))
+    tifffile.imwrite(tmp_path / "a.tif", array, metadata=None, extratags=[
+        (42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", False),
+        (42113, "s", 0, "-9999", False)])
+    values = read_picture(tmp_path / "a.tif").values[..., 0]
+    assert np.isnan(values[0]).all()
+    np.testing.assert_allclose(values[1:], array[1:] * 0.01 - 50)
 
 
 @pytest.mark.parametrize("extra", ["unspecified", "unassalpha", "assocalpha"])
@@ -404,6 +426,7 @@ MASKS = {
     "colour": (np.repeat(LEFT[..., None] * np.uint8(255), 3, 2), "png"),
     "an array of bool": (LEFT, "npy"),
     "an array with NaN": (np.where(LEFT, 1.0, np.nan), "npy"),
+    "-1 is true": (-LEFT.astype(np.int16), "npy"),
     "grey and transparent": (np.stack([np.full((8, 10), 255, np.uint8),
                                        LEFT * np.uint8(255)], -1), "png"),
 }
