@@ -36,8 +36,8 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
-from sparsefield.model.shipped import V2
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")

@@ -39,8 +39,8 @@ from sparsefield.evaluate.opening import open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
+from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
-from sparsefield.model.shipped import V1, V2, find_shipped
 from sparsefield.train.config import TrainingConfig, beside_learning
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
@@ -105,7 +105,7 @@ class Config:
 
 def load(name: str, path: str, flag: str = "checkpoint") -> dict:
     """The checkpoint of V1 or V2. Raises UserError if it is missing, damaged or the other one."""
-    if not find_shipped(path).exists():
+    if not find_bundled(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
         raise UserError(

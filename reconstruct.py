@@ -42,7 +42,7 @@ from tqdm import tqdm
 from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.model.shipped import SHIPPED
+from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import export, holdout, messages
 from sparsefield.use.grids import Asked, grid_of, what_is_asked
 from sparsefield.use.points import Measurements
@@ -192,7 +192,7 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
     also = None
     if (config.checkpoint is None and model.is_closed_form and not config.lonlat
             and messages.can_be_tried(given)):
-        also = load(SHIPPED, config.device)
+        also = load(BUNDLED, config.device)
     methods = holdout.all_methods(
         model, given, asked.frame, transform=config.transform,
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,

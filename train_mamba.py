@@ -25,13 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsefield import cli
-from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
-from sparsefield.model.field import FieldModel, Prepared, require_positive
+from sparsefield.model.field import FieldModel, TokenBlock, require_positive, require_share
 from sparsefield.model.mamba import MambaLayer
-from sparsefield.model.ordering import reread
+from sparsefield.model.tokens import permute
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.loop import train
 
 
 class MAMBADiffusion(FieldModel):
@@ -62,8 +60,7 @@ class MAMBADiffusion(FieldModel):
         distance_attention: bool = True,
         **shared,
     ):
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout}: give a share in [0, 1)")
+        require_share(dropout=dropout)
         require_positive(num_layers=num_layers, d_state=d_state)
         super().__init__(channels=channels, d_model=d_model, **shared)
         self.cross_attention_residual = cross_attention_residual
@@ -74,19 +71,19 @@ class MAMBADiffusion(FieldModel):
         self.cross_attention = Attention(d_model, heads, distance_attention)
         self.dropout = nn.Dropout(dropout)
 
-    def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
+    def mix(self, context: Tensor, queries: Tensor, block: TokenBlock) -> Tensor:
         tokens = torch.cat([context, queries], dim=1)                     # (B, L, D)
         before = None
         for k, layer in enumerate(self.mamba):
-            tokens = layer(reread(tokens, prepared.reading, before, k))   # (B, L, D) along curve k
+            tokens = layer(permute(tokens, block.scan, before, k))   # (B, L, D) along curve k
             before = k
-        tokens = reread(tokens, prepared.reading, before, None)           # (B, L, D) as they came
+        tokens = permute(tokens, block.scan, before, None)           # (B, L, D) as they came
         context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
         seen = self.cross_attention(
             self.query_norm(queries),
             self.context_norm(context),
-            prepared.query_coords,
-            prepared.input_coords,
+            block.query_coords,
+            block.input_coords,
         )                                                                 # (B, N, D)
         seen = self.dropout(seen)                                         # (B, N, D)
         return queries + seen if self.cross_attention_residual else seen
@@ -115,6 +112,8 @@ class Config(TrainingConfig):
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from sparsefield.train.loop import train  # here: whoever loads a model needs no trainer
+
     train(cli.parse(Config, arguments, __doc__), MAMBADiffusion, name="mamba")
 
 

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
-from sparsefield.model.field import FieldModel, Prepared, require_positive
+from sparsefield.model.field import FieldModel, TokenBlock, require_positive, require_share
 from sparsefield.model.mamba import MambaLayer
-from sparsefield.model.ordering import Reading, reread
 from sparsefield.model.starting import take_shared_components
-from sparsefield.train.loop import TrainingConfig, train
+from sparsefield.model.tokens import ScanOrder, permute
+from sparsefield.train.config import TrainingConfig
 
 
 class BidirectionalMAMBA(nn.Module):
@@ -69,19 +69,20 @@ class BidirectionalMAMBA(nn.Module):
         )
         self.merge = nn.Linear(2 * d_model, d_model)
 
-    def forward(self, x: Tensor, reading: Reading | None = None) -> Tensor:
+    def forward(self, x: Tensor, scan: ScanOrder | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); every output depends on every input.
 
-        Layer k of both stacks reads along curve k of `reading`; None: as the tokens come.
+        Layer k of both stacks reads along curve k of `scan`; None: as the tokens come.
         """
         ahead = back = x                                                  # (B, L, D)
         before = None
-        for k, (forward, backward) in enumerate(zip(self.forward_layers, self.backward_layers)):
-            ahead = forward(reread(ahead, reading, before, k))            # (B, L, D) along curve k
-            back = backward(reread(back, reading, before, k), reverse=self.two_way)
+        layers = zip(self.forward_layers, self.backward_layers, strict=True)
+        for k, (forward, backward) in enumerate(layers):
+            ahead = forward(permute(ahead, scan, before, k))              # (B, L, D) along curve k
+            back = backward(permute(back, scan, before, k), reverse=self.two_way)
             before = k
         merged = self.merge(torch.cat([ahead, back], dim=-1))             # (B, L, D)
-        return reread(merged, reading, before, None)                      # (B, L, D) as they came
+        return permute(merged, scan, before, None)                      # (B, L, D) as they came
 
 
 class PerceiverIteration(nn.Module):
@@ -180,8 +181,7 @@ class MAMBADiffusionV2(FieldModel):
         query_self_attention: bool = True,
         **shared,
     ):
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout}: give a share in [0, 1)")
+        require_share(dropout=dropout)
         require_positive(d_state=d_state)
         super().__init__(channels=channels, d_model=d_model, **shared)
         self.mamba = None
@@ -196,13 +196,13 @@ class MAMBADiffusionV2(FieldModel):
             query_self_attention,
         )
 
-    def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
+    def mix(self, context: Tensor, queries: Tensor, block: TokenBlock) -> Tensor:
         if self.mamba is not None:
             tokens = torch.cat([context, queries], dim=1)                 # (B, L, D)
-            tokens = self.mamba(tokens, prepared.reading)                 # (B, L, D)
+            tokens = self.mamba(tokens, block.scan)                 # (B, L, D)
             context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
         return self.perceiver(
-            queries, context, prepared.query_coords, prepared.input_coords
+            queries, context, block.query_coords, block.input_coords
         )                                                                 # (B, N, D)
 
 
@@ -235,6 +235,8 @@ class Config(TrainingConfig):
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from sparsefield.train.loop import train  # here: whoever loads a model needs no trainer
+
     config = cli.parse(Config, arguments, __doc__)
     initialise = None
     if config.init_from_v1 is not None:

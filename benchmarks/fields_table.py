@@ -36,7 +36,7 @@ from sparsefield import load
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
-from sparsefield.model.shipped import SHIPPED
+from sparsefield.model.bundled import BUNDLED
 from sparsefield.place import grid_coords
 from sparsefield.use import globe, holdout
 from sparsefield.use.grids import Frame
@@ -181,7 +181,7 @@ def methods(
 @cache
 def shipped() -> Reconstructor:
     """The model that comes with the project."""
-    return load(SHIPPED)
+    return load(BUNDLED)
 
 
 def one_kernel(frame: Frame) -> Method:

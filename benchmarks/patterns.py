@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from sparsefield.data import parse_pattern
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.opening import open_test_data
+from sparsefield.model.bundled import DEFAULTS
 from sparsefield.model.checkpoint import load_model
-from sparsefield.model.shipped import DEFAULTS
 
 PATTERNS = ["random:0.05", "random:0.1", "random:0.2", "random:0.4", "grid:2", "grid:4",
             "block:0.3", "lines:8"]

@@ -26,16 +26,21 @@ def parse(
     """Settings of a dataclass type from the command line (`arguments`, or that of the process).
 
     Every field is a flag of its name, its docstring the help; with `switches` a bool needs no True.
-    A wrong flag or value prints one message and exits with code 2.
+    A wrong flag or value prints one message and exits with code 2. Which flags were given stands in
+    the attribute `given` of the result.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     marker = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
-    return tyro.cli(
+    parsed = tyro.cli(
         settings,
         args=arguments,
         description=description,
         config=(marker, tyro.conf.HelptextFromCommentsOff),
         use_underscores=True,
     )
+    parsed.given = frozenset(flag[2:].partition("=")[0].replace("-", "_") for flag in arguments
+                             if flag.startswith("--"))
+    return parsed
 
 
 class Console(logging.StreamHandler):

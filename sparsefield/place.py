@@ -38,6 +38,11 @@ class Domain(NamedTuple):
         width, height = (sides * (count + 1) / max(count - 1, 1)).tolist()
         return cls(width, height) if width or height else cls()
 
+    def around(self, *coords: Tensor) -> Domain:
+        """The smallest rectangle from (0, 0) on that holds this one and coords (..., 2 or 3)."""
+        sides = [self, *(x[..., :2].flatten(0, -2).amax(dim=0).tolist() for x in coords)]
+        return Domain(*map(max, zip(*sides, strict=True)))
+
     @property
     def side(self) -> float:
         """The longer side."""
@@ -47,6 +52,9 @@ class Domain(NamedTuple):
         """Mean distance between so many points: on a square that of a square grid, on a line that
         of points along it."""
         return max(self.width * self.height / count, (self.side / count) ** 2) ** 0.5
+
+
+UNIT_SQUARE = Domain()
 
 
 def grid_coords(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -64,3 +72,20 @@ def grid_coords(height: int, width: int, device: torch.device | str | None = Non
     y = (torch.arange(height, device=device) + 0.5) / longer
     yy, xx = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([xx, yy], dim=-1).reshape(-1, 2)
+
+
+class Observed(NamedTuple):
+    """What was measured of B fields.
+
+    Attributes:
+        coords: (B, M, 2), or (B, M, 3) on a globe. values: (B, M, C), of about unit size.
+        noise_sd: (B, M, C) of the noise in the values; None: they are exact.
+        domain: the rectangle that the observations stand for.
+        box: the rectangle that holds them and all that is asked for; it begins at (0, 0).
+    """
+
+    coords: Tensor
+    values: Tensor
+    noise_sd: Tensor | None = None
+    domain: Domain = UNIT_SQUARE
+    box: Domain = UNIT_SQUARE

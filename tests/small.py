@@ -18,7 +18,7 @@ from sparsefield.model.checkpoint import FORMAT, save_checkpoint
 from sparsefield.train import loop
 
 ROOT = Path(__file__).parents[1]
-SIZE = dict(d_model=16, num_layers=2, neighbours=4, canvas_width=8, canvas_flow_width=4)
+SIZE = dict(d_model=16, num_layers=2, neighbours=4, unet_width=8, flow_unet_width=4)
 NAMES = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
          "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
 
@@ -51,7 +51,7 @@ def settings(data: Path, folder: Path, **changes) -> train_mamba_v2.Config:
     """Of a V2 that trains on `write_ramps` in a second or two: two epochs of six steps."""
     tiny = dict(
         data=str(data), save_dir=str(folder), d_model=16, num_layers=2, perceiver_iterations=1,
-        perceiver_heads=2, neighbours=4, canvas_width=8, canvas_flow_width=4,
+        perceiver_heads=2, neighbours=4, unet_width=8, flow_unet_width=4,
         batch_size=8, epochs=2, queries_min=8, queries_max=16,
         eval_pictures=2, eval_every=1, save_every=1, warmup=2, lr=1e-3, device="cpu",
     )

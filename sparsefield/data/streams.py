@@ -16,9 +16,8 @@ class Purpose(IntEnum):
     TRAINING_SLOT = 3
     FROZEN_CROP = 4
     FROZEN_CASE = 5
-    LAYOUT = 6
-    TRAINING_FIELD = 7
-    LAYOUT_COUNT = 8
+    MASK = 6
+    MASK_COUNT = 8
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

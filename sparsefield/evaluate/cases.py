@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from sparsefield.data import Pattern, Split, frozen_case
 from sparsefield.data.scale import to_unit
 from sparsefield.data.streams import noise_seed
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, uncertainty
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.model.precision import has_fast_bfloat16
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain, grid_coords
 
 Model = FieldModel | GaussianModel
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
@@ -276,6 +276,7 @@ class Cases:
                 *self.stack(which, rows),
                 seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
                 points=self.points,
+                domain=Domain.of_grid(self.rows, self.columns),
                 bfloat16=self.device.type == "cpu" and has_fast_bfloat16(),
                 **sampler,
             )

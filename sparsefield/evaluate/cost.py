@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sparsefield.model.field import FieldModel
 from sparsefield.model.mamba import Mamba
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain, Observed, grid_coords
 
 
 def _convolution(
@@ -28,19 +28,16 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
     (2 L E K, whichever backend computes it), and selective scans with 9 L E S + 2 L E each
     (discretisation, recurrence, output, skip and gate; the count of VMamba, Liu et al. 2024).
     Not counted: elementwise operations, norms, and what runs once an image whatever the number of
-    evaluations (`start`, `outlook`, `prepare`).
+    evaluations (`encode`).
 
     Args:
         shape: (H, W), all of it queried. channels: C. observed: M.
     """
     device = next(model.parameters()).device
-    query_coords = grid_coords(*shape, device=device)[None]
-    input_coords = query_coords[:, :observed]
+    queries = grid_coords(*shape, device=device)[None]
     inputs = torch.zeros(1, observed, channels, device=device)
-    form, _ = model.closed_form(query_coords, input_coords, inputs)
-    start = model.start(form, query_coords, input_coords)
-    outlook = model.outlook(start, query_coords)
-    prepared = model.prepare(start, query_coords, input_coords, inputs)
+    domain = Domain.of_grid(*shape)
+    state = model.encode(Observed(queries[:, :observed], inputs, None, domain, domain), queries)
     mamba: list[int] = []
 
     def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -55,9 +52,7 @@ def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observ
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
             display=False, custom_mapping={torch.ops.aten.convolution: _convolution}
         ) as products:
-            angle = torch.ones(1, device=device)
-            seen = model.overview(form.mean, angle, outlook)
-            model(seen, angle, prepared)
+            model.velocity(state.mean, torch.ones(1, device=device), state)
     finally:
         for hook in hooks:
             hook.remove()

@@ -42,14 +42,14 @@ def seen(z: Tensor, theta: Tensor) -> Tensor:
     return z * (theta > 0)[:, None, None]
 
 
-def data_estimate(z: Tensor, slope: Tensor, theta: float) -> Tensor:
+def data_estimate(z: Tensor, velocity: Tensor, theta: float) -> Tensor:
     """E[z_1 | z_theta] = sin(theta) z + cos(theta) F."""
-    return math.sin(theta) * z + math.cos(theta) * slope
+    return math.sin(theta) * z + math.cos(theta) * velocity
 
 
-def noise_estimate(z: Tensor, slope: Tensor, theta: float) -> Tensor:
+def noise_estimate(z: Tensor, velocity: Tensor, theta: float) -> Tensor:
     """E[z_0 | z_theta] = cos(theta) z - sin(theta) F."""
-    return math.cos(theta) * z - math.sin(theta) * slope
+    return math.cos(theta) * z - math.sin(theta) * velocity
 
 
 def draw_angles(rng: np.random.Generator, size: int, zero_share: float = 0.25) -> np.ndarray:

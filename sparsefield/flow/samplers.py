@@ -1,9 +1,10 @@
 """From a Gaussian draw to a sample: ODE and SDE samplers in the angle, behind one signature.
 
-    sampler(slope, z (B, N, C), angles (n+1,), fresh, **options) -> z (B, N, C)
+    sampler(velocity, z (B, N, C), angles (n+1,), fresh, **options) -> z (B, N, C)
 
-with slope(z, theta) = F, angles from 0 to pi/2 and fresh() -> a draw like z. Samplers know nothing
-of models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return z.
+with velocity(z, theta) = F, angles from 0 to pi/2 and fresh() -> a draw like z. Samplers know
+nothing of models, observations or blocks. Where F = 0, Heun, Euler and the adaptive solver return
+z.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END, data_estimate, noise_estimate
 
-Slope = Callable[[Tensor, float], Tensor]
+Velocity = Callable[[Tensor, float], Tensor]
 Fresh = Callable[[], Tensor]
 
 
@@ -33,28 +34,28 @@ def _steps(grid: list[float]) -> list[tuple[float, float]]:
     return list(pairwise(grid))
 
 
-def euler(slope: Slope, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
+def euler(velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
     """The ODE dz/dtheta = F by Euler's rule: first order, n evaluations."""
     for theta, end in _steps(grid):
-        z = z + (end - theta) * slope(z, theta)
+        z = z + (end - theta) * velocity(z, theta)
     return z
 
 
-def heun(slope: Slope, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
+def heun(velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
     """The ODE by Heun's rule, the last step by Euler's: second order, 2n - 1 evaluations.
 
     Source: Karras et al. 2022 (EDM), algorithm 1.
     """
     for theta, end in _steps(grid):
-        f = slope(z, theta)
+        f = velocity(z, theta)
         if end < grid[-1]:
-            f = (f + slope(z + (end - theta) * f, end)) / 2
+            f = (f + velocity(z + (end - theta) * f, end)) / 2
         z = z + (end - theta) * f
     return z
 
 
 def sde(
-    slope: Slope, z: Tensor, grid: list[float], fresh: Fresh, *, temperature: float = 0.5
+    velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh, *, temperature: float = 0.5
 ) -> Tensor:
     """The SDE with the marginals of the ODE: n evaluations, second order in its drift.
 
@@ -70,7 +71,7 @@ def sde(
     before: Tensor | None = None
     step_before = 0.0
     for theta, end in _steps(grid):
-        step, f = end - theta, slope(z, theta)
+        step, f = end - theta, velocity(z, theta)
         ahead = f
         if before is not None:
             ahead = f + step / (2 * step_before) * (f - before)
@@ -87,7 +88,7 @@ def sde(
 
 
 def ddim(
-    slope: Slope, z: Tensor, grid: list[float], fresh: Fresh, *, eta: float = 0.0
+    velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh, *, eta: float = 0.0
 ) -> Tensor:
     """DDIM: each step splits z in data and noise, rotates, and renews part of the noise.
 
@@ -97,7 +98,7 @@ def ddim(
     as ancestral sampling. n evaluations. Source: Song et al. 2021 (DDIM), equation 12.
     """
     for theta, end in _steps(grid):
-        f = slope(z, theta)
+        f = velocity(z, theta)
         ratio = math.tan(theta) / math.tan(end)
         sigma = eta * math.cos(end) * math.sqrt(1 - ratio**2) if theta > 0 else 0.0
         old = math.sqrt(max(0.0, math.cos(end) ** 2 - sigma**2))
@@ -107,13 +108,13 @@ def ddim(
     return z
 
 
-def mean(slope: Slope, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
+def mean(velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh) -> Tensor:
     """The posterior mean E[z_1], not a sample: F(0, 0), one evaluation."""
-    return slope(torch.zeros_like(z), 0.0)
+    return velocity(torch.zeros_like(z), 0.0)
 
 
 def adaptive(
-    slope: Slope, z: Tensor, grid: list[float], fresh: Fresh, *, tolerance: float = 1e-3
+    velocity: Velocity, z: Tensor, grid: list[float], fresh: Fresh, *, tolerance: float = 1e-3
 ) -> Tensor:
     """The ODE by Dormand-Prince 5(4) with step control (torchdiffeq); the grid is not used.
 
@@ -126,7 +127,7 @@ def adaptive(
         raise UserError("sampler 'adaptive' needs torchdiffeq: pip install torchdiffeq") from error
     dtype = torch.float64 if has_float64(z.device) else torch.float32
     ends = torch.tensor([grid[0], grid[-1]], dtype=dtype)
-    path = odeint(lambda theta, state: slope(state, float(theta)), z, ends,
+    path = odeint(lambda theta, state: velocity(state, float(theta)), z, ends,
                   rtol=tolerance, atol=tolerance, method="dopri5")
     return path[-1]
 

@@ -1,4 +1,4 @@
-"""A model and a sampler give fields: the closed form once a field, the network at every angle.
+"""A model and a sampler give fields: `encode` once a field, `velocity` at every angle.
 
 What a model is to this module stands in `FlowModel`; sparsefield.model.field.FieldModel is one.
 Symbols: B fields, K draws of each, N queries, M observations, C channels.
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
-from sparsefield.flow.blocks import Block, cut_blocks, nearby, take
 from sparsefield.flow.samplers import (
     SAMPLERS,
     angles,
@@ -22,39 +21,28 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
+from sparsefield.place import UNIT_SQUARE, Domain, Observed
 
 Progress = Callable[[int, int | None], None]
 Noise = Callable[[Sequence[torch.Generator]], Tensor]  # one generator a draw
 
-POINTS = 4096  # most queries of a field that one model call answers
-HALO = 0.5  # queries seen around a block, of those answered
+POINTS = 4096  # most queries of a field that go through the tokens together
 
 
 class FlowModel(Protocol):
-    """Anything that says where a flow starts, and its slope F."""
+    """Anything that knows where a flow starts, and its velocity F."""
 
-    def closed_form(
-        self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
-        noise_sd: Tensor | None = None, /,
-    ) -> tuple[Any, Noise]:
-        """What the observations say by themselves, and a source of draws (S, N, C)."""
-
-    def start(self, form: Any, query_coords: Tensor, input_coords: Tensor, /) -> Any:
-        """Where the flow starts: has mean, sd (B, N, C) and take(queries, observations)."""
-
-    def outlook(self, start: Any, query_coords: Tensor, /) -> Any:
-        """What `overview` needs of a field: None, or has repeat(times)."""
-
-    def overview(self, z: Tensor, theta: Tensor, outlook: Any, /) -> Tensor:
-        """z at all queries of a field, and what is seen of it as a whole: (B, N, C + ...)."""
-
-    def prepare(
-        self, start: Any, query_coords: Tensor, input_coords: Tensor, input_values: Tensor, /
+    def encode(
+        self, observed: Observed, queries: Tensor, *, points: int = POINTS,
+        most_inputs: int | None = None, done: Callable[[], object] | None = None,
     ) -> Any:
-        """What places alone determine: has repeat(times)."""
+        """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, blocks and
+        repeat(times)."""
 
-    def __call__(self, seen: Tensor, theta: Tensor, prepared: Any, /) -> Tensor:
-        """F (B, n, C) at theta (B,), of what `overview` gave, at the n points of `prepared`."""
+    def velocity(
+        self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], object] | None = None
+    ) -> Tensor:
+        """F (B, N, C) of z (B, N, C) at theta (B,)."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +51,10 @@ class Result:
 
     Attributes:
         values: (B, K, N, C). mean: (B, N, C) posterior mean, which the first evaluation gives.
-        start_sd: (B, N, C) of the draws that the flow starts from: of a model without a network
-            that of the values.
-        nfe: evaluations of the network for each draw, the first shared by all
-            draws of a field. blocks: pieces in which the queries went through the model.
+        start_sd: (B, N, C) of the draws that the flow starts from: of the closed form alone that
+            of the values.
+        nfe: evaluations of the network for each draw, the first shared by all draws of a field.
+        blocks: pieces in which the queries went through the tokens, at least 1.
         how: one line for reports. variogram: that of the first field's closed form, in words.
     """
 
@@ -90,9 +78,9 @@ def sample(
     method: str = "heun",
     num_steps: int = 4,
     noise_sd: Tensor | None = None,
+    domain: Domain = UNIT_SQUARE,
     clip: bool = True,
     points: int = POINTS,
-    block_size: int | None = None,
     most_inputs: int | None = None,
     bfloat16: bool = False,
     progress: Progress | None = None,
@@ -101,63 +89,60 @@ def sample(
     """Draws of every field at the query points, given the observations.
 
     Draw (i, k) depends on seeds[i][k], the points and the settings alone, within rounding (with the
-    adaptive solver: within its tolerance; where a canvas sees the sd of observed cells, which is
+    adaptive solver: within its tolerance; where a U-Net sees the sd of observed cells, which is
     rounding itself, within 1e-3): not on the batch or the other draws. The closed form and
-    its noise belong to places, so that blocks of a large field agree at their seams; the network
-    sees a block with half as many queries around it.
+    its noise belong to places, so that blocks of a large field agree at their seams; the tokens
+    of a block see half as many queries around it.
 
     Args:
-        query_coords: (B, N, 2) in sides of the square; not the observed ones, whose value is known.
-        input_coords, input_values: (B, M, 2) and (B, M, C) in [-1, 1].
-        seeds: B lists of K >= 1 integers. method: one of SAMPLERS, with options of its own.
-        num_steps: equal steps in the angle. noise_sd: (B, M, C) of the values, None: exact.
-        clip: limit the result to [-1, 1]. points: most queries of a field that one model call
-            answers; bounds memory, of B fields and half as many queries around each block.
-        block_size: queries answered together, at most and by default `points`.
-        most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
-        bfloat16: products of the network in bfloat16 (autocast), as in training where the machine
-            is fast at them; the closed form and its draws stay in float32.
-        progress: called as progress(parts of the work so far, parts in all or None if unknown):
-            pieces of the closed form and of the first draw, then model calls.
+        model: see FlowModel. query_coords: (B, N, 2) from (0, 0) on, see sparsefield.place.
+        input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
+        seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler.
+        noise_sd: (B, M, C) of the noise in the values; None: they are exact.
+        domain: the rectangle that the observations stand for.
+        clip: limit the result to [-1, 1]. points: most queries of a field that go through the
+            tokens together; bounds memory. most_inputs: observations that a block sees; where there
+            are more, the nearest, enlarged.
+        bfloat16: products of the velocity in bfloat16 (autocast), as in training where the machine
+            is fast at them; all that comes before stays in float32.
+        progress: called as progress(parts of the work so far, parts in all or None if unknown).
     Raises:
         UserError: an unknown sampler or option, or one out of range.
         ValueError: shapes that do not agree.
     """
     check_sampler(method, num_steps, options)
-    block_size = points if block_size is None else min(points, block_size)
-    for name, value in (("points", points), ("block_size", block_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: a model call takes at least 1")
+    if points < 1:
+        raise UserError(f"points is {points}: a block takes at least 1")
     _check_shapes(query_coords, input_coords, input_values, seeds)
     draws = 1 if method == "mean" else len(seeds[0])
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
     count = _Count(progress)
+    box = domain.around(query_coords, input_coords)
+    observed = Observed(input_coords, input_values, noise_sd, domain, box)
+    state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
+                         done=count.step)
 
     def fresh() -> Tensor:
-        return noise([generator for own in generators for generator in own[:draws]])
+        drawn: Tensor = state.noise([g for own in generators for g in own[:draws]])
+        return drawn
 
-    form, noise = model.closed_form(query_coords, input_coords, input_values, noise_sd)
-    count.step()
-    start = model.start(form, query_coords, input_coords)
-    first = torch.zeros_like(start.mean) if method == "mean" else fresh()
-    count.step()
-    slope = _Slope(model, start, (query_coords, input_coords, input_values), draws, points,
-                   block_size, most_inputs, bfloat16, count)
+    first = torch.zeros_like(state.mean) if method == "mean" else fresh()
+    velocity = _Velocity(model, state, draws, points, bfloat16, count)
     evaluations = declared_nfe(method, num_steps)
     if evaluations is not None:
-        count.total = count.done + slope.calls_for(evaluations)
-    z = SAMPLERS[method](slope, first, angles(num_steps), fresh, **options)
-    values = start.mean[:, None] + start.sd[:, None] * z.unflatten(0, (-1, draws))
-    mean = start.mean + start.sd * slope.at_start()
+        count.total = count.done + velocity.calls_for(evaluations)
+    z = SAMPLERS[method](velocity, first, angles(num_steps), fresh, **options)
+    values = state.mean[:, None] + state.sd[:, None] * z.unflatten(0, (-1, draws))
+    mean = state.mean + state.sd * velocity.at_start()
     if clip:
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
-    how = _describe(method, num_steps, slope, options)
-    variogram = getattr(noise, "variogram", "")
-    return Result(values, mean, start.sd, slope.evaluations, len(slope.blocks), how, variogram)
+    how = _describe(method, num_steps, velocity, options)
+    return Result(values, mean, state.sd, velocity.evaluations, velocity.blocks, how,
+                  state.variogram)
 
 
 class _Count:
-    """Parts of the work that are done, and of how many; told to whoever asked."""
+    """Parts of the work that are done, and of how many; for whoever wants to know."""
 
     def __init__(self, progress: Progress | None):
         self.progress, self.done = progress, 0
@@ -169,86 +154,56 @@ class _Count:
             self.progress(self.done, self.total)
 
 
-class _Slope:
-    """F(z, theta) of a model at fixed points, block by block and few draws at a time, counted.
+class _Velocity:
+    """F(z, theta) of a model for K draws of each field, few draws at a time, counted.
 
-    z is (B K, N, C), the draws of a field side by side. At theta = 0, where z says nothing, one
+    z is (B K, N, C), the draws of a field side by side. At theta = 0, where z tells nothing, one
     evaluation a field serves all draws.
     """
 
-    def __init__(
-        self, model: FlowModel, start: Any, places: tuple[Tensor, Tensor, Tensor], draws: int,
-        points: int, block_size: int, most_inputs: int | None, bfloat16: bool, count: _Count,
-    ):
-        self.model, self.start, self.draws, self.points = model, start, draws, points
-        self.query_coords, self.input_coords, self.input_values = places
-        halo = 0 if start.mean.shape[1] <= block_size else int(HALO * block_size)
-        self.blocks = cut_blocks(self.query_coords, block_size, halo)
-        self.prepared = [self._prepare(block, most_inputs) for block in self.blocks]
-        self.bfloat16 = bfloat16
-        with torch.autocast(self.query_coords.device.type, torch.bfloat16, enabled=bfloat16):
-            self.outlook = model.outlook(start, self.query_coords)
-        self._repeated: dict[int, Any] = {}
-        self.count = count
+    def __init__(self, model: FlowModel, state: Any, draws: int, points: int, bfloat16: bool,
+                 count: _Count):
+        self.model, self.state, self.draws, self.bfloat16 = model, state, draws, bfloat16
+        self.count, self.blocks = count, max(1, len(state.blocks))
+        fields, queries, _ = state.mean.shape
+        size = max((block.index.shape[1] for block in state.blocks), default=queries)
+        held = max(1, points // (size * fields))
+        self.parts = [range(k, min(k + held, draws)) for k in range(0, draws, held)]
+        self.repeated: dict[int, Any] = {}
         self.evaluations = 0
         self.first: Tensor | None = None
 
     def calls_for(self, evaluations: int) -> int:
-        """Calls of the model in so many evaluations, the first of which all draws share."""
-        return len(self.blocks) * (1 + (evaluations - 1) * len(self._parts(self.draws)))
-
-    def _prepare(self, block: Block, most_inputs: int | None) -> Any:
-        coords, input_coords, which = nearby(
-            take(self.query_coords, block.index), self.input_coords, most_inputs
-        )
-        start = self.start.take(block.index, which)
-        values = self.input_values if which is None else take(self.input_values, which)
-        return self.model.prepare(start, coords, input_coords, values)
-
-    def _parts(self, draws: int) -> list[range]:
-        """The draws in groups that a model call holds."""
-        fields = len(self.query_coords)
-        held = max(1, self.points // (self.blocks[0].index.shape[1] * fields))
-        return [range(k, min(k + held, draws)) for k in range(0, draws, held)]
+        """Parts of the work in so many evaluations, the first of which all draws share."""
+        return len(self.state.blocks) * (1 + (evaluations - 1) * len(self.parts))
 
     def __call__(self, z: Tensor, theta: float) -> Tensor:
         self.evaluations += 1
         if theta == 0:
             return self.at_start().repeat_interleave(self.draws, dim=0)
-        return self._evaluate(z, theta, self.draws)
+        by_field = z.unflatten(0, (-1, self.draws))                       # (B, K, N, C)
+        parts = [self._evaluate(by_field[:, part.start:part.stop].flatten(0, 1), theta, len(part))
+                 .unflatten(0, (-1, len(part))) for part in self.parts]
+        return torch.cat(parts, dim=1).flatten(0, 1)
 
     def at_start(self) -> Tensor:
         """F(0, 0) of every field (B, N, C), computed once."""
         if self.first is None:
-            self.first = self._evaluate(torch.zeros_like(self.start.mean), 0.0, 1)
+            self.first = self._evaluate(torch.zeros_like(self.state.mean), 0.0, 1)
         return self.first
 
-    def _evaluate(self, z: Tensor, theta: float, draws: int) -> Tensor:
-        by_field = z.unflatten(0, (-1, draws))                            # (B, K, N, C)
-        slope = torch.zeros(by_field.shape, dtype=z.dtype, device=z.device)
-        for part in self._parts(draws):
-            size = len(part)
-            some = by_field[:, part.start:part.stop].flatten(0, 1)        # (B size, N, C)
-            angle = some.new_full((len(some),), theta, dtype=torch.float32)
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
-                outlook = self.outlook and self.outlook.repeat(size)
-                seen = self.model.overview(some, angle, outlook)
-                for b, block in enumerate(self.blocks):
-                    index = block.index.repeat_interleave(size, dim=0)
-                    found = self.model(take(seen, index), angle, self._prepared_for(b, size))
-                    self.count.step()
-                    found = found[:, :block.core].to(z).unflatten(0, (-1, size))
-                    core = block.index[:, None, :block.core, None].expand_as(found)
-                    slope[:, part.start:part.stop].scatter_(2, core, found)
-        return slope.flatten(0, 1)
+    def _evaluate(self, z: Tensor, theta: float, times: int) -> Tensor:
+        angle = z.new_full((len(z),), theta, dtype=torch.float32)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.model.velocity(z, angle, self._state_for(times), self.count.step).to(z)
 
-    def _prepared_for(self, b: int, size: int) -> Any:
-        """What block b determines, `size` times; kept for all evaluations of a small field."""
-        if len(self.blocks) > 1:
-            return self.prepared[b].repeat(size)
-        if size not in self._repeated:
-            self._repeated[size] = self.prepared[b].repeat(size)
-        return self._repeated[size]
+    def _state_for(self, times: int) -> Any:
+        """The state of so many draws; kept, of a small field, for all evaluations."""
+        if self.blocks > 1:
+            return self.state.repeat(times)
+        if times not in self.repeated:
+            self.repeated[times] = self.state.repeat(times)
+        return self.repeated[times]
 
 
 def _check_shapes(
@@ -266,14 +221,15 @@ def _check_shapes(
         raise ValueError("give every field equally many seeds, at least one")
 
 
-def _describe(method: str, num_steps: int, slope: _Slope, options: dict[str, float]) -> str:
+def _describe(method: str, num_steps: int, velocity: _Velocity, options: dict[str, float]) -> str:
     settings = {**sampler_options(method), **options}
     words = [method] + [f"{name} {value:g}" for name, value in settings.items()]
     if method not in ("mean", "adaptive"):
         words.append(f"{num_steps} steps")
-    words.append(f"{slope.evaluations} evaluation{'s' if slope.evaluations > 1 else ''}")
-    if len(slope.blocks) > 1:
-        core = max(block.core for block in slope.blocks)
-        seen = slope.blocks[0].index.shape[1] - slope.blocks[0].core
-        words.append(f"queries in {len(slope.blocks)} blocks of {core} with {seen} around")
+    words.append(f"{velocity.evaluations} evaluation{'s' if velocity.evaluations > 1 else ''}")
+    if velocity.blocks > 1:
+        block = velocity.state.blocks[0]
+        core = max(block.core for block in velocity.state.blocks)
+        words.append(f"queries in {velocity.blocks} blocks of {core} with "
+                     f"{block.index.shape[1] - block.core} around")
     return ", ".join(words)

@@ -1,8 +1,8 @@
 """A model for fields of fewer channels than it learnt: its weights for those, without training.
 
-What a model of colours knows of edges and grain holds for a field of one channel, too. It is asked
-about colours that are all mixtures of the channels at hand (of one channel: shades of grey), and as
-only its first and last layers know of channels, the mixing can be done in their weights, once.
+What a model of colours knows of edges and grain holds for a field of one channel, too. The model is
+applied to colours that are mixtures of the channels at hand (of one channel: shades of grey). Only
+its first and last layers know of channels, so the mixing is done in their weights, once.
 
 Symbols: C channels that were learnt, c <= C channels at hand.
 """
@@ -20,8 +20,8 @@ from sparsefield.model.field import FieldModel
 
 CHANNEL = 0  # in a layout: as many features as there are channels
 Layout = list[int]  # widths of what a layer sees, side by side
-SKETCH = [1, CHANNEL, CHANNEL, CHANNEL, 2]  # see sparsefield.model.canvas.sketch
-OUTPUTS = ["decoder.3", "canvas.shift.last", "canvas.scale.last", "canvas.flow.last"]
+FEATURES = [1, CHANNEL, CHANNEL, CHANNEL, 2]  # see sparsefield.model.grid_unet.grid_features
+OUTPUTS = ["decoder.3", "unet.shift.last", "unet.scale.last", "unet.flow.last"]
 
 
 def mixture(learnt: int, channels: int) -> Tensor:
@@ -33,14 +33,14 @@ def mixture(learnt: int, channels: int) -> Tensor:
 def for_channels(checkpoint: dict[str, Any], channels: int) -> dict[str, Any]:
     """A checkpoint, as loaded, whose model takes fields of c channels.
 
-    It says of them what the learnt model, if that treats all channels alike, says of colours that
-    are mixtures of them, but for the closed form, which then counts each measurement once.
+    It predicts for them what the trained model, if that treats all channels alike, predicts for
+    colours that are mixtures of them, but for the closed form, which then counts each measurement
+    once.
 
     Raises:
         UserError: more channels than were learnt, or as `build_model`.
     """
     model = build_model(checkpoint)
-    assert isinstance(model, FieldModel)
     learnt = model.channels
     if channels > learnt:
         raise UserError(f"its fields have {learnt} channel(s), the data {channels}")
@@ -59,21 +59,21 @@ def for_channels(checkpoint: dict[str, Any], channels: int) -> dict[str, Any]:
 def inputs_of(model: FieldModel) -> dict[str, Layout]:
     """What each layer that sees channels sees, in the order of its inputs."""
     places = [model.fourier.width] if model.fourier else []
-    features = [model.canvas.width] if model.canvas else []
-    followed = []
-    if model.canvas and model.canvas.flow:
-        followed = [CHANNEL, model.canvas.flow.first.out_channels]        # a slope, features
+    features = [model.unet.width] if model.unet else []
+    of_flow = []
+    if model.unet and model.unet.flow:
+        of_flow = [CHANNEL, model.unet.flow.first.out_channels]        # a velocity, features
     known = [CHANNEL, CHANNEL] if model.prior != "none" else []           # a mean, a log sd
     layouts = {
         "input_proj.0.weight": [*places, CHANNEL, *features, *known],
-        "query_proj.0.weight": [CHANNEL, *followed, *places, *features, *known,
+        "query_proj.0.weight": [CHANNEL, *of_flow, *places, *features, *known,
                                 *[2, CHANNEL] * model.neighbours],
     }
-    if model.canvas:
-        layouts["canvas.shift.first.weight"] = SKETCH
-        layouts["canvas.scale.first.weight"] = [*SKETCH, CHANNEL]
-    if model.sees_whole_draws:
-        layouts["canvas.flow.first.weight"] = [*SKETCH, CHANNEL, CHANNEL, *features,
+    if model.unet:
+        layouts["unet.shift.first.weight"] = FEATURES
+        layouts["unet.scale.first.weight"] = [*FEATURES, CHANNEL]
+    if model.has_flow_unet:
+        layouts["unet.flow.first.weight"] = [*FEATURES, CHANNEL, CHANNEL, *features,
                                                CHANNEL, 1, 2]
     return layouts
 

@@ -22,23 +22,31 @@ import json
 import os
 import pickle
 import zipfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsefield.errors import UserError
-from sparsefield.model.shipped import find_shipped
+from sparsefield.model.bundled import find_bundled
+from sparsefield.model.field import MODELS, FieldModel
 
-FORMAT = 3
-# What an earlier format's models were, and the last commit that reads it.
-FORMER = {
+FORMAT = 4
+# What the models of formats that are no longer read were, and the last commit that reads them.
+UNREADABLE = {
     1: ("whose flow started from independent noise", "f7b6c33"),
-    2: ("whose canvas was one network", "8f15495"),
+    2: ("whose U-Net before the flow was one network", "8f15495"),
 }
-MODEL_MODULES = {"MAMBADiffusionV2": "train_mamba_v2", "MAMBADiffusion": "train_mamba"}
+RENAMED_SINCE_3 = {
+    "canvas_width": "unet_width", "canvas_dropout": "unet_dropout", "canvas_turns": "symmetries",
+    "canvas_flow_width": "flow_unet_width", "canvas_first": "start_share",
+    "canvas_from": "start_from",
+}
+MODEL_FILES = "train_*.py"  # of a checkout; an installed package has entry points
+ENTRY_POINTS = "sparsefield.models"
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
@@ -101,12 +109,12 @@ def digest(item: object) -> str:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint (.pth or .safetensors) onto the CPU, executing nothing that is in it.
 
-    Shipped weights are found from every folder: see sparsefield.model.shipped.
+    Bundled weights are found from every folder: see sparsefield.model.bundled.
 
     Raises:
         UserError: the file is missing, truncated, damaged, not a checkpoint, or of another format.
     """
-    path = find_shipped(path)
+    path = find_bundled(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}: give the path of a .pth or .safetensors file")
@@ -127,13 +135,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} has checkpoint format {checkpoint['format']}, this version reads up to "
             f"{FORMAT}: update the project"
         )
-    if checkpoint["format"] < FORMAT:
-        was, commit = FORMER.get(checkpoint["format"], ("of another model", "that wrote it"))
+    if checkpoint["format"] in UNREADABLE:
+        was, commit = UNREADABLE[checkpoint["format"]]
         raise UserError(
             f"{path} was written by an earlier version, {was}: its weights mean nothing here. "
-            f"Train anew, or take commit {commit}, which reads it"
+            f"Train again, or use commit {commit}, which reads it"
         )
-    return checkpoint
+    return _with_new_names(checkpoint) if checkpoint["format"] == 3 else checkpoint
+
+
+def _with_new_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of format 3, whose models are the same by other names."""
+    def renamed(settings: dict[str, Any]) -> dict[str, Any]:
+        found = {RENAMED_SINCE_3.get(name, name): value for name, value in settings.items()}
+        if found.get("order") == "several":
+            found["order"] = "per_layer"
+        found.pop("canvas_flow", None)
+        return found
+
+    weights = {"unet." + name.removeprefix("canvas.") if name.startswith("canvas.") else name: value
+               for name, value in checkpoint["weights"].items()}
+    return {**checkpoint, "weights": weights, "model_args": renamed(checkpoint["model_args"]),
+            "config": renamed(checkpoint["config"])}
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -166,19 +189,43 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {**described, "weights": weights}
 
 
-def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") -> nn.Module:
+def find_model(name: str) -> type[FieldModel]:
+    """The class of a model: any that was defined so far, else one of the model files.
+
+    These are the entry points of installed packages in the group "sparsefield.models", and
+    train_*.py of a checkout.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in MODELS:
+        for module in _model_modules():
+            importlib.import_module(module)
+    if name not in MODELS:
+        raise UserError(
+            f"the checkpoint holds a {name!r}, and known models are {', '.join(sorted(MODELS))}: "
+            "import the file that defines it first, or put it beside train_mamba_v2.py, as "
+            "train_NAME.py"
+        )
+    return MODELS[name]
+
+
+def _model_modules() -> set[str]:
+    root = Path(__file__).parents[2]
+    in_checkout = {file.stem for file in root.glob(MODEL_FILES)
+                   if (root / "pyproject.toml").exists()}
+    return in_checkout | {entry.module for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") -> FieldModel:
     """The model that a checkpoint describes, with its averaged weights in float32, in eval mode.
 
     Raises:
         UserError: the model class is unknown, or the weights do not fit it.
     """
     name = checkpoint["model_class"]
-    if name not in MODEL_MODULES:
-        raise UserError(
-            f"the checkpoint holds a {name!r}; known models: {', '.join(MODEL_MODULES)}"
-        )
+    model_class = find_model(name)
     check_weights(checkpoint["weights"])
-    model_class = getattr(importlib.import_module(MODEL_MODULES[name]), name)
     try:
         model = model_class(**checkpoint["model_args"])
         model.load_state_dict({k: v.float() for k, v in checkpoint["weights"].items()})
@@ -211,7 +258,7 @@ def check_weights(weights: dict[str, Tensor]) -> None:
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[FieldModel, dict[str, Any]]:
     """Model and checkpoint of a file. Raises UserError as `load_checkpoint`, `build_model`."""
     checkpoint = load_checkpoint(path)
     return build_model(checkpoint, device), checkpoint

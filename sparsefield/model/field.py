@@ -1,16 +1,21 @@
-"""What V1 and V2 share: the closed form, the canvas that improves it, tokens, order and decoder.
+"""The contract of a model, and what V1 and V2 share.
 
-    closed form  ->  canvas: mean and sd where the flow starts
-    z            ->  canvas: a first slope  ->  tokens  ->  mix  ->  F
+    state = model.encode(observed, queries)     all that does not depend on the draw
+    F     = model.velocity(z, theta, state)     the velocity of the flow at the queries
 
-A subclass adds only what it does between tokens and decoder (`mix`). Everything that depends on
-the points alone, not on the draw, is computed once (`closed_form`, `start`, `prepare`) and reused
-by every evaluation of a sampler.
+    closed form -> grid U-Nets: mean and sd where the flow starts
+    z           -> grid U-Net: a first velocity -> tokens -> mix -> F
+
+A subclass adds what it does between tokens and decoder (`mix`), and is known by its name from then
+on: to training, `load` and the evaluations.
+
+Symbols: B fields, M observations, N queries, C channels, D d_model, h x w cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,178 +23,200 @@ from torch import Tensor, nn
 
 from sparsefield.device import has_float64
 from sparsefield.errors import UserError
-from sparsefield.flow.blocks import take
 from sparsefield.flow.path import END
-from sparsefield.flow.sampling import Noise
+from sparsefield.flow.sampling import POINTS, Noise
 from sparsefield.gaussian import condition
-from sparsefield.gaussian.neighbours import gather_points, nearest
-from sparsefield.model.canvas import Canvas, Look, Outlook, holding, lattice_side, lookouts, sketch
-from sparsefield.model.embeddings import FourierFeatures, TimeEmbedding
-from sparsefield.model.ordering import Reading, check_order, read_along
+from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
+from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
+from sparsefield.model.tokens import (
+    FourierFeatures,
+    ScanOrder,
+    TimeEmbedding,
+    check_order,
+    gather_points,
+    nearest,
+    scan_order,
+)
+from sparsefield.place import Observed
 
 PRIORS = ("fitted", "none")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
+HALO = 0.5  # queries seen around a block, of those answered
+
+MODELS: dict[str, type[FieldModel]] = {}  # by name; a class enters when it is defined
+Done = Callable[[], object]
 
 
 class ClosedForm(NamedTuple):
-    """What the observations say before anything is learnt.
+    """What the observations tell before anything is learnt.
 
     Attributes:
-        mean, sd: (B, N, C) at the queries. spread: (B, N, 1), see sparsefield.gaussian.Answer.
-        loo_sd, surprise: (B, M, C) at the observations, see sparsefield.gaussian.LeaveOneOut.
-        sketch: (B, F, n, n) the same on a lattice (sparsefield.model.canvas), or None.
+        mean, sd: (B, N, C) at the queries. loo_sd, loo_z: (B, M, C) at the observations, see
+            sparsefield.gaussian.LeaveOneOut. features: (B, F, h, w) of the lattice, or None.
+        noise: a source of draws z_0, or None. variogram: in words.
     """
 
     mean: Tensor
     sd: Tensor
-    spread: Tensor
     loo_sd: Tensor
-    surprise: Tensor
-    sketch: Tensor | None = None
+    loo_z: Tensor
+    features: Tensor | None = None
+    noise: Noise | None = None
+    variogram: str = ""
+
+    def part(self, rows: slice) -> ClosedForm:
+        """Of some of the fields, without the source of draws."""
+        features = None if self.features is None else self.features[rows]
+        return ClosedForm(self.mean[rows], self.sd[rows], self.loo_sd[rows], self.loo_z[rows],
+                          features)
+
+    def to(self, device: torch.device) -> ClosedForm:
+        """On a device, its draws as well."""
+        features = None if self.features is None else self.features.to(device)
+        draw, noise = self.noise, None
+        if draw is not None:
+            def noise(generators: Sequence[torch.Generator]) -> Tensor:
+                return draw(generators).to(device)
+        return ClosedForm(self.mean.to(device), self.sd.to(device), self.loo_sd.to(device),
+                          self.loo_z.to(device), features, noise, self.variogram)
 
 
 class Start(NamedTuple):
-    """Where the flow starts: the closed form, improved by the canvas. z = (x - mean) / sd.
+    """Where the flow starts: the closed form, improved by the U-Nets. z = (x - mean) / sd.
 
     Attributes:
-        mean, sd: (B, N, C) at the queries. loo_sd, surprise: (B, M, C), of the closed form.
-        at_queries, at_inputs: (B, N, W), (B, M, W) features of the canvas; W = 0 without one.
-        painted: (B, F, n, n) sketch and canvas, or None where z does not go through the canvas.
+        mean, sd: (B, N, C). at_queries, at_inputs: (B, N, W), (B, M, W) features of the U-Nets,
+            W = 0 without any. output: (B, F, h, w) of the U-Nets, or None.
     """
 
     mean: Tensor
     sd: Tensor
     at_queries: Tensor
-    loo_sd: Tensor
-    surprise: Tensor
     at_inputs: Tensor
-    painted: Tensor | None = None
-
-    def take(self, queries: Tensor, observations: Tensor | None) -> Start:
-        """At some of the queries (B, n) and of the observations (B, m), None for all."""
-        at_queries = [take(part, queries) for part in (self.mean, self.sd, self.at_queries)]
-        at_inputs = [part if observations is None else take(part, observations)
-                     for part in (self.loo_sd, self.surprise, self.at_inputs)]
-        return Start(*at_queries, *at_inputs)
+    output: Tensor | None = None
 
 
-class Prepared(NamedTuple):
-    """What the points alone determine.
+@dataclass(frozen=True)
+class TokenBlock:
+    """Tokens of some queries, the first `core` of which are answered, and of observations.
 
     Attributes:
-        input_features: (B, M, F_in). query_features: (B, N, F_q): everything but z and the angle.
-        reading: of the tokens [context, queries], or None for as they are.
-        input_coords, query_coords: (B, M, 2), (B, N, 2).
+        index: (B, n), which queries. core: as in `Block`.
+        input_features: (B, m, F_in). query_features: (B, n, F_q): all but z and the angle.
+        scan: order of the tokens [context, queries], or None for as they are.
+        input_coords, query_coords: (B, m, 2), (B, n, 2).
     """
 
+    index: Tensor
+    core: int
     input_features: Tensor
     query_features: Tensor
-    reading: Reading | None
+    scan: ScanOrder | None
     input_coords: Tensor
     query_coords: Tensor
 
-    def repeat(self, times: int) -> Prepared:
+    def repeat(self, times: int) -> TokenBlock:
         """Every field `times` times, side by side: for as many draws."""
+        def wide(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, dim=0)
+
+        return TokenBlock(wide(self.index), self.core, wide(self.input_features),
+                          wide(self.query_features), self.scan and self.scan.repeat(times),
+                          wide(self.input_coords), wide(self.query_coords))
+
+
+class State(NamedTuple):
+    """What a model knows of fields before it sees a draw.
+
+    Attributes:
+        mean, sd: (B, N, C), where the flow starts: x = mean + sd z.
+        noise: (generators, one a draw) -> z_0 (S, N, C), the draws of a field side by side; None
+            where the closed form was given. variogram: of the first field, in words.
+        context, lattice: of the flow's U-Net, or None. blocks: of the tokens.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    noise: Noise | None = None
+    variogram: str = ""
+    context: FlowContext | None = None
+    lattice: Lattice | None = None
+    blocks: Sequence[TokenBlock] = ()
+
+    def repeat(self, times: int) -> State:
+        """What `velocity` needs, every field `times` times, side by side: for as many draws."""
         if times == 1:
             return self
-        tokens = [part.repeat_interleave(times, dim=0) for part in self[:2]]
-        coords = [part.repeat_interleave(times, dim=0) for part in self[3:]]
-        reading = self.reading and self.reading.repeat(times)
-        return Prepared(tokens[0], tokens[1], reading, coords[0], coords[1])
+        return self._replace(context=self.context and self.context.repeat(times),
+                             blocks=[block.repeat(times) for block in self.blocks])
+
+
+class GaussianModel(nn.Module):
+    """The closed form alone: a network that predicts 0."""
+
+    def encode(
+        self, observed: Observed, queries: Tensor, *, points: int = POINTS,
+        most_inputs: int | None = None, done: Done | None = None,
+    ) -> State:
+        form = fitted_form(observed, queries, None, done)
+        return State(form.mean, form.sd, form.noise, form.variogram)
+
+    def velocity(
+        self, z: Tensor, theta: Tensor, state: State, done: Done | None = None
+    ) -> Tensor:
+        return torch.zeros_like(z)
 
 
 @torch.no_grad()
 def fitted_form(
-    query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
-    noise_sd: Tensor | None = None, side: int | None = None,
-) -> tuple[ClosedForm, Noise]:
-    """The Gaussian posterior fitted to every field, and draws; see FieldModel.closed_form.
+    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Done | None = None
+) -> ClosedForm:
+    """The Gaussian posterior fitted to every field, with a source of draws.
 
     Args:
-        side: of the lattice to sketch; None: no sketch.
+        queries: (B, N, 2). lattice: of the grid features; None: none.
     """
-    device = query_coords.device
-    if not has_float64(device):  # which the fit needs: all of it is done on the CPU
-        sd = None if noise_sd is None else noise_sd.cpu()
-        form, noise = fitted_form(
-            query_coords.cpu(), input_coords.cpu(), input_values.cpu(), sd, side
-        )
-        brought = [part if part is None else part.to(device) for part in form]
-        return ClosedForm._make(brought), _Brought(noise, device)
-    posterior = condition(input_coords, input_values, noise_sd)
-    answer, loo = posterior.at(query_coords), posterior.leave_one_out
-    form = ClosedForm(answer.mean, answer.sd, answer.spread, loo.sd, loo.z)
-    if side is not None:
-        there = posterior.at(lookouts(input_coords, side))
-        form = form._replace(sketch=sketch(
-            (there.mean, there.sd, there.spread), input_coords, input_values, loo.z
-        ))
-    return form, posterior.noise(query_coords)
-
-
-class _Brought:
-    """A source of noise whose draws are brought to a device."""
-
-    def __init__(self, noise: Noise, device: torch.device):
-        self.noise, self.device = noise, device
-        self.variogram = getattr(noise, "variogram", "")
-
-    def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.noise(generators).to(self.device)
-
-
-class GaussianModel(nn.Module):
-    """The closed form alone, with the contract of a FieldModel: a network that says 0."""
-
-    closed_form = staticmethod(fitted_form)
-
-    def start(self, form: ClosedForm, *places: Tensor) -> Start:
-        return started(form)
-
-    def outlook(self, start: Start, query_coords: Tensor) -> None:
-        return None
-
-    def overview(self, z: Tensor, theta: Tensor, outlook: None) -> Tensor:
-        return z
-
-    def prepare(self, start: Start, *places: Tensor) -> GaussianModel:
-        return self
-
-    def repeat(self, times: int) -> GaussianModel:
-        return self
-
-    def forward(self, z: Tensor, theta: Tensor, prepared: object) -> Tensor:
-        return torch.zeros_like(z)
-
-
-def started(form: ClosedForm) -> Start:
-    """The closed form as it is."""
-    return Start(form.mean, form.sd, form.mean[..., :0], form.loo_sd, form.surprise,
-                 form.loo_sd[..., :0])
+    if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
+        on_cpu = observed._replace(
+            coords=observed.coords.cpu(), values=observed.values.cpu(),
+            noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
+        return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
+    coords, values, noise_sd, domain, _ = observed
+    posterior = condition(coords, values, noise_sd, domain=domain)
+    answer, loo = posterior.at(queries, done), posterior.leave_one_out
+    features = None
+    if lattice is not None:
+        cells = posterior.at(lattice.cell_queries(coords), done)
+        features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
+                                 lattice)
+    return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
+                      posterior.noise(queries, done), posterior.describe())
 
 
 class FieldModel(nn.Module):
-    """The slope F of the flow at the queries, given observations: the contract of every model.
+    """The velocity F of the flow at the queries, given observations: the base of every model.
 
     Args:
         channels: C. d_model: D.
         prior: what the flow starts from: with "fitted" the Gaussian posterior of the observations
-            (sparsefield.gaussian), so that a network that says 0 is kriging; with "none"
+            (sparsefield.gaussian), so that a network that predicts 0 is kriging; with "none"
             independent noise of the data's sd around 0.
         value_sd: sd of the data in [-1, 1], for prior "none".
-        canvas_width: of the canvas (sparsefield.model.canvas), which improves the mean and sd that
-            the flow starts from; 0: none. canvas_turns: symmetries of the data that it is
-            averaged over. canvas_dropout: share of its channels that training drops, in [0, 1).
-            canvas_flow_width: of its part that sees z; 0: none.
+        unet_width: of the grid U-Nets (sparsefield.model.grid_unet), which improve the mean and sd
+            that the flow starts from; 0: none. symmetries: of the data, over which they are
+            averaged. unet_dropout: share of their channels that training drops, in [0, 1).
+            flow_unet_width: of the one that sees z; 0: none.
         neighbours: how many nearest observations each query token holds; 0 for none.
-        order: reading order of the tokens, one of sparsefield.model.ordering.ORDERS.
+        order: scan order of the tokens, one of sparsefield.model.tokens.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
             FourierFeatures.
-    Attributes:
-        sees_whole_draws: whether the canvas has a part that sees z, of all queries together.
     Raises:
         UserError: a value that no model can be built from, with the reason.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        MODELS[cls.__name__] = cls
 
     def __init__(
         self,
@@ -198,10 +225,10 @@ class FieldModel(nn.Module):
         d_model: int,
         prior: str = "fitted",
         value_sd: float = 0.5,
-        canvas_width: int = 0,
-        canvas_turns: int = 8,
-        canvas_dropout: float = 0.0,
-        canvas_flow_width: int = 0,
+        unet_width: int = 0,
+        symmetries: int = 8,
+        unet_dropout: float = 0.0,
+        flow_unet_width: int = 0,
         neighbours: int = 24,
         order: str = "hilbert",
         num_frequencies: int = 64,
@@ -211,29 +238,28 @@ class FieldModel(nn.Module):
         require_positive(channels=channels, d_model=d_model)
         if prior not in PRIORS:
             raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(PRIORS)}")
-        for name, size in (("neighbours", neighbours), ("canvas_width", canvas_width),
-                           ("canvas_flow_width", canvas_flow_width),
+        for name, size in (("neighbours", neighbours), ("unet_width", unet_width),
+                           ("flow_unet_width", flow_unet_width),
                            ("num_frequencies", num_frequencies)):
             if size < 0:
                 raise UserError(f"{name}={size}: give 0 (none) or more")
-        if not 0 <= canvas_dropout < 1:
-            raise UserError(f"canvas_dropout={canvas_dropout}: give a share in [0, 1)")
+        require_share(unet_dropout=unet_dropout)
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
         self.value_sd, self.channels = value_sd, channels
-        self.canvas = None
-        flow_width = canvas_flow_width if canvas_width else 0
-        if canvas_width:
-            self.canvas = Canvas(channels, canvas_width, canvas_turns, canvas_dropout, flow_width)
-        self.sees_whole_draws = flow_width > 0
+        flow_width = flow_unet_width if unet_width else 0
+        self.unet = None
+        if unet_width:
+            self.unet = GridUNets(channels, unet_width, symmetries, unet_dropout, flow_width)
+        self.has_flow_unet = flow_width > 0
         self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
-        known = canvas_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels
+        known = unet_width + 2 * channels * (prior != "none")  # a mean and a log sd of channels
         places = self.fourier.width if self.fourier else 0
+        seen = channels + (channels + flow_width if flow_width else 0)
         self.input_proj = projection(places + channels + known, d_model)
-        followed = channels + flow_width if flow_width else 0
         self.query_proj = projection(
-            places + channels + followed + known + neighbours * (2 + channels), d_model
+            seen + places + known + neighbours * (2 + channels), d_model
         )
         last = nn.Linear(d_model, channels)
         nn.init.zeros_(last.weight)  # so that training starts at the closed form
@@ -242,143 +268,176 @@ class FieldModel(nn.Module):
             nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), last
         )
 
-    def mix(self, context: Tensor, queries: Tensor, prepared: Prepared) -> Tensor:
-        """Let tokens inform each other: (B, M, D), (B, N, D) to queries (B, N, D)."""
+    def mix(self, context: Tensor, queries: Tensor, block: TokenBlock) -> Tensor:
+        """Let tokens inform each other: (B, m, D), (B, n, D) to queries (B, n, D)."""
         raise NotImplementedError
 
-    def forward(self, seen: Tensor, theta: Tensor, prepared: Prepared) -> Tensor:
-        """F(z, theta) at the queries.
+    # --- what does not depend on the draw --------------------------------------------------------
+
+    def encode(
+        self, observed: Observed, queries: Tensor, *, form: ClosedForm | None = None,
+        answered: Tensor | None = None, points: int = POINTS, most_inputs: int | None = None,
+        done: Done | None = None,
+    ) -> State:
+        """All that does not depend on the draw.
 
         Args:
-            seen: (B, N, C + ...), what `overview` gave for all queries of the field, at these.
-            theta: (B,) in [0, pi/2]. prepared: what `prepare` gave for the points.
-        Returns:
-            (B, N, C) float32.
+            queries: (B, N, 2), where a draw is known. form: the closed form there, if it is at
+                hand. answered: (B, n), the queries at which the velocity is wanted; None: all.
+            points: most queries in a block of tokens. most_inputs: observations that a block sees;
+                where there are more, the nearest, enlarged. done: called after each part of it.
         """
-        time = self.time_embedding(theta / END)[:, None]                  # (B, 1, D)
-        context = self.input_proj(prepared.input_features) + time         # (B, M, D)
-        queries = torch.cat([seen, prepared.query_features], dim=-1)      # (B, N, F)
-        queries = self.query_proj(queries) + time                         # (B, N, D)
-        queries = self.mix(context, queries, prepared)                    # (B, N, D)
-        slope = self.decoder(queries).float()                             # (B, N, C)
-        return slope + self.first_slope(seen) if self.sees_whole_draws else slope
+        if form is None:
+            form = self.closed_form(observed, queries, done)
+        lattice = self.lattice(observed)
+        with torch.no_grad():  # the flow does not train where it starts
+            start = self.start(form, observed, queries)
+        context = None
+        if self.has_flow_unet:
+            assert self.unet is not None and form.features is not None
+            assert start.output is not None
+            context = self.unet.flow_context(form.features, start.output, queries)
+        if answered is not None:
+            blocks = [Block(answered, answered.shape[1])]
+        else:
+            count, observations = queries.shape[1], observed.coords.shape[1]
+            size = most_in_a_block(count, observations, points, most_inputs)
+            blocks = cut_blocks(queries, size, halo=0 if count <= size else int(HALO * size))
+        tokens = [self._tokens(block, start, form, observed, queries, most_inputs)
+                  for block in blocks]
+        return State(start.mean, start.sd, form.noise, form.variogram, context, lattice, tokens)
+
+    def lattice(self, observed: Observed) -> Lattice | None:
+        """The lattice of the U-Nets, None without any."""
+        if self.unet is None:
+            return None
+        return Lattice.of(observed.coords.shape[1], observed.domain, observed.box)
 
     def closed_form(
-        self, query_coords: Tensor, input_coords: Tensor, input_values: Tensor,
-        noise_sd: Tensor | None = None,
-    ) -> tuple[ClosedForm, Noise]:
-        """What the observations say by themselves, and a source of draws z_0: (S, N, C), one a
-        generator, the draws of a field side by side.
-
-        Args:
-            query_coords: (B, N, 2). input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
-            noise_sd: (B, M, C) of the values; None: they are exact.
-        """
-        side = self.lattice_side(input_coords.shape[1])
+        self, observed: Observed, queries: Tensor, done: Done | None = None
+    ) -> ClosedForm:
+        """What the observations tell by themselves, at queries (B, N, 2)."""
         if self.prior == "none":
-            return self._without_prior(query_coords, input_coords, input_values, side)
-        return fitted_form(query_coords, input_coords, input_values, noise_sd, side)
+            return self._without_prior(observed, queries)
+        return fitted_form(observed, queries, self.lattice(observed), done)
 
-    def lattice_side(self, observations: int) -> int | None:
-        """Cells a side of the canvas, None without one."""
-        return None if self.canvas is None else lattice_side(observations)
+    def _without_prior(self, observed: Observed, queries: Tensor) -> ClosedForm:
+        lattice, values = self.lattice(observed), observed.values
 
-    def _without_prior(
-        self, query_coords: Tensor, coords: Tensor, values: Tensor, side: int | None
-    ) -> tuple[ClosedForm, Noise]:
         def everywhere(count: int) -> tuple[Tensor, Tensor, Tensor]:
             mean = values.new_zeros(len(values), count, self.channels)
             return mean, torch.full_like(mean, self.value_sd), mean[..., :1]
 
-        sd = torch.full_like(values, self.value_sd)
-        form = ClosedForm(*everywhere(query_coords.shape[1]), sd, values / sd)
-        if side is not None:
-            form = form._replace(sketch=sketch(everywhere(side**2), coords, values, values / sd))
+        mean, sd, _ = everywhere(queries.shape[1])
+        loo_sd = torch.full_like(values, self.value_sd)
+        features = None
+        if lattice is not None:
+            features = grid_features(everywhere(lattice.height * lattice.width), observed.coords,
+                                     values, values / loo_sd, lattice)
 
         def noise(generators: Sequence[torch.Generator]) -> Tensor:
-            draws = [torch.randn(form.mean.shape[1:], generator=g) for g in generators]
-            return torch.stack(draws).to(form.mean)
+            return torch.stack([torch.randn(mean.shape[1:], generator=g)
+                                for g in generators]).to(mean)
 
-        return form, noise
+        return ClosedForm(mean, sd, loo_sd, values / loo_sd, features, noise)
 
-    def start(self, form: ClosedForm, query_coords: Tensor, input_coords: Tensor) -> Start:
-        """Where the flow starts: the closed form, improved by what the canvas says."""
-        if self.canvas is None:
-            return started(form)
-        assert form.sketch is not None
-        painted = self.canvas(form.sketch)                                # (B, 2 C + W, n, n)
-        at_queries = self.canvas.look(painted, query_coords, holding(form.sketch))
-        whole = None
-        if self.sees_whole_draws:
-            whole = torch.cat([form.sketch.float(), painted], dim=1)
-        return Start(form.mean + form.sd * at_queries.shift, form.sd * at_queries.log_scale.exp(),
-                     at_queries.features, form.loo_sd, form.surprise,
-                     self.canvas.look(painted, input_coords).features, whole)
+    def start(self, form: ClosedForm, observed: Observed, queries: Tensor) -> Start:
+        """Where the flow starts: the closed form, improved by the U-Nets."""
+        if self.unet is None:
+            return Start(form.mean, form.sd, form.mean[..., :0], form.loo_sd[..., :0])
+        lattice, features = self.lattice(observed), form.features
+        assert lattice is not None and features is not None
+        output = self.unet(features)                                      # (B, 2 C + W, h, w)
+        there = self.unet.at(output, queries, lattice, mask=features[:, :1])
+        at_inputs = self.unet.at(output, observed.coords, lattice).features
+        return Start(form.mean + form.sd * there.shift, form.sd * there.log_scale.exp(),
+                     there.features, at_inputs, output)
 
-    def look(self, form: ClosedForm, query_coords: Tensor) -> Look:
-        """What the canvas, which the model has, says at places (B, N, 2)."""
-        assert self.canvas is not None and form.sketch is not None
-        look: Look = self.canvas.look(
-            self.canvas(form.sketch), query_coords, holding(form.sketch)
+    def _tokens(
+        self, block: Block, start: Start, form: ClosedForm, observed: Observed, queries: Tensor,
+        most_inputs: int | None,
+    ) -> TokenBlock:
+        """Tokens of the queries of a block, and of the observations that it sees."""
+        coords, input_coords, which = nearby(
+            take(queries, block.index), observed.coords, most_inputs
         )
-        return look
-
-    def outlook(self, start: Start, query_coords: Tensor) -> Outlook | None:
-        """What `overview` needs to know of a field, whatever is drawn: has repeat(times)."""
-        if start.painted is None:
-            return None
-        assert self.canvas is not None
-        outlook: Outlook = self.canvas.outlook(start.painted, query_coords)
-        return outlook
-
-    def overview(self, z: Tensor, theta: Tensor, outlook: Outlook | None) -> Tensor:
-        """z at all queries of a field (B, N, C) and, beside it, what the canvas says of it as a
-        whole: a first slope (B, N, C) and features of it."""
-        if outlook is None:
-            return z
-        assert self.canvas is not None
-        return torch.cat([z, self.canvas.follow(z, theta, outlook)], dim=2)
-
-    def first_slope(self, seen: Tensor) -> Tensor:
-        """The part of an overview that says a slope, (B, N, C)."""
-        return seen[..., self.channels : 2 * self.channels]
-
-    def prepare(
-        self, start: Start, query_coords: Tensor, input_coords: Tensor, input_values: Tensor
-    ) -> Prepared:
-        """Everything that depends on the points alone; shapes as in `closed_form`."""
-        inputs, queries = [], []
+        of_inputs = [observed.values, start.at_inputs, form.loo_z, form.loo_sd]
+        if which is not None:
+            of_inputs = [take(part, which) for part in of_inputs]
+        values, at_inputs, loo_z, loo_sd = of_inputs
+        mean, sd, at_queries = (take(part, block.index)
+                                for part in (start.mean, start.sd, start.at_queries))
+        inputs, asked = [values, at_inputs], [at_queries]
         if self.fourier is not None:
-            inputs.append(self.fourier(input_coords))
-            queries.append(self.fourier(query_coords))
-        inputs += [input_values, start.at_inputs]
-        queries.append(start.at_queries)
+            inputs.insert(0, self.fourier(input_coords))
+            asked.insert(0, self.fourier(coords))
         if self.prior != "none":
-            surprise = start.surprise.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
-            inputs += [surprise, start.loo_sd.log()]
-            queries += [start.mean, start.sd.log()]
+            inputs += [loo_z.clamp(-FEATURE_LIMIT, FEATURE_LIMIT), loo_sd.log()]
+            asked += [mean, sd.log()]
         if self.neighbours:
-            queries.append(self._nearest_observations(
-                query_coords, input_coords, input_values, start
-            ))
-        return Prepared(
-            torch.cat(inputs, dim=-1),
-            torch.cat(queries, dim=-1),
-            read_along(input_coords, query_coords, self.order),
-            input_coords,
-            query_coords,
-        )
+            spacing = (observed.domain.spacing(observed.coords.shape[1]) if which is None
+                       else input_coords.shape[1] ** -0.5)  # then enlarged to the unit square
+            asked.append(self._nearest_observations(coords, input_coords, values, mean, sd,
+                                                    spacing))
+        return TokenBlock(block.index, block.core, torch.cat(inputs, dim=-1),
+                          torch.cat(asked, dim=-1), scan_order(input_coords, coords, self.order),
+                          input_coords, coords)
 
     def _nearest_observations(
-        self, query_coords: Tensor, coords: Tensor, values: Tensor, start: Start
+        self, coords: Tensor, input_coords: Tensor, values: Tensor, mean: Tensor, sd: Tensor,
+        spacing: float,
     ) -> Tensor:
-        """Offsets (in mean spacings) and values (in sd from the mean): (B, N, K (2 + C))."""
-        index, _ = nearest(query_coords, coords, self.neighbours)         # (B, N, K)
-        spacing = coords.shape[1] ** -0.5
-        offset = (gather_points(coords, index) - query_coords[:, :, None]) / spacing
-        value = (gather_points(values, index) - start.mean[:, :, None]) / start.sd[:, :, None]
+        """Offsets (in mean distances) and values (in sd from the mean): (B, n, K (2 + C))."""
+        index, _ = nearest(coords, input_coords, self.neighbours)         # (B, n, K)
+        offset = (gather_points(input_coords, index) - coords[:, :, None]) / spacing
+        value = (gather_points(values, index) - mean[:, :, None]) / sd[:, :, None]
         value = value.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
         return torch.cat([offset, value], dim=-1).flatten(2)
+
+    # --- what does -------------------------------------------------------------------------------
+
+    def velocity(
+        self, z: Tensor, theta: Tensor, state: State, done: Done | None = None
+    ) -> Tensor:
+        """F(z, theta) at the queries that `encode` was asked to answer.
+
+        Args:
+            z: (B, N, C) at all queries. theta: (B,) in [0, pi/2]. done: called after each block.
+        Returns:
+            (B, N, C) float32, or (B, n, C) with `answered`.
+        """
+        seen = z                                                          # (B, N, C)
+        if state.context is not None:
+            assert self.unet is not None and state.lattice is not None
+            first = self.unet.velocity(z, theta, state.context, state.lattice)
+            seen = torch.cat([z, first], dim=2)                           # (B, N, 2 C + W)
+        found = []
+        for block in state.blocks:
+            answer = self(take(seen, block.index), theta, block)          # (B, n, C)
+            found.append(answer[:, : block.core])
+            if done is not None:
+                done()
+        if len(found) == 1:
+            return found[0]
+        index = torch.cat([block.index[:, : block.core] for block in state.blocks], dim=1)
+        whole = torch.cat(found, dim=1)
+        return torch.zeros_like(whole).scatter_(1, index[..., None].expand_as(whole), whole)
+
+    def forward(self, seen: Tensor, theta: Tensor, block: TokenBlock) -> Tensor:
+        """F at the queries of a block, (B, n, C) float32.
+
+        Args:
+            seen: (B, n, C + ...): z and, with a flow U-Net, its velocity and features.
+        """
+        time = self.time_embedding(theta / END)[:, None]                  # (B, 1, D)
+        context = self.input_proj(block.input_features) + time            # (B, m, D)
+        queries = torch.cat([seen, block.query_features], dim=-1)         # (B, n, F)
+        queries = self.query_proj(queries) + time                         # (B, n, D)
+        queries = self.mix(context, queries, block)                       # (B, n, D)
+        velocity = self.decoder(queries).float()                          # (B, n, C)
+        if self.has_flow_unet:
+            velocity = velocity + seen[..., self.channels : 2 * self.channels]
+        return velocity
 
 
 def projection(width: int, d_model: int) -> nn.Module:
@@ -393,3 +452,10 @@ def require_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"{name}={value}: must be at least 1")
+
+
+def require_share(**shares: float) -> None:
+    """Raises UserError naming the first that is not in [0, 1)."""
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name}={value}: give a share in [0, 1)")

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sparsefield.errors import UserError
 from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, check_weights, load_checkpoint
 from sparsefield.model.field import FieldModel
 
 # Arguments of a model that follow from its training and data: they tell no models apart.
-OF_TRAINING = {"dropout", "canvas_dropout", "canvas_turns", "value_sd", "max_frequency"}
+OF_TRAINING = {"dropout", "unet_dropout", "symmetries", "value_sd", "max_frequency"}
 
 
-def take_shared_components(model: nn.Module, path: str | Path, model_class: str) -> list[str]:
+def take_shared_components(model: FieldModel, path: str | Path, model_class: str) -> list[str]:
     """Copy into a model what it shares with a checkpoint of another class.
 
     A component is a direct child of the model (encoders, decoder). It is taken whole, when every
@@ -54,8 +52,8 @@ def take_shared_components(model: nn.Module, path: str | Path, model_class: str)
     return lines
 
 
-def take_weights(model: nn.Module, arguments: dict[str, Any], path: str | Path) -> str:
-    """Copy all weights of a checkpoint into a model of the same sizes, and say so.
+def take_weights(model: FieldModel, arguments: dict[str, Any], path: str | Path) -> str:
+    """Copy all weights of a checkpoint into a model of the same sizes, and report it.
 
     The model may be of fewer channels: see `for_channels`.
 
@@ -92,32 +90,29 @@ def _with_channels(
         raise UserError(f"{flag}: {error}: give another, or train from the start") from error
 
 
-def take_canvas(model: FieldModel, path: str | Path) -> str:
-    """Copy the canvas of a checkpoint into a model, perhaps of fewer channels, and say so.
+def take_start(model: FieldModel, path: str | Path) -> str:
+    """Copy the grid U-Nets of a checkpoint into a model, perhaps of fewer channels, and report it.
 
     Raises:
-        UserError: as `load_checkpoint`, or one of the two has no canvas, or they differ in size.
+        UserError: as `load_checkpoint`, or one of the two has no grid U-Nets, or they differ in
+            size.
     """
     checkpoint = load_checkpoint(path)
     check_weights(checkpoint["weights"])
-    fitting, words = _with_channels(checkpoint, model.channels, f"canvas_from={path}")
-    weights = fitting["weights"]
-    prefix = "canvas."
-    theirs = {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items()
-              if name.startswith(prefix)}
-    canvas = model.canvas
-    if canvas is None or not theirs:
-        where = "this model" if canvas is None else str(path)
-        raise UserError(f"canvas_from={path}: {where} has no canvas")
-    own = canvas.state_dict()
+    fitting, words = _with_channels(checkpoint, model.channels, f"start_from={path}")
+    theirs = {name.removeprefix("unet."): tensor.float()
+              for name, tensor in fitting["weights"].items() if name.startswith("unet.")}
+    unet = model.unet
+    if unet is None or not theirs:
+        where = "this model" if unet is None else str(path)
+        raise UserError(f"start_from={path}: {where} has no grid U-Nets")
     has_flow = any(name.startswith("flow.") for name in theirs)
-    new = {} if has_flow else {k: v for k, v in own.items() if k.startswith("flow.")}
+    new = {} if has_flow else {k: v for k, v in unet.state_dict().items() if k.startswith("flow.")}
     try:
-        canvas.load_state_dict(theirs | new)
+        unet.load_state_dict(theirs | new)
     except RuntimeError as error:
         raise UserError(
-            f"canvas_from={path}: its canvas has another size: set CANVAS_WIDTH and "
-            "CANVAS_FLOW_WIDTH to its own"
+            f"start_from={path}: its grid U-Nets have another size: set UNET_WIDTH and "
+            "FLOW_UNET_WIDTH to its own"
         ) from error
-    anew = "; what it says of the slope is new" if new else ""
-    return f"canvas taken from {path}{words}{anew}"
+    return f"grid U-Nets taken from {path}{words}{'; that of the flow is new' if new else ''}"

@@ -6,10 +6,11 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from sparsefield.errors import UserError, require_seed
-from sparsefield.model.shipped import SHIPPED, find_shipped
+from sparsefield.model.bundled import BUNDLED, find_bundled
+from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
 
 Default = TypeVar("Default")
 
@@ -33,7 +34,12 @@ class TrainingConfig:
 
     A setting is part of what is learnt, and a training goes on with the same value alone, unless
     it is marked as `outside` or `extensible`.
+
+    Attributes:
+        given: names of the settings that the command line gave, even if they equal the defaults.
     """
+
+    given: ClassVar[frozenset[str]] = frozenset()
 
     data: str = "photos"
     """What to learn from: photos or terrain (embedded), cifar10, a folder of pictures, an .nc
@@ -71,7 +77,8 @@ class TrainingConfig:
     lr: float = 1e-3
     """Peak learning rate of both."""
     warmup: int = 200
-    """Steps over which the learning rate rises to its peak; a cosine then takes it to zero."""
+    """Steps over which the learning rate rises to its peak, at most a fifth of a stage; a cosine
+    then takes it to zero."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices."""
     grad_clip: float = 1.0
@@ -83,30 +90,29 @@ class TrainingConfig:
     prior: Literal["fitted", "none"] = "fitted"
     """What the flow starts from: the Gaussian posterior fitted to the field, or independent
     noise."""
-    canvas_width: int = 48
-    """Width of the canvas, U-Nets that improve the mean and sd that the flow starts from; 0: no
-    canvas at all."""
-    canvas_dropout: float = 0.1
+    unet_width: int = 48
+    """Width of the grid U-Nets, which improve the mean and sd that the flow starts from; 0: no
+    grid U-Nets at all."""
+    unet_dropout: float = 0.1
     """Share of their channels that training drops, in [0, 1)."""
-    canvas_flow_width: int = 48
-    """Width of the canvas's U-Net that says a first slope of the flow; 0: none."""
-    canvas_first: float = 0.5
-    """Share of the steps in which the canvas learns where the flow starts; that then stays."""
-    canvas_flow: float = 0.25
-    """Share of the steps, after these, in which it learns the slope; the tokens learn in what is
-    left."""
-    canvas_from: str | None = None
-    """Checkpoint whose canvas a new training takes (shipped: of the weights that come along):
-    canvas_first is then 0; with canvas_flow 0 all steps are for the tokens."""
+    flow_unet_width: int = 48
+    """Width of the grid U-Net of the flow, which predicts its velocity before the tokens do; 0:
+    none."""
+    start_share: float = 0.5
+    """Share of the steps of stage "start", in which the grid U-Nets learn the mean and sd that the
+    flow starts from. In the rest, stage "flow", they stay as they are and the flow learns."""
+    start_from: str | None = None
+    """Checkpoint (bundled: that of the project) whose grid U-Nets a new training takes; all steps
+    are then for the flow."""
     init_from: str | None = None
-    """Checkpoint whose weights a new training starts from (shipped: those that come along), to
-    learn your fields or patterns on top: every part learns on. Sizes of the model that are not
-    set are those of the checkpoint; its fields may have more channels than yours (colours, and you
-    have one quantity)."""
+    """Checkpoint (bundled: that of the project) whose weights a new training starts from, to learn
+    your fields or patterns on top: every part goes on learning. Sizes of the model that are not set
+    are those of the checkpoint; its fields may have more channels than yours (colours, and you have
+    one quantity)."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
-    order: str = "several"
-    """Order in which tokens are read: several (another curve for every layer), hilbert,
+    order: str = "per_layer"
+    """Scan order of the tokens: per_layer (another curve for every layer), hilbert,
     hilbert_transposed, raster or concat."""
     eval_every: int = outside(10)
     """Epochs between validations."""
@@ -158,31 +164,24 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
-        for name in ("canvas_first", "canvas_flow"):
+        for name in ("start_share", "zero_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
-        if self.canvas_from is None and self.canvas_first + self.canvas_flow > 1:
-            raise UserError(
-                f"canvas_first={self.canvas_first} and canvas_flow={self.canvas_flow} are shares "
-                "of the same steps: together at most 1"
-            )
-        if not 0 <= self.zero_share <= 1:
-            raise UserError(f"zero_share={self.zero_share}: give a share in [0, 1]")
-        for name in ("data", "data_val", "data_test", "observe", "init_from", "canvas_from"):
+        for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
             given = getattr(self, name)
             if self.log_file and given and os.path.exists(self.log_file) and (
                 os.path.exists(given) and os.path.samefile(given, self.log_file)
             ):
                 raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")
-        for name in ("init_from", "canvas_from"):
+        for name in ("init_from", "start_from"):
             given = getattr(self, name)
-            if given not in (None, SHIPPED) and (
-                find_shipped(given).resolve().parent == Path(self.save_dir).resolve()
+            if given not in (None, *BUNDLED_NAMES) and (
+                find_bundled(given).resolve().parent == Path(self.save_dir).resolve()
             ):
                 raise UserError(
                     f"{name}={given} lies in save_dir={self.save_dir}, where this training puts "
-                    f"its own: set another SAVE_DIR, or {name.upper()}={SHIPPED} for the weights "
-                    "that come along"
+                    f"its own: set another SAVE_DIR, or {name.upper()}={BUNDLED} for the bundled "
+                    "weights"
                 )
 
 

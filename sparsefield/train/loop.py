@@ -8,7 +8,7 @@ the number of processes does not matter.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 
@@ -23,40 +23,39 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.hashed import seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
-from sparsefield.model.field import ClosedForm
-from sparsefield.model.starting import take_canvas, take_weights
+from sparsefield.model.field import FieldModel
+from sparsefield.model.starting import take_start, take_weights
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World, join_world
-from sparsefield.train.dropout import SlotDropout
-from sparsefield.train.feeding import stream
-from sparsefield.train.optimiser import Optimiser
-from sparsefield.train.pairs import Pair, Pairs, canvas_loss, flow_loss, slope_loss
-from sparsefield.train.progress import Progress, averaging_decay, give_up_when_stuck, learning_rate
-from sparsefield.train.reporter import Reporter, announce
-from sparsefield.train.resuming import newest, refuse_contradictions, resume
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
+from sparsefield.train.optimise import Optimiser, SlotDropout
+from sparsefield.train.processes import StopRequest, World, join_world, stream
+from sparsefield.train.progress import (
+    Progress,
+    Stages,
+    averaging_decay,
+    give_up_when_stuck,
+    learning_rate,
+)
+from sparsefield.train.report import Reporter, announce
+from sparsefield.train.run import RunFolder, newest, refuse_contradictions, resume
 from sparsefield.train.setup import (
-    Parts,
     model_arguments,
     open_batches,
-    parts_of_training,
-    parts_that_remain,
     pictures_at_once,
     sized_as_init_from,
     steps_per_epoch,
     uses_bfloat16,
 )
-from sparsefield.train.stopping import StopRequest
 from sparsefield.train.validation import Validation
 
 log = logging.getLogger("sparsefield")
 
-Initialise = Callable[[nn.Module], list[str]]
+Initialise = Callable[[FieldModel], list[str]]
 
 
 def train(
     config: TrainingConfig,
-    model_class: type[nn.Module],
+    model_class: type[FieldModel],
     name: str,
     initialise: Initialise | None = None,
 ) -> None:
@@ -110,7 +109,7 @@ class Training:
     def __init__(
         self,
         config: TrainingConfig,
-        model: nn.Module,
+        model: FieldModel,
         arguments: dict,
         data: Data,
         folder: RunFolder,
@@ -127,13 +126,12 @@ class Training:
         self.persistent = {"model": model, "averaged": self.averaged,
                            "optimiser": self.optimiser, "progress": self.progress}
         resume(config, arguments, data, folder, self.persistent, world)
-        self.parts = parts_of_training(config, self.total)
-        if self.progress.ends:
-            self.parts = parts_that_remain(self.parts, Parts(*self.progress.ends),
-                                           self.progress.step)
-        self.progress.ends = tuple(self.parts)
+        self.stages = Stages.of(config, self.total)
+        if self.progress.start_ends >= 0:
+            self.stages = self.stages.extended(self.progress.start_ends, self.progress.step)
+        self.progress.start_ends = self.stages.start
         self.batches = open_batches(
-            config, data, world, self.parts.painted, model.sees_whole_draws
+            config, data, world, self.stages.start, model.has_flow_unet
         )
         self.validation = Validation(
             data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
@@ -143,7 +141,7 @@ class Training:
         has_best = bool(world.from_first(lambda: folder.has_weights))
         if self.progress.forget_best_unless(self.validation.count, has_best):
             log.info("the best weights so far are not there, or were found on other validation "
-                     "pictures: the next validation begins anew")
+                     "pictures: best is reset")
 
     @property
     def is_done(self) -> bool:
@@ -171,11 +169,11 @@ class Training:
             take_what_is_given(self.config, self.model, self.arguments, initialise)
             self.averaged.module.load_state_dict(self.model.state_dict())
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
-                                 self.progress, self.total, self.parts.painted, self.per_epoch)
-        self.pairs = Pairs(self.model, self.data.height, self.data.width, device)
+                                 self.progress, self.stages, self.per_epoch)
+        self.forms = ClosedForms(self.model, self.data.height, self.data.width, device)
         self.dropout = SlotDropout(self.model)
         if self.config.compile:
-            for part in filter(None, (self.model, self.model.canvas)):
+            for part in filter(None, (self.model, self.model.unet)):
                 part.compile()
         self.amp = torch.autocast(
             device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, self.world)
@@ -209,22 +207,11 @@ class Training:
 
     # --- one step ---------------------------------------------------------------------------------
 
-    @property
-    def paints(self) -> bool:
-        """Whether the canvas is learning where the flow starts."""
-        return self.progress.step < self.parts.painted
-
-    def loss_of_part(self) -> Callable[[nn.Module, Batch, Pair], Tensor]:
-        """What the part of the training that this step is in learns from."""
-        if self.paints:
-            return canvas_loss
-        return flow_loss if self.progress.step < self.parts.followed else slope_loss
-
     def planned_rate(self) -> float:
-        """Learning rate of this step: every part has a cosine of its own."""
-        first, end = self.parts.around(self.progress.step)
-        step = self.progress.step - first
-        return learning_rate(step, end - first, self.config.warmup, self.config.lr)
+        """Learning rate of this step: each stage has a warm-up and a cosine of its own."""
+        first, end = self.stages.around(self.progress.step)
+        warmup = min(self.config.warmup, (end - first) // 5)
+        return learning_rate(self.progress.step - first, end - first, warmup, self.config.lr)
 
     def step(self, batch: Batch, asked_to_stop: bool) -> Tensor:
         """One step of the optimiser.
@@ -236,25 +223,27 @@ class Training:
         shared = torch.tensor([0.0, float(asked_to_stop)]).to(self.world.device)
         shared[0] += self.backward(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        skipped = (~norm.isfinite()).float()
-        if not skipped:
-            self.optimiser.step()
+        skipped = drop_unless_finite(self.model, norm)
+        self.optimiser.step()
         self.optimiser.zero_grad()
         self.progress.step += 1
         self.averaged.update_parameters(self.model)
         self.world.sum(shared)
-        self.progress.record(shared[0], norm, skipped)
+        self.progress.record(shared[0], norm, skipped.float())
         return shared
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of a batch, part by part; this process's share of the mean loss."""
-        loss_of = self.loss_of_part()
-        pair = self.pairs(batch, with_draws=not self.paints)
+        in_start = self.stages.name(self.progress.step) == "start"
+        loss_of = start_loss if in_start else velocity_loss
+        known = self.forms(batch, with_draws=not in_start)
         total = torch.zeros((), device=self.world.device)
-        for k, part in enumerate(parts_of(batch, pair, self.config.accumulate)):
+        for k in range(self.config.accumulate):
+            rows = slice(k * self.at_once, (k + 1) * self.at_once)
             self.seed_draws(k)
             with self.amp:
-                loss = loss_of(self.model, *part).mean() / self.config.accumulate
+                loss = loss_of(self.model, batch.part(rows), known.part(rows)).mean()
+                loss = loss / self.config.accumulate
             loss.backward()
             total += loss.detach() / self.world.size
         self.world.average_gradients(self.model)
@@ -288,10 +277,10 @@ class Training:
 
     def validate(self) -> None:
         """Evaluate the averaged weights, and keep them if they are the best so far."""
-        former = self.progress.best_mse, self.progress.best_psnr
+        before = self.progress.best_loss, self.progress.best
         is_best = self.reporter.validate(self.averaged.module)
         if is_best and self.world.is_first and not self.folder.save_best(self.checkpoint()):
-            self.progress.best_mse, self.progress.best_psnr = former  # what is on the disk
+            self.progress.best_loss, self.progress.best = before  # what is on the disk
 
     def save(self, numbered: bool, must: bool) -> None:
         """Write a checkpoint. Raises UserError if the disk does not take one that `must` be."""
@@ -321,7 +310,7 @@ class Training:
 
 
 def take_what_is_given(
-    config: TrainingConfig, model: nn.Module, arguments: dict, initialise: Initialise | None
+    config: TrainingConfig, model: FieldModel, arguments: dict, initialise: Initialise | None
 ) -> None:
     """Weights that a new training starts from, as the settings say, told in the log."""
     lines = []
@@ -329,20 +318,20 @@ def take_what_is_given(
         lines.append(take_weights(model, arguments, config.init_from))
     if initialise is not None:
         lines += initialise(model)
-    if config.canvas_from is not None:
-        lines.append(take_canvas(model, config.canvas_from))
+    if config.start_from is not None:
+        lines.append(take_start(model, config.start_from))
     for line in lines:
         log.info(line)
 
 
 def rehearse(
-    config: TrainingConfig, model: nn.Module, arguments: dict, data: Data, folder: RunFolder,
+    config: TrainingConfig, model: FieldModel, arguments: dict, data: Data, folder: RunFolder,
     initialise: Initialise | None, world: World,
 ) -> None:
     """Raises UserError for what a start would refuse; changes nothing on the disk."""
     pictures_at_once(config, world)
-    parts = parts_of_training(config, config.epochs * steps_per_epoch(config, data))
-    open_batches(config, data, world, parts.painted, model.sees_whole_draws)[0]
+    stages = Stages.of(config, config.epochs * steps_per_epoch(config, data))
+    open_batches(config, data, world, stages.start, model.has_flow_unet)[0]
     checkpoint = newest(config, folder)
     if checkpoint is None:
         take_what_is_given(config, model, arguments, initialise)
@@ -350,14 +339,14 @@ def rehearse(
         refuse_contradictions(config, arguments, data, checkpoint, folder)
 
 
-def parts_of(batch: Batch, pair: Pair, count: int) -> Iterator[tuple[Batch, Pair]]:
-    """A batch and its pair in parts of equally many fields."""
-
-    def parts(tensors: tuple) -> Iterator[tuple]:
-        return zip(*([None] * count if whole is None else whole.chunk(count) for whole in tensors))
-
-    for own, form, z_0 in zip(parts(batch), parts(pair.form), pair.z_0.chunk(count)):
-        yield Batch(*own), Pair(ClosedForm(*form), z_0)
+def drop_unless_finite(model: nn.Module, norm: Tensor) -> Tensor:
+    """Set all gradients to 0 where their norm is not finite; whether they were. Decided on the
+    device, so that no step waits for it."""
+    wrong: Tensor = ~norm.isfinite()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(wrong, 0)
+    return wrong
 
 
 def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:

@@ -6,13 +6,50 @@ One integer counts: completed optimiser steps.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
+from sparsefield.train.config import TrainingConfig
 
 PATIENCE = 20  # non-finite steps in a row after which training gives up
+
+
+class Stages(NamedTuple):
+    """The two stages of a training: "start", in which the grid U-Nets learn the mean and sd that
+    the flow starts from, and "flow", in which the flow learns and they stay as they are.
+
+    Attributes:
+        start, end: where they end, in steps.
+    """
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, total: int) -> Stages:
+        """Those of so many steps, as the settings say."""
+        has_start = config.unet_width and config.start_from is None
+        return cls(round(config.start_share * total) if has_start else 0, total)
+
+    def last(self, step: int) -> str:
+        """Name of the stage that the newest of so many steps was in."""
+        return self.name(max(0, step - 1))
+
+    def name(self, step: int) -> str:
+        """Of the stage that a step is in."""
+        return "start" if step < self.start else "flow"
+
+    def around(self, step: int) -> tuple[int, int]:
+        """First step of the stage that a step is in, and its end."""
+        return (0, self.start) if step < self.start else (self.start, self.end)
+
+    def extended(self, previous_start: int, step: int) -> Stages:
+        """Of a training that goes on after `step` with another number of steps: a start that is
+        over stays so, or it would change under the flow that has learnt on it."""
+        return self._replace(start=previous_start) if step >= previous_start else self
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
@@ -39,12 +76,13 @@ class Progress:
 
     def __init__(self, device: torch.device):
         self.step = 0
-        self.best_mse = math.inf
-        self.best_psnr = math.nan
+        self.best_loss = math.inf  # of the stage that the training is in
+        self.best: dict[str, float] = {}  # its validation
         self.best_of = 0  # validation pictures
+        self.best_stage = ""
         self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
-        self.ends: tuple[int, ...] = ()  # of the parts of the training, in steps, as last planned
+        self.start_ends = -1  # the last step of stage "start", as last planned
         names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
         self.sums = {name: torch.zeros((), device=device) for name in names}
 
@@ -59,11 +97,22 @@ class Progress:
     def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
         """The best so far counts on the same validation pictures alone, and if its weights are
         there. Returns whether one was forgotten."""
-        forgets = math.isfinite(self.best_mse) and not (is_there and self.best_of == pictures)
+        forgets = math.isfinite(self.best_loss) and not (is_there and self.best_of == pictures)
         if forgets:
-            self.best_mse, self.best_psnr = math.inf, math.nan
+            self.best_loss, self.best = math.inf, {}
         self.best_of = pictures
         return forgets
+
+    def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
+        """Whether a validation is the best so far of the last stage that has taken a step: by the
+        loss of that stage, which tells nothing of the other."""
+        self.validation = numbers
+        if stage != self.best_stage:
+            self.best_loss, self.best_stage = math.inf, stage
+        is_best = numbers["loss"] < self.best_loss
+        if is_best:
+            self.best_loss, self.best = numbers["loss"], numbers
+        return is_best
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
         """Count a step; of a skipped one only that it was skipped."""
@@ -85,7 +134,7 @@ class Progress:
 
 
 def give_up_when_stuck(progress: Progress) -> None:
-    """Raises UserError when PATIENCE steps in a row were not finite (looked at as often)."""
+    """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
     if progress.step % PATIENCE == 0 and progress.sums["skipped_in_a_row"] >= PATIENCE:
         raise UserError(
             f"the loss was not finite for {PATIENCE} steps in a row, up to step {progress.step}: "

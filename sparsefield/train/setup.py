@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 from dataclasses import asdict, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
 from sparsefield.data import Data, TrainingBatches, parse_pattern, symmetries
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.flow.path import draw_angles
 from sparsefield.model.checkpoint import load_checkpoint
-from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.model.starting import OF_TRAINING
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World
+from sparsefield.train.processes import World
 
 SD_FIELDS = 64
 
@@ -27,8 +26,8 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
     names = argument_names(model_class)
     chosen = {name: value for name, value in asdict(config).items() if name in names}
     of_data = {"channels": data.channels, "value_sd": value_sd(data),
-               "canvas_turns": turns_shown(config, data),
-               "max_frequency": min(data.height, data.width) / 2}
+               "symmetries": symmetries_shown(config, data),
+               "max_frequency": max(data.height, data.width) / 2}
     return {**chosen, **of_data}
 
 
@@ -39,9 +38,9 @@ def argument_names(model_class: type[nn.Module]) -> set[str]:
 
 
 def sized_as_init_from(config: TrainingConfig, model_class: type[nn.Module]) -> TrainingConfig:
-    """Settings whose model is that of `init_from`: what is as it comes is taken from there.
+    """Settings whose model is that of `init_from`: sizes that were not set are taken from there.
 
-    What was set otherwise stays, and is refused when the weights are taken.
+    A size that was set stays, and is refused when the weights are taken if it differs.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -49,17 +48,17 @@ def sized_as_init_from(config: TrainingConfig, model_class: type[nn.Module]) -> 
     if config.init_from is None:
         return config
     theirs = load_checkpoint(config.init_from)["model_args"]
-    as_it_comes = {name: value for name, value in asdict(config).items()
-                   if name in argument_names(model_class) - OF_TRAINING
-                   and value == getattr(type(config), name)}
-    return replace(config, **{name: theirs[name] for name in as_it_comes if name in theirs})
+    free = [name for name, value in asdict(config).items()
+            if name in argument_names(model_class) - OF_TRAINING and name in theirs
+            and name not in config.given and value == getattr(type(config), name)]
+    return replace(config, **{name: theirs[name] for name in free})
 
 
-def turns_shown(config: TrainingConfig, data: Data) -> int:
-    """How many turns and flips of fields with their observations the training shows."""
+def symmetries_shown(config: TrainingConfig, data: Data) -> int:
+    """How many turns and flips of fields, observations included, the training shows."""
     if not (data.train.is_symmetric and parse_pattern(config.observe).is_symmetric):
         return 1
-    return symmetries.TURNS if data.height == data.width else symmetries.TURNS // 2
+    return symmetries.count(data.height, data.width)
 
 
 def value_sd(data: Data) -> float:
@@ -75,57 +74,13 @@ def steps_per_epoch(config: TrainingConfig, data: Data) -> int:
     return max(1, len(data.train) // config.batch_size)
 
 
-class Parts(NamedTuple):
-    """Ends of the parts of a training, in steps.
-
-    Attributes:
-        painted: until here the canvas learns where the flow starts. followed: until here it learns
-            the slope. end: until here the tokens learn the rest.
-    """
-
-    painted: int
-    followed: int
-    end: int
-
-    def around(self, step: int) -> tuple[int, int]:
-        """First step of the part that a step is in, and its end."""
-        start = 0
-        for end in self:
-            if step < end:
-                return start, end
-            start = end
-        return start, self.end
-
-
-def parts_of_training(config: TrainingConfig, total: int) -> Parts:
-    """The parts of so many steps, as the settings of the canvas say."""
-    if not config.canvas_width:
-        return Parts(0, 0, total)
-    painted = 0 if config.canvas_from is not None else round(config.canvas_first * total)
-    followed = round(config.canvas_flow * total) if config.canvas_flow_width else 0
-    return Parts(painted, min(painted + followed, total), total)
-
-
-def parts_that_remain(plan: Parts, former: Parts, step: int) -> Parts:
-    """The parts of a training that goes on with another number of epochs.
-
-    What is over at this step stays over, or the canvas would change under the tokens that have
-    learnt on it; the steps that are added belong to what is left.
-    """
-    painted = former.painted if step >= former.painted else plan.painted
-    followed = former.followed
-    if step < followed:
-        followed = painted + plan.followed - plan.painted
-    return Parts(painted, min(followed, plan.end), plan.end)
-
-
 def open_batches(
-    config: TrainingConfig, data: Data, world: World, painted: int, sees_whole: bool
+    config: TrainingConfig, data: Data, world: World, starting: int, sees_whole: bool
 ) -> TrainingBatches:
-    """This process's part of every batch, for where the flow starts in the first `painted` steps.
+    """This process's part of every batch; the first `starting` are of stage "start".
 
     Args:
-        sees_whole: whether the model sees whole draws, see FieldModel.
+        sees_whole: whether the model has a flow U-Net, which sees whole draws.
     Raises:
         UserError: a batch does not divide.
     """
@@ -136,7 +91,7 @@ def open_batches(
         batch_size=config.batch_size,
         queries=(config.queries_min, config.queries_max),
         draw_angles=partial(draw_angles, zero_share=config.zero_share),
-        painted=painted,
+        starting=starting,
         sees_whole=sees_whole,
         rank=world.rank,
         world_size=world.size,

@@ -1,9 +1,9 @@
-"""What training looks at between epochs: frozen pictures, honest numbers beside the simple ways."""
+"""What a training is validated on between epochs: frozen pictures, beside simple methods."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,21 @@ from sparsefield.data import Batch, Pattern, Split
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases, evaluating, spread
 from sparsefield.flow.path import END
-from sparsefield.model.field import ClosedForm, FieldModel
-from sparsefield.train.pairs import Pair, Pairs, slope_loss
+from sparsefield.model.field import FieldModel, State
+from sparsefield.place import Observed
+from sparsefield.train.losses import ClosedForms, Known, start_loss, velocity_loss
 
 EVAL_SEED = 0
 SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
 MEAN = {"method": "mean"}  # how a posterior mean is computed
+
+
+class _Group(NamedTuple):
+    """Cases that are computed together: which, as a batch, and what is known of them."""
+
+    which: list[int]
+    batch: Batch
+    known: Known
 
 
 class Validation:
@@ -48,34 +57,36 @@ class Validation:
         points = batch_size * math.prod(split.example(0).shape[:2])
         self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
         self.cases = self.every.subset(range(len(indices))[rank::size])
-        self.pairs: Pairs | None = None
+        self._groups: list[_Group] | None = None
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
         """Numbers per picture of the methods in SHOWN_BASELINES."""
         return {name: _numbers(self.cases, self.cases.interpolate(name).fields)
                 if len(self.cases) else [] for name in SHOWN_BASELINES}
 
-    def evaluate(self, model: nn.Module) -> list[dict[str, float]]:
-        """Numbers per picture of the posterior mean, and the loss at a frozen angle."""
+    def evaluate(self, model: FieldModel, stage: str) -> list[dict[str, float]]:
+        """Numbers per picture of the posterior mean, and the loss of a stage with a frozen draw at
+        a frozen angle, at the points that were not observed."""
+        loss_of = start_loss if stage == "start" else velocity_loss
         results: list[dict[str, float]] = [{} for _ in self.cases]
-        for group in self.cases.groups():
-            pair, losses = self._losses(model, group)
-            some = self.cases.subset(group)
-            mean = some.sample(cast(FieldModel, Answered(model, pair.form)), **MEAN)
-            for k, loss, numbers in zip(group, losses, _numbers(some, mean.fields)):
+        for which, batch, known in self.groups(model):
+            with evaluating(model), torch.no_grad():
+                losses = loss_of(model, batch, known).mean(dim=(1, 2)).tolist()
+            some = self.cases.subset(which)
+            mean = some.sample(_WithForm(model, known), **MEAN)
+            for k, loss, numbers in zip(which, losses, _numbers(some, mean.fields), strict=True):
                 results[k] = {"loss": loss, **numbers}
         return results
 
-    @torch.no_grad()
-    def _losses(self, model: nn.Module, group: list[int]) -> tuple[Pair, list[float]]:
-        """What cases start from; the loss of each at a frozen angle, at the points that were not
-        observed."""
-        if self.pairs is None:
-            self.pairs = Pairs(model, *self.cases.shape(self.cases.rows), self.cases.device)
-        batch = self._batch(group)
-        with evaluating(model):
-            pair = self.pairs(batch)
-            return pair, slope_loss(model, batch, pair).mean(dim=(1, 2)).tolist()
+    def groups(self, model: FieldModel) -> list[_Group]:
+        """All cases with their closed forms, made once."""
+        if self._groups is None:
+            forms = ClosedForms(model, *self.cases.shape(self.cases.rows), self.cases.device)
+            self._groups = []
+            for which in self.cases.groups():
+                batch = self._batch(which)
+                self._groups.append(_Group(which, batch, forms(batch)))
+        return self._groups
 
     def _batch(self, which: list[int]) -> Batch:
         queries, input_coords, input_values = self.cases.stack(which)
@@ -83,45 +94,38 @@ class Validation:
         rngs = [np.random.default_rng([EVAL_SEED, case.index, 1]) for case in cases]
         index = [np.flatnonzero(case.asked(self.cases.rows)) for case in cases]
         values = [case.inside.reshape(-1, case.inside.shape[2])[own]
-                  for case, own in zip(cases, index)]
+                  for case, own in zip(cases, index, strict=True)]
         parts = {
             "input_index": np.stack([case.observed for case in cases]),
             "query_index": np.stack(index),
             "x_1": np.stack(values),
             "draws": np.array([rng.integers(2**63) for rng in rngs]),
-            "turn": np.zeros(len(cases), dtype=np.int64),
-            "layout": np.full(len(cases), -1),
-            "field": np.array([case.index for case in cases]),
-            "symmetry": np.zeros(len(cases), dtype=np.int64),
+            "mask_id": np.full(len(cases), -1),
             "answered": np.stack([np.arange(len(own)) for own in index]),
             "theta": np.array([END * rng.random() for rng in rngs], dtype=np.float32),
         }
-        tensors = {name: torch.from_numpy(part).to(self.cases.device)
-                   for name, part in parts.items()}
+        tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
         return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
-                     **tensors)
+                     **tensors).to(self.cases.device)
 
 
-class Answered:
-    """A model whose closed form of one batch is at hand: for means, which draw nothing."""
+class _WithForm(nn.Module):
+    """A model for which the closed form of one batch is at hand."""
 
-    def __init__(self, model: nn.Module, form: ClosedForm):
-        self.model, self.form = model, form
+    def __init__(self, model: FieldModel, known: Known):
+        super().__init__()
+        self.model, self.known = model, known
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    def encode(self, observed: Observed, queries: Tensor, **settings: Any) -> State:
+        return self.model.encode(self.known.observed, queries, form=self.known.form, **settings)
 
-    def __call__(self, *given: Any) -> Tensor:
-        slope: Tensor = self.model(*given)
-        return slope
-
-    def closed_form(self, *points: Tensor) -> tuple[ClosedForm, None]:
-        return self.form, None
+    def velocity(self, *given: Any) -> Tensor:
+        return self.model.velocity(*given)
 
 
 def _numbers(cases: Cases, fields: list[np.ndarray]) -> list[dict[str, float]]:
     return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
-             "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, cases)]
+             "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, cases, strict=True)]
 
 
 def mean_numbers(results: list[dict[str, float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
-from sparsefield.model.shipped import SHIPPED
+from sparsefield.model.bundled import BUNDLED
 from sparsefield.use.columns import are_colours
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import Field, Reconstructor
@@ -38,11 +38,11 @@ def choose_model(
     if lonlat:
         return Reconstructor.load("none", device)
     if why := outside_pictures(given, shape, TRAINED_SHARE):
-        hint = (f"; --checkpoint {SHIPPED} uses it all the same, and --holdout 0.2 tells whether "
+        hint = (f"; --checkpoint {BUNDLED} uses it all the same, and --holdout 0.2 tells whether "
                 "it should be") if can_be_tried(given) else ""
         log.info("the model that comes along is not used: %s%s", why, hint)
         return Reconstructor.load("none", device)
-    return Reconstructor.load(SHIPPED, device)
+    return Reconstructor.load(BUNDLED, device)
 
 
 def can_be_tried(given: Measurements) -> bool:

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from sparsefield.data.missing import refuse_lone_extreme
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.data.streams import noise_seed
-from sparsefield.device import pick_device
+from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
-from sparsefield.flow.sampling import POINTS, Progress, sample
+from sparsefield.flow.sampling import Progress, sample
 from sparsefield.gaussian import estimate_noise
 from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
-from sparsefield.model.precision import has_fast_bfloat16
 from sparsefield.use import globe
 from sparsefield.use.grids import Frame, beyond, cells, grid_shape, own_grid
 from sparsefield.use.points import (
@@ -391,7 +390,6 @@ def draw(
         model.network, *parts,
         seeds=[[noise_seed(*seed, k) for k in range(1, num_samples + 1)]], num_steps=num_steps,
         noise_sd=None if noise is None else torch.from_numpy(noise)[None].float().to(device),
-        block_size=block_size(len(asked), len(places)),
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=progress,
     )
@@ -408,13 +406,6 @@ def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:
     tree = scipy.spatial.cKDTree(places.numpy())
     index = tree.query(queries.numpy(), distance_upper_bound=SAME_PLACE)[1]
     return np.where(index < len(places), index, -1)
-
-
-def block_size(points: int, observed: int) -> int:
-    """Queries to answer together so that they and their halo lie among about INPUTS / 2 points."""
-    if observed <= INPUTS:
-        return POINTS
-    return min(POINTS, max(64, points * INPUTS // (3 * observed)))
 
 
 def answer(

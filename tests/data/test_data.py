@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
-from sparsefield.data.batches import COUNTS, LAYOUTS, RENEWED
+from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.data.folder import Box, Picture
-from sparsefield.data.symmetries import Symmetry
 from sparsefield.errors import UserError
-from sparsefield.place import grid_coords
-
-QUERIES = (5, 40)
-
-
-def zeros_and_uniform(rng: np.random.Generator, size: int) -> np.ndarray:
-    return np.where(rng.random(size) < 0.2, 0.0, rng.random(size))
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +25,6 @@ def numbered(tmp_path):
     path = tmp_path / "numbered.npz"
     np.savez(path, images=images.astype(np.uint8))
     return open_data(str(path))
-
-
-def batches(split, seed=3, batch_size=8, pattern="random:0.2", **others) -> TrainingBatches:
-    return TrainingBatches(
-        split, parse_pattern(pattern), seed=seed, batch_size=batch_size, queries=QUERIES,
-        draw_angles=zeros_and_uniform, **others,
-    )
 
 
 def test_crop_is_the_exact_area_average():
@@ -109,141 +90,6 @@ def test_describe_is_plain(numbered):
     described = numbered.describe()
     assert described["sizes"] == [54, 3, 3] and described["channels"] == 2
     assert torch.equal(torch.tensor(described["value_range"]), torch.tensor([[0.0, 255.0]] * 2))
-
-
-def test_batch_holds_the_values_at_its_points(numbered):
-    batch = batches(numbered.train)[2]
-    for coords, values in (
-        (batch.input_coords, batch.input_values), (batch.query_coords, batch.x_1)
-    ):
-        j, i = (coords * 8 - 0.5).round().long().unbind(-1)
-        point = ((values[..., 1] + 1) * 127.5).round().long()
-        assert torch.equal(i * 8 + j, point)
-        assert torch.equal(grid_coords(6, 8)[point], coords)
-    assert batch.input_coords.shape == (8, 9, 2)  # int(0.2 * 48)
-    assert torch.equal(grid_coords(6, 8)[batch.input_index], batch.input_coords)
-    assert torch.equal(grid_coords(6, 8)[batch.query_index], batch.query_coords)
-    for b in range(8):
-        observed = set(map(tuple, batch.input_coords[b].tolist()))
-        queried = set(map(tuple, batch.query_coords[b].tolist()))
-        assert len(queried) == batch.query_coords.shape[1]
-        # 39 points are unobserved: an observed one may fill up only if 40 are asked for.
-        assert len(observed & queried) == max(0, len(queried) - 39)
-
-
-def test_batch_is_a_function_of_seed_and_step(numbered):
-    used = batches(numbered.train)
-    for step in range(5):
-        used[step]
-    for left, right in zip(used[7], batches(numbered.train)[7]):
-        assert torch.equal(left, right)
-    assert not torch.equal(used[7].theta, batches(numbered.train, seed=4)[7].theta)
-    assert len({used[step].x_1.shape[1] for step in range(20)}) > 5
-
-
-def test_fields_share_layouts_that_are_renewed(numbered):
-    used = batches(numbered.train, batch_size=32)
-    by_layout = {}
-    for step in range(40):
-        batch = used[step]
-        for layout, observed in zip(batch.layout.tolist(), batch.input_index.tolist()):
-            assert by_layout.setdefault(layout, observed) == observed
-            assert layout < step // RENEWED + LAYOUTS
-    assert len(set(map(tuple, by_layout.values()))) > 30
-
-
-def test_a_field_keeps_its_layout_and_shows_other_symmetries(photos):
-    """For REUSED epochs; then it gets another."""
-    used, length = batches(photos.train), len(photos.train)
-    shown, per_field = {}, {}
-    for epoch in range(5):
-        order = {used.field_of(step, slot): (step, slot)
-                 for step in range(epoch * length // 8, (epoch + 1) * length // 8)
-                 for slot in range(8)}
-        step, slot = order[5]
-        batch = used[step]
-        per_field[epoch] = {name: getattr(batch, name)[slot].tolist()
-                            for name in ("field", "turn", "layout", "draws", "symmetry")}
-        back = Symmetry(per_field[epoch]["symmetry"], 16, 16, 3).source
-        shown[epoch] = sorted(back[batch.input_index[slot]].tolist())
-    assert [own["turn"] for own in per_field.values()] == [0, 1, 2, 3, 0]
-    for name in ("field", "layout", "draws"):
-        names = [own[name] for own in per_field.values()]
-        assert len(set(names[:4])) == 1 and names[4] != names[0]
-    assert shown[0] == shown[1] == shown[2] == shown[3] != shown[4]
-    assert len({own["symmetry"] for own in per_field.values()}) > 1
-
-
-def test_where_the_number_of_points_varies_steps_take_turns_among_a_few(numbered):
-    used = batches(numbered.train, batch_size=32, pattern="random:0.1-0.9")
-    steps = COUNTS * RENEWED
-    by_layout, counts = {}, []
-    for step in range(2 * steps):
-        batch = used[step]
-        counts.append(batch.input_index.shape[1])
-        assert (batch.field == -1).all() and (batch.turn == 0).all()
-        for layout, observed in zip(batch.layout.tolist(), batch.input_index.tolist()):
-            assert by_layout.setdefault(layout, observed) == observed
-    for first in (0, steps):
-        era = counts[first:first + steps]
-        assert era == era[:COUNTS] * RENEWED
-    assert len(set(counts)) > COUNTS
-    assert len(by_layout) == 2 * LAYOUTS and len(set(map(tuple, by_layout.values()))) > 50
-
-
-def test_layouts_of_data_with_gaps_are_not_shared():
-    class Gappy:
-        has_gaps, is_symmetric = True, False
-
-        def __len__(self):
-            return 9
-
-        def example(self, index):
-            field = np.zeros((6, 8, 1), dtype=np.float32)
-            field[index % 6] = np.nan
-            return field
-
-        def training_example(self, index, rng):
-            return self.example(index)
-
-    assert (batches(Gappy(), pattern="random:0.2")[3].layout == -1).all()
-
-
-@pytest.mark.parametrize("kind", ["photos", "numbered"])
-def test_two_ranks_share_the_batch_of_one(kind, request):
-    train = request.getfixturevalue(kind).train
-    whole = batches(train)[11]
-    halves = [batches(train, rank=r, world_size=2)[11] for r in range(2)]
-    for name in whole._fields:
-        assert torch.equal(
-            getattr(whole, name), torch.cat([getattr(half, name) for half in halves])
-        )
-
-
-def test_batch_must_divide_among_processes(numbered):
-    with pytest.raises(UserError, match="multiple of 3"):
-        batches(numbered.train, world_size=3)
-
-
-def test_each_epoch_visits_every_field_once(numbered):
-    made = batches(numbered.train)
-    order = [made.field_of(step, slot) for step in range(27) for slot in range(8)]
-    epochs = np.array(order).reshape(4, 54)
-    assert all(sorted(epoch) == list(range(54)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-def test_workers_give_what_one_process_gives(numbered):
-    dataset = batches(numbered.train)
-    loader = DataLoader(dataset, batch_size=None, sampler=range(3, 9), num_workers=2)
-    for step, batch in zip(range(3, 9), loader):
-        assert all(torch.equal(a, b) for a, b in zip(batch, dataset[step]))
-
-
-def test_batches_pickle(photos):
-    dataset = batches(photos.train)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert all(torch.equal(a, b) for a, b in zip(copy[1], dataset[1]))
 
 
 def test_frozen_cases_depend_on_seed_and_index_alone(photos):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from sparsefield.errors import UserError
-from sparsefield.flow.blocks import cut_blocks, nearby
 from sparsefield.flow.sampling import sample
+from sparsefield.model.blocks import cut_blocks, nearby
 from sparsefield.model.field import GaussianModel
-from sparsefield.place import grid_coords
+from sparsefield.place import Observed, grid_coords
 from train_mamba_v2 import MAMBADiffusionV2
 
 SMALL = dict(d_model=16, num_layers=2, perceiver_iterations=1, perceiver_heads=2, neighbours=4)
@@ -40,9 +40,9 @@ class Counting(GaussianModel):
         super().__init__()
         self.sizes = []
 
-    def forward(self, z, theta, prepared):
+    def velocity(self, z, theta, state, done=None):
         self.sizes.append(len(z))
-        return super().forward(z, theta, prepared)
+        return super().velocity(z, theta, state, done)
 
 
 @pytest.mark.parametrize("untrained", [GaussianModel(), MAMBADiffusionV2(**SMALL).eval()])
@@ -51,8 +51,8 @@ def test_an_untrained_model_gives_the_gaussian_draw(untrained, steps, points):
     places = scene()
     seeds = [[1, 2, 3], [4, 5, 6]]
     result = sample(untrained, *places, seeds=seeds, num_steps=steps, points=points, clip=False)
-    form, noise = untrained.closed_form(*places)
-    z = noise([torch.Generator().manual_seed(seed) for own in seeds for seed in own])
+    form = untrained.encode(Observed(*places[1:]), places[0])
+    z = form.noise([torch.Generator().manual_seed(seed) for own in seeds for seed in own])
     expected = form.mean[:, None] + form.sd[:, None] * z.unflatten(0, (2, 3))
     assert torch.equal(result.values, expected)
     assert torch.equal(result.mean, form.mean)
@@ -90,8 +90,7 @@ def test_a_call_holds_no_more_than_it_may():
     sample(counting, *scene(fields=1), seeds=[list(range(6))], num_steps=2, points=128,
            progress=lambda done, total: calls.append((done, total)))
     assert counting.sizes == [1, 2, 2, 2, 2, 2, 2]
-    # one piece of the closed form and one of the draw come first, when the total is not known yet
-    assert calls[:2] == [(1, None), (2, None)] and calls[2:] == [(k, 9) for k in range(3, 10)]
+    assert [done for done, _ in calls] == list(range(1, len(calls) + 1)) and len(calls) >= 2
 
 
 def test_the_mean_has_no_noise(model):
@@ -112,13 +111,12 @@ def test_in_bfloat16_the_draw_is_the_same_within_its_rounding(model):
     assert torch.equal(one, other)
 
 
-def test_blocks_agree_at_their_seams():
-    """The closed form and its noise belong to places: cutting the queries changes nothing."""
-    places = scene(fields=1, side=16)
-    whole = sample(GaussianModel(), *places, seeds=[[3]], clip=False).values
-    cut = sample(GaussianModel(), *places, seeds=[[3]], block_size=40, clip=False)
-    assert cut.blocks == 7
-    torch.testing.assert_close(cut.values, whole)
+def test_progress_counts_blocks_of_all_evaluations(model):
+    calls = []
+    sample(model, *scene(fields=1), seeds=[[0, 1]], num_steps=2, points=40,
+           progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] and [done for done, _ in calls] == [
+        k + 1 for k in range(len(calls))]
 
 
 def test_noise_in_the_values_reaches_the_closed_form(model):
@@ -158,8 +156,7 @@ def test_shapes_that_do_not_agree(model, change, words):
         sample(model, *scene(), **change)
 
 
-@pytest.mark.parametrize("setting", ["points", "block_size"])
 @pytest.mark.parametrize("value", [0, -5])
-def test_calls_that_answer_nothing_are_refused(model, setting, value):
-    with pytest.raises(UserError, match=f"{setting} is {value}"):
-        sample(model, *scene(), seeds=[[0], [1]], **{setting: value})
+def test_calls_that_answer_nothing_are_refused(model, value):
+    with pytest.raises(UserError, match=f"points is {value}"):
+        sample(model, *scene(), seeds=[[0], [1]], points=value)

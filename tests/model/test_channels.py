@@ -8,10 +8,11 @@ from sparsefield.errors import UserError
 from sparsefield.model.channels import OUTPUTS, for_channels
 from sparsefield.model.checkpoint import build_model
 from sparsefield.model.field import ClosedForm
+from sparsefield.place import Observed
 
 
 def checkpoint(name: str = "V2", channels: int = 3, **changes):
-    """Of a model whose weights are all random, and which says the same of all channels."""
+    """Of a model whose weights are all random, and which predicts the same for all channels."""
     torch.manual_seed(0)
     _, model_class, more = NAMES[name]
     arguments = {**SIZE, "prior": "fitted", **more, "channels": channels, **changes}
@@ -26,19 +27,17 @@ def checkpoint(name: str = "V2", channels: int = 3, **changes):
             "weights": model.state_dict(), "step": 3}
 
 
-def slope(model, form, values, z, places):
-    """What a model says at the queries: mean and sd of the start, and the slope."""
+def predicted(model, form, values, z, places):
+    """At the queries: mean and sd of the start, and the velocity."""
     queries, coords = places
     theta = torch.tensor([0.4, 1.1])
     with torch.no_grad():
-        start = model.start(form, queries, coords)
-        prepared = model.prepare(start, queries, coords, values)
-        seen = model.overview(z, theta, model.outlook(start, queries))
-        return start.mean, start.sd, model(seen, theta, prepared)
+        state = model.encode(Observed(coords, values), queries, form=form)
+        return state.mean, state.sd, model.velocity(z, theta, state)
 
 
 @pytest.mark.parametrize(("name", "changes"), [
-    ("V2", {}), ("V1", {}), ("V2", dict(canvas_flow_width=0)), ("V2", dict(canvas_width=0)),
+    ("V2", {}), ("V1", {}), ("V2", dict(flow_unet_width=0)), ("V2", dict(unet_width=0)),
     ("V2", dict(prior="none", neighbours=0)), ("V2", dict(num_frequencies=0)),
 ])
 def test_one_channel_is_seen_as_shades_of_grey(name, changes):
@@ -47,15 +46,14 @@ def test_one_channel_is_seen_as_shades_of_grey(name, changes):
     torch.manual_seed(1)
     places = torch.rand(2, 30, 2), torch.rand(2, 12, 2)
     values, z = torch.rand(2, 12, 1) - 0.5, torch.randn(2, 30, 1)
-    form, _ = one.closed_form(*places, values)
-    grey = {name: part if part is None or name in ("spread", "sketch") else part.expand(-1, -1, 3)
-            for name, part in form._asdict().items()}
-    if form.sketch is not None:
-        grey["sketch"] = form.sketch[:, [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5]]
-    said = slope(one, form, values, z, places)
-    of_grey = slope(colours, ClosedForm(**grey), values.expand(-1, -1, 3), z.expand(-1, -1, 3),
-                    places)
-    for single, triple in zip(said, of_grey):
+    form = one.closed_form(Observed(places[1], values), places[0])
+    features = form.features
+    if features is not None:
+        features = features[:, [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5]]
+    grey = ClosedForm(*(part.expand(-1, -1, 3) for part in form[:4]), features)
+    of_one = predicted(one, form, values, z, places)
+    of_grey = predicted(colours, grey, values.expand(-1, -1, 3), z.expand(-1, -1, 3), places)
+    for single, triple in zip(of_one, of_grey, strict=True):
         assert single.std() > 0
         torch.testing.assert_close(single, triple.mean(dim=2, keepdim=True), rtol=1e-4, atol=1e-5)
 

@@ -8,8 +8,10 @@ from sparsefield.errors import UserError
 from sparsefield.flow.samplers import adaptive
 from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
-from sparsefield.train.dropout import SlotDropout
-from sparsefield.train.pairs import Pairs
+from sparsefield.model.grid_unet import Lattice
+from sparsefield.place import UNIT_SQUARE, Observed
+from sparsefield.train.losses import ClosedForms
+from sparsefield.train.optimise import SlotDropout
 
 MPS = torch.device("mps")
 
@@ -56,21 +58,22 @@ def test_the_simulation_refuses_float64():
 def test_the_closed_form_on_a_device_without_float64(moves_to_mps):
     coords, values = points(30, 3)
     queries, _ = points(50, 3)
-    places = (queries, coords, values)
-    form, noise = fitted_form(*(part.as_subclass(OnMps) for part in places), side=8)
-    expected, drawn = fitted_form(*places, side=8)
-    for found, part in zip(form, expected):
+    lattice = Lattice(8, 8, UNIT_SQUARE)
+    there = Observed(coords.as_subclass(OnMps), values.as_subclass(OnMps))
+    form = fitted_form(there, queries.as_subclass(OnMps), lattice)
+    expected = fitted_form(Observed(coords, values), queries, lattice)
+    for found, part in zip(form[:5], expected[:5], strict=True):
         assert isinstance(found, OnMps) and torch.equal(found.cpu(), part)
-    z = noise([torch.Generator().manual_seed(k) for k in range(2)])
-    assert isinstance(z, OnMps)
-    assert torch.equal(z.cpu(), drawn([torch.Generator().manual_seed(k) for k in range(2)]))
-    assert noise.variogram == drawn.variogram
+    z, drawn = (source.noise([torch.Generator().manual_seed(k) for k in range(2)])
+                for source in (form, expected))
+    assert isinstance(z, OnMps) and torch.equal(z.cpu(), drawn)
+    assert form.variogram == expected.variogram
 
 
-def test_training_computes_no_shared_layouts_there():
+def test_training_shares_no_masks_there():
     model = GaussianModel()
     model.prior = "fitted"
-    assert Pairs(model, 8, 8, MPS).on_grid is None
+    assert ClosedForms(model, 8, 8, MPS).grid is None
 
 
 def test_masks_of_dropout_there(monkeypatch):

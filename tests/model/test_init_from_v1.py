@@ -9,7 +9,7 @@ from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.model.starting import take_shared_components
 
-SHARED = {"canvas", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
+SHARED = {"unet", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def v1(tmp_path_factory) -> str:
 def v2(d_model: int) -> train_mamba_v2.MAMBADiffusionV2:
     torch.manual_seed(5)
     return train_mamba_v2.MAMBADiffusionV2(
-        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, canvas_width=8,
-        canvas_flow_width=4,
+        d_model=d_model, num_layers=2, perceiver_heads=2, neighbours=4, unet_width=8,
+        flow_unet_width=4,
     )
 
 
@@ -44,14 +44,14 @@ def test_everything_shared_is_taken_at_equal_width(v1):
         assert torch.equal(value, source[name]), name
 
 
-def test_at_another_width_only_canvas_and_frequencies_fit_and_it_says_so(v1):
+def test_at_another_width_only_unets_and_frequencies_fit_and_it_is_reported(v1):
     model = v2(32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines = take_shared_components(model, v1, "MAMBADiffusion")
-    assert names(lines, "taken") == {"canvas", "fourier"}
-    assert names(lines, "not taken") == SHARED - {"canvas", "fourier"} | {"mamba", "perceiver"}
+    assert names(lines, "taken") == {"unet", "fourier"}
+    assert names(lines, "not taken") == SHARED - {"unet", "fourier"} | {"mamba", "perceiver"}
     for name, value in model.state_dict().items():
-        if not name.startswith(("canvas", "fourier")):
+        if not name.startswith(("unet", "fourier")):
             assert torch.equal(value, before[name]), name  # not even the decoder's bias
 
 
@@ -65,8 +65,8 @@ def test_another_class_or_no_file_is_refused(tmp_path, v1):
 def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
     command = ["--data", str(pictures), "--epochs", "1", "--d_model", "16", "--num_layers", "2",
-               "--perceiver_heads", "2", "--neighbours", "4", "--canvas_width", "8",
-               "--canvas_flow_width", "4", "--batch_size", "18", "--queries_min", "8",
+               "--perceiver_heads", "2", "--neighbours", "4", "--unet_width", "8",
+               "--flow_unet_width", "4", "--batch_size", "18", "--queries_min", "8",
                "--queries_max", "16", "--lr", "1e-12", "--eval_pictures", "1", "--device", "cpu",
                "--init_from_v1", v1, "--save_dir", str(tmp_path / "v2")]
     train_mamba_v2.main(command)

@@ -10,10 +10,9 @@ from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
 from sparsefield.model.attention import Attention
-from sparsefield.model.field import Start
 from sparsefield.model.mamba import Mamba
-from sparsefield.model.ordering import ORDERS, hilbert_index, read_along
-from sparsefield.place import grid_coords
+from sparsefield.model.tokens import ORDERS, hilbert_index, scan_order
+from sparsefield.place import Observed, grid_coords
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
 DEFAULT_PARAMETERS = 6841635
@@ -31,8 +30,8 @@ class Scene(NamedTuple):
     theta: Tensor
 
     @property
-    def places(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self[:3]
+    def observed(self) -> Observed:
+        return Observed(self.input_coords, self.input_values)
 
 
 def make_scene(channels: int = 3, inputs: int = 12, queries: int = 20, size: int = 2) -> Scene:
@@ -49,23 +48,16 @@ def make_scene(channels: int = 3, inputs: int = 12, queries: int = 20, size: int
                  torch.linspace(0, 1.4, size))
 
 
-def start_of(model: nn.Module, scene: Scene) -> Start:
-    form, _ = model.closed_form(*scene.places)
-    return model.start(form, scene.query_coords, scene.input_coords)
-
-
-def slope(model: nn.Module, scene: Scene) -> Tensor:
-    start = start_of(model, scene)
-    z = path.interpolate(scene.z_0, (scene.x_1 - start.mean) / start.sd, scene.theta)
-    outlook = model.outlook(start, scene.query_coords)
-    seen = model.overview(path.seen(z, scene.theta), scene.theta, outlook)
-    return model(seen, scene.theta, model.prepare(start, *scene.places))
+def velocity(model: nn.Module, scene: Scene) -> Tensor:
+    state = model.encode(scene.observed, scene.query_coords)
+    z = path.interpolate(scene.z_0, (scene.x_1 - state.mean) / state.sd, scene.theta)
+    return model.velocity(path.seen(z, scene.theta), scene.theta, state)
 
 
 def loss_of(model: nn.Module, scene: Scene) -> Tensor:
-    start = start_of(model, scene)
-    z_1 = ((scene.x_1 - start.mean) / start.sd).detach()
-    return (slope(model, scene) - path.target(scene.z_0, z_1, scene.theta)).square().mean()
+    state = model.encode(scene.observed, scene.query_coords)
+    z_1 = (scene.x_1 - state.mean) / state.sd
+    return (velocity(model, scene) - path.target(scene.z_0, z_1, scene.theta)).square().mean()
 
 
 def wake(model: MAMBADiffusionV2) -> MAMBADiffusionV2:
@@ -161,24 +153,25 @@ def test_every_parameter_gets_a_gradient(prior, channels):
 
 def test_an_untrained_model_is_the_closed_form():
     model, scene = MAMBADiffusionV2(**SMALL), make_scene()
-    assert (slope(model, scene) == 0).all()
-    form, _ = model.closed_form(*scene.places)
+    assert (velocity(model, scene) == 0).all()
+    form = model.closed_form(scene.observed, scene.query_coords)
     answer = condition(scene.input_coords, scene.input_values).at(scene.query_coords)
     assert torch.equal(form.mean, answer.mean) and torch.equal(form.sd, answer.sd)
 
 
 def test_without_a_prior_noise_is_independent_and_as_wide_as_the_data():
     model, scene = MAMBADiffusionV2(**SMALL, prior="none", value_sd=0.3), make_scene(size=1)
-    form, noise = model.closed_form(*scene.places)
+    form = model.closed_form(scene.observed, scene.query_coords)
     assert (form.mean == 0).all() and torch.allclose(form.sd, torch.tensor(0.3))
-    draws = noise([torch.Generator().manual_seed(k) for k in range(2000)])[:, :, 0]
+    draws = form.noise([torch.Generator().manual_seed(k) for k in range(2000)])[:, :, 0]
     assert (draws.T.cov() - torch.eye(20)).abs().max() < 0.15
 
 
 def test_at_the_start_the_draw_is_not_seen():
     model, scene = wake(MAMBADiffusionV2(**SMALL)).eval(), make_scene()
     scene = scene._replace(theta=torch.zeros(2))
-    torch.testing.assert_close(slope(model, scene), slope(model, scene._replace(z_0=-scene.z_0)))
+    opposite = scene._replace(z_0=-scene.z_0)
+    torch.testing.assert_close(velocity(model, scene), velocity(model, opposite))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -191,17 +184,18 @@ def test_order_of_the_given_points_does_not_matter(order):
         z_0=scene.z_0[:, shuffled],
         x_1=scene.x_1[:, shuffled],
     )
-    same = torch.allclose(slope(model, moved), slope(model, scene)[:, shuffled], atol=1e-3)
+    same = torch.allclose(velocity(model, moved), velocity(model, scene)[:, shuffled], atol=1e-3)
     assert same == (order != "concat")
 
 
 def test_draws_of_a_field_share_what_its_points_determine():
     model, scene = wake(MAMBADiffusionV2(**SMALL)).eval(), make_scene(size=1)
-    prepared = model.prepare(start_of(model, scene), *scene.places)
+    state = model.encode(scene.observed, scene.query_coords)
     z, theta = torch.randn(3, 20, 3), torch.ones(3)
-    together = model(z, theta, prepared.repeat(3))
+    together = model.velocity(z, theta, state.repeat(3))
     for k in range(3):
-        torch.testing.assert_close(together[k : k + 1], model(z[k : k + 1], theta[:1], prepared),
+        torch.testing.assert_close(together[k : k + 1],
+                                   model.velocity(z[k : k + 1], theta[:1], state),
                                    rtol=1e-4, atol=1e-4)
 
 
@@ -216,7 +210,7 @@ def test_hilbert_curve_visits_every_cell_by_single_steps():
 def test_hilbert_order_is_the_same_at_every_resolution():
     """A query between two others in the order of a coarse grid stays so on a finer one."""
     coarse, fine = grid_coords(8, 8)[None], grid_coords(24, 24)[None]
-    order = read_along(coarse, fine, "hilbert").order[0, 0]
+    order = scan_order(coarse, fine, "hilbert").order[0, 0]
     coarse_only = order[order < 64]
     assert coarse_only.tolist() == hilbert_index(coarse[0]).argsort().tolist()
 
@@ -229,7 +223,7 @@ def test_hilbert_order_is_the_same_at_every_resolution():
 ])
 def test_other_legal_values_work(legal):
     model = MAMBADiffusionV2(**{**SMALL, "d_model": 64, **legal})
-    assert slope(model, make_scene()).shape == (2, 20, 3)
+    assert velocity(model, make_scene()).shape == (2, 20, 3)
 
 
 @pytest.mark.parametrize("illegal, named", [
@@ -254,12 +248,12 @@ def test_illegal_values_are_refused_by_name(illegal, named):
 def test_few_observations_and_repeated_ones(count):
     scene = make_scene(inputs=count)
     model = wake(MAMBADiffusionV2(**SMALL))
-    assert slope(model, scene).isfinite().all()
+    assert velocity(model, scene).isfinite().all()
     twice = scene._replace(
         input_coords=scene.input_coords.repeat(1, 2, 1),
         input_values=scene.input_values.repeat(1, 2, 1),
     )
-    assert slope(model, twice).isfinite().all()
+    assert velocity(model, twice).isfinite().all()
 
 
 def test_one_batch_is_learnt_by_heart():

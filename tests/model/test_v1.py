@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparsefield.errors import UserError
+from sparsefield.place import Observed
 from train_mamba import Config, MAMBADiffusion
 
 SMALL = dict(d_model=32, num_layers=2, heads=4, neighbours=4)
@@ -23,9 +24,8 @@ def answer(model: MAMBADiffusion, change_query: int | None = None) -> torch.Tens
               torch.rand(2, 9, 3, generator=generator) * 2 - 1)
     if change_query is not None:
         z[:, change_query] += 1
-    form, _ = model.closed_form(*places)
-    start = model.start(form, *places[:2])
-    return model(z, torch.tensor([0.5, 1.2]), model.prepare(start, *places))
+    state = model.encode(Observed(*places[1:]), places[0])
+    return model.velocity(z, torch.tensor([0.5, 1.2]), state)
 
 
 def small(**changes) -> MAMBADiffusion:

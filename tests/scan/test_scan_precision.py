@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsefield.model.precision import has_fast_bfloat16
+from sparsefield.device import has_fast_bfloat16
 
 CPUINFO = Path("/proc/cpuinfo")
 

@@ -17,8 +17,8 @@ from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.train import loop as training
-from sparsefield.train import runfolder
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train import run as runfolder
+from sparsefield.train.run import RunFolder
 
 
 def at_step(monkeypatch, step: int, act) -> None:
@@ -225,7 +225,7 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsefield.train.loop.canvas_loss",
+    monkeypatch.setattr("sparsefield.train.loop.start_loss",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match=r"out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
@@ -293,8 +293,8 @@ def test_setting_aside_leaves_other_files_alone(data, tmp_path):
 
 
 def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):
-    train(settings(data, tmp_path, epochs=1, canvas_first=0.0, canvas_flow=0.0))
-    train(settings(data, tmp_path, epochs=3, canvas_first=0.0, canvas_flow=0.0))
+    train(settings(data, tmp_path, epochs=1, start_share=0.0))
+    train(settings(data, tmp_path, epochs=3, start_share=0.0))
     assert "EPOCHS was 1 and is 3" in capsys.readouterr().out
     rates = [record["lr"] for record in records(tmp_path) if "lr" in record]
     assert rates[1:] == [training.learning_rate(step - 1, 18, 2, 1e-3) for step in (12, 18)]

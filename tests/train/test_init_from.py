@@ -13,8 +13,8 @@ from train_mamba_v2 import Config
 
 
 @pytest.fixture(scope="module")
-def former(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("former")
+def earlier(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("earlier")
     train(settings(data, folder))
     return folder / "mamba_v2_latest.pth"
 
@@ -23,60 +23,60 @@ def weights_of(path) -> dict[str, torch.Tensor]:
     return load_checkpoint(path)["weights"]
 
 
-def test_a_training_starts_where_the_other_ended(data, former, tmp_path, capsys):
-    command = settings(data, tmp_path, epochs=1, init_from=str(former), lr=1e-12)
+def test_a_training_starts_where_the_other_ended(data, earlier, tmp_path, capsys):
+    command = settings(data, tmp_path, epochs=1, init_from=str(earlier), lr=1e-12)
     train(command)
-    assert f"weights taken from {former}" in capsys.readouterr().out
+    assert f"weights taken from {earlier}" in capsys.readouterr().out
     after = weights_of(tmp_path / "mamba_v2_latest.pth")
-    for name, before in weights_of(former).items():
+    for name, before in weights_of(earlier).items():
         torch.testing.assert_close(after[name], before, rtol=1e-5, atol=1e-6)
     train(command)
     assert "weights taken" not in capsys.readouterr().out  # it goes on instead
 
 
-def test_every_part_learns_on_with_other_measurements(data, former, tmp_path):
-    train(settings(data, tmp_path, init_from=str(former), observe="random:0.1-0.5", dropout=0.1))
-    before, after = weights_of(former), weights_of(tmp_path / "mamba_v2_latest.pth")
-    for part in ("canvas.shift.", "canvas.scale.", "canvas.flow.", "mamba.", "perceiver."):
+def test_every_part_learns_on_with_other_measurements(data, earlier, tmp_path):
+    train(settings(data, tmp_path, init_from=str(earlier), observe="random:0.1-0.5", dropout=0.1))
+    before, after = weights_of(earlier), weights_of(tmp_path / "mamba_v2_latest.pth")
+    for part in ("unet.shift.", "unet.scale.", "unet.flow.", "mamba.", "perceiver."):
         names = [name for name in before if name.startswith(part)]
         assert names and not all(torch.equal(before[name], after[name]) for name in names)
 
 
-def test_sizes_that_are_not_set_are_the_checkpoints(data, former, tmp_path):
+def test_sizes_that_are_not_set_are_the_checkpoints(data, earlier, tmp_path):
     as_it_comes = {name: getattr(Config, name) for name in (
         "d_model", "num_layers", "perceiver_iterations", "perceiver_heads", "neighbours",
-        "canvas_width", "canvas_flow_width")}
-    command = settings(data, tmp_path, init_from=str(former), **as_it_comes)
+        "unet_width", "flow_unet_width")}
+    command = settings(data, tmp_path, init_from=str(earlier), **as_it_comes)
     train(command)
     ended = load_checkpoint(tmp_path / "mamba_v2_latest.pth")
-    assert ended["model_args"] == load_checkpoint(former)["model_args"]
+    assert ended["model_args"] == load_checkpoint(earlier)["model_args"]
     train(replace(command, epochs=3))  # goes on
     assert load_checkpoint(tmp_path / "mamba_v2_latest.pth")["step"] == 18
 
 
 @pytest.mark.parametrize(("changes", "words"), [
     (dict(d_model=32), "train with --d_model 16"),
-    (dict(canvas_width=16, neighbours=2), "train with --canvas_width 8 --neighbours 4"),
+    (dict(unet_width=16, neighbours=2), "train with --unet_width 8 --neighbours 4"),
     (dict(perceiver_heads=4), "train with --perceiver_heads 2"),  # fits, and means something else
-    (dict(order="hilbert"), "train with --order several"),
+    (dict(order="hilbert"), "train with --order per_layer"),
 ])
-def test_another_model_is_refused_with_what_to_say(data, former, tmp_path, changes, words):
+def test_another_model_is_refused_with_what_to_say(data, earlier, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
-        train(settings(data, tmp_path, init_from=str(former), **changes))
+        train(settings(data, tmp_path, init_from=str(earlier), **changes))
 
 
-@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
-def test_fewer_channels_start_from_what_colours_taught(former, tmp_path, capsys, flag):
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
+def test_fewer_channels_start_from_what_colours_taught(earlier, tmp_path, capsys, flag):
     grey = write_pictures(tmp_path / "grey.npz", channels=1)
-    train(settings(grey, tmp_path / "v2", epochs=1, lr=1e-12, **{flag: str(former)}))
-    assert f"taken from {former}, of 3 channels, for 1" in capsys.readouterr().out
-    expected = for_channels(load_checkpoint(former), 1)["weights"]
-    name = "canvas.shift.first.weight"
+    train(settings(grey, tmp_path / "v2", epochs=1, lr=1e-12, **{flag: str(earlier)}))
+    assert f"taken from {earlier}, of 3 channels, for 1" in capsys.readouterr().out
+    expected = for_channels(load_checkpoint(earlier), 1)["weights"]
+    name = "unet.shift.first.weight"
     torch.testing.assert_close(weights_of(tmp_path / "v2" / "mamba_v2_latest.pth")[name],
                                expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
 def test_more_channels_are_refused(data, tmp_path, flag):
     grey = write_checkpoint(tmp_path / "one.pth", "V2",
                             write_pictures(tmp_path / "grey.npz", channels=1))
@@ -91,17 +91,17 @@ def test_v1_is_no_v2(data, tmp_path):
         train(settings(data, tmp_path / "v2", init_from=str(v1)))
 
 
-@pytest.mark.parametrize("flag", ["init_from", "canvas_from"])
-def test_weights_that_would_be_moved_away_are_refused_and_stay(data, former, tmp_path, flag):
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
+def test_weights_that_would_be_moved_away_are_refused_and_stay(data, earlier, tmp_path, flag):
     own = tmp_path / "mamba_v2_best.pth"
-    own.write_bytes(former.read_bytes())
+    own.write_bytes(earlier.read_bytes())
     with pytest.raises(UserError, match=f"{flag}=.* lies in save_dir=.*: set another SAVE_DIR"):
         train(settings(data, tmp_path, **{flag: str(own)}))
-    assert own.read_bytes() == former.read_bytes()
+    assert own.read_bytes() == earlier.read_bytes()
 
 
 def test_the_weights_that_come_along_can_be_started_from(data, tmp_path, capsys):
     sizes = dict(d_model=64, num_layers=8, perceiver_heads=4, perceiver_iterations=2, neighbours=24,
-                 canvas_width=80, canvas_flow_width=64)
-    train(settings(data, tmp_path, init_from="shipped", epochs=1, **sizes))
-    assert "weights taken from shipped" in capsys.readouterr().out
+                 unet_width=80, flow_unet_width=64)
+    train(settings(data, tmp_path, init_from="bundled", epochs=1, **sizes))
+    assert "weights taken from bundled" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.evaluate.opening import open_test_data
 from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.place import Observed
 from sparsefield.train import loop as training
 from train_mamba_v2 import Config as Settings
 from train_mamba_v2 import MAMBADiffusionV2
@@ -45,12 +46,8 @@ def test_half_precision_answers_the_same_and_names_no_folder(shipped):
     z, theta, places = torch.randn(2, 20, 3), torch.rand(2), torch.rand(2, 20, 2)
     given = torch.rand(2, 9, 2), torch.rand(2, 9, 3)
 
-    def slope(model) -> torch.Tensor:
-        start = model.start(model.closed_form(places, *given)[0], places, given[0])
-        seen = model.overview(z, theta, model.outlook(start, places))
-        return model(seen, theta, model.prepare(start, places, *given))
-
-    a, b = slope(before), slope(after)
+    a, b = (model.velocity(z, theta, model.encode(Observed(*given), places))
+            for model in (before, after))
     assert (a - b).abs().max() < 1e-2 * a.abs().max()
 
 
@@ -69,7 +66,7 @@ def test_training_beside_shipped_weights_sets_them_aside(data, shipped, tmp_path
     ship.ship(shipped[0], target)
     training.train(Settings(
         data=str(data), save_dir=str(tmp_path), d_model=16, num_layers=2, perceiver_iterations=1,
-        perceiver_heads=2, neighbours=4, canvas_width=8, canvas_flow_width=4,
+        perceiver_heads=2, neighbours=4, unet_width=8, flow_unet_width=4,
         batch_size=8, epochs=1, queries_min=8, queries_max=16, eval_pictures=2, device="cpu",
     ), MAMBADiffusionV2, "mamba_v2")
     assert load_checkpoint(tmp_path / "old_1" / target.name)["shipped"]

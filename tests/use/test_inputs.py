@@ -22,7 +22,7 @@ from sparsefield.evaluate import outputs
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train.run import RunFolder
 from sparsefield.use.grids import grid_shape, scales
 
 ROOT = Path(__file__).parents[2]

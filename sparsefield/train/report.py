@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import resource
 import sys
@@ -20,8 +21,9 @@ from sparsefield.data import Data
 from sparsefield.evaluate import plots
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
-from sparsefield.train.distributed import World
-from sparsefield.train.runfolder import RunFolder
+from sparsefield.train.processes import World
+from sparsefield.train.progress import Stages
+from sparsefield.train.run import RunFolder
 from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
 log = logging.getLogger("sparsefield")
@@ -48,10 +50,10 @@ def announce(config: TrainingConfig, model: nn.Module, data: Data, world: World)
 
 
 class Reporter:
-    """Measures and tells; nothing that it does changes what is trained.
+    """Measures and reports; nothing that it does changes what is trained.
 
     Args:
-        total, painted, per_epoch: steps; the first `painted` of them are for the canvas.
+        stages: of the training. per_epoch: steps.
     """
 
     def __init__(
@@ -61,19 +63,18 @@ class Reporter:
         folder: RunFolder,
         world: World,
         progress,
-        total: int,
-        painted: int,
+        stages: Stages,
         per_epoch: int,
     ):
         self.config, self.validation, self.folder = config, validation, folder
         self.world, self.progress = world, progress
-        self.total, self.painted, self.per_epoch = total, painted, per_epoch
+        self.stages, self.total, self.per_epoch = stages, stages.end, per_epoch
         self.waited = self.worked = 0.0
         self.steps = 0
         self.clock = time.perf_counter()
         on_terminal = world.is_first and sys.stderr.isatty()
         self.bar = tqdm(
-            total=total, initial=progress.step, unit="step", disable=not on_terminal,
+            total=self.total, initial=progress.step, unit="step", disable=not on_terminal,
             dynamic_ncols=True, smoothing=0.05,
         )
         if on_terminal:
@@ -120,49 +121,49 @@ class Reporter:
             "minutes": self.progress.seconds / 60,
         }
         step = self.progress.step
+        stage = self.stages.last(step)
         left = timedelta(seconds=round((self.total - step) * seconds / self.steps))
         epoch = step // self.per_epoch
         log.info(
-            "epoch %d/%d  step %d  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  waits %.1f%%  "
-            "best %.2f dB  left %s%s",
-            epoch, self.config.epochs, step, numbers["loss"], numbers["grad_norm"], rate,
-            numbers["samples_per_s"], 100 * numbers["data_wait"], self.progress.best_psnr, left,
+            "epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  "
+            "waits %.1f%%  left %s%s",
+            epoch, self.config.epochs, step, stage, numbers["loss"], numbers["grad_norm"], rate,
+            numbers["samples_per_s"], 100 * numbers["data_wait"], left,
             f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "",
         )
         self.waited = self.worked = 0.0
         self.steps = 0
         if self.world.is_first:
-            self.folder.record(step, epoch=epoch, **numbers)
+            self.folder.record(step, epoch=epoch, stage=stage, **numbers)
 
     def validate(self, model: nn.Module) -> bool:
-        """Evaluate the averaged weights; whether they are the best so far."""
-        results = [r for part in self.world.gather(self.validation.evaluate(model)) for r in part]
+        """Evaluate the averaged weights; whether they are the best of their stage so far."""
+        stage = self.stages.last(self.progress.step)
+        own = self.validation.evaluate(model, stage)
+        results = [r for part in self.world.gather(own) for r in part]
         numbers = mean_numbers(results)
-        is_best = numbers["mse"] < self.progress.best_mse
-        if is_best:
-            self.progress.best_mse = numbers["mse"]
-            self.progress.best_psnr = numbers["psnr"]
-        self.progress.validation = numbers
+        is_best = self.progress.note_validation(numbers, stage)
         beside = "  ".join(
             f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
             for name in SHOWN_BASELINES
         )
         log.info(
-            "validation (%d pictures)  posterior mean %.2f dB / SSIM %.3f%s  |  %s  |  "
-            "loss %.4f",
-            len(results), numbers["psnr"], numbers["ssim"], " *best*" if is_best else "",
-            beside, numbers["loss"],
+            "validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / SSIM %.3f"
+            "  |  %s",
+            len(results), stage, numbers["loss"], " *best*" if is_best else "",
+            numbers["psnr"], numbers["ssim"], beside,
         )
         if self.world.is_first:
             step = self.progress.step
             self.folder.record(
-                step, epoch=step // self.per_epoch, minutes=self.progress.seconds / 60,
+                step, epoch=step // self.per_epoch, stage=stage,
+                minutes=self.progress.seconds / 60,
                 **{f"val_{name}": value for name, value in numbers.items()},
             )
             with self.folder.tolerating("curves"):
                 plots.learning_curves(
                     self.folder.read_records(), self.baselines,
-                    self.folder.path / "training_loss.png", self.painted,
+                    self.folder.path / "training_loss.png",
                 )
         return is_best
 
@@ -191,10 +192,10 @@ class Reporter:
         """The last words."""
         self.bar.close()
         log.info(
-            "done: %d steps in %.1f minutes; best posterior mean %.2f dB on %s validation pictures "
-            "(kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
-            self.progress.step, self.progress.seconds / 60, self.progress.best_psnr,
-            self.validation.count,
+            "done: %d steps in %.1f minutes; posterior mean of the best weights %.2f dB on %s "
+            "validation pictures (kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
+            self.progress.step, self.progress.seconds / 60,
+            self.progress.best.get("psnr", math.nan), self.validation.count,
             self.baselines["kriging, fitted"]["psnr"], self.baselines["linear"]["psnr"],
             self.folder.best, self.folder.path / "training_loss.png",
         )

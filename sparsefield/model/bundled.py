@@ -1,4 +1,4 @@
-"""Where the weights are that come with the project."""
+"""Where the bundled weights are."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from safetensors import SafetensorError, safe_open
 
 from sparsefield.errors import UserError
 
-SHIPPED = "shipped"  # in place of a checkpoint's path: the V2 that comes along
+BUNDLED = "bundled"  # in place of a checkpoint's path: the V2 that is part of the project
+NAMES = (BUNDLED, "shipped")  # the second is the name of earlier versions
 V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
 DEFAULTS = {V1: "weights_v1", V2: "weights_v2"}  # of the commands; folders in an installed package
 PACKAGE = Path(__file__).parents[1]
 
 
-def find_shipped(path: str | Path) -> Path:
+def find_bundled(path: str | Path) -> Path:
     """A path as given, or, if nothing is there, where what it names is.
 
-    A .pth may be there as .safetensors alone, as the shipped weights are. Their paths name them in
+    A .pth may be there as .safetensors alone, as the bundled weights are. Their paths name them in
     every folder, and in an installed package, so that the defaults of the commands work there. Once
-    a training has put its own weights there, the path names those, and "shipped" still these.
+    a training has put its own weights there, the path names those, and "bundled" still these.
 
     Raises:
-        UserError: the shipped weights are asked for by that word and are not there.
+        UserError: the bundled weights are asked for by that word and are not there.
     """
-    if str(path) == SHIPPED:
-        return _shipped_v2()
+    if str(path) in NAMES:
+        return _bundled_v2()
     path = Path(path)
     places = [path]
     if folder := DEFAULTS.get(path.as_posix()):
@@ -38,17 +39,17 @@ def find_shipped(path: str | Path) -> Path:
     return path
 
 
-def _shipped_v2() -> Path:
-    """Where the weights that come along are: a training in their folder moves them."""
+def _bundled_v2() -> Path:
+    """Where the bundled V2 is: a training in its folder moves it."""
     own = (PACKAGE.parent / V2).with_suffix(".safetensors")
     for there in (own, *own.parent.glob(f"old_*/{own.name}"), PACKAGE / DEFAULTS[V2] / own.name):
-        if there.exists() and _came_along(there):
+        if there.exists() and _is_ours(there):
             return there
-    raise UserError(f"the weights that come along are not at {own}: restore them there, give "
+    raise UserError(f"the bundled weights are not at {own}: restore them there, give "
                     "another checkpoint, or none for no training")
 
 
-def _came_along(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     """Whether a .safetensors file is no training's of the user; one that is damaged may be."""
     try:
         with safe_open(path, "numpy") as file:

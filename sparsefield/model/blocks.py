@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LEAST_SIDE = 1e-6  # of a block, in sides of the square
+FEWEST = 64  # queries of a block
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ def cut_blocks(query_coords: Tensor, block_size: int, halo: int) -> list[Block]:
               same[0][0])
         for same in zip(*per_field)
     ]
+
+
+def most_in_a_block(
+    queries: int, observations: int, points: int, most_inputs: int | None
+) -> int:
+    """How many queries go together: at most `points`, and where a block sees only `most_inputs`
+    observations, so few that these and its halo lie among about half as many."""
+    if most_inputs is None or observations <= most_inputs:
+        return points
+    return min(points, max(FEWEST, queries * most_inputs // (3 * observations)))
 
 
 def _bisect(points: np.ndarray, index: np.ndarray, pieces: int) -> list[np.ndarray]:

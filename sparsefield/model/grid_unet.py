@@ -1,0 +1,362 @@
+"""Grid U-Nets: networks on a lattice around the closed form.
+
+The closed form is asked at the cells of a lattice as fine as the observations are dense, and a
+U-Net (Ronneberger et al. 2015) predicts in every cell by how much its mean is off, another how much
+narrower or wider the truth lies around it. A point at any place gets the bilinear interpolation of
+the cells around it, as in gridded neural processes (Ashman et al. 2024). That depends on the
+observations alone: once a field, whatever is drawn from it. A third U-Net sees all that together
+with the state z of a draw, averaged in the cells, and predicts the velocity of the flow.
+
+Observations lie anywhere in their cells, while a picture's lie in the middle. A cell with
+observations asks the closed form where these lie, and its own prediction, which is never trained,
+is replaced by those of its neighbours.
+
+Symbols: B fields, M observations, N queries, C channels, h x w cells, W width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsefield.place import Domain
+
+CELLS = 32 / 204**0.5  # in a mean distance between observations: each is 0.45 of it wide
+LEVELS = 3
+MULTIPLE = 2 ** (LEVELS - 1)  # of the cells of a side
+FEWEST = 2 * MULTIPLE
+LOO_LIMIT = 10.0
+LEAST_SCALE = 0.01  # of values in [-1, 1], for fields that are nearly constant
+WIDEST = 1.5  # of |log s|: sd between 0.22 and 4.5 times the closed form's
+
+
+class Lattice(NamedTuple):
+    """Cells that cover a rectangle.
+
+    Attributes:
+        height, width: how many, multiples of MULTIPLE. box: the rectangle [0, width] x [0, height].
+    """
+
+    height: int
+    width: int
+    box: Domain
+
+    @classmethod
+    def of(cls, observations: int, domain: Domain, box: Domain) -> Lattice:
+        """Cells of 0.45 mean distances: 32 x 32 for 204 observations of a square."""
+        per_length = CELLS / domain.spacing(observations)
+        height, width = (round(max(FEWEST, per_length * side) / MULTIPLE) * MULTIPLE
+                         for side in (box.height, box.width))
+        return cls(height, width, box)
+
+    def coords(self, device: torch.device | str | None = None) -> Tensor:
+        """Middles of the cells (h w, 2), row by row."""
+        x = (torch.arange(self.width, device=device) + 0.5) * (self.box.width / self.width)
+        y = (torch.arange(self.height, device=device) + 0.5) * (self.box.height / self.height)
+        yy, xx = torch.meshgrid(y, x, indexing="ij")
+        return torch.stack([xx, yy], dim=-1).flatten(0, 1)
+
+    def cell_queries(self, coords: Tensor) -> Tensor:
+        """Where the closed form is asked for each cell, (B, h w, 2): in its middle, or in the
+        middle of its observations, which lie at coords (B, M, 2)."""
+        mask, place = self.scatter_mean(coords, coords)
+        return torch.where(mask > 0, place, self.coords(coords.device).to(coords))
+
+    def scatter_mean(self, values: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells hold any of the values (B, N, F) at coords (B, N, 2), as 0 and 1
+        (B, h w, 1), and their mean in each (B, h w, F), 0 where there is none."""
+        per_x, per_y = self.width / self.box.width, self.height / self.box.height
+        column = (coords[..., 0] * per_x).long().clamp(0, self.width - 1)
+        row = (coords[..., 1] * per_y).long().clamp(0, self.height - 1)
+        cell = (row * self.width + column)[..., None]                     # (B, N, 1)
+        count = values.new_zeros(len(values), self.height * self.width, 1)
+        count = count.scatter_add(1, cell, torch.ones_like(values[..., :1]))
+        total = values.new_zeros(len(values), self.height * self.width, values.shape[2])
+        total = total.scatter_add(1, cell.expand_as(values), values)
+        return count.clamp(max=1), total / count.clamp_min(1)
+
+    def as_picture(self, cells: Tensor) -> Tensor:
+        """(B, h w, F) to (B, F, h, w), channels last."""
+        cells = cells.mT.unflatten(2, (self.height, self.width))
+        return cells.contiguous(memory_format=torch.channels_last)
+
+    def sample(self, cells: Tensor, coords: Tensor) -> Tensor:
+        """Bilinear interpolation of cells (B, F, h, w) at coords (B, N, 2), constant beyond the
+        middles of the outermost: (B, N, F)."""
+        sides = coords.new_tensor([self.box.width, self.box.height])
+        places = (2 * coords / sides - 1)[:, :, None].to(cells)           # (B, N, 1, 2)
+        found = F.grid_sample(cells, places, padding_mode="border", align_corners=False)
+        return found[..., 0].mT
+
+
+class Prediction(NamedTuple):
+    """What the U-Nets predict at points.
+
+    Attributes:
+        shift, log_scale: (B, N, C), of the mean in units of the closed form's sd, and of that sd.
+        features: (B, N, W).
+    """
+
+    shift: Tensor
+    log_scale: Tensor
+    features: Tensor
+
+
+class FlowContext(NamedTuple):
+    """What the flow's U-Net sees of a field, the same for all its draws.
+
+    Attributes:
+        first: (B, W, h, w), its first layer without z. coords: (B, N, 2) of z.
+        mask: (B, 1, h, w), 1 in cells with observations.
+    """
+
+    first: Tensor
+    coords: Tensor
+    mask: Tensor
+
+    def repeat(self, times: int) -> FlowContext:
+        """Every field `times` times, side by side: for as many draws."""
+        return FlowContext(*(part.repeat_interleave(times, dim=0) for part in self))
+
+
+def grid_features(
+    answer: tuple[Tensor, Tensor, Tensor], coords: Tensor, values: Tensor, loo_z: Tensor,
+    lattice: Lattice,
+) -> Tensor:
+    """What the U-Nets see: the closed form in every cell, and where observations lie.
+
+    Values are relative to the mean of the observations, in units of their sd, so that fields of any
+    level and contrast look alike.
+
+    Args:
+        answer: mean, sd (B, h w, C) and spread (B, h w, 1) of the closed form at `cell_queries`.
+        coords: (B, M, 2). values, loo_z: (B, M, C); observations of one cell are averaged.
+    Returns:
+        (B, feature_count(C), h, w) float32, the first of which is the mask.
+    """
+    mean, sd, spread = answer
+    level = values.mean(dim=(1, 2), keepdim=True)                         # (B, 1, 1)
+    scale = values.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
+    mask, score = lattice.scatter_mean(loo_z.clamp(-LOO_LIMIT, LOO_LIMIT), coords)
+    return lattice.as_picture(torch.cat([
+        mask,
+        score,
+        (mean - level) / scale,
+        (sd / scale).log(),
+        spread / sd.mean(dim=2, keepdim=True),
+        scale.log().expand_as(spread),
+    ], dim=2))
+
+
+def feature_count(channels: int) -> int:
+    """Channels of the grid features."""
+    return 3 * channels + 3
+
+
+def fill_observed(cells: Tensor, mask: Tensor) -> Tensor:
+    """Cells with observations get the weighted mean of their neighbours without any, if there is
+    one: binomial weights of a 3 x 3 window.
+
+    Args:
+        cells: (B, F, h, w). mask: (B, 1, h, w), 1 in cells with observations, 0 elsewhere.
+    """
+    binomial = cells.new_tensor([1.0, 2.0, 1.0])
+    window = (binomial[:, None] * binomial).expand(cells.shape[1] + 1, 1, 3, 3)
+    free = 1 - mask.to(cells)
+    summed = F.conv2d(torch.cat([cells * free, free], dim=1), window, padding=1,
+                      groups=len(window))
+    total, weight = summed[:, :-1], summed[:, -1:]
+    return torch.where((mask > 0) & (weight > 0), total / weight.clamp_min(1), cells)
+
+
+class Filters(nn.Module):
+    """3 x 3 convolution, whose weight is a matrix (outputs, 9 * inputs), for Muon."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, 9 * inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w)."""
+        weight = self.weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)  # channels last
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), which starts as x (He et al. 2016).
+
+    Args:
+        dropout: share of the channels before the second convolution that training drops.
+    """
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.norm_1, self.norm_2 = group_norm(width), group_norm(width)
+        self.conv_1, self.conv_2 = Filters(width, width), Filters(width, width)
+        nn.init.zeros_(self.conv_2.weight)
+        nn.init.zeros_(self.conv_2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_1(F.silu(self.norm_1(x)))                           # (B, W, h, w)
+        y = self.dropout(F.silu(self.norm_2(y)))                          # (B, W, h, w)
+        return x + self.conv_2(y)                                         # (B, W, h, w)
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8 if width % 8 == 0 else 1, width)
+
+
+class UNet(nn.Module):
+    """Levels of twice the width and half the side, one residual block down and one up.
+
+    Args:
+        inputs, outputs: channels. width: W, of the finest level. dropout: of its blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float = 0.0):
+        super().__init__()
+        widths = [width << level for level in range(LEVELS)]
+        steps = list(pairwise(widths))
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.down = nn.ModuleList(ResidualBlock(w, dropout) for w in widths)
+        self.coarser = nn.ModuleList(nn.Conv2d(w, v, 2, stride=2) for w, v in steps)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(v, w, 2, stride=2) for w, v in steps)
+        self.up = nn.ModuleList(ResidualBlock(w, dropout) for w in widths[:-1])
+        self.norm = group_norm(width)
+        self.last = nn.Conv2d(width, outputs, 1)
+        nn.init.zeros_(self.last.weight)  # so that training starts at the closed form
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, inputs, h, w), h and w multiples of MULTIPLE, to (B, outputs, h, w) and what they
+        are made of (B, W, h, w)."""
+        return self.go_on(self.first(x))
+
+    def go_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from what the first layer gave (B, W, h, w)."""
+        fine = []
+        for block, coarser in zip(self.down[:-1], self.coarser, strict=True):
+            x = block(x)
+            fine.append(x)
+            x = coarser(x)
+        x = self.down[-1](x)
+        for block, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
+            x = block(fine.pop() + finer(x))
+        x = F.silu(self.norm(x))
+        return self.last(x), x
+
+
+class GridUNets(nn.Module):
+    """The U-Nets on the lattice: see the module.
+
+    Two networks before the flow, since one for both has a worse mean (docs/experiments.md; Stirn
+    et al. 2023 find the same elsewhere): one predicts the shift, and a narrower one, which sees
+    that shift but does not train it, the scale. A third predicts the velocity.
+
+    Args:
+        channels: C. width: W. symmetries: how many symmetries of the square the training data have:
+            8, 4 (flips) or 1. The trained prediction before the flow is the mean over them.
+        dropout: see ResidualBlock; of the first two. flow_width: of the third, 0: none.
+    """
+
+    def __init__(
+        self, channels: int, width: int, symmetries: int = 8, dropout: float = 0.0,
+        flow_width: int = 0,
+    ):
+        super().__init__()
+        seen = feature_count(channels)
+        self.shift = UNet(seen, channels, width, dropout)
+        self.scale = UNet(seen + channels, channels, max(1, width // 2), dropout)
+        self.flow = None
+        if flow_width:  # features, prediction, z, the cells that hold any, and the angle
+            seen += 2 * channels + width + channels + 1 + 2
+            self.flow = UNet(seen, channels, flow_width)
+        self.channels, self.width, self.symmetries = channels, width, symmetries
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shift, raw log of the scale and features, (B, 2 C + W, h, w) float32."""
+        shift, raw, hidden = self._predict(features)
+        if not self.training:
+            for number in range(1, self.symmetries):
+                other_shift, other_raw, _ = self._predict(turned(features, number))
+                shift = shift + turned_back(other_shift, number)
+                raw = raw + turned_back(other_raw, number)
+            shift, raw = shift / self.symmetries, raw / self.symmetries
+        return torch.cat([shift, raw, hidden], dim=1)
+
+    def _predict(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shift, hidden = self.shift(features)
+        raw, _ = self.scale(torch.cat([features, shift.detach().to(features)], dim=1))
+        return shift.float(), raw.float(), hidden.float()
+
+    def at(
+        self, output: Tensor, coords: Tensor, lattice: Lattice, mask: Tensor | None = None
+    ) -> Prediction:
+        """The prediction at points (B, N, 2), from what `forward` gave.
+
+        Args:
+            mask: (B, 1, h, w) of cells with observations; None for points that are observations.
+        """
+        predicted, hidden = output.split([2 * self.channels, self.width], dim=1)
+        if mask is not None:
+            predicted = fill_observed(predicted, mask)
+        shift, raw = lattice.sample(predicted, coords).chunk(2, dim=2)
+        return Prediction(shift, WIDEST * (raw / WIDEST).tanh(), lattice.sample(hidden, coords))
+
+    def flow_context(self, features: Tensor, output: Tensor, coords: Tensor) -> FlowContext:
+        """What all draws of a field share, up to the first layer, which is linear.
+
+        Args:
+            features: of the grid. output: what `forward` gave. coords: (B, N, 2) of z.
+        """
+        assert self.flow is not None
+        seen = torch.cat([features.float(), output], dim=1)
+        weight = self.flow.first.weight[:, : seen.shape[1]]
+        return FlowContext(F.conv2d(seen, weight, padding=1), coords, features[:, :1])
+
+    def velocity(
+        self, z: Tensor, theta: Tensor, context: FlowContext, lattice: Lattice
+    ) -> Tensor:
+        """The velocity, and the features that it is made of, at the places of z:
+        (B, N, C + flow_width) float32.
+
+        Args:
+            z: (B, N, C). theta: (B,).
+        """
+        assert self.flow is not None
+        mask, mean = lattice.scatter_mean(z.float(), context.coords)
+        angle = torch.stack([theta.cos(), theta.sin()], dim=1)[:, None]   # (B, 1, 2)
+        draw = torch.cat([mean, mask, angle.expand(-1, mean.shape[1], -1)], dim=2)
+        first = self.flow.first
+        of_draw = F.conv2d(lattice.as_picture(draw), first.weight[:, -draw.shape[2]:], first.bias,
+                           padding=1)                                     # (B, W, h, w)
+        velocity, hidden = self.flow.go_on(context.first.to(of_draw) + of_draw)
+        velocity = fill_observed(velocity.float(), context.mask)
+        return lattice.sample(torch.cat([velocity, hidden.float()], dim=1), context.coords)
+
+
+def turned(x: Tensor, number: int) -> Tensor:
+    """(..., h, w) as symmetry `number` in 0 .. 7 of the square shows it, channels last."""
+    if number & 1:
+        x = x.flip(-2)
+    if number & 2:
+        x = x.flip(-1)
+    return x.mT.contiguous(memory_format=torch.channels_last) if number & 4 else x
+
+
+def turned_back(x: Tensor, number: int) -> Tensor:
+    """What `turned` undoes."""
+    if number & 4:
+        x = x.mT
+    if number & 2:
+        x = x.flip(-1)
+    return x.flip(-2) if number & 1 else x

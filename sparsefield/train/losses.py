@@ -1,0 +1,113 @@
+"""What a training step learns from: the closed form of every field, draws of it, and two losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparsefield.data import Batch
+from sparsefield.device import has_float64
+from sparsefield.flow import path
+from sparsefield.gaussian.grid import GridPosterior
+from sparsefield.hashed import normal
+from sparsefield.model.blocks import take
+from sparsefield.model.field import ClosedForm, FieldModel
+from sparsefield.model.grid_unet import grid_features
+from sparsefield.place import Domain, Observed
+
+LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
+
+
+class Known(NamedTuple):
+    """What is known of the fields of a batch before a network is asked.
+
+    Attributes:
+        observed: the observations. form: the closed form at the queries.
+        z_0: (B, N, C), the draws that the paths start from; empty if none were wanted.
+    """
+
+    observed: Observed
+    form: ClosedForm
+    z_0: Tensor
+
+    def part(self, rows: slice) -> Known:
+        """Some of the fields."""
+        observed = self.observed._replace(coords=self.observed.coords[rows],
+                                          values=self.observed.values[rows])
+        return Known(observed, self.form.part(rows), self.z_0[rows])
+
+
+class ClosedForms:
+    """`forms(batch)` of fields on a grid, for a model; a pure function of the batch, up to
+    rounding."""
+
+    def __init__(self, model: FieldModel, height: int, width: int, device: torch.device):
+        self.model, self.domain = model, Domain.of_grid(height, width)
+        self.shape = (height, width)
+        self.grid = None
+        if model.prior != "none" and height * width <= LARGEST_GRID and has_float64(device):
+            self.grid = GridPosterior(height, width, device)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, with_draws: bool = True) -> Known:
+        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain)
+        if self.grid is not None:
+            return self._on_grid(self.grid, observed, batch, with_draws)
+        form = self.model.closed_form(observed, batch.query_coords)
+        if not with_draws:
+            return Known(observed, form, form.mean[:, :0])
+        if self.model.prior == "none":
+            z_0 = normal(batch.draws, batch.x_1[0].numel()).view_as(batch.x_1)
+        else:
+            assert form.noise is not None
+            z_0 = form.noise([torch.Generator().manual_seed(seed)
+                              for seed in batch.draws.tolist()])
+        return Known(observed, form, z_0)
+
+    def _on_grid(
+        self, grid: GridPosterior, observed: Observed, batch: Batch, with_draws: bool
+    ) -> Known:
+        lattice, pixels = self.model.lattice(observed), self.shape[0] * self.shape[1]
+        cells = None
+        if lattice is not None and lattice[:2] != self.shape:
+            cells = lattice.cell_queries(batch.input_coords)
+        answer = grid(batch.mask_id.tolist(), batch.input_index, batch.input_values,
+                      batch.draws if with_draws else None, cells)
+        features = None
+        if lattice is not None:
+            there = slice(0 if cells is None else pixels, None)
+            features = grid_features(
+                (answer.mean[:, there], answer.sd[:, there], answer.spread[:, there]),
+                batch.input_coords, batch.input_values, answer.loo_z, lattice)
+        form = ClosedForm(take(answer.mean, batch.query_index), take(answer.sd, batch.query_index),
+                          answer.loo_sd, answer.loo_z, features)
+        z_0 = take(answer.draws, batch.query_index) if with_draws else answer.draws
+        return Known(observed, form, z_0)
+
+
+def start_loss(model: FieldModel, batch: Batch, known: Known) -> Tensor:
+    """What stage "start" learns from, (B, N, C): how far the mean is off, in sd of the closed form,
+    and the negative log-likelihood of the sd around that mean.
+
+    Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too
+    small, squares would let a few points dominate.
+    """
+    start = model.start(known.form, known.observed, batch.query_coords)
+    error = (batch.x_1 - start.mean) / known.form.sd
+    log_scale = (start.sd / known.form.sd).log()
+    narrowed = error.detach() * (-log_scale).exp()
+    far = 2 * ((1 + error**2).sqrt() - 1)
+    return far + log_scale + 0.5 * narrowed**2
+
+
+def velocity_loss(model: FieldModel, batch: Batch, known: Known) -> Tensor:
+    """What stage "flow" learns from: the squared error of F (B, n, C), about 1 where F = 0. What
+    the flow starts from learns nothing from it."""
+    state = model.encode(known.observed, batch.query_coords, form=known.form,
+                         answered=batch.answered)
+    z_1 = (batch.x_1 - state.mean) / state.sd
+    z = path.seen(path.interpolate(known.z_0, z_1, batch.theta), batch.theta)
+    target = path.target(known.z_0, z_1, batch.theta)
+    return (model.velocity(z, batch.theta, state) - take(target, batch.answered)) ** 2

@@ -1,0 +1,171 @@
+"""Training batches: a pure function of seed, step and slot."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sparsefield.data import TrainingBatches, open_data, parse_pattern
+from sparsefield.data.batches import COUNTS, MASKS, RENEWED
+from sparsefield.data.symmetries import augmented
+from sparsefield.errors import UserError
+from sparsefield.place import grid_coords
+
+QUERIES = (5, 40)
+
+
+def zeros_and_uniform(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.where(rng.random(size) < 0.2, 0.0, rng.random(size))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return open_data("photos", image_size=16)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """60 fields of 6 x 8 in which every value tells its field and its point."""
+    field = np.arange(60)[:, None, None, None]
+    point = np.arange(48).reshape(6, 8, 1)
+    images = np.concatenate([field + 0 * point, point + 0 * field], axis=-1)  # two: never flipped
+    path = tmp_path / "numbered.npz"
+    np.savez(path, images=images.astype(np.uint8))
+    return open_data(str(path))
+
+
+def batches(split, seed=3, batch_size=8, pattern="random:0.2", **others) -> TrainingBatches:
+    return TrainingBatches(
+        split, parse_pattern(pattern), seed=seed, batch_size=batch_size, queries=QUERIES,
+        draw_angles=zeros_and_uniform, **others,
+    )
+
+
+def test_batch_holds_the_values_at_its_points(numbered):
+    batch = batches(numbered.train)[2]
+    for coords, values in (
+        (batch.input_coords, batch.input_values), (batch.query_coords, batch.x_1)
+    ):
+        j, i = (coords * 8 - 0.5).round().long().unbind(-1)  # in units of the longer side
+        point = ((values[..., 1] + 1) * 127.5).round().long()
+        assert torch.equal(i * 8 + j, point)
+        assert torch.equal(grid_coords(6, 8)[point], coords)
+    assert batch.input_coords.shape == (8, 9, 2)  # int(0.2 * 48)
+    assert torch.equal(grid_coords(6, 8)[batch.input_index], batch.input_coords)
+    assert torch.equal(grid_coords(6, 8)[batch.query_index], batch.query_coords)
+    for b in range(8):
+        observed = set(map(tuple, batch.input_coords[b].tolist()))
+        queried = set(map(tuple, batch.query_coords[b].tolist()))
+        assert len(queried) == batch.query_coords.shape[1]
+        # 39 points are unobserved: an observed one may fill up only if 40 are asked for.
+        assert len(observed & queried) == max(0, len(queried) - 39)
+
+
+def test_batch_is_a_function_of_seed_and_step(numbered):
+    used = batches(numbered.train)
+    for step in range(5):
+        used[step]
+    for left, right in zip(used[7], batches(numbered.train)[7], strict=True):
+        assert torch.equal(left, right)
+    assert not torch.equal(used[7].theta, batches(numbered.train, seed=4)[7].theta)
+    assert len({used[step].x_1.shape[1] for step in range(20)}) > 5
+
+
+def test_fields_share_masks_that_are_renewed(numbered):
+    used = batches(numbered.train, batch_size=32)
+    by_mask = {}
+    for step in range(40):
+        batch = used[step]
+        pairs = zip(batch.mask_id.tolist(), batch.input_index.tolist(), strict=True)
+        for mask_id, observed in pairs:
+            assert by_mask.setdefault(mask_id, observed) == observed
+            assert mask_id < step // RENEWED + MASKS
+    assert len(set(map(tuple, by_mask.values()))) > 30
+
+
+def test_pictures_are_shown_in_all_their_symmetries(photos):
+    field = photos.train.training_example(0, np.random.default_rng(0))
+    shown = {augmented(field, np.random.default_rng(seed)).tobytes() for seed in range(400)}
+    assert len(shown) == 8 * 6  # turns and flips, orders of the channels
+    for seed in range(10):
+        other = augmented(field, np.random.default_rng(seed))
+        np.testing.assert_allclose(np.sort(other.ravel()), np.sort(field.ravel()))
+        neighbours = np.abs(np.diff(other, axis=0)).sum(), np.abs(np.diff(other, axis=1)).sum()
+        expected = np.abs(np.diff(field, axis=0)).sum(), np.abs(np.diff(field, axis=1)).sum()
+        np.testing.assert_allclose(sorted(neighbours), sorted(expected), rtol=1e-5)
+
+
+def test_where_the_number_of_points_varies_steps_take_turns_among_a_few(numbered):
+    used = batches(numbered.train, batch_size=32, pattern="random:0.1-0.9")
+    steps = COUNTS * RENEWED
+    by_mask, counts = {}, []
+    for step in range(2 * steps):
+        batch = used[step]
+        counts.append(batch.input_index.shape[1])
+        pairs = zip(batch.mask_id.tolist(), batch.input_index.tolist(), strict=True)
+        for mask_id, observed in pairs:
+            assert by_mask.setdefault(mask_id, observed) == observed
+    for first in (0, steps):
+        era = counts[first:first + steps]
+        assert era == era[:COUNTS] * RENEWED
+    assert len(set(counts)) > COUNTS
+    assert len(by_mask) == 2 * MASKS and len(set(map(tuple, by_mask.values()))) > 50
+
+
+def test_masks_of_data_with_gaps_are_not_shared():
+    class Gappy:
+        has_gaps, is_symmetric = True, False
+
+        def __len__(self):
+            return 9
+
+        def example(self, index):
+            field = np.zeros((6, 8, 1), dtype=np.float32)
+            field[index % 6] = np.nan
+            return field
+
+        def training_example(self, index, rng):
+            return self.example(index)
+
+    assert (batches(Gappy(), pattern="random:0.2")[3].mask_id == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["photos", "numbered"])
+def test_two_ranks_share_the_batch_of_one(kind, request):
+    train = request.getfixturevalue(kind).train
+    whole = batches(train)[11]
+    halves = [batches(train, rank=r, world_size=2)[11] for r in range(2)]
+    for name in whole._fields:
+        assert torch.equal(
+            getattr(whole, name), torch.cat([getattr(half, name) for half in halves])
+        )
+
+
+def test_batch_must_divide_among_processes(numbered):
+    with pytest.raises(UserError, match="multiple of 3"):
+        batches(numbered.train, world_size=3)
+
+
+def test_each_epoch_visits_every_field_once(numbered):
+    made = batches(numbered.train)
+    order = [made.field_of(step, slot) for step in range(27) for slot in range(8)]
+    epochs = np.array(order).reshape(4, 54)
+    assert all(sorted(epoch) == list(range(54)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_workers_give_what_one_process_gives(numbered):
+    dataset = batches(numbered.train)
+    loader = DataLoader(dataset, batch_size=None, sampler=range(3, 9), num_workers=2)
+    for step, batch in zip(range(3, 9), loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch, dataset[step], strict=True))
+
+
+def test_batches_pickle(photos):
+    dataset = batches(photos.train)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(torch.equal(a, b) for a, b in zip(copy[1], dataset[1], strict=True))
