@@ -159,7 +159,7 @@ def methods(
     for name, model in trained.items():
         yield name, holdout.by_model(model, transform=None, **settings)
     if not case.frame.lonlat:
-        yield GREY, holdout.by_model(shipped(), transform=None,
+        yield GREY, holdout.by_model(bundled(), transform=None,
                                      **(settings | dict(separately=True)))
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
@@ -179,7 +179,7 @@ def methods(
 
 
 @cache
-def shipped() -> Reconstructor:
+def bundled() -> Reconstructor:
     """The model that comes with the project."""
     return load(BUNDLED)
 

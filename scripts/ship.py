@@ -27,7 +27,7 @@ from sparsefield.model.checkpoint import (
 from sparsefield.train.validation import Validation
 
 PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from",
-         "init_from_v1", "canvas_from")
+         "init_from_v1", "start_from")
 TOGETHER = 4  # pictures per model call
 
 
