@@ -12,6 +12,17 @@ data set has no finer truth, that is said, and only the agreement of the downsam
 the 32 x 32 truth is scored. Samples and posterior means are told apart everywhere: theory puts
 their PSNR 3 dB apart. Written into --save_dir: metrics_comparison.txt and .json,
 multiscale_comparison.png, performance_chart.png, diversity.png and uncertainty.png.
+metrics_comparison.json holds
+
+    settings, environment, data, model    of this run
+    table          a record for each picture and method, see sparsefield/evaluate/tables.py
+    summary        {rows: {kind: {method: {how, nfe, seconds, members, mean, median, sd, ...}}}}
+    resolutions    {rows: {"truth": whether there is one of that size}}
+    samples        {sampler: summary} at the observed resolution, of all samples
+    uncertainty    {sampler: metrics.ensemble_scores}, over all hidden points
+    recalibrated   {method, factor, fitted, summary, scores}: after the checkpoint's calibration
+    sweep          a record for each sampler and number of steps of --steps_sweep
+    gain_over_kriging    [mean, low, high] of the PSNR of the posterior mean, dB
 """
 
 from __future__ import annotations
@@ -21,26 +32,40 @@ if __name__ == "__main__":
 
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
 from sparsefield import cli
-from sparsefield.data import Scale, parse_pattern
+from sparsefield.data import parse_pattern
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
-from sparsefield.evaluate import plots_multiscale
-from sparsefield.evaluate.cases import Cases, spread, with_finest_truth
-from sparsefield.evaluate.multiscale import MEAN, Runner, evaluate_all, report
-from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate import metrics, plots, tables
+from sparsefield.evaluate.calibration import SETTINGS, pool
+from sparsefield.evaluate.cases import (
+    ENLARGED,
+    Cases,
+    Outcome,
+    open_test_data,
+    spread,
+    with_finest_truth,
+)
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.evaluate.report import environment, plain
-from sparsefield.flow.samplers import check_sampler
+from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
+from sparsefield.model.field import FieldModel
 
 FILES = ("metrics_comparison.json", "metrics_comparison.txt", "multiscale_comparison.png",
          "performance_chart.png", "diversity.png", "uncertainty.png")
+# They work at any resolution.
+INTERPOLATIONS = (ENLARGED, "thin-plate RBF", "kriging, one kernel", "kriging, fitted")
+MEAN = "mean"
 MOST_ROWS = 1024
 
 
@@ -79,7 +104,9 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     save_dir: str = "eval_sde_multiscale"
-    """Folder for the report and the pictures."""
+    """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
+    overwrite: bool = False
+    """Write into save_dir also where it holds other files."""
 
     def options(self, method: str) -> dict[str, float]:
         """Settings of one sampler."""
@@ -112,6 +139,131 @@ class Config:
             raise UserError("--steps_sweep: every number of steps must be at least 1")
 
 
+# --- numbers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One model on the cases.
+
+    Attributes:
+        samplers: {name: `method` and its options}; the posterior mean is among them.
+        ensemble: samples of each case at the observed resolution; below 2, no numbers of them.
+    """
+
+    model: FieldModel
+    cases: Cases
+    samplers: dict[str, dict[str, Any]]
+    ensemble: int
+
+    def run(self, name: str, rows: int, draws: int = 1, **changes: Any) -> Outcome:
+        """Draws of every case by a sampler, at a resolution."""
+        options = self.samplers[name] | changes
+        seconds = 0.1 if sys.stderr.isatty() else 30  # between lines of a log
+        with tqdm(total=draws * len(self.cases), unit="field", desc=f"{name}, {rows} rows",
+                  file=sys.stderr, leave=False, mininterval=seconds, miniters=0) as bar:
+
+            def called(done: int, calls: int | None) -> None:
+                bar.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
+                bar.update(0)
+
+            return self.cases.sample(
+                self.model, rows=rows, draws=draws, done=bar.update, progress=called, **options
+            )
+
+    def rows_of(self, outcome: Outcome, name: str, kind: str = "sample", **more: Any
+                ) -> pd.DataFrame:
+        """Rows of the table; see there."""
+        steps = 0 if name == MEAN else self.samplers[name]["num_steps"]
+        kind = "mean" if name == MEAN else kind
+        return tables.rows_of(self.cases, outcome, kind, name, **{"steps": steps, **more})
+
+    def base(self) -> dict[str, Outcome]:
+        """All samplers at the observed resolution, with all samples."""
+        return {name: self.run(name, self.cases.rows, 1 if name == MEAN else max(1, self.ensemble))
+                for name in self.samplers}
+
+    def sweep(self, steps_sweep: Sequence[int]) -> list[pd.DataFrame]:
+        """Samples at the observed resolution with other numbers of steps."""
+        return [
+            self.rows_of(self.run(name, self.cases.rows, self.ensemble, num_steps=steps), name,
+                         "sweep", steps=steps)
+            for steps in steps_sweep for name in self.samplers
+            if name != MEAN and declared_nfe(name, 1) is not None  # others take no steps of ours
+        ]
+
+
+def mean_of_samples(outcome: Outcome) -> Outcome:
+    """The mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
+    count = len(outcome.draws[0])
+    averages = [samples.mean(axis=0, keepdims=True) for samples in outcome.draws]
+    return outcome.with_draws(averages, f"mean of {count} samples, each: {outcome.how}", count)
+
+
+def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
+    """Scores of the draws (K, H, W, C) of all cases, over all points that were not observed."""
+    return metrics.ensemble_scores(*pool([
+        metrics.unobserved(samples, case.truth, case.observed)
+        for samples, case in zip(draws, cases, strict=True)
+    ]))
+
+
+def evaluate_all(
+    runner: Runner, resolutions: Sequence[int], steps_sweep: Sequence[int],
+    fitted: dict[str, Any] | None,
+) -> tuple[dict[str, Any], dict[int, dict[str, list[np.ndarray]]], dict[str, list[np.ndarray]]]:
+    """The numbers, the fields {rows: {method: [...]}} and the draws {method: [...]}.
+
+    Args:
+        fitted: the calibration in the checkpoint, if any.
+    """
+    cases = runner.cases
+    cases.warm_up(runner.model)
+    base = runner.base()
+    ensembles = {name: made for name, made in base.items() if len(made.draws[0]) > 1}
+    parts = [runner.rows_of(made, name) for name, made in base.items()]
+    parts += [runner.rows_of(mean_of_samples(made), name, "mean of samples")
+              for name, made in ensembles.items()]
+    fields = {}
+    for rows in dict.fromkeys((cases.rows, *resolutions)):
+        made = base if rows == cases.rows else {
+            name: runner.run(name, rows) for name in runner.samplers}
+        known = {name: cases.interpolate(name, rows) for name in INTERPOLATIONS}
+        if rows != cases.rows:
+            parts += [runner.rows_of(own, name) for name, own in made.items()]
+        parts += [tables.rows_of(cases, own, "baseline", name) for name, own in known.items()]
+        if rows in resolutions:
+            fields[rows] = {name: own.fields for name, own in {**made, **known}.items()}
+    method = SETTINGS["method"]
+    wide = None
+    if fitted and method in ensembles:
+        wide = tables.recalibrated(base[method], fitted["spread"])
+        parts.append(runner.rows_of(wide, method, "calibrated"))
+    table = pd.concat([*parts, *runner.sweep(steps_sweep)], ignore_index=True)
+    summary = {str(rows): tables.summarise(table[(table["rows"] == rows)
+                                                 & (table["kind"] != "sweep")])
+               for rows in dict.fromkeys((cases.rows, *resolutions))}
+    observed = summary[str(cases.rows)]
+    means = table[(table["rows"] == cases.rows) & table["method"].isin([MEAN, "kriging, fitted"])]
+    gain = tables.differences_of(means.assign(kind="mean"), "mean", "psnr", "kriging, fitted", MEAN)
+    results = {
+        "table": table,
+        "summary": summary,
+        "resolutions": {str(rows): {"truth": cases.truths(rows) is not None}
+                        for rows in resolutions},
+        "samples": observed.get("sample", {}),
+        "uncertainty": {name: pooled_scores(cases, made.draws) for name, made in ensembles.items()},
+        "sweep": tables.sweep_of(table),
+        "gain_over_kriging": metrics.paired_bootstrap(gain.to_numpy()),
+    }
+    if wide is not None and fitted:
+        results["recalibrated"] = {
+            "method": method, "factor": fitted["spread"], "fitted": fitted,
+            "summary": observed["calibrated"][method], "scores": pooled_scores(cases, wide.draws),
+        }
+    return results, fields, {name: made.draws for name, made in ensembles.items()}
+
+
 # --- command -------------------------------------------------------------------------------------
 
 
@@ -119,22 +271,26 @@ def contents(results: dict, fields: dict, draws: dict, cases: Cases) -> dict[str
     """The report and its pictures, by name."""
     about = (f"{results['data']['name']}, {len(cases)} test pictures, "
              f"{results['settings']['observe']} of {cases.rows} x {cases.columns} observed")
-    scale = Scale(results["data"]["value_range"], results["data"]["units"])
+    style = plots.Style.of(results["data"])
     files = {
-        "metrics_comparison.json": json.dumps(plain(results), indent=1, allow_nan=False).encode(),
-        "metrics_comparison.txt": report(results).encode(),
-        "multiscale_comparison.png": plots_multiscale.resolutions(cases, fields, scale),
-        "performance_chart.png": plots_multiscale.performance(results, about),
+        "metrics_comparison.json": tables.as_json(results).encode(),
+        "metrics_comparison.txt": tables.multiscale_report(results).encode(),
+        "multiscale_comparison.png": plots.resolutions(cases, fields, style),
+        "performance_chart.png": plots.performance(results, about),
     }
-    for method, drawn in list(draws.items())[:1]:
-        files["diversity.png"] = plots_multiscale.diversity(cases, method, drawn, scale)
     if draws:
-        files["uncertainty.png"] = plots_multiscale.calibration(results["uncertainty"], about)
+        method = next(iter(draws))
+        files["diversity.png"] = plots.diversity(cases, method, draws[method], style)
+        files["uncertainty.png"] = plots.calibration(results["uncertainty"], about)
     return files
 
 
-def evaluate(config: Config) -> dict:
-    """Run the evaluation and write its files. Raises UserError for what the user can mend."""
+def evaluate(config: Config) -> dict[str, Any]:
+    """Run the evaluation and write its files. Raises UserError for what the user can mend.
+
+    Returns:
+        what metrics_comparison.json holds, see above; `table` is a DataFrame.
+    """
     config.check()
     device = pick_device(config.device)
     pattern = parse_pattern(config.observe)
@@ -142,27 +298,22 @@ def evaluate(config: Config) -> dict:
     data = open_test_data(checkpoint, config.data, config.data_test)
     model = build_model(checkpoint, device)
     known = with_finest_truth(data.test, config.resolutions)
+    out = OutputFolder(config.save_dir, "--save_dir", FILES,
+                       [config.checkpoint, config.data, config.data_test], config.overwrite)
     cases = Cases(
         data.test, pattern, spread(known, config.num_samples), seed=config.seed,
         resolutions=config.resolutions, points=config.points, device=device,
     )
-    out = OutputFolder(config.save_dir, "--save_dir",
-                       [config.checkpoint, config.data, config.data_test])
-    out.require(FILES)
     numbers, fields, draws = evaluate_all(
         Runner(model, cases, config.methods(), config.ensemble), config.resolutions,
         config.steps_sweep, checkpoint.get("calibration"),
     )
     results = {
         "settings": asdict(config),
+        "environment": tables.environment(device),
         "data": data.describe() | {"test_indices": [case.index for case in cases]},
-        "model": {
-            "model_class": checkpoint["model_class"],
-            "model_args": checkpoint["model_args"],
-            "step": checkpoint["step"],
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-        "environment": environment(device),
+        "model": {key: checkpoint[key] for key in ("model_class", "model_args", "step")}
+        | {"parameters": sum(p.numel() for p in model.parameters())},
         **numbers,
     }
     out.write(contents(results, fields, draws, cases))
@@ -171,7 +322,7 @@ def evaluate(config: Config) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     config = cli.parse(Config, arguments, __doc__)
-    print(report(evaluate(config)))
+    print(tables.multiscale_report(evaluate(config)))
     print(f"Written: {config.save_dir}/metrics_comparison.txt, .json and pictures",
           file=sys.stderr)
 

@@ -8,7 +8,16 @@
 Both the posterior mean (one evaluation at angle 0) and a sample are scored, in tables of their own:
 theory puts a sample 3 dB below the mean, so the two are never compared with each other.
 Written into --save_dir: comparison_results.txt and .json, v1_vs_v2_comparison.png and
-improvement_chart.png.
+improvement_chart.png. comparison_results.json holds
+
+    settings, environment, data, models    of this run
+    notes, trained_differently             what else differs between V1 and V2
+    table          a record for each picture and method, see sparsefield/evaluate/tables.py
+    summary        {kind: {method: {how, nfe, seconds, members, mean, median, sd, ...}}}
+    differences    {kind: {metric: {mean, low, high}}} of V2 - V1, with its 95 % interval
+    seeds          {kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}}, with --v1_seeds
+
+Any two checkpoints can be compared: models of other classes keep the names V1 and V2 of the flags.
 """
 
 from __future__ import annotations
@@ -18,29 +27,30 @@ if __name__ == "__main__":
 
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import tyro
+from tqdm import tqdm
 
 from sparsefield import cli
-from sparsefield.data import Scale, parse_pattern
+from sparsefield.data import parse_pattern
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError, require_seed
-from sparsefield.evaluate import plots_comparison
+from sparsefield.evaluate import plots, tables
+from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS
-from sparsefield.evaluate.cases import Cases, spread
-from sparsefield.evaluate.comparison import compare, report
-from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate.cases import Cases, Outcome, count_flops, open_test_data, spread
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.evaluate.report import environment, plain
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
+from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.train.config import TrainingConfig, beside_learning
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
@@ -54,9 +64,9 @@ class Config:
     """Settings of the comparison."""
 
     v1_checkpoint: str = V1
-    """Checkpoint of V1."""
+    """Checkpoint of V1, or of another model."""
     v2_checkpoint: str = V2
-    """Checkpoint of V2."""
+    """Checkpoint of V2, or of another model."""
     v1_seeds: tuple[str, ...] = ()
     """Further checkpoints of V1, which differ from it in the seed of their training alone."""
     v2_seeds: tuple[str, ...] = ()
@@ -82,7 +92,9 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     save_dir: str = "eval_v1_vs_v2"
-    """Folder for the report and the pictures."""
+    """Folder for the report and the pictures: new, empty, or of an earlier comparison."""
+    overwrite: bool = False
+    """Write into save_dir also where it holds other files."""
     json: tyro.conf.UseCounterAction[int] = 0
     """Also print comparison_results.json, instead of the report."""
 
@@ -103,21 +115,26 @@ class Config:
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-def load(name: str, path: str, flag: str = "checkpoint") -> dict:
-    """The checkpoint of V1 or V2. Raises UserError if it is missing, damaged or the other one."""
+def load(name: str, path: str) -> dict[str, Any]:
+    """The checkpoint of V1 or V2. Raises UserError if it is missing or damaged."""
     if not find_bundled(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
         raise UserError(
             f"no {name} checkpoint at {path}: train {name} first: {RUNNERS[name]}{hint}"
         )
-    checkpoint = load_checkpoint(path)
-    if checkpoint["model_class"] != CLASSES[name]:
-        raise UserError(
-            f"--{name.lower()}_{flag} {path} holds a {checkpoint['model_class']}, not a "
-            f"{CLASSES[name]} ({name}): check the two paths, or train {name}: {RUNNERS[name]}"
-        )
-    return checkpoint
+    return load_checkpoint(path)
+
+
+def notes_on_classes(checkpoints: dict[str, dict]) -> list[str]:
+    """A line where the models are not the usual two. Raises UserError if these are exchanged."""
+    found = {name: checkpoint["model_class"] for name, checkpoint in checkpoints.items()}
+    if found == CLASSES:
+        return []
+    if found == {"V1": CLASSES["V2"], "V2": CLASSES["V1"]}:
+        raise UserError(f"--v1_checkpoint holds a {found['V1']} (V2) and --v2_checkpoint a "
+                        f"{found['V2']} (V1): exchange the two paths")
+    return [f"V1 below is a {found['V1']}, V2 a {found['V2']}"]
 
 
 def require_same_data(checkpoints: dict[str, dict]) -> None:
@@ -150,9 +167,11 @@ def learnt_from(checkpoint: dict) -> dict:
 def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
     """{setting: [V1's, V2's]} that both have, differ and matter."""
     v1, v2 = (learnt_from(checkpoints[name]) for name in ("V1", "V2"))
-    shared = (set(v1) & set(v2)) - {"d_model", "num_layers"}  # another model's
+    shared = set(v1) & set(v2)
+    if checkpoints["V1"]["model_class"] != checkpoints["V2"]["model_class"]:
+        shared -= {"d_model", "num_layers"}  # another model's
     if v1.get("init_from") and v2.get("init_from"):  # each went on from its own
-        shared.remove("init_from")
+        shared.discard("init_from")
     return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
 
 
@@ -161,11 +180,11 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     found, seeds = [], {first["config"].get("seed")}
     own = learnt_from(first)
     for path in paths:
-        checkpoint = load(name, path, "seeds")
+        checkpoint = load(name, path)
         its = learnt_from(checkpoint)
         differing = [key for key in own if its.get(key) != own[key]
-                     and key not in ("seed", "canvas_from")]  # a canvas has a seed, too
-        differing += [key for key in ("data", "model_args")
+                     and key not in ("seed", "start_from", "canvas_from")]  # a start has a seed
+        differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]
         if differing:
             raise UserError(
@@ -182,6 +201,81 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     return found
 
 
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def draw(
+    cases: Cases, models: dict[str, FieldModel], sampler: dict[str, Any], ensemble: int, bar: tqdm
+) -> dict[tuple[str, str], Outcome]:
+    """{(kind, method): outcome} of the posterior means and the samples of a pair."""
+    outcomes = {}
+    for name, model in models.items():
+        bar.set_description(f"{name}, mean")
+        outcomes["mean", name] = cases.sample(model, done=bar.update, method="mean")
+        bar.set_description(f"{name}, sample")
+        outcomes["sample", name] = cases.sample(model, draws=ensemble, done=bar.update, **sampler)
+    return outcomes
+
+
+def compare(
+    cases: Cases,
+    pairs: Sequence[dict[str, FieldModel]],
+    checkpoints: dict[str, dict],
+    sampler: dict[str, Any],
+    ensemble: int,
+) -> tuple[pd.DataFrame, dict[str, list[np.ndarray]]]:
+    """Evaluate V1, V2 and the baselines.
+
+    Args:
+        pairs: {V1, V2: model}, first the one that is compared, then those of other seeds.
+        sampler: `method` and options of the samples. ensemble: samples of each case.
+    Returns:
+        the table, and fields of every case of both means and the best baseline.
+    """
+    parts, best = [], ("", -np.inf)
+    fields: dict[str, list[np.ndarray]] = {}
+    with tqdm(total=(1 + ensemble) * 2 * len(cases) * len(pairs), unit="picture",
+              file=sys.stderr) as bar:
+        for training, models in enumerate(pairs):
+            for model in models.values():
+                cases.warm_up(model)
+            outcomes = draw(cases, models, sampler, ensemble, bar)
+            if training == 0:
+                fields |= {name: outcomes["mean", name].fields for name in models}
+                for name in models:
+                    fitted = checkpoints[name].get("calibration")
+                    if fitted and ensemble > 1:
+                        outcomes["calibrated", name] = tables.recalibrated(
+                            outcomes["sample", name], fitted["spread"])
+            parts += [tables.rows_of(cases, outcome, *about, training, sampler["num_steps"])
+                      for about, outcome in outcomes.items()]
+    for name in BASELINES:
+        outcome = cases.interpolate(name)
+        parts.append(tables.rows_of(cases, outcome, "baseline", name))
+        if parts[-1]["psnr"].mean() > best[1]:
+            best, shown = (name, parts[-1]["psnr"].mean()), outcome.fields
+    kriging = cases.sample(GaussianModel(), draws=ensemble, **sampler)
+    parts.append(tables.rows_of(cases, kriging, "sample", "kriging, fitted"))
+    return pd.concat(parts, ignore_index=True), fields | {best[0]: shown}
+
+
+def describe_model(checkpoint: dict, model: FieldModel, path: str, cases: Cases) -> dict[str, Any]:
+    """What a checkpoint is, and what one evaluation of it costs on the first case."""
+    return {
+        "checkpoint": path,
+        "model_class": checkpoint["model_class"],
+        "model_args": checkpoint["model_args"],
+        "variant": tables.describe_variant(checkpoint["model_class"], checkpoint["model_args"]),
+        "calibration": checkpoint.get("calibration"),
+        "trained_on": checkpoint["data"]["name"],
+        "step": checkpoint["step"],
+        "epoch": checkpoint["epoch"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_evaluation": count_flops(
+            model, cases.shape(cases.rows), cases.channels, len(cases[0].observed)),
+    }
+
+
 # --- command -------------------------------------------------------------------------------------
 
 
@@ -189,54 +283,61 @@ def contents(
     results: dict, fields: dict[str, list[np.ndarray]], cases: Cases
 ) -> dict[str, bytes]:
     """The four files of a comparison."""
-    stored = plain(results)
     about = (f"{results['data']['name']}, {len(cases)} test pictures, "
              f"{results['settings']['observe']}, seed {results['settings']['seed']}")
-    rows = plots_comparison.quantile_rows(results["mean"]["V2"]["per_image"]["mse"])
-    scale = Scale(results["data"]["value_range"], results["data"]["units"])
     return {
-        "comparison_results.json": json.dumps(stored, indent=1, allow_nan=False).encode(),
-        "comparison_results.txt": report(results).encode(),
-        "v1_vs_v2_comparison.png": plots_comparison.comparison(
-            cases, fields, rows, f"Posterior means: {about}", scale),
-        "improvement_chart.png": plots_comparison.improvement_chart(
-            stored["differences"], f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
+        "comparison_results.json": tables.as_json(results).encode(),
+        "comparison_results.txt": tables.comparison_report(results).encode(),
+        "v1_vs_v2_comparison.png": plots.comparison(
+            cases, fields, plots.Style.of(results["data"]), f"Posterior means: {about}"),
+        "improvement_chart.png": plots.improvement_chart(
+            results["table"], results["differences"],
+            f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
     }
 
 
-def evaluate(config: Config) -> dict:
-    """Run the comparison and write its files. Raises UserError for what the user can mend."""
+def evaluate(config: Config) -> dict[str, Any]:
+    """Run the comparison and write its files. Raises UserError for what the user can mend.
+
+    Returns:
+        what comparison_results.json holds, see above; `table` is a DataFrame.
+    """
     require_seed(config.seed)
     config.check()
     device = pick_device(config.device)
+    pattern = parse_pattern(config.observe)
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
+    notes = notes_on_classes(checkpoints)
     require_same_data(checkpoints)
-    further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
-                  load_seeds("V2", config.v2_seeds, checkpoints["V2"]))
+    seeds = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
+                load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    out = OutputFolder(config.save_dir, "--save_dir", [
-        config.v1_checkpoint, config.v2_checkpoint, *config.v1_seeds, *config.v2_seeds, config.data,
-        config.data_test])
-    out.require(FILES)
-    models = {name: build_model(checkpoint, device) for name, checkpoint in checkpoints.items()}
+    out = OutputFolder(config.save_dir, "--save_dir", FILES, [
+        *paths.values(), *config.v1_seeds, *config.v2_seeds, config.data, config.data_test,
+    ], config.overwrite)
+    pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
+             for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in seeds))]
     cases = Cases(
-        data.test, parse_pattern(config.observe), spread(range(len(data.test)), config.num_samples),
+        data.test, pattern, spread(range(len(data.test)), config.num_samples),
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
-    pairs = [{"V1": build_model(v1, device), "V2": build_model(v2, device)} for v1, v2 in further]
-    results, fields = compare(
-        cases, models, checkpoints, sampler, config.ensemble, config.seed, pairs
-    )
-    for name, model in results["models"].items():
-        model["checkpoint"] = paths[name]
-    results |= {
+    table, fields = compare(cases, pairs, checkpoints, sampler, config.ensemble)
+    results = {
         "settings": asdict(config) | {"pictures": len(cases)},
+        "environment": tables.environment(device),
         "data": data.describe() | {"test_indices": [case.index for case in cases]},
+        "models": {name: describe_model(checkpoints[name], pairs[0][name], path, cases)
+                   for name, path in paths.items()},
+        "notes": notes,
         "trained_differently": differences_in_training(checkpoints),
-        "environment": environment(device),
+        "table": table,
+        "summary": tables.summarise(table[table["training"] == 0]),
+        "differences": tables.compare_pairs(table, config.seed),
     }
+    if len(pairs) > 1:
+        results["seeds"] = tables.over_trainings(table)
     out.write(contents(results, fields, cases))
     return results
 
@@ -244,7 +345,7 @@ def evaluate(config: Config) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     config = cli.parse(Config, arguments, __doc__)
     results = evaluate(config)
-    print(json.dumps(plain(results), allow_nan=False) if config.json else report(results))
+    print(tables.as_json(results) if config.json else tables.comparison_report(results))
     print(f"Written: {config.save_dir}/comparison_results.txt, .json, v1_vs_v2_comparison.png, "
           "improvement_chart.png", file=sys.stderr)
 

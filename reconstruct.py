@@ -46,7 +46,7 @@ from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import export, holdout, messages
 from sparsefield.use.grids import Asked, grid_of, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import MOST_SAMPLES, Field, Reconstructor
+from sparsefield.use.predict import Field, Reconstructor
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import own_range, transformed
 
@@ -74,13 +74,16 @@ class Config:
     observe: str | None = None
     """Of a picture: try with random:0.2, grid:4, block:0.3 or lines:8 of it."""
     extent: tuple[float, float, float, float] | None = None
-    """Of points: x0 x1 y0 y1 of the field; default the smallest rectangle around them."""
+    """Of points: x0 x1 y0 y1 of the field; default the smallest rectangle around them. Points
+    outside are used, too."""
     x: str | None = None
     """Of a table: the column of x, by name or number from 1; default by the usual names."""
     y: str | None = None
     """Of a table: the column of y."""
     value: tuple[str, ...] | None = None
     """Of a table: the column of the values, or several; default all others."""
+    decimal: str = "."
+    """Of a table: what stands before decimals; , for numbers such as 3,14."""
     missing: tuple[str, ...] | None = None
     """Values that mean: not measured, such as -9999; none takes all numbers as they are."""
     aspect: Literal["auto", "equal", "free"] = "auto"
@@ -93,7 +96,8 @@ class Config:
     """Of values that cannot be negative; results are in their units, the mean that of samples."""
     reach: float | None = None
     """Of points: farther than this from all measurements (in units of x; with --lonlat in km) the
-    field is left empty; a logarithm runs away there."""
+    field is left empty; a logarithm runs away there. Of y, where it has a scale of its own, as
+    large a part of its span."""
     noise_sd: str | None = None
     """Standard deviation of the noise in the values, in their units: a number, a column of a table,
     or auto to find it; 0 keeps them exactly. Default: a column noise_sd if there is one, else 0."""
@@ -109,7 +113,9 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     out: str = "reconstruction"
-    """Folder for what is written; other files in it are left alone."""
+    """Folder for what is written: new, empty, or of an earlier reconstruction."""
+    overwrite: bool = False
+    """Write into out also where it holds other files, which are left alone."""
 
 
 def reconstruct(config: Config) -> None:
@@ -136,26 +142,24 @@ def read(config: Config, channels: int) -> Measurements:
     return read_measurements(
         config.input, channels=channels, mask=config.mask, observe=config.observe,
         extent=config.extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
-        noise_sd=config.noise_sd, lonlat=config.lonlat, seed=config.seed,
+        noise_sd=config.noise_sd, decimal=config.decimal, lonlat=config.lonlat, seed=config.seed,
     )
 
 
 def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     """Reconstruct, write all files, and say what was done."""
     given = asked.given
-    out = OutputFolder(config.out, "--out", [config.input, config.mask, config.observe,
-                                             config.checkpoint, config.grid])
-    out.require(export.names_of(min(config.num_samples, MOST_SAMPLES), given.is_picture))
+    out = OutputFolder(config.out, "--out", export.NAMES, [
+        config.input, config.mask, config.observe, config.checkpoint, config.grid,
+    ], config.overwrite)
     started = time.monotonic()
     field = field_of(config, model, asked)
     if config.reach is not None:
-        field = field.within(config.reach, given.coords, config.lonlat)
+        field = field.within(config.reach, given.coords, config.lonlat, asked.frame)
     grid = asked.grid or grid_of(field.coords, config.lonlat)
     units = config.units or messages.units_of(model, given)
     files = export.contents(field, grid, given, units, config.lonlat)
-    out.require(files)
     out.write(files)
-    out.remove_old(export.OLD, files)
     for line in messages.account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(
@@ -175,7 +179,7 @@ def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
 
         return model.reconstruct(
             given.coords, given.values, asked.shape, axes=asked.axes, extent=given.extent,
-            num_samples=config.num_samples,
+            region=given.region, num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else given.noise_sd,
             value_range=config.value_range or messages.picture_range(model, given),
             num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,

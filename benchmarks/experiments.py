@@ -25,9 +25,8 @@ from common import ROOT, describe_machine, table, validations
 sys.path.insert(0, str(ROOT))
 
 from sparsefield.data import parse_pattern
-from sparsefield.evaluate.cases import Cases
+from sparsefield.evaluate.cases import Cases, open_test_data
 from sparsefield.evaluate.metrics import paired_bootstrap
-from sparsefield.evaluate.opening import open_test_data
 from sparsefield.model.checkpoint import load_checkpoint, load_model
 
 COMMON = ("--batch_size 32 --lr 2e-3 --warmup 100 --eval_every 1 --eval_pictures 64 "

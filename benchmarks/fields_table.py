@@ -38,10 +38,10 @@ from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.place import grid_coords
-from sparsefield.use import globe, holdout
+from sparsefield.use import holdout
 from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
-from sparsefield.use.points import Measurements, average_duplicates
+from sparsefield.use.points import Measurements
 from sparsefield.use.predict import Reconstructor
 from sparsefield.use.read import read_measurements
 
@@ -128,10 +128,7 @@ def cases(source: Source, folder: Path, most: int, seeds: int) -> Cases:
     given = read_measurements(str(path), channels=1, value=source.values, missing=source.missing,
                               lonlat=source.lonlat)
     units = given.units
-    given, _ = average_duplicates(given, np.zeros(len(given.coords)))
-    scaled_by = (globe.scales(given.extent) if source.lonlat else
-                 (max(np.diff(given.extent)[::2]),) * 2)
-    frame = Frame(given.extent, scaled_by, source.lonlat)
+    frame = Frame.of(given.coords, aspect="equal", lonlat=source.lonlat)
     return Cases([Case(*holdout.split(given, 0.2, seed), frame) for seed in range(seeds)], units)
 
 
@@ -143,7 +140,7 @@ def grid_case(data, index: int) -> Case:
     hidden = np.setdiff1d(np.flatnonzero(~np.isnan(truth[:, 0])), case["observed"])
     parts = [Measurements(coords[i], truth[i], UNIT, units=data.units)
              for i in (case["observed"], hidden)]
-    return Case(*parts, Frame(UNIT, (1.0, 1.0), False), (data.height, data.width))
+    return Case(*parts, Frame.of(coords, aspect="equal", region=UNIT), (data.height, data.width))
 
 
 # --- methods --------------------------------------------------------------------------------------

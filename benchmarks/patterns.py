@@ -23,8 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(ROOT))
 
 from sparsefield.data import parse_pattern
-from sparsefield.evaluate.cases import Cases, spread
-from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate.cases import Cases, open_test_data, spread
 from sparsefield.model.bundled import DEFAULTS
 from sparsefield.model.checkpoint import load_model
 

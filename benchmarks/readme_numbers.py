@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import eval_v1_vs_v2  # noqa: E402
-from sparsefield.evaluate.report import plain  # noqa: E402
+from sparsefield.evaluate import tables  # noqa: E402
 
 STORED = ROOT / "docs/readme_numbers.json"
 PICTURES, ENSEMBLE = 64, 20
@@ -35,9 +35,13 @@ def measure() -> dict:
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"],
                             capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        found = plain(eval_v1_vs_v2.evaluate(eval_v1_vs_v2.Config(
+        found = json.loads(tables.as_json(eval_v1_vs_v2.evaluate(eval_v1_vs_v2.Config(
             num_samples=PICTURES, ensemble=ENSEMBLE, save_dir=folder
-        )))
+        ))))
+    samples = dict(found["summary"]["sample"])
+    draws = {name: samples.pop(name) for name in ("kriging, fitted",)}
+    rows = found["summary"] | {"sample": samples, "draws": draws,
+                               "baselines": found["summary"]["baseline"]}
 
     def short(row: dict) -> dict:
         kept = {"mean": row["mean"], "median": {"psnr": row["median"]["psnr"]}}
@@ -49,7 +53,7 @@ def measure() -> dict:
         "pictures": found["settings"]["pictures"], "seed": found["settings"]["seed"],
         "models": {name: {key: model[key] for key in ("parameters", "step", "variant")}
                    for name, model in found["models"].items()},
-        **{kind: {name: short(row) for name, row in found[kind].items()} for kind in kinds},
+        **{kind: {name: short(row) for name, row in rows[kind].items()} for kind in kinds},
         "differences": {kind: {name: {key: change[key] for key in ("mean", "low", "high")}
                                for name, change in changes.items()}
                         for kind, changes in found["differences"].items()},

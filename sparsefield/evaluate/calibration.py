@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsefield.evaluate import uncertainty
+from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.model.field import FieldModel
 
@@ -69,7 +69,7 @@ def fit_spread(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> 
     low, high = np.log(LIMITS)
     for _ in range(20):
         middle = (low + high) / 2
-        if uncertainty.coverage(widen(samples, float(np.exp(middle))), truth, level) < level:
+        if metrics.coverage(widen(samples, float(np.exp(middle))), truth, level) < level:
             low = middle
         else:
             high = middle
@@ -86,15 +86,15 @@ def calibrate(draw: Draw, cases: Cases) -> Calibration:
         cases: at least one; they are chosen evenly spread.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
-    scored = [uncertainty.unobserved(samples, case.truth, case.observed)
-              for samples, case in zip(draw(chosen), chosen)]
+    scored = [metrics.unobserved(samples, case.truth, case.observed)
+              for samples, case in zip(draw(chosen), chosen, strict=True)]
     to_fit, held_out = scored[::2], scored[1::2]
     factor = fit_spread(*pool(to_fit))
     raw = calibrated = float("nan")
     if held_out:
         samples, truth = pool(held_out)
-        raw = uncertainty.coverage(samples, truth, LEVEL)
-        calibrated = uncertainty.coverage(widen(samples, factor), truth, LEVEL)
+        raw = metrics.coverage(samples, truth, LEVEL)
+        calibrated = metrics.coverage(widen(samples, factor), truth, LEVEL)
     return Calibration(factor, raw, calibrated, len(held_out), len(to_fit))
 
 
@@ -105,5 +105,5 @@ def samples_of(model: FieldModel) -> Draw:
 
 def pool(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Samples (K, P) and truths (P,) of several images as those of one."""
-    samples, truths = zip(*scored)
+    samples, truths = zip(*scored, strict=True)
     return np.concatenate(samples, axis=1), np.concatenate(truths)

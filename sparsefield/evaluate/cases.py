@@ -1,4 +1,5 @@
-"""Frozen cases: the same fields, observed at the same points with the same noise, for every method.
+"""Frozen cases: the same fields, observed at the same points with the same noise, for every method;
+the data that a checkpoint is tested on, and what an evaluation of its model costs.
 
 Symbols: K draws, M observed points, N points that exist, C channels. A *field* is (H, W, C) in
 [0, 1] with NaN where no point exists; models work in [-1, 1], and this file alone goes between the
@@ -9,29 +10,45 @@ compared with the truth, on a multiple of them.
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import skimage
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from sparsefield.data import Pattern, Split, frozen_case
-from sparsefield.data.scale import to_unit
+from sparsefield.data import (
+    NAMES,
+    Data,
+    Pattern,
+    Split,
+    frozen_case,
+    open_as_configured,
+    open_data,
+)
+from sparsefield.data.netcdf import ENDINGS
+from sparsefield.data.scale import pixel_scale, to_unit
 from sparsefield.data.streams import noise_seed
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
-from sparsefield.evaluate import metrics, uncertainty
+from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.place import Domain, grid_coords
+from sparsefield.model.mamba import Mamba
+from sparsefield.place import Domain, Observed, grid_coords
+
+log = logging.getLogger("sparsefield")
 
 Model = FieldModel | GaussianModel
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
@@ -200,7 +217,7 @@ class Cases:
             result = self._call(model, group, rows, draws, **sampler)
             seconds += self._now() - start
             evaluations += result.nfe * len(group)
-            for k, values in zip(group, result.values):
+            for k, values in zip(group, result.values, strict=True):
                 found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
             done(len(group) * draws)
         count = len(self)
@@ -223,13 +240,13 @@ class Cases:
     def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
         """Of each case `metrics.evaluate` of its first draw against the truth of that size.
 
-        Of two and more draws `uncertainty.evaluate` too; of a finer resolution `psnr_base`, the
+        Of two and more draws `metrics.evaluate_samples` too; of a finer resolution `psnr_base`, the
         PSNR of the field averaged down to the observed one.
         """
         truths = self.truths(outcome.rows)
         factor = outcome.rows // self.rows
         results = []
-        for k, (case, draws) in enumerate(zip(self.cases, outcome.draws)):
+        for k, (case, draws) in enumerate(zip(self.cases, outcome.draws, strict=True)):
             numbers = {}
             if factor > 1:
                 numbers["psnr_base"] = metrics.psnr(area_average(draws[0], factor), case.truth)
@@ -237,7 +254,7 @@ class Cases:
                 numbers |= metrics.evaluate(draws[0], truths[k])
             if truths is not None and len(draws) > 1:
                 observed = case.observed if factor == 1 else np.empty(0, dtype=np.int64)
-                numbers |= uncertainty.evaluate(draws, truths[k], observed)
+                numbers |= metrics.evaluate_samples(draws, truths[k], observed)
             results.append(numbers)
         return results
 
@@ -375,3 +392,120 @@ def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
         return coarse
     is_square = coarse.shape[0] == coarse.shape[1]
     return split.high_resolution(index, rows) if is_square else None
+
+
+# --- data of a checkpoint ------------------------------------------------------------------------
+
+
+def open_test_data(
+    checkpoint: dict[str, Any], data: str | None = None, test: str | None = None
+) -> Data:
+    """The data to test a model on.
+
+    Args:
+        checkpoint: as loaded. data: what to open instead of what the model was trained on.
+        test: an .npz file, all of whose pictures are the test.
+    Raises:
+        UserError: the file is missing, is not the one trained on (where none was asked for), or
+            has other channels than the model.
+    """
+    trained = checkpoint["data"]
+    if test is None and data is None and checkpoint.get("shipped"):
+        log.warning("tested on photos: the training data of the bundled weights (%s) are not part "
+                    "of the project", checkpoint["config"]["data"])
+        data = "photos"
+    if test is not None:
+        opened = open_data(test, val=test, test=test, **_as_trained(checkpoint, test))
+    elif data is not None:
+        opened = open_data(data, **_as_trained(checkpoint, data))
+    else:
+        opened = _open_as_trained(checkpoint)
+    if opened.channels != trained["channels"]:
+        raise UserError(
+            f"{opened.name} has {opened.channels} channels, the model was trained with "
+            f"{trained['channels']}: choose other --data"
+        )
+    return opened
+
+
+def _as_trained(checkpoint: dict[str, Any], data: str) -> dict[str, Any]:
+    """How to read other data so that values, sizes and channels mean what they did in training."""
+    trained, config = checkpoint["data"], checkpoint["config"]
+    bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
+    of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
+    return {
+        "image_size": config["image_size"],
+        # Of pixels the type of their numbers says it, unless it was said.
+        "value_range": None if bounds == of_pixels and not config.get("value_range") else bounds,
+        "units": trained["units"],
+        "channels": trained["channels"] if trained["channels"] in (1, 3) else None,
+        "data_dir": config.get("data_dir"),
+        "variables": config.get("variables") if str(data).lower().endswith(ENDINGS) else None,
+    }
+
+
+def _open_as_trained(checkpoint: dict[str, Any]) -> Data:
+    config = checkpoint["config"]
+    for path in (config["data"], config["data_val"], config.get("data_test")):
+        if path not in (None, *NAMES) and not Path(path).exists():
+            raise UserError(
+                f"the model was trained on {path}, which is not here: name the data to test on "
+                "with --data (`photos` needs no file)"
+            )
+    opened = open_as_configured(config)
+    if opened.fingerprint != checkpoint["data"]["fingerprint"]:
+        raise UserError(
+            f"{config['data']} is not the data that the model was trained on (its contents "
+            "differ): restore it, or name the data to test on with --data"
+        )
+    return opened
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+def _convolution(
+    shape: list[int], weight: list[int], bias: object, stride: object, padding: object,
+    dilation: object, transposed: bool, *_: object, out_shape: list[int], **__: object,
+) -> int:
+    """Of pictures; convolutions of sequences, in the Mamba layers, are counted apart."""
+    return conv_flop_count(shape, weight, out_shape, transposed) if len(shape) > 3 else 0
+
+
+@torch.no_grad()
+def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observed: int) -> int:
+    """Floating-point operations of one evaluation for one image, a multiply-add counting two.
+
+    Counted: matrix products (attention as dense ones), the K taps of each causal convolution
+    (2 L E K, whichever backend computes it), and selective scans with 9 L E S + 2 L E each
+    (discretisation, recurrence, output, skip and gate; the count of VMamba, Liu et al. 2024).
+    Not counted: elementwise operations, norms, and what runs once an image whatever the number of
+    evaluations (`encode`).
+
+    Args:
+        shape: (H, W), all of it queried. channels: C. observed: M.
+    """
+    device = next(model.parameters()).device
+    queries = grid_coords(*shape, device=device)[None]
+    inputs = torch.zeros(1, observed, channels, device=device)
+    domain = Domain.of_grid(*shape)
+    state = model.encode(Observed(queries[:, :observed], inputs, None, domain, domain), queries)
+    mamba: list[int] = []
+
+    def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        inner, states = block.A_log.shape
+        taps = block.conv1d.weight.shape[2]
+        mamba.append(output.shape[1] * inner * (2 * taps + 9 * states + 2))
+
+    hooks = [block.register_forward_hook(count_block) for block in model.modules()
+             if isinstance(block, Mamba)]
+    try:
+        # The fused attention of a CPU is unknown to the counter and would count nothing.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution: _convolution}
+        ) as products:
+            model.velocity(state.mean, torch.ones(1, device=device), state)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return products.get_total_flops() + sum(mamba)

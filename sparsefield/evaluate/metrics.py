@@ -1,14 +1,18 @@
-"""Numbers about a reconstruction: distances to the truth, texture that is not there, ensembles.
+"""Scores of a reconstruction, and of an ensemble of samples.
 
 Images are numpy arrays (H, W, C), values in [0, 1], any number of channels. NaN in the truth marks
-a point that does not exist (land in an ocean field, say): it is never scored. Metrics that look at
-a window continue both images into such points in the same way (each point takes the value of the
-nearest existing one) and count only windows whose centre exists.
+a point that does not exist (land in an ocean field, say): it is never scored. Metrics with a window
+continue both images into such points in the same way (each point takes the value of the nearest
+existing one) and count only windows whose centre exists.
+
+Scores of ensembles take samples (K, P) and truth (P,): K samples of P values. Leave the observed
+points out (`unobserved`): there samples and truth agree by construction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -18,6 +22,9 @@ from sparsefield.errors import UserError
 
 PSNR_CEILING = 100.0  # dB; a perfect image stays a number that can be averaged and written to JSON
 SPECKLE_THRESHOLDS = (0.05, 0.10, 0.20)
+LEVELS = (0.5, 0.9)  # of the intervals that `ensemble_scores` reports
+LEVEL = 0.9  # of all others
+BLOCKS = (4, 8)  # sides of the blocks whose means are scored
 
 
 def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -141,49 +148,9 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
     return float(np.sqrt(_mean(grain[flat] ** 2)))
 
 
-def crps(samples: np.ndarray, truth: np.ndarray) -> float:
-    """Continuous ranked probability score of an ensemble, mean over existing points and channels.
-
-    The fair estimator, whose expectation does not depend on K (Ferro 2014, doi:10.1002/qj.2270):
-    mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)). Same units as the values.
-
-    Args:
-        samples: (K, H, W, C), K >= 2. truth: (H, W, C).
-    """
-    samples = np.asarray(samples, dtype=np.float64)
-    count = len(samples)
-    if count < 2:
-        raise ValueError("CRPS of an ensemble needs at least 2 samples; of one, use mae")
-    truth = np.asarray(truth, dtype=np.float64)
-    exists = _existing(truth)
-    _require_finite(samples[:, exists])
-    return float(np.mean(crps_of_values(samples[:, exists], truth[exists])))
-
-
-def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The same of each value alone: of samples (K, ...), K >= 2, at (...)."""
-    count = len(samples)
-    members = np.sort(samples, axis=0)
-    skill = np.abs(members - truth).mean(axis=0)
-    ranks = 2 * np.arange(count) - count + 1                         # sum of pairs, by sorting
-    return skill - np.tensordot(ranks, members, axes=1) / (count * (count - 1))
-
-
 def average(values: Sequence[float]) -> float:
     """Mean over the images where a number is defined; NaN if there are none."""
     return _mean(_defined(values))
-
-
-def median(values: Sequence[float]) -> float:
-    """Median over the images where a number is defined; NaN if there are none."""
-    defined = _defined(values)
-    return float(np.median(defined)) if defined.size else float("nan")
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation over the images where a number is defined; NaN below two."""
-    defined = _defined(values)
-    return float(np.std(defined, ddof=1)) if defined.size > 1 else float("nan")
 
 
 def paired_bootstrap(
@@ -212,6 +179,232 @@ def paired_bootstrap(
     tail = scipy.stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(defined.mean()), float(low), float(high)
+
+
+# --- ensembles -----------------------------------------------------------------------------------
+
+
+def crps(samples: np.ndarray, truth: np.ndarray) -> float:
+    """Continuous ranked probability score of samples (K, ...), K >= 2, mean over the truth (...).
+
+    Same units as the values. NaN in the truth is not scored; NaN if nothing is.
+    """
+    truth = np.asarray(truth, dtype=np.float64)
+    exists = ~np.isnan(truth)
+    known = np.asarray(samples, dtype=np.float64)[:, exists]
+    _require_finite(known)
+    return _mean(crps_of_values(known, truth[exists]))
+
+
+def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The score of each value alone: of samples (K, ...), K >= 2, at (...).
+
+    The fair estimator, whose expectation does not depend on K (Ferro 2014, doi:10.1002/qj.2270):
+    mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)).
+    """
+    count = len(samples)
+    if count < 2:
+        raise ValueError("CRPS of an ensemble needs at least 2 samples; of one, use mae")
+    members = np.sort(samples, axis=0)
+    skill = np.abs(members - truth).mean(axis=0)
+    ranks = 2 * np.arange(count) - count + 1                         # sum of pairs, by sorting
+    return skill - np.tensordot(ranks, members, axes=1) / (count * (count - 1))
+
+
+def evaluate_samples(
+    draws: np.ndarray, truth: np.ndarray, observed: np.ndarray
+) -> dict[str, float]:
+    """Every number about the samples of one image, by name.
+
+        crps                             fair, mean over the hidden values
+        coverage_90                      of central 90 % intervals of the hidden values
+        coverage_90_4x4, coverage_90_8x8 of the means of blocks that are not wholly observed
+        coverage_90_luminance            of the mean over channels of the hidden points
+        variance, squared_error          mean over the hidden values; see `moments`
+
+    A point is hidden if it exists and was not observed. NaN where there is nothing to score: an
+    image smaller than a block, or without a hidden point.
+
+    Args:
+        draws: (K, H, W, C), K >= 2. truth: (H, W, C), NaN where a point does not exist.
+        observed: flat indices i * W + j of the observed points.
+    """
+    draws = np.asarray(draws, dtype=np.float64)
+    samples, target = unobserved(draws, truth, observed)
+    variance, squared_error = moments(samples, target)
+    luminance = unobserved(
+        draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed
+    )
+    numbers = {"crps": crps(samples, target), "coverage_90": coverage(samples, target)}
+    for size in BLOCKS:
+        means = block_means(draws, truth, observed, size)
+        numbers[f"coverage_90_{size}x{size}"] = coverage(*means)
+    return numbers | {
+        "coverage_90_luminance": coverage(*luminance),
+        "variance": _mean(variance),
+        "squared_error": _mean(squared_error),
+    }
+
+
+def spread_error_ratio(variances: Sequence[float], squared_errors: Sequence[float]) -> float:
+    """Spread over error of many images: the root of mean variance over mean squared error [1].
+
+    Images for which they are not defined are left out.
+    """
+    return float(np.sqrt(np.nanmean(variances) / np.nanmean(squared_errors)))
+
+
+def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the samples and squared error of their mean, (P,) each.
+
+    The variance is widened by 1 + 1/K: the mean of K samples is itself uncertain by 1/K of it, so
+    that only then both have the same expectation in a calibrated ensemble (Fortin et al. 2014).
+    """
+    variance = samples.var(axis=0, ddof=1) * (1 + 1 / len(samples))
+    return variance, (samples.mean(axis=0) - truth) ** 2
+
+
+def unobserved(
+    samples: np.ndarray, truth: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of one image that were neither observed nor missing.
+
+    Args:
+        samples: (K, H, W, C). truth: (H, W, C), NaN where a point does not exist.
+        observed: flat indices i * W + j of the observed points.
+    Returns:
+        samples (K, P) and truth (P,).
+    """
+    scored = ~np.isnan(truth).any(axis=-1)
+    scored.reshape(-1)[observed] = False
+    return samples[:, scored].reshape(len(samples), -1), truth[scored].reshape(-1)
+
+
+def block_means(
+    draws: np.ndarray, truth: np.ndarray, observed: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means over size x size blocks that hold a hidden point; those cut by the border are left out.
+
+    Args:
+        as for `evaluate`. Points that do not exist do not count in a mean.
+    Returns:
+        samples (K, P) and truth (P,) of P = blocks x channels.
+    """
+    exists = ~np.isnan(truth).any(axis=-1)
+    hidden = exists.copy()
+    hidden.reshape(-1)[observed] = False
+    count = _block_sums(exists[..., None].astype(float), size)            # (h, w, 1)
+    scored = _block_sums(hidden[..., None].astype(float), size)[..., 0] > 0
+    fields = np.concatenate([draws, truth[None]]).astype(np.float64)
+    sums = _block_sums(np.where(exists[..., None], fields, 0), size)      # (K + 1, h, w, C)
+    means = (sums[:, scored] / count[scored]).reshape(len(fields), -1)
+    return means[:-1], means[-1]
+
+
+def _block_sums(fields: np.ndarray, size: int) -> np.ndarray:
+    """(..., H, W, C) to (..., H // size, W // size, C)."""
+    *batch, height, width, channels = fields.shape
+    rows, columns = height // size, width // size
+    whole = fields[..., : rows * size, : columns * size, :]
+    return whole.reshape(*batch, rows, size, columns, size, channels).sum(axis=(-4, -2))
+
+
+def largest_coverage(members: int) -> float:
+    """The largest coverage that intervals from K exchangeable samples can state: (K-1) / (K+1)."""
+    return (members - 1) / (members + 1)
+
+
+def interval_name(level: float, members: int) -> str:
+    """A level in words, which say so where that many samples cannot state it."""
+    highest = largest_coverage(members)
+    if level <= highest:
+        return f"{level:.0%}"
+    return f"{level:.0%} (of {members} samples at most {highest:.0%})"
+
+
+def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
+    """Share of truths inside the central interval of the samples.
+
+    The ends are quantiles at the plotting positions k / (K + 1) (Weibull): of K + 1 exchangeable
+    values the truth lies below the k-th sample with exactly that probability, so that a calibrated
+    ensemble covers at the stated level (between the positions within 0.01 for K >= 9). K samples
+    can express levels up to (K - 1) / (K + 1); beyond, the interval is their whole range: 90 %
+    needs 19 samples. NaN without a value.
+    """
+    if not len(truth):
+        return float("nan")
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(samples, tails, axis=0, method="weibull")
+    return float(np.mean((truth >= low) & (truth <= high)))
+
+
+def ensemble_scores(samples: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """All scores of K >= 2 samples (K, P) against the truth (P,), in plain types.
+
+        crps                  see `crps`
+        coverage, attainable  {"50%": share, ...} of truths inside the central interval of a level,
+                              and what K samples can express of that level
+        spread, skill         rms sd of the samples (widened, see `moments`), rms error of their
+                              mean: equal if calibrated
+        correlation           Pearson's, of sd and |error of the mean| over the values; NaN where
+                              one of them does not vary
+        bin_spread, bin_skill the same in ten classes of equal count, by sd
+        ranks                 see `rank_histogram`
+    """
+    samples, truth = (np.asarray(x, dtype=np.float64) for x in (samples, truth))
+    variance, squared_error = moments(samples, truth)
+    bin_spread, bin_skill = spread_skill_curve(variance, squared_error)
+    highest = largest_coverage(len(samples))
+    return {
+        "crps": crps(samples, truth),
+        "coverage": {f"{level:.0%}": coverage(samples, truth, level) for level in LEVELS},
+        "attainable": {f"{level:.0%}": min(level, highest) for level in LEVELS},
+        "spread": float(np.sqrt(variance.mean())),
+        "skill": float(np.sqrt(squared_error.mean())),
+        "correlation": _correlation(np.sqrt(variance), np.sqrt(squared_error)),
+        "bin_spread": bin_spread,
+        "bin_skill": bin_skill,
+        "ranks": rank_histogram(samples, truth).tolist(),
+    }
+
+
+def spread_skill_curve(
+    variance: np.ndarray, squared_error: np.ndarray, bins: int = 10
+) -> tuple[list[float], list[float]]:
+    """Root mean variance and squared error in classes of equal count, by variance.
+
+    The bins of a calibrated ensemble lie on the diagonal (Fortin et al. 2014,
+    doi:10.1175/JHM-D-14-0008.1, with the 1 + 1/K in the variance); with few samples flatter than
+    it, since the sd that sorts the points is itself uncertain.
+    """
+    classes = np.array_split(np.argsort(variance, kind="stable"), min(bins, len(variance)))
+    spread = [float(np.sqrt(variance[members].mean())) for members in classes]
+    skill = [float(np.sqrt(squared_error[members].mean())) for members in classes]
+    return spread, skill
+
+
+def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(K + 1,) share of truths with 0, 1, ... K samples below them (Hamill 2001).
+
+    Uniform for a calibrated ensemble, a cup for one too narrow, a hill for one too wide. A truth
+    equal to samples (clipped values) is shared evenly between the ranks that it could have.
+    """
+    below = (samples < truth).sum(axis=0)
+    ties = (samples == truth).sum(axis=0)
+    share = 1 / (ties + 1)
+    change = np.zeros(len(samples) + 2)
+    np.add.at(change, below, share)
+    np.add.at(change, below + ties + 1, -share)
+    return change.cumsum()[:-1] / len(truth)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+# --- helpers -------------------------------------------------------------------------------------
 
 
 def _pair(

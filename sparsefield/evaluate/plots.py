@@ -1,6 +1,7 @@
-"""Pictures of a training, and what all pictures share.
+"""Pictures of trainings and evaluations, as PNG. The only file here that imports matplotlib.
 
-Fields are (H, W, C) in [0, 1] unless said otherwise.
+Fields are (H, W, C) in [0, 1]. RGB is drawn in its own colours; of other fields the first channel,
+in colours from the lowest to the highest value of their truth; points without a value in grey.
 """
 
 from __future__ import annotations
@@ -9,42 +10,100 @@ import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data.scale import Scale
+from sparsefield.evaluate import metrics, tables
 
 if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
 
-MISSING = (0.5, 0.5, 0.5)  # grey: no value there
-__all__ = ["DPI", "MISSING", "limits_of", "observed_only", "plt", "show", "span", "value_bar",
-           "whole"]
+__all__ = ["MISSING", "Style", "as_png", "calibration", "comparison", "diversity",
+           "improvement_chart", "learning_curves", "performance", "plt", "reconstructions",
+           "resolutions"]
 
+MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
 LEAST_SPAN = 1e-3  # of the range, between the darkest and the brightest colour
+ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
+SPREAD_LIMIT = 0.2
+SHOWN_DRAWS = 4
+COLOURS = {"heun": "tab:blue", "euler": "tab:cyan", "sde": "tab:red", "ddim": "tab:green",
+           "adaptive": "tab:purple", "mean": "black"}
+MARKERS = {"heun": "o", "euler": "v", "sde": "s", "ddim": "^", "adaptive": "D", "mean": "*"}
+KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
+CHART_METRICS = {  # name: title, which sign is better for V2
+    "psnr": ("PSNR in dB", "higher"),
+    "ssim": ("SSIM", "higher"),
+    "mae": ("mean absolute error", "lower"),
+    "speckle_0.10": ("speckle (0.10)", "lower"),
+    "flat_hf": ("grain in flat areas", "lower"),
+}
+QUALITY = {"psnr": "PSNR in dB (samples above the red line\nare too narrow)",
+           "ssim": "SSIM (higher is better,\nat equal spread)",
+           "speckle_0.10": "speckle (0.10) (lower is better,\nat equal spread)",
+           "crps": "CRPS (lower is better)"}
+STAGES = {"start": ("start: error of its mean and sd", "tab:orange"),
+          "flow": ("flow: squared error of the velocity", "tab:blue")}
 
 
-def to_rgb(field: np.ndarray) -> np.ndarray:
-    """What `imshow` takes: RGB as it is, else the first channel; NaN is drawn in grey."""
-    if field.shape[2] == 3:
-        return np.where(np.isnan(field), MISSING, np.clip(field, 0, 1))
-    return np.ma.masked_invalid(field[..., 0])
+class Style(NamedTuple):
+    """How fields of a data set are drawn.
+
+    Attributes:
+        scale: of the values, for colour bars; None: without units. rows_up: the first row of a
+            field is the southernmost, and is drawn at the bottom.
+    """
+
+    scale: Scale | None = None
+    rows_up: bool = False
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Style:
+        """That of data as `Data.describe` describes them."""
+        return cls(Scale(data["value_range"], data["units"]), bool(data.get("rows_up", False)))
 
 
-def show(axis: Axes, field: np.ndarray, **limits: Any) -> None:
+UNSCALED = Style()
+
+
+class Row(NamedTuple):
+    """A row of a sheet of pictures.
+
+    Attributes:
+        label: at its left. truth: what its colours are taken from. fields: in these colours; None:
+            there is none. errors: (H, W, 1) in the units of the fields, on a scale of their own.
+    """
+
+    label: str
+    truth: np.ndarray
+    fields: Sequence[np.ndarray | None]
+    errors: Sequence[np.ndarray] = ()
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def show(axis: Axes, field: np.ndarray, rows_up: bool = False, **limits: Any) -> None:
     """Draw a field without ticks, points as they are."""
-    style: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1, **limits}
+    colours: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1, **limits}
+    if field.shape[2] == 3:
+        pixels = np.where(np.isnan(field), MISSING, np.clip(field, 0, 1))
+    else:
+        pixels = np.ma.masked_invalid(field[..., 0])
     axis.set_facecolor(MISSING)
-    axis.imshow(to_rgb(field), interpolation="nearest", **style)
+    axis.imshow(pixels, interpolation="nearest", origin="lower" if rows_up else "upper", **colours)
     axis.set_xticks([])
     axis.set_yticks([])
 
@@ -57,26 +116,53 @@ def limits_of(truth: np.ndarray) -> dict[str, float]:
     return {"vmin": low, "vmax": max(high, low + LEAST_SPAN)}
 
 
-def span(limits: dict[str, float]) -> float:
-    """Of colours, as a share of the range of the data."""
-    return limits["vmax"] - limits["vmin"]
-
-
-def whole(scale: Scale) -> str:
-    """What errors divided by `span` are shares of, in words."""
-    return "the range" if scale.channels == 3 else "the range of the truth"
-
-
-def value_bar(figure: Figure, axes: Any, scale: Scale, limits: dict[str, float]) -> None:
-    """Beside `axes`, what the colours of `show` mean in the units of the data; none for RGB."""
-    if scale.channels == 3:
-        return
-    low, high = scale.value_range[0]
+def value_bar(figure: Figure, axes: Any, scale: Scale | None, limits: dict[str, float]) -> None:
+    """Beside `axes`, what the colours of `show` mean in the units of the data."""
+    low, high = scale.value_range[0] if scale else (0.0, 1.0)
     darkest, brightest = (low + limits[end] * (high - low) for end in ("vmin", "vmax"))
-    name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
-    colours = plt.cm.ScalarMappable(Normalize(darkest, brightest), "viridis")
-    label = f"{name} in {scale.unit(0)}" if scale.unit(0) else name
-    figure.colorbar(colours, ax=axes, shrink=0.9, aspect=15, label=label)
+    name = "value" if scale is None or scale.channels == 1 else f"channel 1 of {scale.channels}"
+    unit = scale.unit(0) if scale else None
+    figure.colorbar(plt.cm.ScalarMappable(Normalize(darkest, brightest), "viridis"), ax=axes,
+                    shrink=0.9, aspect=15, label=f"{name} in {unit}" if unit else name)
+
+
+def sheet(
+    rows: Sequence[Row], titles: Sequence[str], style: Style, title: str = "",
+    error_name: str = "absolute error", limit: float = ERROR_LIMIT,
+) -> Figure:
+    """Fields and errors in rows, with a colour bar for the fields of each row, unless they are RGB,
+    and one for all errors, which are shares of the range of the row's colours."""
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(1.85 * len(titles) + 0.9, 1.9 * len(rows) + 0.9),
+        squeeze=False, layout="constrained",
+    )
+    is_rgb = rows[0].truth.shape[2] == 3
+    for line, row in zip(axes, rows, strict=True):
+        limits = limits_of(row.truth)
+        fields = len(row.fields)
+        for axis, field in zip(line[:fields], row.fields, strict=True):
+            if field is None:
+                axis.text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")
+                axis.set_axis_off()
+            else:
+                show(axis, field, style.rows_up, **limits)
+        if not is_rgb:
+            value_bar(figure, line[:fields], style.scale, limits)
+        for axis, error in zip(line[fields:], row.errors, strict=True):
+            shares = error / (limits["vmax"] - limits["vmin"])
+            show(axis, shares, style.rows_up, cmap="magma", vmax=limit)
+        line[0].set_ylabel(row.label, fontsize=9)
+    for axis, name in zip(axes[0], titles, strict=True):
+        axis.set_title(name, fontsize=10)
+    if rows[0].errors:
+        figure.colorbar(
+            plt.cm.ScalarMappable(Normalize(0, limit), "magma"),
+            ax=axes[:, -len(rows[0].errors):], extend="max", shrink=0.6, aspect=30,
+            label=f"{error_name}, share of {'the range' if is_rgb else 'the range of the truth'}",
+        )
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -84,6 +170,11 @@ def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
     flat = np.full_like(truth, np.nan).reshape(-1, truth.shape[2])
     flat[observed] = truth.reshape(flat.shape)[observed]
     return flat.reshape(truth.shape)
+
+
+def error_map(field: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(H, W, 1): absolute error, mean over the channels."""
+    return np.abs(field - truth).mean(axis=2, keepdims=True)
 
 
 def as_png(figure: Figure) -> bytes:
@@ -94,65 +185,257 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def quantile_cases(errors: Sequence[float], shares: Sequence[float]) -> dict[int, float]:
+    """{case: share} at quantiles of the errors: shown by rule, not by looks."""
+    order = np.argsort(errors, kind="stable")
+    return {int(order[round(share * (len(order) - 1))]): share for share in shares}
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
-def reconstructions(cases: Cases, columns: dict[str, list[np.ndarray]], path: Path) -> None:
-    """A row per frozen case: truth, observations, each column, absolute error of the first one.
-
-    Fields that are no pictures in the colours of their own truth, errors as shares of its range.
-    """
+def reconstructions(
+    cases: Cases, columns: dict[str, list[np.ndarray]], path: Path, style: Style = UNSCALED
+) -> None:
+    """A row per frozen case: truth, observations, each column, absolute error of the first one."""
+    rows = []
+    for k, case in enumerate(cases):
+        fields = [column[k] for column in columns.values()]
+        shown = [case.truth, observed_only(case.truth, case.observed), *fields]
+        rows.append(Row(f"picture {case.index}", case.truth, shown,
+                        [error_map(fields[0], case.truth)]))
     titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
-    figure, axes = plt.subplots(
-        len(cases), len(titles), figsize=(2 * len(titles), 2.05 * len(cases) + 0.4),
-        squeeze=False, layout="constrained",
-    )
-    for row, case in enumerate(cases):
-        truth = case.truth
-        fields = [column[row] for column in columns.values()]
-        limits = limits_of(truth)
-        show(axes[row, 0], truth, **limits)
-        show(axes[row, 1], observed_only(truth, case.observed), **limits)
-        for axis, field in zip(axes[row, 2:], fields):
-            show(axis, field, **limits)
-        error = np.abs(fields[0] - truth).mean(axis=2, keepdims=True) / span(limits)
-        show(axes[row, -1], error, cmap="magma", vmax=0.3)
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    path.write_bytes(as_png(sheet(rows, titles, style)))
 
 
 def learning_curves(
-    records: Sequence[dict[str, Any]],
-    baselines: dict[str, dict[str, float]],
-    path: Path,
-    painted: int = 0,
+    records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
 ) -> None:
     """Training loss, and PSNR of the posterior mean beside the baselines, against steps.
 
     Args:
-        painted: the steps up to this one taught the canvas, whose loss is another.
+        records: of metrics.jsonl. The losses of the stages ("stage": "start" or "flow") are
+            different ones: each has a curve of its own.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    for stage, (label, colour) in STAGES.items():
+        losses = [(r["step"], r["loss"]) for r in records
+                  if "loss" in r and r.get("stage", "flow") == stage]
+        if losses:
+            left.plot(*zip(*losses, strict=True), color=colour, marker=".", linewidth=1,
+                      label=label)
+            left.legend(fontsize=8)
+    left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
     checks = [(r["step"], r["val_psnr"]) for r in records if "val_psnr" in r]
-    parts = {"canvas: its errors, in sd of kriging": [x for x in losses if x[0] <= painted],
-             "squared error of the slope": [x for x in losses if x[0] > painted]}
-    for (name, part), color in zip(parts.items(), ("tab:orange", "tab:blue"), strict=True):
-        if part:
-            left.plot(*zip(*part), color=color, marker=".", linewidth=1, label=name)
-    left.set(xlabel="optimiser steps", ylabel="training loss", title="What is learnt from")
-    if losses:
-        left.legend(fontsize=8)
     if checks:
-        right.plot(*zip(*checks), color="tab:blue", marker=".", label="model, posterior mean")
+        right.plot(*zip(*checks, strict=True), color="tab:blue", marker=".",
+                   label="model, posterior mean")
     styles = itertools.cycle((":", "-.", "--", "-"))
-    for (name, numbers), style in zip(baselines.items(), styles):
-        right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=style, label=name)
+    for name, numbers in baselines.items():
+        right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=next(styles), label=name)
     right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
     right.legend(fontsize=8)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    path.write_bytes(as_png(figure))
+
+
+# --- V1 and V2 ------------------------------------------------------------------------------------
+
+
+def comparison(
+    cases: Cases, columns: dict[str, Sequence[np.ndarray]], style: Style, title: str
+) -> bytes:
+    """A row per case: truth, observations, each method, and the error maps of V1 and V2.
+
+    Args:
+        columns: fields of every case by method, "V1" and "V2" among them. The cases that are shown
+            are at the quartiles of the error of V2, with the best and the worst.
+    """
+    errors = [metrics.mse(field, case.truth)
+              for field, case in zip(columns["V2"], cases, strict=True)]
+    rows = []
+    for k, share in quantile_cases(errors, np.linspace(0, 1, min(5, len(cases))).tolist()).items():
+        truth = cases[k].truth
+        shown = [truth, observed_only(truth, cases[k].observed),
+                 *(fields[k] for fields in columns.values())]
+        rows.append(Row(f"error of V2\n{share:.0%} quantile", truth, shown,
+                        [error_map(columns[name][k], truth) for name in ("V1", "V2")]))
+    titles = ["truth", "observed", *columns, "|error| V1", "|error| V2"]
+    return as_png(sheet(rows, titles, style, title))
+
+
+def improvement_chart(
+    table: pd.DataFrame, differences: dict[str, dict[str, dict[str, float]]], title: str
+) -> bytes:
+    """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
+
+    Args:
+        table, differences: see sparsefield.evaluate.tables.
+    """
+    figure, axes = plt.subplots(
+        1, len(CHART_METRICS), figsize=(3.1 * len(CHART_METRICS), 4.2), layout="constrained"
+    )
+    for axis, (metric, (name, better)) in zip(axes, CHART_METRICS.items(), strict=True):
+        for place, (kind, (_, colour)) in enumerate(KINDS.items()):
+            points = tables.differences_of(table, kind, metric).dropna().to_numpy()
+            if len(points):
+                _difference(axis, place, points, differences[kind][metric], colour)
+        axis.axhline(0, color="0.3", linewidth=1)
+        axis.set_xticks(range(len(KINDS)), [label for label, _ in KINDS.values()], fontsize=9)
+        axis.set_xlim(-0.5, len(KINDS) - 0.5)
+        axis.set_title(f"{name}\n({better} is better for V2)", fontsize=10)
+        axis.tick_params(axis="y", labelsize=9)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("V2 − V1, one point per picture", fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    return as_png(figure)
+
+
+def _difference(
+    axis: Axes, place: float, points: np.ndarray, change: dict[str, float], colour: str
+) -> None:
+    spread = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)
+    jitter = np.random.default_rng(0).permutation(spread)
+    axis.scatter(place + jitter, points, s=12, color=colour, alpha=0.45, linewidths=0)
+    mean, low, high = change["mean"], change["low"], change["high"]
+    if not np.isnan(low):
+        axis.errorbar(place, mean, [[mean - low], [high - mean]], color="black", capsize=6,
+                      linewidth=2, zorder=3)
+    axis.plot(place, mean, "D", color=colour, markeredgecolor="black", markersize=7, zorder=4)
+
+
+# --- samplers and resolutions ---------------------------------------------------------------------
+
+
+def resolutions(
+    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], style: Style
+) -> bytes:
+    """A row per resolution of one case: observations, truth of that size, each method.
+
+    The case is that of the median error of the first method: shown by rule, not by looks.
+
+    Args:
+        fields: {resolution: {method: fields of all cases}}.
+    """
+    coarsest, found = next(iter(fields.items()))
+    methods, truths = list(found), cases.truths(coarsest)
+    errors = [0.0] * len(cases) if truths is None else [
+        metrics.mse(x, truth) for x, truth in zip(found[methods[0]], truths, strict=True)]
+    k = next(iter(quantile_cases(errors, [0.5])))
+    case = cases[k]
+    rows = [Row(" x ".join(map(str, cases.shape(resolution))), case.truth,
+                [observed_only(case.truth, case.observed), case.truths.get(resolution),
+                 *(made[method][k] for method in methods)])
+            for resolution, made in fields.items()]
+    titles = ["observed", "truth", *("posterior mean" if m == "mean" else m for m in methods)]
+    return as_png(sheet(rows, titles, style, f"Test picture {case.index}: the median of "
+                        f"{len(cases)} by error of {methods[0]}"))
+
+
+def performance(results: dict[str, Any], about: str) -> bytes:
+    """Quality of samples against evaluations and against seconds, at the observed resolution.
+
+    One curve per sampler over the steps that were compared, or one point without such a sweep;
+    the posterior mean and all baselines are references where they have the number.
+    """
+    return as_png(performance_figure(results, about))
+
+
+def performance_figure(results: dict[str, Any], about: str) -> Figure:
+    table = results["table"]
+    table = table[table["rows"] == results["data"]["height"]]
+    numbers = [name for name in QUALITY if name in table and table[name].notna().any()]
+    of_methods = table.groupby(["kind", "method", "steps"], sort=False)[
+        [*numbers, "nfe", "seconds"]].mean().reset_index()
+    drawn = of_methods[of_methods["kind"].isin(["mean", "sample", "sweep"])]
+    drawn = drawn.drop_duplicates(["method", "steps"]).sort_values("nfe")
+    references = of_methods[of_methods["kind"] == "baseline"].set_index("method")
+    expected = [row["expected_psnr"] for row in results["samples"].values()]
+    figure, axes = plt.subplots(
+        2, len(numbers), figsize=(3.7 * len(numbers), 7.4), sharey="col", squeeze=False,
+        layout="constrained",
+    )
+    for column, name in zip(axes.T, numbers, strict=True):
+        for axis, (cost, label) in zip(column, (("nfe", "evaluations of the model"),
+                                                ("seconds", "seconds per field")), strict=True):
+            _curves(axis, drawn.dropna(subset=name), cost, name)
+            styles = itertools.cycle((":", "-.", "--", (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1))))
+            for reference, value in references[name].dropna().items():
+                axis.axhline(value, color="0.4", linestyle=next(styles), label=reference)
+            if name == "psnr" and expected:
+                axis.axhline(expected[0], color="tab:red", linewidth=1, label="mean − 3.01 dB")
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.grid(alpha=0.3)
+            axis.set_xlabel(label)
+        column[0].set_title(QUALITY[name], fontsize=11)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
+    figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
+    return figure
+
+
+def _curves(axis: Axes, drawn: pd.DataFrame, cost: str, name: str) -> None:
+    for method, part in drawn.groupby("method", sort=False):
+        axis.plot(part[cost], part[name], color=COLOURS.get(str(method)),
+                  marker=MARKERS.get(str(method), "o"), markersize=9 if method == "mean" else 6,
+                  alpha=0.8, linewidth=1.5,
+                  linestyle="none" if len(part) == 1 else "-",
+                  label="posterior mean" if method == "mean" else method)
+
+
+def diversity(cases: Cases, method: str, draws: list[np.ndarray], style: Style) -> bytes:
+    """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
+    errors = [metrics.mse(samples.mean(axis=0), case.truth)
+              for samples, case in zip(draws, cases, strict=True)]
+    count, rows = min(SHOWN_DRAWS, len(draws[0])), []
+    for k, share in quantile_cases(errors, (0.25, 0.5, 0.75)).items():
+        samples, truth = draws[k], cases[k].truth
+        average = samples.mean(axis=0)
+        spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)
+        rows.append(Row(
+            f"error: {share:.0%} quantile", truth,
+            [truth, observed_only(truth, cases[k].observed), *samples[:count], average],
+            [spread, error_map(average, truth)]))
+    titles = ["truth", "observed", *(f"sample {k + 1}" for k in range(count)),
+              f"mean of {len(draws[0])}", "sd", "|error of mean|"]
+    return as_png(sheet(rows, titles, style, f"Samples by {method}, {cases.rows} x {cases.columns}",
+                        "sd and absolute error", SPREAD_LIMIT))
+
+
+def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
+    """Rank histogram, coverage of intervals, and spread against skill of each sampler.
+
+    Args:
+        scores: {method: metrics.ensemble_scores}.
+    """
+    figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    width = 0.8 / len(scores)
+    for place, (method, score) in enumerate(scores.items()):
+        line = {"color": COLOURS.get(method), "marker": MARKERS.get(method, "o"), "label": method,
+                "linewidth": 1.2, "alpha": 0.8}
+        count = len(score["ranks"])
+        ranks.plot(np.arange(count), np.array(score["ranks"]) * count, markersize=4, **line)
+        spots = np.arange(len(score["coverage"])) + (place + 0.5) * width - 0.4
+        levels.bar(spots, score["coverage"].values(), width, color=COLOURS.get(method))
+        curve.plot(score["bin_spread"], score["bin_skill"], markersize=5, **line)
+    ranks.axhline(1, color="0.3", linestyle="--", label="calibrated")
+    ranks.set(xlabel="samples below the truth", ylabel="frequency, 1 if uniform", ylim=(0, None),
+              title="Rank histogram")
+    attainable = next(iter(scores.values()))["attainable"]
+    for place, level in enumerate(attainable.values()):
+        levels.hlines(level, place - 0.45, place + 0.45, color="0.3", linestyle="--")
+    levels.set_xticks(range(len(attainable)), [f"{name} interval" for name in attainable])
+    levels.set(ylim=(0, 1), ylabel="share of the truth inside", title="Coverage")
+    curve.axline((0, 0), slope=1, color="0.3", linestyle="--", label="calibrated")
+    curve.set(xlabel="spread: rms sd of the samples", ylabel="skill: rms error of their mean",
+              title="Spread and skill, in ten classes of points", xlim=(0, None), ylim=(0, None))
+    for axis in (ranks, levels, curve):
+        axis.grid(alpha=0.3)
+    handles, labels = ranks.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
+    return as_png(figure)

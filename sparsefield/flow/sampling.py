@@ -34,13 +34,13 @@ class FlowModel(Protocol):
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
-        most_inputs: int | None = None, done: Callable[[], object] | None = None,
+        most_inputs: int | None = None, done: Callable[[], None] | None = None,
     ) -> Any:
         """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, blocks and
         repeat(times)."""
 
     def velocity(
-        self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], object] | None = None
+        self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], None] | None = None
     ) -> Tensor:
         """F (B, N, C) of z (B, N, C) at theta (B,)."""
 

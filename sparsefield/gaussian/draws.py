@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.kernels import Kernel, variogram
+from sparsefield.gaussian.kernels import NUGGET, Kernel, variogram
 from sparsefield.place import grid_coords
 
 WAVES = 1536
@@ -153,5 +153,5 @@ def grid_root(kernel: Kernel, height: int, width: int, device: torch.device) -> 
     """
     coords = grid_coords(height, width).double()
     covariance = LEVEL - variogram((kernel,), coords, coords)[0]
-    covariance.diagonal().add_(1e-9)
+    covariance.diagonal().add_(NUGGET)  # as kriging counts it: the errors have unit variance
     return torch.linalg.cholesky(covariance).float().to(device)

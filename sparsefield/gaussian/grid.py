@@ -74,28 +74,40 @@ class _OnPlaces(NamedTuple):
 class _Mask:
     """Observed points (M,) of places (P + L, 2), factored under every kernel.
 
+    Args:
+        shared: whether many fields have it.
     Attributes:
-        inverse: K of L^-1 (M - p, M - p), each in the precision that it needs. log_det: (K,).
-        onto_observed: A (M - p, p). onto: (P + L, p). near: (P + L, M), see `closeness`.
+        log_det: (K,). onto_observed: A (M - p, p). onto: (P + L, p). near: (P + L, M), see
+        `closeness`.
     """
 
-    def __init__(self, places: Tensor, observed: Tensor, spacing: float):
-        self.places = places
+    def __init__(self, places: Tensor, observed: Tensor, spacing: float, shared: bool):
+        self.places, self.shared = places, shared
         coords = places[observed]
         self.kernels = candidates(BANK, len(observed))
         self.sites = Sites.of(self.kernels, coords)
+        self.single = [self.sites.take([k]) for k in range(len(self.kernels))]
         self.log_det = self.sites.log_det()
-        self.inverse = [self.sites.take([k]).parts[0][1].inverse[0]
-                        for k in range(len(self.kernels))]
         self.onto_observed = self.sites.parts[0][1].onto.float()
-        self.onto = self.sites.take([0]).krige(places[:1]).onto.expand(len(places), -1)
+        self.onto = self.single[0].krige(places[:1]).onto.expand(len(places), -1)
         self.near = closeness(places, coords, spacing)
         self._on_places: dict[int, _OnPlaces] = {}
+
+    def inverse(self, k: int) -> Tensor:
+        """L^-1 (M - p, M - p) of a kernel, in the precision that it needs."""
+        (_, factored), = self.single[k].parts
+        return factored.inverse[0]
+
+    def whiten(self, values: Tensor) -> Tensor:
+        """L^-1 B y under all kernels, (n, K, M - p, C) of values (n, M, C), for a mask that is used
+        once: without the inverses."""
+        white = self.sites.whiten(values.movedim(0, 1).flatten(1))        # (K, M - p, n C)
+        return white.unflatten(2, (len(values), -1)).permute(2, 0, 1, 3)
 
     def on_places(self, k: int) -> _OnPlaces:
         """A kernel at the places, computed when first asked for."""
         if k not in self._on_places:
-            one = self.sites.take([k])
+            one = self.single[k]
             kriged = one.krige(self.places)
             self._on_places[k] = _OnPlaces(kriged.whitened[0].mT.contiguous(), kriged.variance[0],
                                            one.precision()[0])
@@ -105,7 +117,8 @@ class _Mask:
     def bytes(self) -> int:
         """Of what is large: grows as kernels are brought to the places."""
         brought = sum(one.whitened.nbytes for one in self._on_places.values())
-        return 2 * sum(one.nbytes for one in self.inverse) + self.near.nbytes + brought
+        factors = 2 * sum(part.lower.nbytes for _, part in self.sites.parts)  # and their inverses
+        return factors + self.near.nbytes + brought
 
 
 class GridPosterior:
@@ -121,7 +134,8 @@ class GridPosterior:
         self.domain = Domain.of_grid(height, width)
         self.masks: OrderedDict[int, _Mask] = OrderedDict()
         self.most_bytes = float(KEPT_BYTES)
-        if device.type == "cuda":
+        self.together = device.type == "cuda"
+        if self.together:
             _, total = torch.cuda.mem_get_info(device)
             self.most_bytes = min(KEPT_BYTES, KEPT_SHARE * total)
 
@@ -142,12 +156,12 @@ class GridPosterior:
                      for b, number in enumerate(mask_ids)]
             self._forget(set(mask_ids))
             order, parts = [], []
-            for together, fields in _groups(masks, values.is_cuda):
+            for some, fields in _groups(masks, self.together):
                 order += fields
                 index = _index(fields, values.device)
-                shape = (len(together), -1)
+                shape = (len(some), -1)
                 parts.append(self._answer(
-                    together, observed[index].unflatten(0, shape),
+                    some, observed[index].unflatten(0, shape),
                     values[index].unflatten(0, shape), None if seeds is None else seeds[index]))
             back = _index([order.index(b) for b in range(len(values))], values.device)
             return GridAnswer(*(torch.cat(column)[back] for column in zip(*parts)))
@@ -157,7 +171,10 @@ class GridPosterior:
             self.masks.move_to_end(number)
             return self.masks[number]
         places = self.grid if cells is None else torch.cat([self.grid, cells.to(self.grid)])
-        made = _Mask(places, observed, self.domain.spacing(len(observed)))
+        made = _Mask(places, observed, self.domain.spacing(len(observed)), number >= 0)
+        if self.together:
+            for k in range(len(made.kernels)):
+                made.on_places(k)
         if number >= 0:
             self.masks[number] = made
         return made
@@ -175,20 +192,23 @@ class GridPosterior:
     ) -> GridAnswer:
         """Of G masks with n fields each: observed (G, n, M), values (G, n, M, C), seeds (G n,)."""
         every = range(len(masks[0].kernels))
-        white = _whiten(masks, every, values)                             # (G, n, K, M - p, C)
-        log_det = torch.stack([mask.log_det for mask in masks])[:, None]
+        if masks[0].shared or self.together:
+            white = _whiten(masks, every, values)                         # (G, n, K, M - p, C)
+        else:
+            white = masks[0].whiten(values[0])[None]
+        log_det = _stack([mask.log_det for mask in masks])[:, None]
         weight = weights(restricted_likelihood(white, log_det)).to(values)
         used: Sequence[int] = every
-        if not values.is_cuda:
+        if not self.together:
             used = weight.flatten(0, 1).amax(dim=0).nonzero()[:, 0].tolist()
             weight, white = weight[..., used], white[..., used, :, :]
         mixture = Mixture(weight, covariance_of_channels(white))
 
-        variance, precision = (torch.stack([torch.stack([mask.on_places(k)[i] for k in used])
-                                            for mask in masks])[:, None] for i in (1, 2))
+        variance, precision = (_stack([torch.stack([mask.on_places(k)[i] for k in used])
+                                       for mask in masks])[:, None] for i in (1, 2))
         answer = mixture.answer(_level(masks, values), _change(masks, used, white), variance)
         loo = mixture.leave_one_out(values, _weigh(masks, used, white), precision)
-        amplitude = local_amplitude(torch.stack([mask.near for mask in masks])[:, None], loo.z)
+        amplitude = local_amplitude(_stack([mask.near for mask in masks])[:, None], loo.z)
         drawn = values.new_empty(*values.shape[:2], 0, values.shape[3])
         if seeds is not None:
             drawn = self._draws(masks, used, mixture, observed, variance, seeds)
@@ -201,7 +221,7 @@ class GridPosterior:
     ) -> Tensor:
         """Prior fields minus their own kriging (Matheron), of unit variance: (G, n, P, C)."""
         heaviest = mixture.weight.argmax(dim=2)                           # (G, n)
-        if not seeds.is_cuda:
+        if not self.together:
             (first,), = heaviest.tolist()
             used, heaviest = [used[first]], torch.zeros_like(heaviest)
             mixture = Mixture(*(x[:, :, [first]] for x in mixture))
@@ -222,10 +242,10 @@ class GridPosterior:
         return errors.gather(2, chosen)[:, :, 0]
 
 
-def _groups(masks: list[_Mask], is_cuda: bool) -> Iterator[tuple[list[_Mask], list[int]]]:
+def _groups(masks: list[_Mask], together: bool) -> Iterator[tuple[list[_Mask], list[int]]]:
     """Masks that are answered together, and the fields of each in turn, equally many for all: some
     repeat their last one."""
-    if not is_cuda:
+    if not together:
         for b, mask in enumerate(masks):
             yield [mask], [b]
         return
@@ -236,8 +256,8 @@ def _groups(masks: list[_Mask], is_cuda: bool) -> Iterator[tuple[list[_Mask], li
     every = list(fields)
     step = max(1, TOGETHER_BYTES // every[0].bytes)
     for first in range(0, len(every), step):
-        together = every[first : first + step]
-        yield together, [own for mask in together
+        some = every[first : first + step]
+        yield some, [own for mask in some
                          for own in fields[mask] + fields[mask][-1:] * (most - len(fields[mask]))]
 
 
@@ -270,7 +290,7 @@ def _whiten(masks: list[_Mask], used: Sequence[int], values: Tensor) -> Tensor:
     contrasts = contrast(_stacked([mask.onto_observed for mask in masks], values), values)
     if values.dim() == 4:
         contrasts = contrasts[:, :, None].expand(-1, -1, len(used), -1, -1)
-    return _by_mask([mask.inverse[k] for mask in masks for k in used], contrasts)
+    return _by_mask([mask.inverse(k) for mask in masks for k in used], contrasts)
 
 
 def _change(masks: list[_Mask], used: Sequence[int], white: Tensor) -> Tensor:
@@ -280,7 +300,7 @@ def _change(masks: list[_Mask], used: Sequence[int], white: Tensor) -> Tensor:
 
 def _weigh(masks: list[_Mask], used: Sequence[int], white: Tensor) -> Tensor:
     """P y: (G, n, U, M, C)."""
-    weight = _by_mask([mask.inverse[k].mT for mask in masks for k in used], white)
+    weight = _by_mask([mask.inverse(k).mT for mask in masks for k in used], white)
     return of_rows(_stacked([mask.onto_observed for mask in masks], white), weight)
 
 
@@ -292,5 +312,10 @@ def _level(masks: list[_Mask], values: Tensor) -> Tensor:
 
 def _stacked(parts: list[Tensor], like: Tensor) -> Tensor:
     """Of G masks (m, p), to be multiplied with (G, ..., M, C): (G, 1, ..., m, p)."""
-    stacked = torch.stack(parts)
+    stacked = _stack(parts)
     return stacked.view(len(parts), *[1] * (like.dim() - 3), *stacked.shape[1:])
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """Beside each other; one alone is not copied."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)

@@ -353,12 +353,11 @@ class PosteriorNoise:
     """
 
     def __init__(self, posterior: Posterior, places: Tensor, done: Done | None):
-        self.variogram, self.done = posterior.describe(), done
+        self.variogram = posterior.describe()
         self.root, self.folded = posterior.channel_root(), posterior.folded  # (B, C, C)
         most = max(64, WAVES_HELD // (len(places) * draws.FEATURES))
-        observed = places.shape[0] * len(posterior.fields[0].observed.coords)
-        keep = (places[..., 0].numel() * (observed // len(places) + draws.FEATURES)
-                <= KEPT_NUMBERS)
+        each = len(posterior.fields[0].observed.coords) + draws.FEATURES  # numbers of a query
+        keep = places[..., 0].numel() * each <= KEPT_NUMBERS
         self.fields = [_FieldNoise(field, own, most, keep, done)
                        for field, own in zip(posterior.fields, places)]
 

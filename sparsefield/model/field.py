@@ -44,7 +44,7 @@ FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation
 HALO = 0.5  # queries seen around a block, of those answered
 
 MODELS: dict[str, type[FieldModel]] = {}  # by name; a class enters when it is defined
-Done = Callable[[], object]
+Done = Callable[[], None]
 
 
 class ClosedForm(NamedTuple):

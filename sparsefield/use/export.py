@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import scipy
+import xarray
 
-from sparsefield.use import plots
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Field
+from sparsefield.use.predict import MOST_SAMPLES, Field
 
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
-OLD = r"sample_\d+\.png|field\.(nc|csv|tif)"  # of earlier runs, which may have had more
-
-
-def names_of(num_samples: int, is_picture: bool) -> list[str]:
-    """What a reconstruction leaves; field.tif where rasterio is installed."""
-    names = ["field.npz", "mean.png", "reconstruction.png",
-             *(f"sample_{k + 1}.png" for k in range(num_samples))]
-    return names if is_picture else [*names, "field.csv", "field.nc", "field.tif"]
+NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
+         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
 
 
 def contents(
@@ -38,18 +34,29 @@ def contents(
     Args:
         grid: the axes of the field. units: of the values. lonlat: x and y are degrees.
     """
-    files = {"field.npz": npz(field), "mean.png": plots.picture(field.mean, given)}
-    for k, sample in enumerate(field.samples):
-        files[f"sample_{k + 1}.png"] = plots.picture(sample, given)
+    from sparsefield.use import plots  # matplotlib
+
     seen = given if given.is_picture else replace(given, extent=grid.extent)
-    files["reconstruction.png"] = plots.reconstruction(field, seen, units, lonlat)
+    shown = field if given.is_picture else _growing(field)
+    names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
+    files = {"field.npz": npz(field), "mean.png": plots.picture(shown.mean, given)}
+    for k, sample in enumerate(shown.samples):
+        files[f"sample_{k + 1}.png"] = plots.picture(sample, given)
+    files["reconstruction.png"] = plots.reconstruction(shown, seen, units, lonlat, names[0])
     if given.is_picture:
         return files
-    names = plots.channel_names(field, given)
     files["field.csv"] = csv(field, grid, names)
     files["field.nc"] = netcdf(field, grid, names, units)
-    found = geotiff(field, grid, names, units)
-    return files if found is None else files | {"field.tif": found}
+    if (found := geotiff(field, grid, names, units)) is not None:
+        files["field.tif"] = found
+    return files
+
+
+def _growing(field: Field) -> Field:
+    """The same with x and y growing along its axes."""
+    order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
+    return replace(field, coords=field.coords[order], mean=field.mean[order], sd=field.sd[order],
+                   samples=field.samples[:, *order])
 
 
 def npz(field: Field) -> bytes:
@@ -86,70 +93,64 @@ def _prefixes(names: Sequence[str]) -> list[str]:
 
 def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes:
     """Classic NetCDF by the CF conventions 1.8: mean, sd and samples, each on (y, x)."""
-    buffer = io.BytesIO()
-    file = scipy.io.netcdf_file(buffer, "w")
-    file.Conventions = "CF-1.8"
-    file.title = "field reconstructed from sparse measurements"
-    file.source = field.how
-    x_name, y_name = grid.names
-    step = slice(None, None, -1 if grid.downward else 1)
-    for axis, name, values, own in zip("XY", grid.names, (grid.x, grid.y[step]), grid.attributes):
-        file.createDimension(name, len(values))
-        _variable(file, name, "d", (name,), values, axis=axis, **own)
-    file.createDimension("realization", len(field.samples))
-    _variable(file, "realization", "i", ("realization",), np.arange(len(field.samples)) + 1,
-              standard_name="realization", long_name="number of the sample")
-    kind = "d" if field.samples.nbytes < MOST_BYTES else "f"
+    (x, y), (of_x, of_y) = grid.names, grid.attributes
     said = {"units": units} if units else {}
-    said["coordinates"] = f"{y_name} {x_name}"
+    kind = np.float64 if field.samples.nbytes < MOST_BYTES else np.float32
+    variables = {}
     for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
-        _variable(file, f"{prefix}mean", "d", (y_name, x_name), field.mean[step, :, c],
-                  long_name=f"posterior mean of {name}", cell_methods="realization: mean", **said)
-        _variable(file, f"{prefix}sd", "d", (y_name, x_name), field.sd[step, :, c],
-                  long_name=f"posterior standard deviation of {name}",
-                  cell_methods="realization: standard_deviation", **said)
-        _variable(file, f"{prefix}samples", kind, ("realization", y_name, x_name),
-                  field.samples[:, step, :, c], long_name=f"posterior samples of {name}", **said)
-    file.flush()
-    return buffer.getvalue()
-
-
-def _variable(
-    file: scipy.io.netcdf_file, name: str, kind: str, dims: tuple[str, ...], values: np.ndarray,
-    **attributes: object,
-) -> None:
-    variable = file.createVariable(name, kind, dims)
-    variable[:] = values
-    if len(dims) > 1:
-        variable._FillValue = np.array(np.nan, kind)[()]
-    for key, value in attributes.items():
-        setattr(variable, key, value.encode("utf-8") if isinstance(value, str) else value)
+        variables[f"{prefix}mean"] = ((y, x), field.mean[..., c].astype(np.float64), {
+            "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
+        variables[f"{prefix}sd"] = ((y, x), field.sd[..., c].astype(np.float64), {
+            "long_name": f"posterior standard deviation of {name}",
+            "cell_methods": "realization: standard_deviation", **said})
+        variables[f"{prefix}samples"] = (
+            ("realization", y, x), field.samples[..., c].astype(kind),
+            {"long_name": f"posterior samples of {name}", **said})
+    number = np.arange(len(field.samples), dtype=np.int32) + 1
+    axes = {x: (x, grid.x, {"axis": "X", **of_x}), y: (y, grid.y, {"axis": "Y", **of_y}),
+            "realization": ("realization", number, {"standard_name": "realization",
+                                                    "long_name": "number of the sample"})}
+    data = xarray.Dataset(variables, axes, {
+        "Conventions": "CF-1.8", "title": "field reconstructed from sparse measurements",
+        "source": field.how})
+    for axis in (x, y):
+        data[axis].encoding["_FillValue"] = None
+    return bytes(data.to_netcdf(engine="scipy"))
 
 
 def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes | None:
-    """Bands of mean and sd of every channel, north up; None without rasterio or even steps."""
-    try:
-        import rasterio
-        from rasterio.transform import from_bounds
-    except ImportError:
+    """Bands of mean and sd of every channel, north up; None without rioxarray or even steps."""
+    if importlib.util.find_spec("rioxarray") is None:
         return None
+    import rasterio
+    import rioxarray  # noqa: F401 (the accessor rio)
+
     for axis in (grid.x, grid.y):
-        steps = np.diff(axis)
+        steps = np.abs(np.diff(axis))
         if len(steps) and np.ptp(steps) > REGULAR * steps.mean():
             log.info("no field.tif: the steps of the grid are uneven")
             return None
+    field = _growing(field)
+    bands = np.stack([part[::-1, :, c] for c in range(len(names))
+                      for part in (field.mean, field.sd)])
+    labels = tuple(f"{name} {what}" for name in names for what in ("mean", "sd"))
+    array = xarray.DataArray(bands.astype(np.float64), dims=("band", "y", "x"),
+                             attrs={"long_name": labels})
+    array = array.rio.write_transform(_transform(grid)).rio.write_nodata(np.nan)
+    if grid.is_global:
+        array = array.rio.write_crs("EPSG:4326")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "field.tif"
+        array.rio.to_raster(path, compress="deflate")
+        if units:
+            with rasterio.open(path, "r+") as file:
+                file.units = (units,) * len(labels)
+        return path.read_bytes()
+
+
+def _transform(grid: Grid) -> object:
+    """From columns and rows, north up, to x and y."""
+    from rasterio.transform import from_bounds
+
     x0, x1, y0, y1 = grid.extent
-    height, width, channels = field.mean.shape
-    with rasterio.io.MemoryFile() as memory:
-        with memory.open(driver="GTiff", height=height, width=width, count=2 * channels,
-                         dtype="float64", compress="deflate",
-                         crs="EPSG:4326" if grid.is_global else None,
-                         transform=from_bounds(x0, y0, x1, y1, width, height)) as file:
-            for c, name in enumerate(names):
-                for k, (what, values) in enumerate((("mean", field.mean), ("sd", field.sd))):
-                    band = 2 * c + k + 1
-                    file.write(values[::-1, :, c], band)
-                    file.set_band_description(band, f"{name} {what}")
-                    if units:
-                        file.set_band_unit(band, units)
-        return memory.read()
+    return from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y))

@@ -18,7 +18,7 @@ LEAST_COSINE = 0.1  # by which longitudes shrink at the middle latitude, at most
 WIDEST = 360.0
 FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
 EARTH = 6371.0  # km
-POLE = 1e-9  # degrees from a pole
+ROUNDING = 1e-9  # degrees
 
 
 def require_degrees(source: str, coords: np.ndarray, are_points: bool = True) -> None:
@@ -52,28 +52,18 @@ def refuse_exchanged(source: str, coords: np.ndarray) -> None:
                         "are exchanged; give --x and --y")
 
 
-def around(lon: np.ndarray, extent: Sequence[float] | None) -> np.ndarray:
-    """Longitudes (M,) turned by 360 degrees to where they are closest together.
-
-    That is east of their widest gap, so that 179 and -179 become 179 and 181; with an extent, east
-    of its western side.
-    """
-    if extent is not None:
-        west = float(extent[0])
+def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:
+    """Longitudes (M,) turned by 360 degrees to lie around a middle; None: where they are closest
+    together, so that 179 and -179 become 179 and 181."""
+    if middle is not None:
+        west = middle - WIDEST / 2
         return west + np.mod(lon - west, WIDEST)
     turned = np.unique(np.mod(lon, WIDEST))
     gaps = np.diff(turned, append=turned[:1] + WIDEST)
     first = turned[(int(gaps.argmax()) + 1) % len(turned)]
     if first > 180:
         first -= WIDEST
-    return first + np.mod(lon - first + POLE, WIDEST) - POLE
-
-
-def at_poles(coords: np.ndarray, extent: Sequence[float]) -> np.ndarray:
-    """(M, 2) with one longitude for all that lies on a pole: it is one place."""
-    found = coords.copy()
-    found[np.abs(found[:, 1]) > 90 - POLE, 0] = (extent[0] + extent[1]) / 2
-    return found
+    return first + np.mod(lon - first + ROUNDING, WIDEST) - ROUNDING
 
 
 def shrinkage(extent: Sequence[float]) -> float:
@@ -82,7 +72,7 @@ def shrinkage(extent: Sequence[float]) -> float:
 
 
 def scales(extent: Sequence[float]) -> tuple[float, float]:
-    """Degrees of longitude and of latitude that become one side of the square."""
+    """Degrees of longitude and of latitude that become one unit."""
     x0, x1, y0, y1 = extent
     longer = max((x1 - x0) * shrinkage(extent), y1 - y0)
     return longer / shrinkage(extent), longer
@@ -97,7 +87,7 @@ def on_sphere(points: np.ndarray) -> np.ndarray:
 def to_space(points: np.ndarray, extent: Sequence[float]) -> Tensor:
     """(P, 2) degrees to (P, 3) float32: east, north and up of the middle of an extent.
 
-    In sides of the square: one is the length of the longer side of the extent along the surface.
+    One is the length of the longer side of the extent along the surface.
     """
     middle = np.array([(extent[0] + extent[1]) / 2, (extent[2] + extent[3]) / 2])
     lon, lat = np.radians(points[:, 0] - middle[0]), np.radians(points[:, 1])

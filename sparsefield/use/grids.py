@@ -12,13 +12,19 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
-from torch import Tensor
 
 from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain
 from sparsefield.use import globe
-from sparsefield.use.points import LARGEST, Measurements, real_array
+from sparsefield.use.points import (
+    LARGEST,
+    Extent,
+    Measurements,
+    middle_of,
+    real_array,
+    tell_of_outside,
+)
 
 log = logging.getLogger("sparsefield")
 
@@ -27,77 +33,117 @@ UNLIKE = 10  # sides that differ by more are of different kinds, such as distanc
 
 @dataclass(frozen=True)
 class Frame:
-    """How places become coordinates that a model sees.
+    """How places become coordinates: by the measurements, whatever is asked for.
 
     Attributes:
-        extent: x0 x1 y0 y1. scaled_by: units of x and y that become one side of the square.
-        lonlat: whether places are degrees on a globe.
+        rectangle: x0 x1 y0 y1, whose corner becomes (0, 0). scaled_by: units of x and y that become
+            one. lonlat: whether places are degrees on a globe. domain: the rectangle that the
+            measurements stand for, in these coordinates.
     """
 
-    extent: tuple[float, float, float, float]
+    rectangle: Extent
     scaled_by: tuple[float, float]
     lonlat: bool
+    domain: Domain
 
     @classmethod
-    def of(cls, extent: tuple[float, float, float, float], aspect: str, lonlat: bool) -> Frame:
-        """That of an extent.
+    def of(
+        cls, coords: np.ndarray, *, aspect: str = "auto", lonlat: bool = False,
+        region: Extent | None = None, asked: Extent | None = None, in_unit: bool = False,
+    ) -> Frame:
+        """That of measurements at coords (M, 2).
 
         Args:
-            aspect: see `scales`; a globe has its own. lonlat: places are on a globe.
+            aspect: equal (one scale for x and y), free (each its own) or auto: free, and said,
+                where the measurements span more than ten times as much of one.
+            region: the rectangle that they stand for, where it is known.
+            asked: the rectangle that is asked for. in_unit: coordinates of all of it and of the
+                measurements lie in 0 ... 1, as networks need; else it gives the scale of a single
+                point alone.
         Raises:
             UserError: another aspect.
         """
-        return cls(extent, globe.scales(extent) if lonlat else scales(extent, aspect), lonlat)
+        rectangle = region or _stands_for(coords, lonlat, asked)
+        width, height = sides(rectangle)
+        if lonlat:
+            scaled_by = globe.scales(rectangle)
+        else:
+            is_free = _is_free(aspect, width, height)
+            if in_unit:
+                rectangle = _around(asked, coords)
+            x, y = sides(rectangle)
+            scaled_by = (x, y) if is_free else (max(x, y),) * 2
+        domain = Domain(width / scaled_by[0], height / scaled_by[1])
+        return cls(rectangle, scaled_by, lonlat, domain)
 
     @property
     def aspect(self) -> str:
         """What was chosen, for what is called later: auto is said once."""
         return "free" if self.scaled_by[0] != self.scaled_by[1] else "equal"
 
-    def inside(self, places: np.ndarray) -> Tensor:
-        """(P, 2) to float32 (P, 2), or (P, 3) on a globe."""
+    def inside(self, places: np.ndarray) -> np.ndarray:
+        """(P, 2) to float64 (P, 2), or (P, 3) on a globe."""
         if self.lonlat:
-            return globe.to_space(places, self.extent)
-        x0, _, y0, _ = self.extent
-        scaled = (np.asarray(places) - (x0, y0)) / self.scaled_by
-        return torch.from_numpy(scaled.astype(np.float32))
+            return globe.to_space(places, self.rectangle).double().numpy()
+        return (np.asarray(places) - self.rectangle[::2]) / self.scaled_by
+
+    def beyond(self, reach: float, places: np.ndarray, coords: np.ndarray) -> np.ndarray:
+        """(P,) bool: places (P, 2) farther than `reach` from the nearest of coords (M, 2).
+
+        Args:
+            reach: in units of x, where each axis has its own scale: so much of x, or as large a
+                part of the span of y; with lonlat in km on the Earth.
+        """
+        if self.lonlat:
+            places, coords = globe.on_sphere(places), globe.on_sphere(coords)
+            reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)           # of the chord
+        else:
+            places, coords = self.inside(places), self.inside(coords)
+            reach = reach / self.scaled_by[0]
+        return scipy.spatial.cKDTree(coords).query(places)[0] > reach
+
+
+def _stands_for(coords: np.ndarray, lonlat: bool, asked: Extent | None) -> Extent:
+    """The rectangle from which points (M, 2) may have been drawn: see `Domain.of_points`."""
+    if lonlat:
+        coords = np.column_stack([globe.around(coords[:, 0]), coords[:, 1]])
+    low, high = coords.min(axis=0), coords.max(axis=0)
+    if (low == high).all():
+        grown = np.full(2, max(sides(asked)) if asked else 1.0)
+    else:
+        grown = np.array(Domain.of_points(torch.from_numpy(np.unique(coords, axis=0))))
+    if lonlat:
+        grown = np.minimum(grown, (globe.WIDEST, globe.WIDEST / 2))
+    low, high = (low + high - grown) / 2, (low + high + grown) / 2
+    if lonlat:
+        low[1], high[1] = max(low[1], -90.0), min(high[1], 90.0)
+    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+
+
+def _around(extent: Extent, coords: np.ndarray) -> Extent:
+    """The smallest rectangle that holds another one and points (M, 2)."""
+    (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
+    return min(x0, extent[0]), max(x1, extent[1]), min(y0, extent[2]), max(y1, extent[3])
+
+
+def _is_free(aspect: str, width: float, height: float) -> bool:
+    """Whether each axis has a scale of its own."""
+    if aspect not in ("auto", "equal", "free"):
+        raise UserError(f"aspect {aspect!r}: give equal, free or auto")
+    shorter, longer = sorted((width, height))
+    if shorter == 0 or aspect == "equal":
+        return False
+    if aspect == "auto" and longer > UNLIKE * shorter:
+        log.info("x spans %.6g and y %.6g: each axis has a scale of its own (--aspect equal for "
+                 "one scale)", width, height)
+        return True
+    return aspect == "free"
 
 
 def sides(extent: Sequence[float]) -> tuple[float, float]:
     """Width and height."""
     x0, x1, y0, y1 = extent
     return x1 - x0, y1 - y0
-
-
-def scales(extent: Sequence[float], aspect: str) -> tuple[float, float]:
-    """What becomes 1 on each axis: the longer side on both (equal), or each its own (free).
-
-    Args:
-        aspect: equal, free, or auto: free, and said, where the sides differ by more than 10 times.
-    Raises:
-        UserError: another aspect.
-    """
-    if aspect not in ("auto", "equal", "free"):
-        raise UserError(f"aspect {aspect!r}: give equal, free or auto")
-    width, height = sides(extent)
-    longer, shorter = max(width, height), min(width, height)
-    if aspect == "auto" and longer > UNLIKE * shorter:
-        log.info("x spans %.6g and y %.6g: each axis has a scale of its own (--aspect equal for "
-                 "one scale)", width, height)
-        aspect = "free"
-    return (width, height) if aspect == "free" else (longer, longer)
-
-
-def beyond(reach: float, places: np.ndarray, coords: np.ndarray, lonlat: bool) -> np.ndarray:
-    """(P,) bool: places (P, 2) farther than `reach` from the nearest of coords (M, 2).
-
-    Args:
-        reach: in the units of x and y; with lonlat in km on the Earth.
-    """
-    if lonlat:
-        places, coords = globe.on_sphere(places), globe.on_sphere(coords)
-        reach = 2 * np.sin(min(reach / globe.EARTH, np.pi) / 2)           # of the chord
-    return scipy.spatial.cKDTree(coords).query(places)[0] > reach
 
 
 DEGREES = {
@@ -111,15 +157,14 @@ class Grid:
     """The axes of a field.
 
     Attributes:
-        x: (W,), y: (H,), both growing. names: of x and y. attributes: of x and y.
-        downward: whether y falls in the file that the grid is like, and in those written.
+        x: (W,), y: (H,), growing or falling, as in the file that the grid is like; results are
+            written in this order. names: of x and y. attributes: of x and y.
     """
 
     x: np.ndarray
     y: np.ndarray
     names: tuple[str, str] = ("x", "y")
     attributes: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    downward: bool = False
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -133,6 +178,7 @@ class Grid:
 
 
 def _edges(axis: np.ndarray) -> tuple[float, float]:
+    axis = np.sort(axis)
     if len(axis) == 1:
         return float(axis[0]) - 0.5, float(axis[0]) + 0.5
     return (float(axis[0] - (axis[1] - axis[0]) / 2), float(axis[-1] + (axis[-1] - axis[-2]) / 2))
@@ -153,8 +199,7 @@ def grid_like(path: str) -> Grid:
     if is_longitude(x):
         kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept))
         kept[0]["units"], kept[1]["units"] = DEGREES["x"]["units"], DEGREES["y"]["units"]
-    return Grid(np.sort(x.values), np.sort(y.values), (str(x.name), str(y.name)), kept,
-                downward=len(y.values) > 1 and y.values[0] > y.values[1])
+    return Grid(x.values, y.values, (str(x.name), str(y.name)), kept)
 
 
 def grid_of(coords: np.ndarray, lonlat: bool) -> Grid:
@@ -165,14 +210,14 @@ def grid_of(coords: np.ndarray, lonlat: bool) -> Grid:
 
 def grid_shape(
     resolution: int | Sequence[int], extent: Sequence[float],
-    scaled_by: Sequence[float] | None = None,
+    scaled_by: Sequence[float],
 ) -> tuple[int, int]:
     """(rows, columns) of a grid.
 
     Args:
         resolution: cells of the longer side, for cells that are square in the units that the
             model sees; or (rows, columns) as they are.
-        scaled_by: see `Frame`; default one scale for both.
+        scaled_by: see `Frame`.
     Raises:
         UserError: no whole numbers, or a side is not in 1 ... 512.
     """
@@ -187,23 +232,17 @@ def grid_shape(
         raise UserError(f"resolution {text}: rows and columns are 1 to {LARGEST}")
     if len(wanted) == 2:
         return wanted[0], wanted[1]
-    width, height = np.divide(sides(extent), scaled_by or (max(sides(extent)),) * 2)
-    return max(1, round(wanted[0] * height)), max(1, round(wanted[0] * width))
+    width, height = np.divide(sides(extent), scaled_by)
+    longer = max(width, height)
+    return max(1, round(wanted[0] * height / longer)), max(1, round(wanted[0] * width / longer))
 
 
-def cells(shape: tuple[int, int], frame: Frame) -> tuple[Tensor, np.ndarray]:
-    """Middles of the cells of a grid of (rows, columns) over the extent of a frame, row by row.
-
-    Returns:
-        float32 (N, 2), on a globe (N, 3), as a model sees them: where the unit square is filled,
-        those that training saw, to the bit; and (N, 2) float64 in the units of the extent.
-    """
-    x0, x1, y0, y1 = frame.extent
+def cells(shape: tuple[int, int], extent: Sequence[float]) -> np.ndarray:
+    """(N, 2) float64: middles of the cells of (rows, columns) over an extent, row by row."""
+    x0, x1, y0, y1 = extent
     x = x0 + (np.arange(shape[1]) + 0.5) / shape[1] * (x1 - x0)
     y = y0 + (np.arange(shape[0]) + 0.5) / shape[0] * (y1 - y0)
-    where = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    fills = not frame.lonlat and tuple(frame.scaled_by) == sides(frame.extent)
-    return (grid_coords(*shape) if fills else frame.inside(where)), where
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
 def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.ndarray]:
@@ -231,7 +270,7 @@ class Asked:
     """A field that is asked for.
 
     Attributes:
-        given: the measurements, and the extent that the field is about. frame: where they lie.
+        given: the measurements, and the extent of the field. frame: where they lie.
         shape: (rows, columns). grid: that of a file, None for `shape` cells over the extent.
     """
 
@@ -255,11 +294,11 @@ class Asked:
 
     def require_in_reach(self, reach: float) -> None:
         """Raises UserError where no cell's middle is near enough to a measurement."""
-        where = cells(self.shape, self.frame) if self.axes is None else own_grid(self.axes)
-        lonlat = self.frame.lonlat
-        if beyond(reach, where[1], self.given.coords, lonlat).all():
+        where = cells(self.shape, self.given.extent) if self.axes is None else (
+            own_grid(self.axes)[1])
+        if self.frame.beyond(reach, where, self.given.coords).all():
             raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
-                            f"({'km' if lonlat else 'units of x'}), or a finer grid")
+                            f"({'km' if self.frame.lonlat else 'units of x'}), or a finer grid")
 
 
 def what_is_asked(
@@ -272,7 +311,7 @@ def what_is_asked(
     Args:
         resolution: cells of the longer side, ROWSxCOLUMNS, or auto. grid: a NetCDF file, on whose
             grid the field is asked for, instead of a resolution and an extent that the user gave.
-        aspect: see `sparsefield.use.grids.scales`. lonlat: places are on a globe.
+        aspect: see `Frame.of`. lonlat: places are on a globe.
         reach: how near a cell must be to a measurement; in units of x, with lonlat in km.
     Raises:
         UserError: what does not go together, or cannot be had.
@@ -282,27 +321,37 @@ def what_is_asked(
                         "leave those out")
     if reach is not None and (given.is_picture or not reach > 0):
         raise UserError(f"--reach {reach:g}: it is for points, and above 0")
-    asked = (_by_resolution(given, resolution, aspect, lonlat) if grid is None else
-             _by_grid(given, grid, aspect, lonlat))
+    like = None if grid is None else grid_like(grid)
+    if like is not None:
+        given = _on_grid(given, like, grid, lonlat)
+    aspect = "equal" if given.is_picture and aspect == "auto" else aspect  # pixels are square
+    frame = Frame.of(given.coords, aspect=aspect, lonlat=lonlat, region=given.region,
+                     asked=given.extent)
+    if like is not None:
+        shape = len(like.y), len(like.x)
+    else:
+        wanted = _parse_resolution(resolution, given)
+        shape = grid_shape(wanted, given.extent, frame.scaled_by)
+        _tell_of_oblong_cells(shape, given.extent, frame.scaled_by)
+    asked = Asked(given, frame, shape, like)
     if reach is not None:
         asked.require_in_reach(reach)
     return asked
 
 
-# --- cells over the extent ------------------------------------------------------------------------
-
-
-def _by_resolution(given: Measurements, resolution: str, aspect: str, lonlat: bool) -> Asked:
-    frame = _frame(given, aspect, lonlat)
-    shape = grid_shape(_parse_resolution(resolution, given), frame.extent, frame.scaled_by)
-    _warn_of_oblong_cells(shape, frame)
-    return Asked(given, frame, shape)
-
-
-def _frame(given: Measurements, aspect: str, lonlat: bool) -> Frame:
-    """Pixels are square."""
-    return Frame.of(given.extent, "equal" if given.is_picture and aspect == "auto" else aspect,
-                    lonlat)
+def _on_grid(given: Measurements, grid: Grid, path: str, lonlat: bool) -> Measurements:
+    """Measurements with the extent of a grid; of a globe turned to lie around it."""
+    extent = grid.extent
+    if lonlat:
+        corners = np.array([[grid.x.min(), grid.y.min()], [grid.x.max(), grid.y.max()]])
+        globe.require_degrees(f"--grid {path}", corners, are_points=False)
+        west = middle_of(extent) - globe.WIDEST / 2
+        extent = (max(extent[0], west), min(extent[1], west + globe.WIDEST),
+                  max(extent[2], -90.0), min(extent[3], 90.0))  # the first longitude may be twice
+        lon = globe.around(given.coords[:, 0], middle_of(extent))
+        given = replace(given, coords=np.column_stack([lon, given.coords[:, 1]]))
+    tell_of_outside(given.coords, extent, f"the grid of {path}")
+    return replace(given, extent=extent)
 
 
 def _parse_resolution(text: str, given: Measurements) -> int | tuple[int, int]:
@@ -317,7 +366,7 @@ def _parse_resolution(text: str, given: Measurements) -> int | tuple[int, int]:
 
 
 def _shape_of_picture(shape: tuple[int, int]) -> tuple[int, int]:
-    """Its own, or of every so manieth row and column."""
+    """Its own, or with every n-th of its rows and columns."""
     factor = max(1, -(-max(shape) // LARGEST))
     if factor > 1:
         log.info("the picture is %d x %d: the field has every %d-th of its rows and columns",
@@ -325,51 +374,13 @@ def _shape_of_picture(shape: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(1, side // factor) for side in shape)
 
 
-def _warn_of_oblong_cells(shape: tuple[int, int], frame: Frame) -> None:
-    """Say so where cells are not square in the units that the model sees."""
-    x0, x1, y0, y1 = frame.extent
-    width, height = (x1 - x0) / shape[1], (y1 - y0) / shape[0]
-    square = grid_shape(max(shape), frame.extent, frame.scaled_by)
-    ratio = (width / frame.scaled_by[0]) / (height / frame.scaled_by[1])
+def _tell_of_oblong_cells(
+    shape: tuple[int, int], extent: Sequence[float], scaled_by: tuple[float, float]
+) -> None:
+    """Log where cells are not square in the units that the model sees."""
+    width, height = np.divide(sides(extent), shape[::-1])
+    square = grid_shape(max(shape), extent, scaled_by)
+    ratio = (width / scaled_by[0]) / (height / scaled_by[1])
     if not 0.95 < ratio < 1.05 and square != shape:
         log.info("a grid of %dx%d has cells of %.4g (x) by %.4g (y); %dx%d would be square",
                  *shape, width, height, *square)
-
-
-# --- the grid of a file ---------------------------------------------------------------------------
-
-
-def _by_grid(given: Measurements, path: str, aspect: str, lonlat: bool) -> Asked:
-    grid = grid_like(path)
-    given = _about_grid(given, grid, path, lonlat)
-    return Asked(given, _frame(given, aspect, lonlat), (len(grid.y), len(grid.x)), grid)
-
-
-def _about_grid(given: Measurements, grid: Grid, path: str, lonlat: bool) -> Measurements:
-    """Measurements with an extent about a grid and all of them, of a globe turned to the grid."""
-    extent = grid.extent
-    if lonlat:
-        given, extent = _turned(given, grid, path)
-    x0, x1, y0, y1 = extent
-    low, high = given.coords.min(axis=0), given.coords.max(axis=0)
-    if (high < (x0, y0)).any() or (low > (x1, y1)).any():
-        log.warning("WARNING: all measurements (x %.6g to %.6g, y %.6g to %.6g) lie beside the "
-                    "grid of %s (x %.6g to %.6g, y %.6g to %.6g)", low[0], high[0], low[1],
-                    high[1], path, x0, x1, y0, y1)
-    extent = (min(x0, low[0]), max(x1, high[0]), min(y0, low[1]), max(y1, high[1]))
-    return replace(given, extent=tuple(map(float, extent)))
-
-
-def _turned(
-    given: Measurements, grid: Grid, path: str
-) -> tuple[Measurements, Sequence[float]]:
-    """Measurements at longitudes like those of a grid, and its extent of 360 degrees at most."""
-    corners = np.array([[grid.x[k], grid.y[k]] for k in (0, -1)])
-    globe.require_degrees(f"--grid {path}", corners, are_points=False)
-    x0, x1, y0, y1 = grid.extent
-    west = (x0 + x1 - globe.WIDEST) / 2
-    coords = given.coords.copy()
-    coords[:, 0] = globe.around(coords[:, 0], (west, 0, 0, 0))
-    extent = (max(x0, west), min(x1, west + globe.WIDEST),  # its first longitude may be there twice
-              max(y0, -90.0), min(y1, 90.0))
-    return replace(given, coords=coords), extent

@@ -13,8 +13,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import crps_of_values
-from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.evaluate.metrics import coverage, crps_of_values
 from sparsefield.use.grids import Frame
 from sparsefield.use.messages import are_separate, picture_range
 from sparsefield.use.points import Measurements
@@ -152,8 +151,7 @@ def of_channel(given: Measurements, c: int) -> Measurements:
 
 def _some(given: Measurements, which: np.ndarray) -> Measurements:
     noise = None if given.noise is None else given.noise[which]
-    return Measurements(given.coords[which], given.values[which], given.extent, names=given.names,
-                        noise=noise, units=given.units)
+    return replace(given, coords=given.coords[which], values=given.values[which], noise=noise)
 
 
 def forecasts(
@@ -249,7 +247,8 @@ def by_model(
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         found = model.at(
-            places, given.coords, given.values, extent=given.extent, num_samples=SAMPLES,
+            places, given.coords, given.values, extent=given.extent, region=given.region,
+            num_samples=SAMPLES,
             noise_sd="auto" if find_noise else given.noise_sd, num_steps=num_steps, seed=seed,
             aspect=aspect, lonlat=lonlat, transform=transform, missing=[], separately=separately,
             value_range=value_range, with_noise=find_noise)

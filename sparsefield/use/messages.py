@@ -8,10 +8,9 @@ import re
 import numpy as np
 
 from sparsefield.evaluate.calibration import LEVEL, describe
-from sparsefield.evaluate.uncertainty import interval_name, largest_coverage
+from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.model.bundled import BUNDLED
-from sparsefield.use.columns import are_colours
-from sparsefield.use.points import Measurements
+from sparsefield.use.points import Measurements, are_colours
 from sparsefield.use.predict import Field, Reconstructor
 
 log = logging.getLogger("sparsefield")

@@ -19,11 +19,6 @@ from sparsefield.use.predict import Field
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours tell apart
 
 
-def channel_names(field: Field, given: Measurements) -> tuple[str, ...]:
-    """Of all channels, as in the file or by their numbers."""
-    return given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
-
-
 def limits_of(given: Measurements) -> tuple[float, float]:
     """What is drawn darkest and brightest: of a picture as in it, else what was measured."""
     if given.value_range is not None:
@@ -33,7 +28,7 @@ def limits_of(given: Measurements) -> tuple[float, float]:
 
 
 def picture(values: np.ndarray, given: Measurements) -> bytes:
-    """PNG of a field (H, W, C) cell by cell; y up, but for pictures.
+    """PNG of a field (H, W, C), x and y growing, cell by cell; y up, but for pictures.
 
     RGB of pictures in colour, else the first channel: in grey of pictures.
     """
@@ -53,14 +48,16 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
 
 
 def reconstruction(
-    field: Field, given: Measurements, unit: str | None, lonlat: bool = False
+    field: Field, given: Measurements, unit: str | None, lonlat: bool = False, name: str = ""
 ) -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input.
 
     RGB of pictures in colour, whose sd is the mean over the colours; else the first channel.
 
     Args:
+        field: with x and y growing, but of pictures y downward. unit: of the values.
         lonlat: whether x and y are degrees: drawn as long as they are in the middle.
+        name: of the first channel.
     """
     x0, x1, y0, y1 = given.extent
     edges = (x0, x1, y1, y0) if given.downward else (x0, x1, y0, y1)
@@ -75,7 +72,7 @@ def reconstruction(
         1, 5, figsize=(15, 2.6 * tall + 0.6), sharex=True, sharey=True, layout="constrained"
     )
     size = max(1.0, min(25.0, 6000 / len(given.coords)))
-    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {channel_names(field, given)[0]}"
+    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
     titles = [f"{len(given.coords):,} measurements{which}", "posterior mean", "sd", "sample 1",
               "sample 2"]
     for axis, title in zip(axes, titles):

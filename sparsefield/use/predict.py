@@ -26,14 +26,17 @@ from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.use import globe
-from sparsefield.use.grids import Frame, beyond, cells, grid_shape, own_grid
+from sparsefield.use.grids import Frame, cells, grid_shape, own_grid
 from sparsefield.use.points import (
     MOST_POINTS,
-    Measurements,
-    average_duplicates,
+    SAME_PLACE,
+    Extent,
     bounds,
+    merge_repeats,
+    merge_twins,
     noise_of,
     real_array,
+    require_extent,
     without,
 )
 from sparsefield.use.values import (
@@ -53,7 +56,7 @@ log = logging.getLogger("sparsefield")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of N places: see `Field`.
+    """A model's answer at N places: see `Field`.
 
     Attributes:
         mean, sd: (N, C). samples: (K, N, C).
@@ -90,13 +93,17 @@ class Field:
     how: str
     variogram: str = ""
 
-    def within(self, reach: float, coords: np.ndarray, lonlat: bool = False) -> Field:
+    def within(
+        self, reach: float, coords: np.ndarray, lonlat: bool = False, frame: Frame | None = None
+    ) -> Field:
         """NaN where the nearest of the measured places coords (M, 2) is farther than `reach`.
 
         Args:
-            reach: in the units of x and y; with lonlat in km on the Earth.
+            reach: in the units of x and y; with lonlat in km on the Earth. frame: see
+                `Frame.beyond`; default one scale for both axes.
         """
-        far = beyond(reach, self.coords.reshape(-1, 2), coords, lonlat)
+        frame = frame or Frame.of(coords, aspect="equal", lonlat=lonlat)
+        far = frame.beyond(reach, self.coords.reshape(-1, 2), coords)
         far = far.reshape(self.coords.shape[:2])
         hidden = {name: np.where(far[..., None], np.nan, getattr(self, name))
                   for name in ("mean", "sd", "samples")}
@@ -202,7 +209,6 @@ MOST_SAMPLES = 1000
 class Settings:
     """How an answer is made; see `Reconstructor.reconstruct` and `Reconstructor.at`."""
 
-    extent: Sequence[float] | None
     num_samples: int
     noise_sd: float | Sequence[float] | Literal["auto"]
     value_range: Sequence[float] | None
@@ -213,6 +219,7 @@ class Settings:
     transform: str | None
     missing: Sequence[float] | None
     separately: bool
+    region: Sequence[float] | None = None
     progress: Progress | None = None
     with_noise: bool = False
     channel: int = 0  # which of those that are drawn apart; each has draws of its own
@@ -241,63 +248,80 @@ class Observed:
     """Measurements as a model takes them, each at a place of its own.
 
     Attributes:
-        places: (M, 2) float32 in the unit square, or (M, 3) on a globe; see `Frame.inside`.
-        values: (M, C) float64, transformed. noise: (M,) sd of their noise; where it is to be found,
-            that of each relative to the others.
+        frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3).
+        values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
+            found, that of each relative to the others.
     """
 
-    places: Tensor
+    frame: Frame
+    places: np.ndarray
     values: np.ndarray
     noise: np.ndarray
 
+    def channel(self, c: int) -> Observed:
+        """The same with one channel."""
+        return replace(self, values=self.values[:, c:c + 1], noise=self.noise[:, c:c + 1])
+
 
 def observe(
-    model: TrainedModel, coords: np.ndarray, values: np.ndarray, settings: Settings
-) -> tuple[Observed, Frame]:
-    """Measurements at coords (M, 2) of values (M, C) or (M,) for a model, and where they lie.
+    model: TrainedModel, coords: np.ndarray, values: np.ndarray, noise: np.ndarray,
+    asked: Extent, settings: Settings,
+) -> Observed:
+    """Measurements, as `as_given` returns them, for a model.
 
+    Args:
+        asked: the rectangle that holds all places that are asked for.
     Raises:
         UserError: an argument that cannot be used, with the reason.
     """
-    coords, values, noise = as_given(coords, values, settings.missing,
-                                     1.0 if settings.find_noise else settings.noise_sd)
-    if settings.extent is not None and real_array("extent", settings.extent).shape != (4,):
-        raise UserError(f"extent {settings.extent}: give x0, x1, y0, y1")
-    coords, extent = _rectangle(model, coords, settings)
-    given = Measurements(coords, values, extent)
-    _require_within(given)
     model.require_channels(values.shape[1])
     settings.check()
-    if settings.lonlat:
-        given = replace(given, coords=globe.at_poles(coords, extent))
-    frame = Frame.of(extent, settings.aspect, settings.lonlat)
-    given, noise = average_duplicates(given, noise)
-    _tell_if_alike(given.values)
-    if not 1 <= len(given.coords) <= MOST_POINTS:
-        raise UserError(f"{len(given.coords):,} points: give 1 to {MOST_POINTS:,}")
+    if settings.region is not None:
+        require_extent(settings.region, settings.lonlat, "region")
+    frame = Frame.of(coords, aspect=settings.aspect, lonlat=settings.lonlat, asked=asked,
+                     region=settings.region, in_unit=not model.is_closed_form)
+    noise = np.repeat(noise[:, None], values.shape[1], axis=1)
+    places, values, noise = merge_repeats(frame.inside(coords), values, noise)
     if not settings.find_noise:  # else it is relative
-        noise = transformed_noise(settings.transform, noise, given.values)
-    values = transformed(settings.transform, given.values)
-    return Observed(frame.inside(given.coords), values, noise), frame
+        spacing = frame.domain.spacing(len(places))
+        places, values, noise = merge_twins(places, values, noise, spacing)
+        noise = transformed_noise(settings.transform, noise, values)
+    _tell_if_alike(values)
+    if len(places) > MOST_POINTS:
+        raise UserError(f"{len(places):,} points: give 1 to {MOST_POINTS:,}")
+    return Observed(frame, places, transformed(settings.transform, values), noise)
 
 
-def _rectangle(
-    model: TrainedModel, coords: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """Coordinates (M, 2), of a globe turned to where they are together, and the extent."""
-    extent = settings.extent
+def given_places(
+    model: TrainedModel, coords: np.ndarray, values: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`as_given`, where at least one point is left; on a globe they must be degrees."""
+    coords, values, noise = as_given(coords, values, settings.missing,
+                                     1.0 if settings.find_noise else settings.noise_sd)
+    if not len(coords):
+        raise UserError(f"0 points: give 1 to {MOST_POINTS:,}")
     if settings.lonlat:
         if not model.is_closed_form:
             raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or "
                             "give --checkpoint none")
         globe.require_degrees("coords", coords)
-        if extent is not None and extent[1] - extent[0] > globe.WIDEST:
-            raise UserError(f"extent {extent[0]:g} {extent[1]:g}: longitudes span 360 degrees "
-                            "at most")
-        coords = np.stack([globe.around(coords[:, 0], extent), coords[:, 1]], axis=1)
-        if extent is None and len(coords):
-            extent = bounds("coords", coords, lonlat=True)
-    return coords, tuple(float(x) for x in (extent if extent is not None else (0, 1, 0, 1)))
+    return coords, values, noise
+
+
+def default_extent(coords: np.ndarray, lonlat: bool) -> Extent:
+    """The unit square; on a globe the narrowest rectangle around points (M, 2).
+
+    Raises:
+        UserError: points outside the unit square.
+    """
+    if lonlat:
+        lon = globe.around(coords[:, 0])
+        return bounds("coords", np.column_stack([lon, coords[:, 1]]), lonlat)
+    outside = (coords < 0).any(axis=1) | (coords > 1).any(axis=1)
+    if outside.any():
+        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
+                        "y0, y1)")
+    return 0.0, 1.0, 0.0, 1.0
 
 
 def _tell_if_alike(values: np.ndarray) -> None:
@@ -307,17 +331,6 @@ def _tell_if_alike(values: np.ndarray) -> None:
         what = "the only value" if len(values) == 1 else "all values"
         log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere nothing tells, and the sd "
                     "is a guess", what, which, values[0, c])
-
-
-def _require_within(given: Measurements) -> None:
-    """Raises UserError for an extent that is none, and for points outside of it."""
-    x0, x1, y0, y1 = given.extent
-    if not (x0 < x1 and y0 < y1 and np.isfinite((x1 - x0, y1 - y0)).all()):
-        raise UserError(f"extent {x0:g} {x1:g} {y0:g} {y1:g}: give x0 < x1 and y0 < y1, finite")
-    outside = ~((given.coords >= (x0, y0)) & (given.coords <= (x1, y1))).all(axis=1)
-    if outside.any():
-        raise UserError(f"{outside.sum()} points lie outside the extent {x0:g} {x1:g} {y0:g} "
-                        f"{y1:g}: leave them out, or give a larger extent")
 
 
 def as_given(
@@ -360,38 +373,41 @@ def as_given(
 
 
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
-SAME_PLACE = 1e-6  # sides of the square
 
 
 def draw(
-    model: TrainedModel, queries: Tensor, places: Tensor, values: Tensor,
-    noise: np.ndarray | None, *, num_samples: int, num_steps: int, seed: tuple[int, int],
-    progress: Progress | None = None, clip: bool = False,
+    model: TrainedModel, queries: np.ndarray, observed: Observed, values: Tensor,
+    noise: np.ndarray | None, settings: Settings, clip: bool,
 ) -> Answer:
     """Mean and samples at queries; sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
 
     Args:
-        queries: (N, 2), on a globe (N, 3). places: (M, 2) or (M, 3) of values (M, C), float32.
+        queries: (N, 2), on a globe (N, 3). values: (M, C) float32, what a model sees.
         noise: (M, C) sd of the noise in the values; None: they are exact.
         clip: nothing lies outside of -1 ... 1.
     """
-    known = np.full(len(queries), -1) if noise is not None else which_observed(queries, places)
+    known = which_observed(queries, observed.places)
+    if noise is not None:
+        known[(known >= 0) & (noise[known] > 0).any(axis=1)] = -1
     asked = np.flatnonzero(known < 0)
-    samples = np.empty((num_samples, len(queries), values.shape[1]), dtype=np.float32)
+    samples = np.empty((settings.num_samples, len(queries), values.shape[1]), dtype=np.float32)
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
     samples[:, known >= 0] = mean[known >= 0] = values.numpy()[known[known >= 0]]
     if not len(asked):
         return Answer(mean, sd, samples, "every cell is a measured point")
     device = model.device
-    parts = [part[None].to(device) for part in (queries[asked], places, values)]
+    parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
+             for part in (queries[asked], observed.places, values)]
+    seeds = [noise_seed(settings.seed, settings.channel, k + 1)
+             for k in range(settings.num_samples)]
     result = sample(
-        model.network, *parts,
-        seeds=[[noise_seed(*seed, k) for k in range(1, num_samples + 1)]], num_steps=num_steps,
+        model.network, *parts, seeds=[seeds], num_steps=settings.num_steps,
         noise_sd=None if noise is None else torch.from_numpy(noise)[None].float().to(device),
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
-        bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=progress,
+        bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
+        domain=observed.frame.domain,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
     samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
@@ -401,22 +417,22 @@ def draw(
     return Answer(mean, sd, samples, how, result.variogram)
 
 
-def which_observed(queries: Tensor, places: Tensor) -> np.ndarray:
+def which_observed(queries: np.ndarray, places: np.ndarray) -> np.ndarray:
     """(N,) index of the observation at each query, -1 where there is none."""
-    tree = scipy.spatial.cKDTree(places.numpy())
-    index = tree.query(queries.numpy(), distance_upper_bound=SAME_PLACE)[1]
+    tree = scipy.spatial.cKDTree(places)
+    index = tree.query(queries, distance_upper_bound=SAME_PLACE)[1]
     return np.where(index < len(places), index, -1)
 
 
 def answer(
-    model: TrainedModel, queries: Tensor, observed: Observed, settings: Settings
+    model: TrainedModel, where: np.ndarray, observed: Observed, settings: Settings
 ) -> Answer:
-    """What a model says at queries (N, 2), on a globe (N, 3), in the units of the user.
+    """A model's answer at places (N, 2), in the units of the user.
 
     Raises:
         UserError: a value_range that is none or does not fit.
     """
-    found = _channels(model, queries, observed, settings)
+    found = _channels(model, observed.frame.inside(where), observed, settings)
     if settings.transform is None:
         return found
     samples = untransformed(settings.transform, found.samples)
@@ -425,7 +441,7 @@ def answer(
 
 
 def _channels(
-    model: TrainedModel, queries: Tensor, observed: Observed, settings: Settings
+    model: TrainedModel, queries: np.ndarray, observed: Observed, settings: Settings
 ) -> Answer:
     """All channels together, or each on its own: where they are different things."""
     channels = observed.values.shape[1]
@@ -435,11 +451,8 @@ def _channels(
     if channels == 1 or has_learnt_them or not (settings.separately or alone):
         return _together(model, queries, observed, value_range, settings)
     ranges = [None] * channels if value_range is None else given_range(value_range, channels)
-    answers = [
-        _together(model, queries, replace(observed, values=observed.values[:, c:c + 1]), ranges[c],
-                  replace(settings, channel=c))
-        for c in range(channels)
-    ]
+    answers = [_together(model, queries, observed.channel(c), ranges[c],
+                         replace(settings, channel=c)) for c in range(channels)]
     joined = {name: np.concatenate([getattr(answer, name) for answer in answers], axis=-1)
               for name in ("mean", "sd", "samples")}
     variograms = " | ".join(answer.variogram for answer in answers if answer.variogram)
@@ -447,7 +460,7 @@ def _channels(
 
 
 def _together(
-    model: TrainedModel, queries: Tensor, observed: Observed,
+    model: TrainedModel, queries: np.ndarray, observed: Observed,
     value_range: Sequence[float] | None, settings: Settings,
 ) -> Answer:
     """The answer of one call of the model, brought back from -1 ... 1."""
@@ -457,17 +470,13 @@ def _together(
     half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
     if settings.find_noise:
         found = _found_noise(observed, inside)
-        noise = observed.noise[:, None] * found
+        noise = observed.noise * found
         _tell_noise(found * half_widths, settings.transform)
     else:
-        noise = observed.noise[:, None] / half_widths
+        noise = observed.noise / half_widths
     is_within = excess(observed.values, scale) <= 0
-    drawn = draw(
-        model, queries, observed.places, inside, noise if noise.any() else None,
-        num_samples=settings.num_samples, num_steps=settings.num_steps,
-        seed=(settings.seed, settings.channel),
-        progress=settings.progress, clip=model.is_of_pictures and is_within,
-    )
+    drawn = draw(model, queries, observed, inside, noise if noise.any() else None, settings,
+                 clip=model.is_of_pictures and is_within)
     samples, sd = drawn.samples, drawn.sd
     if settings.with_noise and settings.find_noise:
         rng = np.random.default_rng((settings.seed, settings.channel))
@@ -480,8 +489,8 @@ def _together(
 
 def _found_noise(observed: Observed, inside: Tensor) -> np.ndarray:
     """(C,) sd of the noise that values (M, C) seem to have, times `observed.noise`."""
-    weights = torch.from_numpy(observed.noise)
-    return np.array([estimate_noise(observed.places, channel, weights) for channel in inside.T])
+    places, weights = torch.from_numpy(observed.places).float(), torch.from_numpy(observed.noise)
+    return np.array([estimate_noise(places, *pair) for pair in zip(inside.T, weights.T)])
 
 
 def _tell_noise(found: np.ndarray, transform: str | None) -> None:
@@ -515,21 +524,23 @@ class Reconstructor(TrainedModel):
         transform: str | None = None,
         missing: Sequence[float] | None = None,
         separately: bool = False,
+        region: Sequence[float] | None = None,
         progress: Progress | None = None,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
         Args:
-            coords: (M, 2), x and y in any units, 1 to 100,000 points; equal ones are averaged.
-                Masked points (numpy.ma) are left out.
+            coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
+                outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
+                points (numpy.ma) are left out.
             values: (M, C) or (M,), in the units of the training data. A model of colour pictures
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
             resolution: cells of the longer side (the other follows), or (rows, columns).
             axes: x (W,) and y (H,) of a grid of your own, instead of `resolution`; its points may
                 lie anywhere, also outside the extent.
-            extent: x0 x1 y0 y1, default the unit square; with lonlat the narrowest around the
-                points.
+            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
+                around the points.
             num_samples: K, at least 2.
             noise_sd: sd of the noise in the values, in their units, one number or one for each
                 point; 0 keeps them exactly, "auto" finds one number for each channel.
@@ -538,7 +549,7 @@ class Reconstructor(TrainedModel):
                 it, with a warning, and for shades of grey: theirs, with a margin.
             num_steps: of Heun's rule; the calibration holds at the default.
             aspect: equal (both axes have one scale), free (each its own), or auto: free where the
-                sides of the extent differ by more than 10 times.
+                points span more than 10 times as much of one.
             lonlat: x and y are degrees of longitude and latitude, and distances are chords through
                 the globe; for the closed form alone.
             transform: log or sqrt, of values that cannot be negative. Results are in the units of
@@ -547,6 +558,8 @@ class Reconstructor(TrainedModel):
                 -9999; [] takes all as they are.
             separately: each channel on its own, where three are no colours; a model that was
                 trained on these channels takes them together all the same.
+            region: x0 x1 y0 y1 of the rectangle that the points stand for, as all of a picture;
+                default: one about as large as around them.
             progress: called as progress(model calls so far, all).
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
@@ -554,18 +567,23 @@ class Reconstructor(TrainedModel):
             UserError: an argument that cannot be used, with the reason.
         """
         settings = Settings(
-            extent=extent, num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
+            num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
             num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
-            missing=missing, separately=separately, progress=progress,
+            missing=missing, separately=separately, region=region, progress=progress,
         )
-        observed, frame = observe(self, coords, values, settings)
+        coords, values, noise = given_places(self, coords, values, settings)
+        if extent is not None:
+            require_extent(extent, lonlat, "extent")
         if axes is None:
-            shape = grid_shape(resolution, frame.extent, frame.scaled_by)
-            queries, where = cells(shape, frame)
+            extent = default_extent(coords, lonlat) if extent is None else extent
+            observed = observe(self, coords, values, noise, extent, settings)
+            shape = grid_shape(resolution, extent, observed.frame.scaled_by)
+            where = cells(shape, extent)
         else:
             shape, where = own_grid(axes)
-            queries = frame.inside(where)
-        return answer(self, queries, observed, settings).on_grid(where.reshape(*shape, 2))
+            asked = extent or bounds("axes", where)
+            observed = observe(self, coords, values, noise, asked, settings)
+        return answer(self, where, observed, settings).on_grid(where.reshape(*shape, 2))
 
     def at(
         self,
@@ -584,22 +602,29 @@ class Reconstructor(TrainedModel):
         transform: str | None = None,
         missing: Sequence[float] | None = None,
         separately: bool = False,
+        region: Sequence[float] | None = None,
         with_noise: bool = False,
     ) -> Answer:
         """The field at places (N, 2) of any kind; all else as in `reconstruct`.
 
         Args:
+            extent: default: the rectangle around places and points. A trained model sees all of
+                it; the closed form's answer does not depend on it.
             with_noise: with noise_sd="auto", samples of what would be measured there, with noise.
         """
         settings = Settings(
-            extent=extent, num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
+            num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
             num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
-            missing=missing, separately=separately, with_noise=with_noise,
+            missing=missing, separately=separately, region=region, with_noise=with_noise,
         )
-        observed, frame = observe(self, coords, values, settings)
         if np.ma.is_masked(places):
             raise UserError("some of the places are masked: leave these out")
         places, _, _ = as_given(places, np.zeros(len(places)), [])
+        coords, values, noise = given_places(self, coords, values, settings)
         if lonlat:
             globe.require_degrees("places", places)
-        return answer(self, frame.inside(places), observed, settings)
+        if extent is not None:
+            require_extent(extent, lonlat, "extent")
+        asked = extent or bounds("places", places)
+        observed = observe(self, coords, values, noise, asked, settings)
+        return answer(self, places, observed, settings)

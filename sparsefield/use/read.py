@@ -37,6 +37,7 @@ def read_measurements(
     value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None,
     noise_sd: str | None = None,
+    decimal: str = ".",
     lonlat: bool = False,
     seed: int = 0,
 ) -> Measurements:
@@ -49,14 +50,15 @@ def read_measurements(
         channels: 1 or 3 turns pictures grey or coloured.
         mask, observe: of pictures: the points that are known, as a picture (white: known) or a
             rule; else the points that are not transparent.
-        extent: x0 x1 y0 y1, default the smallest rectangle around the points; with lonlat x1 may be
-            below x0, across the 180th meridian.
+        extent: x0 x1 y0 y1 of the field, default the smallest rectangle around the points; with
+            lonlat x1 may be below x0, across the 180th meridian.
         x, y, value: of tables: names of columns, or their numbers from 1.
         missing: numbers or words that mean: not measured. Without it a number that looks like it
             is refused; ("none",) takes all numbers as they are.
         noise_sd: of the noise in the values: a number, in their units; of tables: a column, by its
             name; default one of the name noise_sd. auto: it is to be found. With a number or auto
             none is read.
+        decimal: of tables: what stands before decimals, "." or ",".
         lonlat: of points: x and y are degrees of longitude and latitude.
         seed: of rules that draw points.
     Raises:
@@ -75,14 +77,13 @@ def read_measurements(
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
                             "of measurements every point is known")
         found = _read_points(source, x, y, value, [*words, *(missing or [])], column,
-                             reads_noise=noise_sd is None or column is not None)
+                             noise_sd is None or column is not None, decimal)
         if found.on_globe and not lonlat:
             _tell_of_globe(source, found, x is not None or y is not None)
         if lonlat and extent is not None and extent[1] < extent[0]:
             extent = (extent[0], extent[1] + WIDEST, *extent[2:])
         given = clean(source, found.coords, found.values, found.names, extent, numbers,
-                      found.noise, lonlat)
-        given = replace(given, units=found.units)
+                      found.noise, lonlat, found.units)
     if number is None:
         return given
     return replace(given, noise=noise_of(number, len(given.coords)) if number else None)
@@ -114,13 +115,13 @@ def _refuse_of_points(
 
 def _read_points(
     source: str, x: str | None, y: str | None, value: Sequence[str] | None,
-    missing: Sequence[str], noise: str | None, reads_noise: bool,
+    missing: Sequence[str], noise: str | None, reads_noise: bool, decimal: str,
 ) -> Table:
     try:
         if Path(source).suffix.lower() != ".npz":
             from sparsefield.use.tables import read_table  # pandas: pictures need not wait for it
 
-            return read_table(source, x, y, value, missing, noise, reads_noise)
+            return read_table(source, x, y, value, missing, noise, reads_noise, decimal)
         if any(column is not None for column in (x, y, value, noise)):
             raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
                             "table; an .npz has coords, values and, if any, noise_sd")

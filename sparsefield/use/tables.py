@@ -1,135 +1,356 @@
-"""Tables of measurements, from text, Parquet and NetCDF: which columns are what, as numbers."""
+"""Tables of measurements: which columns are x, y, values and noise, as numbers.
+
+pandas reads text and Parquet. Odd dialects are refused with a line that names the flag to give.
+"""
 
 from __future__ import annotations
 
 import collections
+import gzip
 import io
+import itertools
 import logging
+import re
+import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas
 
-from sparsefield.data.files import refuse_foreign
+from sparsefield.data.files import kind_by_beginning, refuse_foreign
 from sparsefield.data.netcdf import ENDINGS, axis_of, describe, read_dataset, units_of
 from sparsefield.errors import UserError
-from sparsefield.use.columns import GLOBE, Columns, bare, choose_columns, find_noise
-from sparsefield.use.points import Table
-from sparsefield.use.text import rows_of
+from sparsefield.use.points import Table, words_of
 
 log = logging.getLogger("sparsefield")
+
+# Words in the names of x and y, in pairs that belong together.
+PAIRS = (
+    ({"x", "xcoord"}, {"y", "ycoord"}),
+    ({"lon", "long", "lng", "longitude", "länge", "längengrad"},
+     {"lat", "latitude", "breite", "breitengrad"}),
+    ({"easting", "eastings", "east", "rechtswert"}, {"northing", "northings", "north", "hochwert"}),
+    ({"distance", "dist", "range"}, {"z", "depth", "height", "altitude", "elevation"}),
+    ({"x"}, {"z", "depth", "height", "altitude", "elevation"}),
+)
+PLAIN = 3  # of the pairs above; the others are axes only where none of these is there
+# Columns that say which, when or in what order; values only when chosen.
+LABELS = {"", "id", "index", "idx", "fid", "objectid", "no", "nr", "number", "station", "site",
+          "name", "time", "date", "datetime", "timestamp", "year", "month", "day", "hour", "minute",
+          "second", "unnamed 0", "point", "sample", "station id", "site id", "point id",
+          "sample id"}
+NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
 
 def read_table(
     source: str, x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
     missing: Sequence[str] = (), noise: str | None = None, reads_noise: bool = True,
+    decimal: str = ".",
 ) -> Table:
     """The measurements of a table, NaN where one is missing.
 
-    Columns may be separated by commas, semicolons, tabs, bars or spaces; with other separators
-    than commas, numbers may have decimal commas. UTF-8, UTF-16 and Latin-1 are read, also .gz.
-    Which columns became x, y and values is logged.
+    Columns are separated by tabs, semicolons, commas, bars or spaces. UTF-8, UTF-16 and Latin-1 are
+    read, also packed by gzip. Which columns became x, y and values is logged.
 
     Args:
-        source: a path, or "-" for standard input. x, y, value: see `choose_columns`.
-        missing: further entries that mean: no value.
+        source: a path, or "-" for standard input. x, y, value: columns by name or number from 1.
+        missing: further entries that mean: no value. decimal: . or , before decimals.
         noise: the column of the noise's sd; default one of the name noise_sd, if there is one.
         reads_noise: whether that column is read; it is no value either way.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
     path = Path(source)
+    units: list[str | None] = []
+    if decimal not in (".", ","):
+        raise UserError(f"--decimal {decimal}: give . or ,")
     if path.suffix.lower() in ENDINGS:
         table, units = _read_netcdf(path, value)
         has_header = True
     elif path.suffix.lower() in (".parquet", ".pq"):
-        table, has_header, units = _read_parquet(source), True, None
+        table, has_header = _read_parquet(source), True
     else:
         refuse_foreign(path, "tables are CSV, TSV or Parquet")
-        table, has_header, units = _read_text(source, missing)
-    names = list(table.columns)
-    noise_column = find_noise(source, names, noise) if has_header or noise else None
-    columns = choose_columns(source, names, x, y, value, has_header, noise_column,
-                             [k for k in range(len(names)) if _holds_words(table.iloc[:, k])])
-    noise_column = noise_column if reads_noise else None
-    values = columns.values if value is not None else _numeric(table, columns.values)
-    flags = {columns.x: "x", columns.y: "y", **dict.fromkeys(values, "value")}
-    flags |= {} if noise_column is None else {noise_column: "noise_sd"}
-    array = np.stack([_numbers(source, table, k, flag) for k, flag in flags.items()], axis=1)
-    _tell(source, names, columns, values, noise_column)
-    last = 2 + len(values)
-    return Table(array[:, :2], array[:, 2:last], tuple(names[k] for k in values),
-                 None if noise_column is None else array[:, last],
+        table, has_header = _read_text(source, missing, decimal)
+    columns = _Columns(source, table, has_header)
+    k_noise = columns.noise(noise)
+    chosen = None if value is None else [columns.find(v, "--value") for v in value]
+    k_x, k_y = columns.axes(x, y, [*(chosen or []), k_noise])
+    values = columns.values(k_x, k_y, k_noise) if chosen is None else chosen
+    k_noise = k_noise if reads_noise else None
+    _tell(source, columns.names, k_x, k_y, values, k_noise)
+    coords = np.stack([columns.numbers(k_x, "x"), columns.numbers(k_y, "y")], axis=1)
+    return Table(coords, np.stack([columns.numbers(k, "value") for k in values], axis=1),
+                 tuple(columns.names[k] for k in values),
+                 None if k_noise is None else columns.numbers(k_noise, "noise_sd"),
                  units[values[0]] or None if units and len(values) == 1 else None,
-                 bare(names[columns.y]) in GLOBE)
+                 bool(PAIRS[1][1] & set(words_of(columns.names[k_y])))
+                 and not {"grid", "rotated"} & set(words_of(columns.names[k_y])))
 
 
 def _tell(
-    source: str, names: Sequence[str], columns: Columns, values: Sequence[int], noise: int | None
+    source: str, names: Sequence[str], x: int, y: int, values: Sequence[int], noise: int | None
 ) -> None:
     """Log which columns became what."""
-    used = {columns.x, columns.y, *values, noise}
-    others = [str(names[k]) or f"column {k + 1}" for k in range(len(names)) if k not in used]
-    log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[columns.x], names[columns.y],
+    others = [name or f"column {k + 1}" for k, name in enumerate(names)
+              if k not in (x, y, *values, noise)]
+    log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[x], names[y],
              "s" if len(values) > 1 else "", ", ".join(names[k] for k in values),
              "" if noise is None else f", noise_sd = {names[noise]}",
              f"; left out: {', '.join(others)}" if others else "")
 
 
-def _holds_words(column: pandas.Series) -> bool:
-    """Whether there are entries and none is a number."""
-    if column.dtype != object and not pandas.api.types.is_string_dtype(column):
-        return False
-    return bool(column.notna().any()
-                and pandas.to_numeric(column.astype(str), errors="coerce").isna().all())
+# --- which column is what -------------------------------------------------------------------------
 
 
-def _numeric(table: pandas.DataFrame, places: Sequence[int]) -> tuple[int, ...]:
-    """Those of the columns that hold a number; all if none does."""
-    return tuple(k for k in places if pandas.to_numeric(
-        table.iloc[:, k], errors="coerce").notna().any()) or tuple(places)
+class _Columns:
+    """The columns of a table, by places from 0."""
+
+    def __init__(self, source: str, table: pandas.DataFrame, has_header: bool):
+        self.source, self.table, self.has_header = source, table, has_header
+        self.names = [str(name).strip() for name in table.columns]
+        self.seen = f"{source}: columns {', '.join(self.names)}"
+        if len(self.names) < 3:
+            raise UserError(f"{source}: {len(self.names)} column(s) ({', '.join(self.names)}); "
+                            "give x, y and one or more values in every row")
+
+    def find(self, wanted: str, flag: str) -> int:
+        """A column by its name, or its number from 1. Raises UserError where it is not one."""
+        for same in (lambda n: n == wanted.strip(), lambda n: n.lower() == wanted.strip().lower(),
+                     lambda n: words_of(n) == words_of(wanted) != []):
+            places = [k for k, name in enumerate(self.names) if same(name)]
+            if len(places) > 1:
+                raise UserError(f"{self.seen}: {flag} {wanted} names {len(places)} of them; give "
+                                f"its number, from 1 to {len(self.names)}")
+            if places:
+                return places[0]
+            if wanted.strip().isdecimal() and 1 <= int(wanted) <= len(self.names):
+                return int(wanted) - 1
+        raise UserError(f"{self.seen}: {flag} {wanted} is none of them; give a name, or a number "
+                        f"from 1 to {len(self.names)}")
+
+    def noise(self, wanted: str | None) -> int | None:
+        """The column of the noise's sd: the one that is wanted, or one named noise_sd."""
+        if wanted is not None:
+            return self.find(wanted, "--noise_sd")
+        places = [k for k, name in enumerate(self.names) if words_of(name) == ["noise", "sd"]]
+        return places[0] if len(places) == 1 else None
+
+    def axes(self, x: str | None, y: str | None, taken: Sequence[int | None]) -> tuple[int, int]:
+        """x and y: as chosen, else by the words of their names; without a header the first two.
+
+        Raises:
+            UserError: none is known, or several may be meant.
+        """
+        chosen = [None if axis is None else self.find(axis, flag)
+                  for axis, flag in ((x, "--x"), (y, "--y"))]
+        used = [k for k in (*chosen, *taken) if k is not None]
+        if len(set(used)) < len(used):
+            raise UserError(f"{self.seen}: x, y and each value must be columns of their own; "
+                            "choose with --x, --y, --value and --noise_sd")
+        free = [k for k in range(len(self.names)) if k not in used]
+        if None not in chosen:
+            return chosen[0], chosen[1]
+        if not self.has_header and len(free) >= chosen.count(None):
+            rest = iter(free)
+            return tuple(next(rest) if k is None else k for k in chosen)
+        options = self._pairs(PAIRS[:PLAIN], free, chosen) or self._pairs(
+            PAIRS[PLAIN:], free, chosen)
+        if len(options) == 1:
+            return options[0]
+        if options:
+            what = " or ".join(f"({self.names[i]}, {self.names[j]})" for i, j in options)
+            raise UserError(f"{self.seen}: x and y may be {what}; choose with --x and --y")
+        raise UserError(f"{self.seen}: which are x and y? give --x and --y")
+
+    def _pairs(
+        self, pairs: Sequence[tuple[set[str], set[str]]], free: Sequence[int],
+        chosen: Sequence[int | None],
+    ) -> list[tuple[int, int]]:
+        """All that may be x and y; a name that is the word alone goes before one that has it."""
+        found = set()
+        for pair in pairs:
+            sides = []
+            for known, fixed in zip(pair, chosen):
+                having = [k for k in free if known & set(words_of(self.names[k]))]
+                alone = [k for k in having if len(words_of(self.names[k])) == 1]
+                sides.append([fixed] if fixed is not None else alone or having)
+            found |= {(i, j) for i, j in itertools.product(*sides) if i != j}
+        return sorted(found)
+
+    def values(self, x: int, y: int, noise: int | None) -> list[int]:
+        """All columns with numbers but axes, noise and labels.
+
+        Raises:
+            UserError: there is none, or two have one name.
+        """
+        rest = [k for k in range(len(self.names)) if k not in (x, y, noise)]
+        telling = [k for k in rest if " ".join(words_of(self.names[k])) not in LABELS] or rest
+        telling = [k for k in telling if not self.holds_no_number(k)] or [
+            k for k in telling if not pandas.api.types.is_datetime64_any_dtype(
+                self.table.dtypes.iloc[k])]
+        if not telling:
+            raise UserError(f"{self.seen}: no value column is left beside x = {self.names[x]}, y = "
+                            f"{self.names[y]} and the noise's sd; give a table with one")
+        lowered = [self.names[k].lower() for k in (*telling, x, y)]
+        for name in lowered:
+            if lowered.count(name) > 1:
+                raise UserError(f"{self.seen}: {name!r} is there {lowered.count(name)} times; "
+                                "choose with --x, --y and --value, by number")
+        return telling
+
+    def holds_no_number(self, k: int) -> bool:
+        """Whether a column has entries of which none is a number."""
+        column = self.table.iloc[:, k]
+        return bool(column.notna().any()) and not np.isfinite(_as_numbers(column)).any()
+
+    def numbers(self, k: int, flag: str) -> np.ndarray:
+        """A column as float64, NaN where an entry is missing. Raises UserError for words."""
+        column = self.table.iloc[:, k]
+        numbers = _as_numbers(column)
+        is_word = np.isnan(numbers) & column.notna().to_numpy()
+        if is_word.any():
+            row = int(is_word.argmax())
+            entry = str(column.iloc[row])
+            way_out = ("leave the column out with --value" if flag == "value"
+                       else f"choose another column with --{flag}")
+            hint = " (a decimal comma? give --decimal ,)" if re.fullmatch(
+                r"[-+]?\d*(,|\s+)\d+([eE][-+]?\d+)?", entry) else ""
+            raise UserError(f"{self.source}: {entry!r} in column {self.names[k]!r}, measurement "
+                            f"{row + 1}, is no number{hint}; mend it, put # before its line, "
+                            f"{way_out}, or name it with --missing")
+        return numbers
 
 
-def _numbers(source: str, table: pandas.DataFrame, place: int, flag: str) -> np.ndarray:
-    column = table.iloc[:, place]
-    numbers = pandas.to_numeric(column, errors="coerce")
-    words = (column.notna() & numbers.isna()).to_numpy(dtype=bool)
-    if words.any():
-        row = int(words.argmax())
-        way_out = ("leave the column out with --value" if flag == "value"
-                   else f"choose another column with --{flag}")
-        raise UserError(f"{source}: {column.iloc[row]!r} in column {table.columns[place]!r}, "
-                        f"measurement {row + 1}, is no number; mend it, put # before its line, "
-                        f"{way_out}, or name it with --missing")
-    return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+def _as_numbers(column: pandas.Series) -> np.ndarray:
+    """float64, NaN for words; dates and truths are no numbers."""
+    if column.dtype.kind in "bMm":
+        return np.full(len(column), np.nan)
+    return pandas.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+# --- text -----------------------------------------------------------------------------------------
 
 
 def _read_text(
-    source: str, missing: Sequence[str]
-) -> tuple[pandas.DataFrame, bool, list[str] | None]:
-    """The table in a text, whether it has a header, and the units under that."""
-    rows = rows_of(source, missing)
+    source: str, missing: Sequence[str], decimal: str
+) -> tuple[pandas.DataFrame, bool]:
+    """The table in a text, and whether it names its columns."""
+    lines = [line.strip(" ") for line in _decoded(source, _content(source)).splitlines()]
+    is_row = [bool(line.strip(" ,;|\t\N{NO-BREAK SPACE}")) and line[0] not in "#%"
+              for line in lines]
+    rows = list(itertools.compress(lines, is_row))
+    if not rows:
+        raise UserError(f"{source}: no readable table of x,y,value rows: it is empty")
+    comments = [line.lstrip("#% ") for line in lines[:is_row.index(True)] if line[:1] in ("#", "%")]
+    separator = next((s for s in "\t;,|" if s in rows[0] and s != decimal), r"\s+")
+    header = _header(source, rows[0], comments, separator)
+    in_row = header is not None and header == _entries(rows[0], separator)
     try:
         table = pandas.read_csv(
-            io.StringIO("\n".join(rows.lines)), header=None, names=range(rows.width),
-            index_col=False, sep=r"\s+" if rows.separator is None else rows.separator,
-            decimal=rows.decimal, skipinitialspace=True, na_values=["-", "--", *missing],
-            skip_blank_lines=True, low_memory=False,
-        ) if rows.lines else pandas.DataFrame(columns=range(rows.width))
+            io.StringIO("\n".join(rows[in_row:])), header=None, sep=separator, decimal=decimal,
+            skipinitialspace=True, na_values=[*NO_VALUE, *missing], index_col=False,
+        ) if rows[in_row:] else pandas.DataFrame(columns=range(len(header)))
     except (ValueError, OverflowError, MemoryError) as error:  # ParserError is a ValueError
         reason = " ".join(str(error).split())
-        raise UserError(f"{source}: no readable table of x,y,value rows ({reason})") from None
-    table.columns = rows.header or [f"column {k + 1}" for k in range(rows.width)]
-    if rows.units is not None:
-        log.info("%s: the row under the names is taken as units: %s", source,
-                 ", ".join(filter(None, rows.units)))
-    return table, rows.header is not None, rows.units
+        raise UserError(f"{source}: no readable table of x,y,value rows ({reason}); rows that are "
+                        "no measurements begin with #") from None
+    return _named(source, table, header, separator), header is not None
+
+
+def _entries(line: str, separator: str) -> list[str]:
+    """Those of one row, without empty ones at its end."""
+    row = pandas.read_csv(io.StringIO(line), header=None, sep=separator, dtype=str,
+                          skipinitialspace=True, keep_default_na=False).iloc[0]
+    entries = [str(entry).strip() for entry in row]
+    while entries and not entries[-1]:
+        entries.pop()
+    return entries
+
+
+def _header(
+    source: str, first: str, comments: Sequence[str], separator: str
+) -> list[str] | None:
+    """Names of the columns: the first row, unless it holds two numbers or more; else a comment
+    above it with as many words, as numpy.savetxt writes them.
+
+    Raises:
+        UserError: a comment that names axes and does not fit.
+    """
+    names = _entries(first, separator)
+    numbers = pandas.to_numeric(pandas.Series([n.replace(",", ".") for n in names], dtype=object),
+                                errors="coerce")
+    if numbers.notna().sum() < 2:
+        return names
+    known = set().union(*(one for pair in PAIRS[:2] for one in pair))
+    for comment in reversed(comments):
+        for split in (separator, ",", r"\s+"):
+            words = [word.strip() for word in re.split(split, comment.strip())]
+            if len([w for w in words if known & set(words_of(w))]) < 2:
+                continue
+            if len(words) == len(names):
+                return words
+        if len([w for w in words_of(comment) if w in known]) >= 2:
+            raise UserError(f"{source}: the comment {comment!r} names x and y, and has not one "
+                            f"word for each of {len(names)} columns; write names as the first line")
+    return None
+
+
+def _named(
+    source: str, table: pandas.DataFrame, header: list[str] | None, separator: str
+) -> pandas.DataFrame:
+    """The table under its names. Raises UserError where they are not as many as its columns."""
+    while table.shape[1] > len(header or []) and len(table) and table.iloc[:, -1].isna().all():
+        table = table.iloc[:, :-1]
+    if header is None:
+        return table.set_axis([f"column {k + 1}" for k in range(table.shape[1])], axis=1)
+    if len(header) != table.shape[1]:
+        hint = "are these decimal commas? put semicolons between the columns, and give --decimal ,"
+        if separator != "," or table.shape[1] < len(header):
+            hint = "give each column one name, in quotes if it has the separator in it"
+        raise UserError(f"{source}: the line on top has {len(header)} names ({', '.join(header)}), "
+                        f"the rows {table.shape[1]} entries; {hint}")
+    return table.set_axis(header, axis=1)
+
+
+def _content(source: str) -> bytes:
+    """The bytes of a source, unpacked where they are gzip, whatever the name says."""
+    if source == "-":
+        stream = getattr(sys.stdin, "buffer", sys.stdin)
+        content = stream.read()
+        content = content.encode() if isinstance(content, str) else content
+    else:
+        content = Path(source).read_bytes()
+    if not content.startswith(b"\x1f\x8b") and not source.lower().endswith(".gz"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: no readable gzip ({error})") from None
+
+
+def _decoded(source: str, content: bytes) -> str:
+    """The text in UTF-8, UTF-16 or Latin-1. Raises UserError for what is no text."""
+    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    kind = kind_by_beginning(content)
+    for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "latin-1"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if kind is None and "\0" not in text:
+            return text
+    raise UserError(f"{source}: no table of x,y,value rows but {kind or 'no text'}; give a CSV")
+
+
+# --- other files ----------------------------------------------------------------------------------
 
 
 def _read_parquet(source: str) -> pandas.DataFrame:
     try:
-        table = pandas.read_parquet(source)
+        return pandas.read_parquet(source)
     except ImportError:
         raise UserError(f"{source}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
                         ) from None
@@ -137,8 +358,6 @@ def _read_parquet(source: str) -> pandas.DataFrame:
         raise
     except Exception as error:  # pyarrow raises a great many kinds for a broken file
         raise UserError(f"{source}: no readable Parquet ({' '.join(str(error).split())})") from None
-    table.columns = [str(name) for name in table.columns]
-    return table
 
 
 def _read_netcdf(

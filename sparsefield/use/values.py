@@ -49,13 +49,13 @@ def untransformed(name: str | None, values: np.ndarray) -> np.ndarray:
 
 
 def transformed_noise(name: str | None, noise: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The sd (M,) of the noise of transformed values (M, C), to first order.
+    """The sd (M, C) of the noise of transformed values (M, C), to first order.
 
-    Values are taken to be no less than their noise, below which the first order says nothing.
+    Values are taken to be no less than their noise, below which the first order does not hold.
     """
     if name is None or not noise.any():
         return noise
-    size = np.maximum(np.abs(values).mean(axis=1), noise)
+    size = np.maximum(np.abs(values), noise)
     size = np.where(size > 0, size, 1)
     return noise / size if name == "log" else noise / (2 * np.sqrt(size))
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sparsefield.data import (
-    Scale,
     TrainingBatches,
     arrays,
     frozen_case,
@@ -51,14 +50,6 @@ def test_float_fields_get_their_range_from_training(ocean):
     inside = data.train.example(3)
     assert np.nanmin(inside) >= -1 and np.nanmax(inside) <= 1
     np.testing.assert_allclose(data.to_physical(inside)[..., 0], fields[3], rtol=1e-6)
-
-
-def test_scale_comes_back_from_a_description(ocean):
-    data, _ = ocean
-    described = data.describe()
-    scale = Scale(described["value_range"], described["units"])
-    inside = data.train.example(0)
-    np.testing.assert_array_equal(scale.to_physical(inside), data.to_physical(inside))
 
 
 def test_gaps_are_never_observed_or_queried(ocean):

@@ -36,11 +36,6 @@ def test_crop_is_the_exact_area_average():
         np.testing.assert_allclose(Picture(pixels).crop(box, size), cells, atol=1e-9)
 
 
-def test_crop_at_its_own_size_is_the_pixels():
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(Picture(pixels).crop(Box(2, 1, 5), 5), pixels[2:7, 1:6])
-
-
 def test_photos_split_by_picture_and_repeat(photos):
     shapes = [[(p.height, p.width) for p in s.pictures] for s in (photos.train, photos.test)]
     assert shapes == [[(512, 512), (872, 1000), (512, 512), (500, 741), (1411, 1411)],
@@ -75,15 +70,6 @@ def test_array_splits_are_blocks_that_never_meet(numbered):
         for s in (numbered.train, numbered.val, numbered.test)
     ]
     assert seen == [set(range(54)), {54, 55, 56}, {57, 58, 59}]
-
-
-def test_array_validation_file(tmp_path):
-    for name, count, value in (("train", 4, 0), ("val", 6, 255)):
-        images = np.full((count, 5, 5, 3), value, dtype=np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images)
-    data = open_data(str(tmp_path / "train.npz"), val=str(tmp_path / "val.npz"))
-    assert [len(s) for s in (data.train, data.val, data.test)] == [4, 3, 3]
-    assert data.train.example(3).max() == -1 and data.test.example(0).min() == 1
 
 
 def test_describe_is_plain(numbered):

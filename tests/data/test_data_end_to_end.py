@@ -16,7 +16,7 @@ import train_mamba_v2
 
 UNITS = "degC"
 SMALL = ["--epochs", "1", "--d_model", "16", "--num_layers", "2", "--batch_size", "12",
-         "--canvas_width", "8", "--canvas_flow_width", "4", "--neighbours", "4",
+         "--unet_width", "8", "--flow_unet_width", "4", "--neighbours", "4",
          "--queries_min", "16", "--queries_max", "32", "--eval_pictures", "2",
          "--image_size", "16", "--device", "cpu", "--lr", "1e-3"]
 

@@ -144,15 +144,6 @@ def test_modes_become_colour_on_white(tmp_path):
     assert (field[:4] == 1).all() and (field[4:] == [1, -1, -1]).all()
 
 
-def test_sixteen_bit_grey_keeps_its_range(tmp_path):
-    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
-    for kind in ("png", "tif", "tiff"):
-        Image.fromarray(ramp[:, ::1 if kind == "tif" else -1]).save(tmp_path / f"a.{kind}")
-    data = open_data(str(tmp_path), image_size=32)
-    assert data.channels == 1
-    np.testing.assert_allclose(data.to_physical(data.test.example(0)).max(), 65535)
-
-
 def test_broken_and_tiny_files_are_named_once_and_skipped(tmp_path, caplog):
     fill(tmp_path, 4)
     (tmp_path / "text.png").write_text("I am no picture")

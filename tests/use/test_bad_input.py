@@ -69,7 +69,7 @@ RECONSTRUCT = {
                                               "are exchanged; give --x and --y"),
     "an extent beyond a pole": ("a.csv --value sst --lonlat --extent 100 140 30 100",
                                 "--extent 100 140 30 100: latitudes from 30 to 100"),
-    "an endless extent": ("a.csv --value sst --lonlat --extent -inf inf 30 60", "with x0 < x1"),
+    "an endless extent": ("a.csv --value sst --lonlat --extent -inf inf 30 60", "give x0 < x1"),
     "values beyond all numbers": ("huge.csv", "too large; do they mean: not measured"),
     "nothing within reach": ("a.csv --value sst --reach 1e-6",
                              "no cell is as near to a measurement"),

@@ -18,12 +18,10 @@ import reconstruct as script
 from sparsefield import cli, load
 from sparsefield.data import open_data
 from sparsefield.errors import UserError
-from sparsefield.evaluate import outputs
-from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.model.checkpoint import build_model, load_checkpoint, write_atomically
+from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.run import RunFolder
-from sparsefield.use.grids import grid_shape, scales
+from sparsefield.use.grids import Frame, grid_shape
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,16 +174,16 @@ def test_other_numbers_of_channels_are_reconstructed_alone(models, channels):
 # --- axes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("extent, aspect, shape, scaled_by", [
-    ((0, 1, 0, 1), "auto", (64, 64), (1, 1)), ((0, 10, 0, 5), "auto", (32, 64), (10, 10)),
-    ((0, 10, 0, 5), "free", (64, 64), (10, 5)), ((0, 10, 0, 1), "auto", (6, 64), (10, 10)),
-    ((0, 100_000, 0, 100), "auto", (64, 64), (100_000, 100)),
-    ((0, 100_000, 0, 100), "equal", (1, 64), (100_000, 100_000)),
-    ((5, 6, 0, 11), "auto", (64, 64), (1, 11)),
+@pytest.mark.parametrize("width, height, aspect, shape", [
+    (1, 1, "auto", (64, 64)), (10, 5, "auto", (32, 64)), (10, 5, "free", (64, 64)),
+    (10, 1, "auto", (6, 64)), (100_000, 100, "auto", (64, 64)), (100_000, 100, "equal", (1, 64)),
+    (1, 11, "auto", (64, 64)), (5, 0, "auto", (1, 64)),
 ])
-def test_scales_of_the_axes(extent, aspect, shape, scaled_by):
-    assert scales(extent, aspect) == scaled_by
-    assert grid_shape(64, extent, scales(extent, aspect)) == shape
+def test_scales_of_the_axes(width, height, aspect, shape):
+    coords = np.array([[5, 0], [5 + width, height]])
+    frame = Frame.of(coords, aspect=aspect)
+    assert grid_shape(64, (5, 5 + width, 0, height), frame.scaled_by) == shape
+    assert frame.domain.side == pytest.approx(1) and (frame.inside(coords) >= 0).all()
 
 
 def test_a_section_is_read_along_both_of_its_axes(models):
@@ -229,36 +227,23 @@ def files(folder="out") -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
 
 
-def test_only_own_files_are_replaced(command):
+def test_samples_of_an_earlier_run_are_replaced(command):
     write("a.csv")
-    Path("out").mkdir()
-    Path("out/sample_photo.png").write_bytes(b"mine")
-    Path("out/notes.txt").write_bytes(b"mine")
     for count in (4, 2, 3):
         assert command("a.csv", "--num_samples", count)[0] == 0
         samples = {name for name in files() if name.startswith("sample_")}
-        assert samples == {"sample_photo.png", *(f"sample_{k + 1}.png" for k in range(count))}
-    assert files()["sample_photo.png"] == files()["notes.txt"] == b"mine"
-    Path("out/sample_9.png").write_bytes(b"mine")
-    assert command("a.csv")[0] == 0 and files()["sample_9.png"] == b"mine"
+        assert samples == {f"sample_{k + 1}.png" for k in range(count)}
 
 
-@pytest.mark.parametrize("name", ["field.npz", "mean.png", "sample_1.png", "reconstruction.png"])
-def test_files_of_others_are_refused_before_the_work(command, name):
+def test_a_folder_with_other_files_is_refused_without_overwrite(command):
     write("a.csv")
-    Path("out").mkdir()
-    Path("out", name).write_bytes(b"mine")
-    code, _, err = command("a.csv")
-    assert code == 2 and f"out/{name} was not written by this command" in err and "--out" in err
-    assert files() == {name: b"mine"}
-
-
-def test_an_own_file_that_was_changed_is_somebodys_work(command):
-    write("a.csv")
-    assert command("a.csv")[0] == 0
-    Image.new("RGB", (8, 8), "red").save("out/mean.png")
+    assert command("a.csv")[0] == 0 and command("a.csv")[0] == 0
+    Path("out/notes.txt").write_text("mine")
     before = files()
-    assert command("a.csv")[0] == 2 and files() == before
+    code, _, err = command("a.csv")
+    assert code == 2 and "notes.txt" in err and "--overwrite" in err and files() == before
+    assert command("a.csv", "--overwrite")[0] == 0
+    assert Path("out/notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name, arguments", [
@@ -280,25 +265,6 @@ def test_an_output_that_is_the_input_is_refused(command, name, arguments):
     code, _, err = command(*arguments, resolution=None)
     assert code == 2 and "is an input and would be overwritten" in err and files() == before
 
-
-def test_outputs_of_a_run_that_was_killed_are_still_ours(tmp_path, monkeypatch):
-    folder = OutputFolder(tmp_path, "--out")
-    folder.write({"a": b"1", "b": b"1"})
-    written = []
-
-    def killed_after_the_first(path, content):
-        if written:
-            raise KeyboardInterrupt
-        written.append(path)
-        write_atomically(path, content)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(outputs, "write_atomically", killed_after_the_first)
-        folder.write({"a": b"2", "b": b"2"})
-    folder.require(["a", "b"])
-    (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match="c was not written by this command"):
-        folder.require(["c"])
 
 
 def test_which_column_is_what_is_always_printed(command):
@@ -532,19 +498,6 @@ def test_kinds_of_training_data_that_are_not_read_are_named(tmp_path, name):
 
 
 # --- the evaluations ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name, file", [
-    ("eval_v1_vs_v2", "comparison_results.txt"), ("eval_sde_multiscale", "uncertainty.png"),
-])
-def test_evaluations_replace_their_own_files_only(tmp_path, name, file, capsys):
-    evaluation = __import__(name)
-    (tmp_path / file).write_text("mine")
-    assert cli.run(lambda: evaluation.main(["--save_dir", str(tmp_path)])) == 2
-    assert "was not written by this command" in capsys.readouterr().err
-    assert (tmp_path / file).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
-    assert cli.run(lambda: evaluation.main(["--seed", "-1"])) == 2
-    assert "seed=-1" in capsys.readouterr().err
 
 
 def test_shipping_onto_itself_or_onto_what_is_no_checkpoint(tmp_path, paths):

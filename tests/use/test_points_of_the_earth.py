@@ -67,13 +67,13 @@ def test_at_a_pole_all_longitudes_are_one_place():
     assert pole.mean.item() == pytest.approx(6, abs=0.05)
 
 
-@pytest.mark.parametrize("lon, extent, wanted", [
+@pytest.mark.parametrize("lon, middle, wanted", [
     ([179, -179], None, [179, 181]), ([10, 350], None, [10, -10]), ([0, 5], None, [0, 5]),
-    ([190, 200], None, [-170, -160]), ([-170, 170], (0, 360, 0, 1), [190, 170]),
+    ([190, 200], None, [-170, -160]), ([-170, 170], 180.0, [190, 170]),
     ([370.0], None, [10]),
 ])
-def test_longitudes_are_turned_to_where_they_are_together(lon, extent, wanted):
-    turned = globe.around(np.array(lon, float), extent)
+def test_longitudes_are_turned_to_where_they_are_together(lon, middle, wanted):
+    turned = globe.around(np.array(lon, float), middle)
     assert np.allclose(np.sort(turned), np.sort(wanted))
 
 
@@ -137,7 +137,7 @@ def test_transforms_that_are_refused(name, values, words):
 
 
 def test_noise_of_transformed_values_is_that_of_their_slope():
-    measured, noise = np.array([[100.0], [4.0]]), np.array([1.0, 0.5])
+    measured, noise = np.array([100.0, 4.0]), np.array([1.0, 0.5])
     assert np.allclose(values.transformed_noise("log", noise, measured), [0.01, 0.125])
     assert np.allclose(values.transformed_noise("sqrt", noise, measured), [0.05, 0.125])
 
@@ -219,7 +219,7 @@ def test_a_method_that_fails_is_named_and_left_out(caplog):
 def test_values_that_are_all_alike_need_no_verdict(recwarn):
     given = Measurements(places(20, 0, 40), np.full((20, 1), 3.0), (0, 40, -60, 60))
     kept, hidden = holdout.split(given, 0.2, 0)
-    frame = Frame(given.extent, (120, 120), False)
+    frame = Frame.of(given.coords, aspect="equal")
     scores = holdout.compare({"this": holdout.constant, "linear": holdout.linear(frame)}, kept,
                              hidden)
     assert "foretells all of it exactly" in verdict(scores) and not recwarn.list
@@ -240,7 +240,7 @@ def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
     monkeypatch.setitem(sys.modules, "pykrige", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pykrige.ok", SimpleNamespace(OrdinaryKriging=NoVariogram))
     given = Measurements(places(20, 0, 40), np.arange(20.0)[:, None], (0, 40, -60, 60))
-    method = holdout.pykrige(Frame(given.extent, (120, 120), False))
+    method = holdout.pykrige(Frame.of(given.coords, aspect="equal"))
     with caplog.at_level("INFO", logger="sparsefield"):
         assert holdout.compare({"PyKrige": method}, *holdout.split(given, 0.2, 0)) == []
     assert "PyKrige: no answer (its variogram could not be fitted)" in caplog.text
@@ -251,7 +251,7 @@ def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
 def test_all_methods_foretell_a_smooth_field(lonlat):
     where = places(150, 0, 40, 30, 60)
     given = Measurements(where, wave(where)[:, None], (0, 40, 30, 60))
-    frame = Frame(given.extent, globe.scales(given.extent) if lonlat else (40, 40), lonlat)
+    frame = Frame.of(given.coords, lonlat=lonlat)
     kept, hidden = holdout.split(given, 0.2, 0)
     methods = {"constant": holdout.constant, "linear": holdout.linear(frame)}
     if holdout.pykrige(frame):

@@ -12,7 +12,6 @@ from small import write_untrained
 import reconstruct as script
 from sparsefield import cli, load
 from sparsefield.errors import UserError
-from sparsefield.evaluate import outputs
 
 ROWS = np.random.default_rng(0).uniform(size=(60, 2))
 WAVE = np.sin(5 * ROWS[:, 0]) + ROWS[:, 1]
@@ -135,10 +134,10 @@ def test_a_failing_disk_leaves_the_former_result_whole(command, monkeypatch, tmp
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
     assert "sample_5.png" in before
 
-    def full(path, content):
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs, "write_atomically", full)
+    monkeypatch.setattr("os.fsync", full)
     code, _, err = command(t, "--out", "out")
     assert code == 2 and "No space left" in err
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}

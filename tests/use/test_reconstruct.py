@@ -15,7 +15,7 @@ import reconstruct as script
 from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import fit_spread, widen
-from sparsefield.evaluate.uncertainty import coverage
+from sparsefield.evaluate.metrics import coverage
 from sparsefield.use.grids import grid_shape
 from sparsefield.use.predict import block_size
 from sparsefield.use.read import read_measurements
@@ -220,10 +220,11 @@ def test_the_command_without_a_model_tells_the_variogram(tmp_path, capsys):
 
 
 def test_grid_shape():
-    assert grid_shape(64, (0, 2, 0, 1)) == (32, 64)
-    assert grid_shape((5, 7), (0, 1, 0, 1)) == (5, 7)
+    assert grid_shape(64, (0, 2, 0, 1), (1, 1)) == (32, 64)
+    assert grid_shape(64, (0, 2, 0, 1), (2, 1)) == (64, 64)
+    assert grid_shape((5, 7), (0, 1, 0, 1), (1, 1)) == (5, 7)
     with pytest.raises(UserError, match="1 to 512"):
-        grid_shape(513, (0, 1, 0, 1))
+        grid_shape(513, (0, 1, 0, 1), (1, 1))
 
 
 # --- calibration ----------------------------------------------------------------------------------
@@ -255,11 +256,12 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path, caplog):
     path = csv(tmp_path, "0,0,1\n0,0,3\n1,1,5\n0.5,,4\n0.5,0.5,nan\n9,9,9\n")
     with caplog.at_level("INFO", logger="sparsefield"):
         found = read_measurements(str(path), channels=1, extent=(0, 1, 0, 1))
-        assert found.values[:, 0].tolist() == [1, 3, 5]  # averaged when their noise is known
+        assert found.values[:, 0].tolist() == [1, 3, 5, 9]  # averaged when their noise is known
         assert "2 of 6 measurements have a missing" in caplog.text
-        assert "1 of 4 points lie outside" in caplog.text
-        load("none").reconstruct(found.coords, found.values, 2, num_samples=2)
-    assert "averaged to 2 points" in caplog.text
+        assert "1 of 4 measurements lie outside the extent; they are used, too" in caplog.text
+        load("none").reconstruct(found.coords, found.values, 2, num_samples=2, extent=(0, 1, 0, 1))
+    assert "repeated values differ (by an sd of 1.41)" in caplog.text
+    assert "2 of 4 measurements share a place with another: averaged to 3 points" in caplog.text
 
 
 def test_transparent_pixels_are_unknown(tmp_path):
@@ -348,7 +350,6 @@ def test_tables_that_are_refused(tmp_path, sea, capsys, text, words):
     (["{png}", "--observe", "random:0.2", "--extent", "0", "1", "0", "1"], "has its pixels"),
     (["{csv}", "--observe", "random:0.2"], "every point is known"),
     (["{csv}", "--extent", "1", "0", "0", "1"], "x0 < x1"),
-    (["{csv}", "--extent", "5", "6", "5", "6"], "all points lie outside"),
     (["{csv}", "--resolution", "big"], "ROWSxCOLUMNS"),
     (["{csv}", "--resolution", "600"], "1 to 512"),
     (["{csv}", "--num_samples", "1"], "at least 2"),

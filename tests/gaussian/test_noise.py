@@ -137,3 +137,28 @@ def test_a_repeated_measurement_is_left_out_alone(count):
     loo = condition(coords, values, torch.full_like(values, 0.3)).leave_one_out
     error = values - loo.z * loo.sd - truth
     assert abs(torch.corrcoef(torch.stack([noise.flatten(), error.flatten()]))[0, 1]) < 0.1
+
+
+def test_the_order_of_rows_does_not_matter_to_contrasts():
+    """Contrasts are from the least noisy observation: from the noisiest, all would drown."""
+    coords, values = measure(0, 0.01, 80)
+    noise_sd = torch.full_like(values, 0.01)
+    noise_sd[:, 0] = 1e7
+    first = condition(coords, values, noise_sd)
+    last = condition(coords.flip(1), values.flip(1), noise_sd.flip(1))
+    one, other = first.at(GRID), last.at(GRID)
+    torch.testing.assert_close(one.mean, other.mean, atol=1e-3, rtol=0)
+    torch.testing.assert_close(one.sd, other.sd, atol=0, rtol=1e-2)
+    assert (one.mean - plane(GRID)).square().mean().sqrt() < 0.05
+    torch.testing.assert_close(first.leave_one_out.sd.flip(1), last.leave_one_out.sd, atol=0,
+                               rtol=1e-2)
+
+
+@pytest.mark.parametrize("place", [0, 30, -1])
+@pytest.mark.parametrize("sd", [1e8, 1e25])
+def test_an_observation_may_be_as_good_as_none(place, sd):
+    coords, values = measure(0, 0.0)
+    noise_sd = torch.full_like(values, 1e-3)
+    noise_sd[:, place], values[:, place] = sd, 5.0
+    answer = condition(coords, values, noise_sd).at(GRID)
+    assert (answer.mean - plane(GRID)).abs().max() < 0.1 and answer.sd.max() < 0.2

@@ -9,7 +9,7 @@ from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit, restricted_likelihood
 from sparsefield.gaussian.kernels import variogram
 from sparsefield.gaussian.kriging import Sites, closeness, local_amplitude
-from sparsefield.place import grid_coords
+from sparsefield.place import Domain, grid_coords
 
 ANISOTROPIC = Kernel(1.4, 2.5, np.pi / 4)
 
@@ -220,3 +220,36 @@ def test_scaling_the_values_scales_the_answer():
     ten = condition(*batch(coords, 100 * values + 7)).at(at)
     np.testing.assert_allclose(10 * one.mean + 7, ten.mean, rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(10 * one.sd, ten.sd, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1000.0])
+@pytest.mark.parametrize("noise", [None, 0.1])
+def test_distances_are_compared_with_the_domain(scale, noise):
+    """In whatever units, and whatever else is asked for."""
+    coords, values = (x.float() for x in batch(*field()))
+    noise_sd = None if noise is None else torch.full_like(values, noise)
+    at = torch.tensor(queries())[None].float()
+    one = condition(coords, values, noise_sd, domain=Domain(1.0, 0.4)).at(at)
+    other = condition(coords * scale, values, noise_sd, domain=Domain(scale, 0.4 * scale))
+    far = other.at(torch.cat([scale * at, 50 * scale * at], dim=1))
+    torch.testing.assert_close(far.mean[:, :15], one.mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(far.sd[:, :15], one.sd, atol=1e-4, rtol=1e-2)
+
+
+def test_smooth_exact_values_are_answered_as_well_as_slightly_noisy_ones():
+    """The bank knows a kernel for smooth fields whether there is noise or not."""
+    grid = grid_coords(20, 20)[None]
+
+    def smooth(x):
+        return torch.sin(5 * x[..., :1]) * torch.cos(4 * x[..., 1:])
+
+    errors = []
+    for noise in (None, 1e-9):
+        of_seeds = []
+        for seed in range(3):
+            coords = torch.rand(1, 60, 2, generator=torch.Generator().manual_seed(seed))
+            values = smooth(coords)
+            noise_sd = None if noise is None else torch.full_like(values, noise)
+            of_seeds.append(condition(coords, values, noise_sd).at(grid).mean - smooth(grid))
+        errors.append(torch.cat(of_seeds).square().mean().sqrt())
+    assert errors[0] < 1.02 * errors[1]

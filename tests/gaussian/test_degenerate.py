@@ -89,13 +89,6 @@ def test_constant_values_are_answered_by_the_constant(count, noise):
     assert (answer.sd > 0).all() and answer.sd.max() < 1
 
 
-def test_duplicates_that_agree_are_one_observation():
-    coords, values = uniform(30), wave(uniform(30))
-    once = condition(coords, values, kernels=ONE_KERNEL).at(GRID)
-    twice = condition(coords.repeat(1, 2, 1), values.repeat(1, 2, 1), kernels=ONE_KERNEL).at(GRID)
-    np.testing.assert_allclose(twice.mean, once.mean, atol=2e-3)
-
-
 def test_duplicates_that_disagree_are_averaged():
     coords, values = uniform(30), wave(uniform(30))
     off = torch.cat([values + 0.2, values - 0.2], dim=1)

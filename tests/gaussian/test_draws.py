@@ -61,13 +61,6 @@ def test_fields_are_summed_alike_on_a_grid_and_off_it_and_in_parts(kernel, monke
         np.testing.assert_allclose(waves.fields(numbers), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", [BANK[0], BANK[4], BANK[7]])
-def test_the_root_of_a_grid_has_the_variogram(kernel):
-    coords = grid_coords(6, 9).double().numpy()
-    found = semivariance(prior.grid_root(kernel, 6, 9, torch.device("cpu")).double())
-    np.testing.assert_allclose(found, gamma(kernel, coords, coords), atol=2e-5)
-
-
 def test_covariance_of_draws_is_the_conditional_covariance():
     coords, values = field()
     at = torch.cat([points(8), coords[:, :1] + 0.01], dim=1)

@@ -1,0 +1,155 @@
+"""Where things lie: the measurements decide, whatever is asked for; repeats and twins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import write_untrained
+
+import reconstruct as script
+from sparsefield import cli, load
+from sparsefield.use.points import merge_repeats, merge_twins
+
+RNG = np.random.default_rng(3)
+PLACES, QUERIES = RNG.uniform(size=(80, 2)), RNG.uniform(size=(100, 2))
+
+
+def truth(p: np.ndarray) -> np.ndarray:
+    return np.sin(5 * p[..., 0]) + p[..., 1] ** 2 + 0.3 * np.cos(9 * p[..., 0] * p[..., 1])
+
+
+@pytest.mark.parametrize("extent", [(-0.1, 1.1, -0.1, 1.1), (-50, 50, -20, 400), (0.4, 0.5, 0, 1)])
+@pytest.mark.parametrize("noise_sd", [0.0, 0.05])
+def test_the_answer_at_a_place_does_not_depend_on_the_extent(extent, noise_sd):
+    model = load("none")
+    here, there = (model.at(QUERIES, PLACES, truth(PLACES), extent=e, num_samples=3,
+                            noise_sd=noise_sd) for e in ((0, 1, 0, 1), extent))
+    for name in ("mean", "sd", "samples"):
+        np.testing.assert_allclose(getattr(there, name), getattr(here, name), atol=1e-4)
+
+
+def test_a_field_on_a_part_is_that_part_of_the_field():
+    """On a globe as on a plane; measurements outside the extent are used."""
+    for lonlat, scale in ((False, 1), (True, 30)):
+        model, coords = load("none"), scale * PLACES
+        part = model.reconstruct(coords, truth(PLACES), 8, num_samples=2, lonlat=lonlat,
+                                 extent=tuple(scale * np.array([0.3, 0.5, 0.3, 0.5])))
+        same = model.at(part.coords.reshape(-1, 2), coords, truth(PLACES), num_samples=2,
+                        lonlat=lonlat, extent=tuple(scale * np.array([0.0, 1, 0, 1])))
+        np.testing.assert_allclose(part.mean.reshape(-1, 1), same.mean, atol=1e-4)
+        np.testing.assert_allclose(part.samples.reshape(2, -1, 1), same.samples, atol=1e-4)
+
+
+def test_the_command_uses_what_lies_outside_the_extent(tmp_path, capsys):
+    rows = np.column_stack([PLACES, truth(PLACES)])
+    np.savetxt(tmp_path / "a.csv", rows, delimiter=",", header="x,y,v", comments="")
+    given = [str(tmp_path / "a.csv"), "--num_samples", "2", "--resolution", "8",
+             "--out", str(tmp_path / "out"), "--extent", ".35", ".65", ".35", ".65"]
+    assert cli.run(lambda: script.main(given)) == 0
+    assert "measurements lie outside the extent; they are used, too" in capsys.readouterr().out
+    with np.load(tmp_path / "out/field.npz") as field:
+        error = field["mean"][..., 0] - truth(field["coords"])
+    assert np.sqrt((error**2).mean()) < 0.03
+
+
+@pytest.mark.parametrize("name", ["none", "trained"])
+def test_y_of_a_table_grows_upward_and_an_axis_may_fall(tmp_path, name):
+    model = load("none" if name == "none" else write_untrained(tmp_path / "m.pth", 1, (-2, 3)))
+    axis = (np.arange(8) + 0.5) / 8
+    up, down = (model.reconstruct(PLACES, truth(PLACES), axes=(axis, y), num_samples=2,
+                                  num_steps=1) for y in (axis, axis[::-1]))
+    np.testing.assert_allclose(up.mean, down.mean[::-1], atol=1e-3)
+    assert up.mean[-1].mean() > up.mean[0].mean()
+
+
+def test_a_trained_model_sees_data_and_places_within_its_square(tmp_path, monkeypatch):
+    from sparsefield.use import predict
+
+    seen = []
+    original = predict.sample
+
+    def watched(network, queries, places, *rest, **options):
+        seen.extend([queries, places])
+        return original(network, queries, places, *rest, **options)
+
+    watched.__signature__ = __import__("inspect").signature(original)
+    monkeypatch.setattr(predict, "sample", watched)
+    model = load(write_untrained(tmp_path / "m.pth", 1, (-2, 3)))
+    model.reconstruct(100 * PLACES + 7, truth(PLACES), 8, num_samples=2, num_steps=1,
+                      extent=(50, 400, 0, 60))
+    assert min(x.min() for x in seen) >= 0 and max(x.max() for x in seen) <= 1
+
+
+# --- repeats and twins ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values, noise, mean, sd", [
+    ([8, 20], [0.05, 10], 8.0003, 0.05), ([8, 20], [10, 0], 20, 0), ([8, 20], [0, 0], 14, 0),
+    ([8, 20], [2, 2], 14, 2**0.5), ([8, 20, 5], [0, 0, 1], 14, 0),
+])
+def test_repeats_are_weighted_by_their_noise(values, noise, mean, sd):
+    places = np.zeros((len(values), 2))
+    _, found, noise = merge_repeats(places, np.array(values, float)[:, None],
+                                    np.array(noise, float)[:, None])
+    assert found.item() == pytest.approx(mean, abs=1e-4)
+    assert noise.item() == pytest.approx(sd, abs=1e-3)
+
+
+def test_exact_repeats_that_differ_are_warned_of(caplog):
+    coords = PLACES[:12].repeat(5, axis=0)
+    values = np.tile(3.0 * np.arange(5), 12)
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        load("none").at(QUERIES[:2], coords, values, num_samples=2)
+    assert "at 12 places repeated values differ (by an sd of 4.74)" in caplog.text
+
+
+def test_a_twin_that_disagrees_is_noise_at_its_place_alone(caplog):
+    values = truth(PLACES)
+    coords = np.vstack([PLACES, PLACES[7] + 1e-5])
+    disagreeing = np.append(values, values[7] + values.std())
+    model = load("none")
+    plain = model.at(QUERIES, PLACES, values, num_samples=2)
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        twins = model.at(QUERIES, coords, disagreeing, num_samples=2)
+        at_twin = model.at(PLACES[7:8], coords, disagreeing, num_samples=2)
+    assert "1 pair of points next to each other differs" in caplog.text
+    assert np.median(twins.sd) < 1.5 * np.median(plain.sd)
+    assert at_twin.sd.item() > 0.03 and twins.sd.max() < 2 * plain.sd.max()
+    error = [np.sqrt(((a.mean[:, 0] - truth(QUERIES)) ** 2).mean()) for a in (plain, twins)]
+    assert error[1] < 1.5 * error[0]
+
+
+def test_pairs_of_noisy_and_of_smooth_fields_are_left_alone():
+    rng = np.random.default_rng(0)
+    coords = np.vstack([PLACES, PLACES[:40] + 1e-4])
+    for values in (rng.normal(size=120), truth(coords)):
+        given = coords, values[:, None], np.zeros((120, 1))
+        found = merge_twins(*given, 0.1)
+        for a, b in zip(given, found):
+            np.testing.assert_array_equal(a, b)
+
+
+# --- draws and imports ----------------------------------------------------------------------------
+
+
+def test_channels_have_draws_of_their_own():
+    """Not those of the next seed."""
+    values = np.repeat(truth(PLACES)[:, None], 3, axis=1)
+    first, second = (load("none").at(QUERIES, PLACES, values, num_samples=2, seed=seed,
+                                     separately=True).samples for seed in (0, 1))
+    drawn = [x[..., c] for x in (first, second) for c in range(3)]
+    for i, one in enumerate(drawn):
+        assert all(np.abs(one - other).max() > 1e-3 for other in drawn[:i])
+
+
+def test_no_training_no_pictures_no_tables_are_imported_for_the_closed_form():
+    code = ("import sys; from sparsefield import load; load('none'); print(sorted({'matplotlib', "
+            "'tensorboard', 'pandas', 'xarray', 'sparsefield.train', 'train_mamba_v2'} "
+            "& set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2],
+                          capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
