@@ -31,10 +31,9 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.model.precision import has_fast_bfloat16
-
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.scale import to_unit
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases
 from sparsefield.gaussian import condition
