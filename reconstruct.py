@@ -13,14 +13,14 @@ INPUT is a picture (8 or 16 bits, floats, or .npy; known pixels by --mask, --obs
 are neither transparent nor NaN), a .csv or .parquet of x, y and value columns (which became which
 is printed), a NetCDF (.nc, .cdf) with such variables of one dimension, an .npz with `coords` (M, 2)
 and `values` (M, C), or - for CSV on standard input. Without --checkpoint colour pictures go through
-the model that comes along, and everything else through the closed form: kriging fitted to the
+the bundled model, and everything else through the closed form: kriging fitted to the
 measurements, with samples and uncertainty, without training.
 
 Written into --out, in the units of the input: field.npz (coords, mean, sd, samples), mean.png,
 sample_1.png ..., reconstruction.png with everything side by side, and for lists of points
 field.csv, field.nc (CF) and, where rasterio is installed, field.tif. Files there that this command
 did not write are never replaced. With --holdout nothing is written: a share of the measurements is
-hidden, foretold by this and by other methods, and scored; where the model that comes along is not
+hidden, predicted by this and by other methods, and scored; where the bundled model is not
 used by itself, but could be, it is one of them.
 """
 
@@ -42,11 +42,10 @@ from tqdm import tqdm
 from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import export, holdout, messages
 from sparsefield.use.grids import Asked, grid_of, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Field, Reconstructor
+from sparsefield.use.predict import BUNDLED, Field, Reconstructor
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import own_range, transformed
 
@@ -58,15 +57,15 @@ class Config:
     input: Annotated[str, tyro.conf.Positional]
     """A picture, .csv, .parquet, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
-    """Trained model, V1 or V2; shipped: the V2 that comes along; none: the closed form alone
+    """Trained model, V1 or V2; bundled: the V2 of this project; none: the closed form alone
     (kriging fitted to the measurements), for any values, without training. Default: for colour
-    pictures shipped, else none."""
+    pictures bundled, else none."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
     """Of points: a NetCDF file, on whose grid the field is asked for."""
     holdout: float | None = None
-    """Hide this share of the measured places, foretell them, print the scores and write nothing."""
+    """Hide this share of the measured places, predict them, print the scores and write nothing."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     mask: str | None = None
@@ -189,7 +188,7 @@ def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
 
 
 def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
-    """Print how well hidden measurements are foretold, by this and by other methods; where values
+    """Print how well hidden measurements are predicted, by this and by other methods; where values
     are different things, of each on its own."""
     given = asked.given
     kept, hidden = holdout.split(given, config.holdout, config.seed)
@@ -206,7 +205,7 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
         found = holdout.compare_each(methods, kept, hidden)
     else:
         found = {"": holdout.compare(methods, kept, hidden)}
-    cli.log.info("%s of %s measurements hidden, foretold from the others (seed %d):",
+    cli.log.info("%s of %s measurements hidden, predicted from the others (seed %d):",
                  f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
     for channel, scored in found.items():
         if channel:

@@ -63,10 +63,9 @@ def quality(val: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def means_of(results: dict, kind: str, method: str) -> dict[str, float]:
-    """Of the posterior mean, or of samples, of a method; kriging's samples are its draws."""
-    if method in ("V1", "V2"):
-        return results[kind][method]["mean"]
-    return results[{"mean": "baselines", "sample": "draws"}[kind]][method]["mean"]
+    """Of the posterior means, or of samples, of a method; kriging's mean is a baseline."""
+    kinds = results["summary"]
+    return (kinds[kind].get(method) or kinds["baseline"][method])["mean"]
 
 
 def quick(folder: Path) -> float:

@@ -12,7 +12,7 @@ def load(path: str, device: str = "auto") -> Reconstructor:
     """A trained model, ready to reconstruct fields; see `Reconstructor.reconstruct`.
 
     Args:
-        path: checkpoint, .pth or .safetensors; "shipped" for the V2 that comes along; "none" for
+        path: checkpoint, .pth or .safetensors; "bundled" for the V2 of this project; "none" for
             the closed form alone, without training.
         device: auto, cpu, cuda, cuda:1 or mps.
     Raises:

@@ -112,9 +112,12 @@ class Factored:
 
     def take(self, rows: list[int]) -> Factored:
         """Some of the kernels."""
+        which: list[int] | slice = rows
+        if rows == list(range(rows[0], rows[-1] + 1)):  # without a copy, or an index sent to a GPU
+            which = slice(rows[0], rows[-1] + 1)
         return Factored(tuple(self.kernels[k] for k in rows), self.coords, self.onto,
-                        self.pivots[..., rows, :, :], self.across[..., rows, :, :],
-                        self.lower[..., rows, :, :], self.failed[..., rows])
+                        self.pivots[..., which, :, :], self.across[..., which, :, :],
+                        self.lower[..., which, :, :], self.failed[..., which])
 
     @property
     def imprecise(self) -> Tensor:

@@ -44,7 +44,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a method foretold the hidden values, in their units.
+    """How well a method predicted the hidden values, in their units.
 
     Attributes:
         rmse: of the mean. crps: mean continuous ranked probability score, of a method without an
@@ -108,7 +108,7 @@ def verdict(scores: list[Score]) -> str:
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
-        return f"{best.name} foretells all of it exactly: nothing is to be compared"
+        return f"{best.name} predicts all of it exactly: nothing is to be compared"
     change = (first.each - best.each) / best.crps
     error = 1.96 * change.std() / len(change) ** 0.5
     low, high = change.mean() - error, change.mean() + error
@@ -127,7 +127,7 @@ Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
-    """Measurements to foretell from, and a share of the places, with all that was measured there.
+    """Measurements to predict from, and a share of the places, with all that was measured there.
 
     Raises:
         UserError: no share, or too few places.
@@ -158,7 +158,7 @@ def forecasts(
     methods: dict[str, Method], given: Measurements, places: np.ndarray,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[Forecast, float]]:
-    """What all methods that have an answer foretell at places (N, 2), in their order, and in how
+    """What all methods that have an answer predict at places (N, 2), in their order, and in how
     many seconds; others are named in the log.
 
     Args:

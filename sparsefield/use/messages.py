@@ -9,9 +9,8 @@ import numpy as np
 
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
-from sparsefield.model.bundled import BUNDLED
 from sparsefield.use.points import Measurements, are_colours
-from sparsefield.use.predict import Field, Reconstructor
+from sparsefield.use.predict import BUNDLED, Field, Reconstructor
 
 log = logging.getLogger("sparsefield")
 
@@ -23,7 +22,7 @@ def choose_model(
     asked: Reconstructor | None, given: Measurements, shape: tuple[int, int], lonlat: bool,
     device: str,
 ) -> Reconstructor:
-    """The model that is asked for, or the one that comes along where it has anything to say.
+    """The model that is asked for, or the bundled one where it has anything to say.
 
     Args:
         asked: warned of where it has not learnt such measurements. shape: rows and columns that are
@@ -39,13 +38,13 @@ def choose_model(
     if why := outside_pictures(given, shape, TRAINED_SHARE):
         hint = (f"; --checkpoint {BUNDLED} uses it all the same, and --holdout 0.2 tells whether "
                 "it should be") if can_be_tried(given) else ""
-        log.info("the model that comes along is not used: %s%s", why, hint)
+        log.info("the bundled model is not used: %s%s", why, hint)
         return Reconstructor.load("none", device)
     return Reconstructor.load(BUNDLED, device)
 
 
 def can_be_tried(given: Measurements) -> bool:
-    """Whether the model that comes along can take values that it has not learnt: as colours, or,
+    """Whether the bundled model can take values that it has not learnt: as colours, or,
     each channel on its own, as shades of grey."""
     as_colours = given.values.shape[1] == 3 and not are_other_things(given)
     return not as_colours or are_within_bytes(given)

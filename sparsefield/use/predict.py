@@ -54,6 +54,10 @@ from sparsefield.use.values import (
 
 log = logging.getLogger("sparsefield")
 
+BUNDLED = "bundled"  # in place of a path: the V2 of this project
+SHIPPED = "shipped"  # its name in earlier versions
+
+
 @dataclass(frozen=True)
 class Answer:
     """A model's answer at N places: see `Field`.
@@ -145,6 +149,8 @@ class TrainedModel:
         chosen = pick_device(device)
         if str(path) == "none":
             return cls(GaussianModel(), {}, chosen)
+        if str(path) in (BUNDLED, SHIPPED):
+            return cls(*load_model(SHIPPED, chosen), chosen, BUNDLED)
         return cls(*load_model(path, chosen), chosen, path)
 
     @property

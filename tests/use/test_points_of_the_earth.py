@@ -222,7 +222,7 @@ def test_values_that_are_all_alike_need_no_verdict(recwarn):
     frame = Frame.of(given.coords, aspect="equal")
     scores = holdout.compare({"this": holdout.constant, "linear": holdout.linear(frame)}, kept,
                              hidden)
-    assert "foretells all of it exactly" in verdict(scores) and not recwarn.list
+    assert "predicts all of it exactly" in verdict(scores) and not recwarn.list
 
 
 class NoVariogram:

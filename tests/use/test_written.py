@@ -235,7 +235,7 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
 
 def test_holdout_tries_the_model_that_comes_along(command):
     """Where it is not used by itself, and can be."""
-    row = "\n--checkpoint shipped "
+    row = "\n--checkpoint bundled "
     code, out, err = command("a.csv", "--holdout", "0.2", "--num_steps", "1")
     assert code == 0 and row in out, err
     assert "--holdout 0.2 tells whether it should be" in out
@@ -257,10 +257,10 @@ def test_holdout_of_a_picture_of_16_bits(command):
     tifffile.imwrite("deep.tif", picture.astype(np.uint16))
     code, out, err = command("deep.tif", "--observe", "random:0.5", "--holdout", "0.2",
                              "--num_steps", "1")
-    assert code == 0 and "this (shipped)" in out, err
+    assert code == 0 and "this (bundled)" in out, err
 
 
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(command):
     code, out, _ = command("a.csv")
-    assert code == 0 and "the model that comes along is not used: one channel" in out
+    assert code == 0 and "the bundled model is not used: one channel" in out
     assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out
