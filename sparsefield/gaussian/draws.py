@@ -145,13 +145,14 @@ def standard_normal(
 
 
 @lru_cache(maxsize=64)
-def grid_root(kernel: Kernel, height: int, width: int, device: torch.device) -> Tensor:
-    """(H W, H W) float32: times columns of N(0, 1) it is fields on pixel centres, but for a level.
+def grid_roots(kernels: tuple[Kernel, ...], height: int, width: int,
+               device: torch.device) -> Tensor:
+    """(K, H W, H W) float32: times columns of N(0, 1) they are fields on pixel centres, but for a
+    level, with the nugget that kriging counts.
 
-    Row i makes the value at pixel i. Cheaper than waves where many fields are drawn on one small
-    grid.
+    Cheaper than waves where many fields are drawn on one small grid.
     """
     coords = grid_coords(height, width).double()
-    covariance = LEVEL - variogram((kernel,), coords, coords)[0]
-    covariance.diagonal().add_(NUGGET)  # as kriging counts it: the errors have unit variance
+    covariance = LEVEL - variogram(kernels, coords, coords)
+    covariance.diagonal(dim1=1, dim2=2).add_(NUGGET)
     return torch.linalg.cholesky(covariance).float().to(device)

@@ -137,8 +137,10 @@ class Factored:
         return log_det.masked_fill(self.failed, float("inf"))
 
     def whiten(self, values: Tensor) -> Tensor:
-        """L^-1 B y: (..., M, F) to (..., K, M - p, F)."""
-        contrasts = contrast(self.onto, values.to(self.lower)).unsqueeze(-3)
+        """L^-1 B y: (..., M, F), or one for each kernel (..., K, M, F), to (..., K, M - p, F)."""
+        if values.dim() < self.lower.dim():
+            values = values.unsqueeze(-3)
+        contrasts = contrast(self.onto.unsqueeze(-3), values.to(self.lower))
         contrasts = contrasts.expand(*self.lower.shape[:-1], -1)
         return torch.linalg.solve_triangular(self.lower, contrasts, upper=False)
 
