@@ -127,7 +127,7 @@ def test_a_draw_does_not_depend_on_the_batch_or_on_parts(monkeypatch):
     for each in posterior.fields:
         each.at_once = 64
     noise = posterior.noise(at)
-    assert len(noise.fields[0].pieces) == 2
+    assert len(noise.pieces[0]) == 2
     np.testing.assert_allclose(noise(generators(2)), z, atol=5e-3)
     monkeypatch.setattr(posterior_module, "KEPT_NUMBERS", 0)
     noise = posterior.noise(at)
