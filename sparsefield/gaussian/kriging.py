@@ -36,6 +36,8 @@ ALONE = 0.5  # precision, relative to the amplitude
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
+INDISTINCT = ("the measurements cannot be told apart in double precision: leave out points that "
+              "are very far from the others, or very near to them")
 
 
 @contextmanager
@@ -268,8 +270,7 @@ class Sites:
     def require(self) -> None:
         """Raises UserError unless every kernel could be factored."""
         if any(bool(part.failed.any()) for _, part in self.parts):
-            raise UserError("the measurements cannot be told apart in double precision: leave out "
-                            "points that are very far from the others, or very near to them")
+            raise UserError(INDISTINCT)
 
     def _joined(self, parts: list[Tensor], dim: int) -> Tensor:
         if len(parts) == 1:

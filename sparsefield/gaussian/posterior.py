@@ -14,7 +14,7 @@ Symbols: B fields, M observations, N queries, C channels, S draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -331,8 +331,8 @@ class PosteriorNoise:
         self.pieces = [own.split(min(field.at_once, most))
                        for field, own in zip(self.fields, places)]
         each = len(self.fields[0].observed.coords) + draws.FEATURES       # numbers of a query
-        if places[..., 0].numel() * each <= KEPT_NUMBERS:
-            self._prepared = cache(self._prepared)  # type: ignore[method-assign]
+        self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
+        self._kept: dict[tuple[int, int], tuple[draws.Waves, Errors]] = {}
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -356,7 +356,8 @@ class PosteriorNoise:
 
     def _numbers(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
         """N(0, 1): (B, draws of a field, count, C)."""
-        numbers = draws.standard_normal(generators, count, self.root.shape[1])
+        channels = self.root.shape[1]
+        numbers = torch.stack([torch.randn(count, channels, generator=g) for g in generators])
         return numbers.to(self.root.device).unflatten(0, (len(self.root), -1))
 
     def _by_field(self, x: Tensor) -> Tensor:
@@ -387,5 +388,10 @@ class PosteriorNoise:
 
     def _prepared(self, b: int, i: int) -> tuple[draws.Waves, Errors]:
         """All that a piece of a field needs but for the random numbers."""
-        return (draws.Waves(self.kernels[b], self.pieces[b][i]),
-                self.fields[b].errors(self.pieces[b][i]))
+        if (b, i) in self._kept:
+            return self._kept[b, i]
+        piece = self.pieces[b][i]
+        prepared = draws.Waves(self.kernels[b], piece), self.fields[b].errors(piece)
+        if self.keep:
+            self._kept[b, i] = prepared
+        return prepared

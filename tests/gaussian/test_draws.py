@@ -52,7 +52,7 @@ def test_waves_have_the_variogram(kernel):
 @pytest.mark.parametrize("kernel", [BANK[2], BANK[7]])
 def test_fields_are_summed_alike_on_a_grid_and_off_it_and_in_parts(kernel, monkeypatch):
     coords = grid_coords(12, 9)[torch.randperm(108)[:20]]
-    numbers = prior.standard_normal(generators(1), prior.FEATURES, 3)[0].T
+    numbers = torch.randn(prior.FEATURES, 3, generator=generators(1)[0]).T
     on, off = prior.Waves(kernel, coords), prior.Waves(kernel, points(20)[0])
     assert on.is_grid and not off.is_grid
     monkeypatch.setattr(prior, "KEPT_POINTS", 7)
