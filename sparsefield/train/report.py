@@ -173,7 +173,7 @@ class Reporter:
 
     # --- pictures --------------------------------------------------------------------------------
 
-    def picture(self, model: nn.Module) -> None:
+    def picture(self, model: nn.Module, data: Data) -> None:
         """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
         if not self.world.is_first:
             return
@@ -185,7 +185,7 @@ class Reporter:
             "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
         }
         with self.folder.tolerating("picture"):
-            plots.reconstructions(shown, columns, path)
+            plots.reconstructions(shown, columns, path, plots.Style.of(data.describe()))
             log.info("picture: %s", path)
 
     def finish(self) -> None:
