@@ -282,6 +282,10 @@ class Answer(NamedTuple):
     sd: Tensor
     spread: Tensor
 
+    def scaled(self, amplitude: Tensor) -> Answer:
+        """With sd and spread times (..., N, 1), see `local_amplitude`."""
+        return Answer(self.mean, self.sd * amplitude, self.spread * amplitude)
+
 
 class LeaveOneOut(NamedTuple):
     """What the other observations predict for each.

@@ -220,11 +220,9 @@ class _Field:
         """At (n, D): (n, C)."""
         onto, whitened, variance = self.fit.sites.krige(queries)
         level = onto @ self.observed.values[: onto.shape[1]]
-        mean, sd, spread = self.fit.mixture.answer(
-            level, (self.fit.white.mT @ whitened).mT, variance)
+        found = self.fit.mixture.answer(level, (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
-        amplitude = local_amplitude(near, self.leave_one_out.z)
-        return Answer(mean, sd * amplitude, spread * amplitude)
+        return found.scaled(local_amplitude(near, self.leave_one_out.z))
 
     @cached_property
     def _heaviest(self) -> Sites:
@@ -291,10 +289,9 @@ class _FromNearest(_Field):
 
     def answer(self, queries: Tensor) -> Answer:
         fitted, values, index = self._around(queries)
-        mean, sd, spread = self._krige(fitted, values, queries)
         near = closeness(queries[:, None], self.observed.coords[index], self.spacing)
         amplitude = local_amplitude(near, self.leave_one_out.z[index])[:, 0]
-        return Answer(mean, sd * amplitude, spread * amplitude)
+        return self._krige(fitted, values, queries).scaled(amplitude)
 
     def errors(self, queries: Tensor) -> Errors:
         fitted, _, index = self._around(queries)
