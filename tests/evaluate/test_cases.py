@@ -151,9 +151,8 @@ def test_nfe_and_numbers_of_draws(ramps):
 # --- what used to crash --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, observe", [("ramps", RANDOM_SHARE), ("seas", "random:0.2")])
-def test_training_and_both_evaluations_take_unequal_cases(request, kind, observe, tmp_path):
-    data = request.getfixturevalue(kind)
+def test_training_and_both_evaluations_take_unequal_cases(seas, tmp_path):
+    data, observe = seas, RANDOM_SHARE
     train(settings(data, tmp_path / "run", observe=observe, epochs=1, eval_pictures=5))
     assert (tmp_path / "run/pictures_epoch_0001.png").stat().st_size > 10_000
     paths = {name: write_checkpoint(tmp_path / f"{name}.pth", name, data) for name in ("V1", "V2")}

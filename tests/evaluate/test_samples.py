@@ -7,7 +7,6 @@ import pytest
 
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.metrics import (
-    block_means,
     evaluate_samples,
     interval_name,
     largest_coverage,
@@ -65,10 +64,6 @@ def test_spread_over_error_does_not_depend_on_the_number_of_samples(members):
     assert ratios[1] == pytest.approx(expected, abs=0.02)
 
 
-def test_the_ratio_is_that_of_sums_over_images_and_leaves_undefined_ones_out():
-    assert spread_error_ratio([1, 7, np.nan], [1, 1, np.nan]) == 2
-
-
 def test_observed_and_missing_points_count_nowhere():
     draws, truth = ensemble()
     observed = np.arange(0, SIDE * SIDE, 3)
@@ -93,22 +88,6 @@ def test_observed_and_missing_points_count_nowhere():
     assert evaluate_samples(draws_with_gaps, truth_with_gaps, observed) == gappy
 
 
-def test_block_means_by_hand():
-    truth = np.arange(50.0).reshape(5, 10, 1)
-    truth[0, 0] = np.nan
-    observed = np.flatnonzero(np.kron(np.array([[0, 1]]), np.ones((5, 5))))  # the right half
-    draws = np.stack([truth, truth + 1])
-    samples, target = block_means(draws, truth, observed, 4)
-    # Whole blocks are columns 0-3 and 4-7 of rows 0-3; both hold hidden points.
-    whole = truth[:4, :4].ravel()[1:].mean(), truth[:4, 4:8].mean()
-    np.testing.assert_allclose(target, whole)
-    np.testing.assert_allclose(samples, [target, target + 1])
-    everything = np.arange(50)
-    assert block_means(draws, truth, everything[1:], 4)[1].size == 0
-    half = np.flatnonzero(everything % 10 >= 4)
-    np.testing.assert_allclose(block_means(draws, truth, half, 4)[1], whole[:1])
-
-
 def test_what_cannot_be_scored_is_undefined():
     draws = np.random.default_rng(0).random((3, 6, 6, 1))
     small = evaluate_samples(draws, np.full((6, 6, 1), 0.5), NOTHING)
@@ -131,7 +110,3 @@ def test_the_coverage_that_samples_can_state_is_reached_and_not_passed(members, 
 def test_a_level_that_few_samples_cannot_state_says_so():
     assert interval_name(0.9, 16) == "90% (of 16 samples at most 88%)"
     assert interval_name(0.9, 20) == "90%" and interval_name(0.5, 3) == "50%"
-
-
-def test_averages_leave_undefined_images_out():
-    assert metrics.average([1.0, np.nan, 2.0, 6.0]) == 3 and np.isnan(metrics.average([np.nan]))

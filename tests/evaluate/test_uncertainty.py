@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
 
 from sparsefield.evaluate.metrics import (
-    coverage,
     ensemble_scores,
     rank_histogram,
-    spread_skill_curve,
-    unobserved,
 )
 
 POINTS = 20_000
@@ -37,7 +33,7 @@ def chi_square(ranks: np.ndarray) -> float:
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("members", [2, 5, 10, 20, 40])
+@pytest.mark.parametrize("members", [2, 20])
 def test_calibrated_ensembles_have_uniform_ranks(members):
     samples, truth, _ = ensemble(members)
     ranks = rank_histogram(samples, truth)
@@ -52,26 +48,10 @@ def test_other_ensembles_do_not(width, shift):
     assert chi_square(ranks) > 20
 
 
-def test_shape_of_the_rank_histogram_tells_what_is_wrong():
-    narrow = rank_histogram(*ensemble(20, width=0.5)[:2])
-    wide = rank_histogram(*ensemble(20, width=2.0)[:2])
-    high = rank_histogram(*ensemble(20, shift=0.5)[:2])
-    assert min(narrow[0], narrow[-1]) > 2 / 21 and narrow[10] < 1 / 21
-    assert max(wide[0], wide[-1]) < 0.5 / 21 and wide[10] > 1 / 21
-    assert high[0] > 2 * high[-1]
-
-
 def test_ties_are_shared_between_ranks():
     samples = np.array([[0.0], [0.0], [0.5]])
     np.testing.assert_allclose(rank_histogram(samples, np.array([0.0])), [1/3, 1/3, 1/3, 0])
     np.testing.assert_allclose(rank_histogram(samples, np.array([0.2])), [0, 0, 1, 0])
-
-
-@pytest.mark.parametrize("members", [9, 19, 20, 50])
-@pytest.mark.parametrize("level", [0.5, 0.8])
-def test_calibrated_ensembles_cover_at_the_level(members, level):
-    samples, truth, _ = ensemble(members)
-    assert coverage(samples, truth, level) == pytest.approx(level, abs=0.015)
 
 
 def test_coverage_of_a_wide_level_is_limited_by_the_number_of_samples():
@@ -83,22 +63,13 @@ def test_coverage_of_a_wide_level_is_limited_by_the_number_of_samples():
     assert many["coverage"]["90%"] == pytest.approx(0.9, abs=0.01)
 
 
-def test_too_narrow_ensembles_cover_less():
-    """Half the width: the 90 % interval is +- 0.82 sd of the truth, which holds 59 %."""
-    samples, truth, _ = ensemble(200, width=0.5)
-    assert coverage(samples, truth, 0.9) == pytest.approx(0.589, abs=0.02)
-
-
 def test_spread_equals_skill_only_when_calibrated():
     right = ensemble_scores(*ensemble(8)[:2])
     assert right["spread"] == pytest.approx(right["skill"], rel=0.02)
     narrow = ensemble_scores(*ensemble(8, width=0.5)[:2])
     assert narrow["spread"] < 0.65 * narrow["skill"]
-
-
-def test_classes_of_a_calibrated_ensemble_lie_on_the_diagonal():
-    right = ensemble_scores(*ensemble(100)[:2])
-    np.testing.assert_allclose(right["bin_spread"], right["bin_skill"], rtol=0.1)
+    many = ensemble_scores(*ensemble(100)[:2])
+    np.testing.assert_allclose(many["bin_spread"], many["bin_skill"], rtol=0.1)
 
 
 def test_correlation_of_spread_and_error_has_its_closed_form():
@@ -115,22 +86,3 @@ def test_crps_of_a_calibrated_gaussian_is_sd_over_root_pi():
     samples, truth, sd = ensemble(10)
     expected = sd.mean() / math.sqrt(math.pi)
     assert ensemble_scores(samples, truth)["crps"] == pytest.approx(expected, rel=0.02)
-
-
-def test_curve_sorts_points_by_spread():
-    spread, skill = spread_skill_curve(np.array([4.0, 1.0, 9.0]), np.array([16.0, 0.0, 1.0]))
-    assert (spread, skill) == ([1, 2, 3], [0, 4, 1])
-
-
-def test_observed_and_missing_points_are_left_out():
-    truth = np.arange(12.0).reshape(2, 3, 2)
-    truth[1, 1] = np.nan
-    samples = np.stack([truth, truth + 1])
-    kept, target = unobserved(samples, truth, np.array([0, 5]))
-    np.testing.assert_array_equal(target, [2, 3, 4, 5, 6, 7])
-    np.testing.assert_array_equal(kept[1] - kept[0], np.ones(6))
-
-
-def test_scores_as_plain_types():
-    table = ensemble_scores(*ensemble(19)[:2])
-    assert json.loads(json.dumps(table))["coverage"]["50%"] == pytest.approx(0.5, abs=0.02)
