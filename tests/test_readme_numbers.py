@@ -1,4 +1,4 @@
-"""README and docs say of the shipped weights what was measured and stored."""
+"""README and docs give the numbers of the bundled weights that were measured and stored."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def test_marks_that_are_missing_are_an_error(numbers):
 
 
 @pytest.mark.parametrize("command", [train_mamba_v2, train_mamba])
-@pytest.mark.parametrize("more", [[], ["--canvas_width", "0"]])
+@pytest.mark.parametrize("more", [[], ["--unet_width", "0"]])
 def test_the_page_on_models_says_how_large_the_default_models_are(command, more, capsys):
     command.main(["--dry_run", "True", *more])
     count = re.search(r"([\d,]+) parameters", capsys.readouterr().out)[1]
