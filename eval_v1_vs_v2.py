@@ -105,9 +105,8 @@ def load(name: str, path: str) -> dict[str, Any]:
     if not find_bundled(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
-        raise UserError(
-            f"no {name} checkpoint at {path}: train {name} first: {RUNNERS[name]}{hint}"
-        )
+        raise UserError(f"no {name} checkpoint at {path}: train {name} first: "
+                        f"{RUNNERS[name]}{hint}")
     return load_checkpoint(path)
 
 
@@ -126,20 +125,14 @@ def require_same_data(checkpoints: dict[str, dict]) -> None:
     """Raises UserError unless both models were trained on the same data."""
     v1, v2 = (checkpoints[name]["data"] for name in ("V1", "V2"))
     if v1["channels"] != v2["channels"]:
-        raise UserError(
-            f"V1 was trained with {v1['channels']} channels and V2 with {v2['channels']}: "
-            "train both on the same data"
-        )
+        raise UserError(f"V1 was trained with {v1['channels']} channels and V2 with "
+                        f"{v2['channels']}: train both on the same data")
     if v1["fingerprint"] != v2["fingerprint"]:
-        raise UserError(
-            f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
-            f"{v2['height']} x {v2['width']}): train both on the same data"
-        )
+        raise UserError(f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
+                        f"{v2['height']} x {v2['width']}): train both on the same data")
     if not np.array_equal(v1["value_range"], v2["value_range"]):
-        raise UserError(
-            f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
-            f"{v2['value_range']}: train both with the same VALUE_RANGE"
-        )
+        raise UserError(f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
+                        f"{v2['value_range']}: train both with the same VALUE_RANGE")
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -172,11 +165,9 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
         differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]
         if differing:
-            raise UserError(
-                f"--{name.lower()}_seeds {path} is of another training than the {name} that is "
-                f"compared (differs in {', '.join(differing)}): trainings that differ in their "
-                "seed alone, please"
-            )
+            raise UserError(f"--{name.lower()}_seeds {path} is of another training than the {name} "
+                            f"that is compared (differs in {', '.join(differing)}): trainings that "
+                            "differ in their seed alone, please")
         seed = checkpoint["config"].get("seed")
         if seed in seeds:
             raise UserError(f"--{name.lower()}_seeds {path} was trained with seed {seed}, as "
@@ -195,9 +186,9 @@ def draw(
     """{(kind, method): outcome} of the posterior means and the samples of a pair."""
     outcomes = {}
     for name, model in models.items():
-        bar.set_description(f"{name}, mean")
+        cases.warm_up(model)
+        bar.set_description(name)
         outcomes["mean", name] = cases.sample(model, done=bar.update, method="mean")
-        bar.set_description(f"{name}, sample")
         outcomes["sample", name] = cases.sample(model, draws=ensemble, done=bar.update, **sampler)
     return outcomes
 
@@ -222,8 +213,6 @@ def compare(
     with tqdm(total=(1 + ensemble) * 2 * len(cases) * len(pairs), unit="picture",
               file=sys.stderr) as bar:
         for training, models in enumerate(pairs):
-            for model in models.values():
-                cases.warm_up(model)
             outcomes = draw(cases, models, sampler, ensemble, bar)
             if training == 0:
                 fields |= {name: outcomes["mean", name].fields for name in models}

@@ -400,7 +400,7 @@ def _pair(
     g = np.asarray(truth, dtype=np.float64)
     if x.shape != g.shape or g.ndim != 3:
         raise ValueError(f"expected two images (H, W, C), not {x.shape} and {g.shape}")
-    exists = ~np.isnan(g).any(axis=-1)
+    exists = np.asarray(~np.isnan(g).any(axis=-1))
     if not exists.any():
         raise UserError("an image without a single existing point (all NaN) cannot be scored")
     if not exists.all():

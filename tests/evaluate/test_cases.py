@@ -15,7 +15,7 @@ import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
-from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
+from sparsefield.evaluate.cases import Cases, area_average, spread
 from sparsefield.gaussian import GridPosterior, posterior
 from sparsefield.model.field import GaussianModel
 from sparsefield.train.validation import Validation
@@ -81,16 +81,6 @@ def test_cases_are_spread_evenly():
     assert spread([3, 5], 10) == [3, 5] and spread(range(9), 1) == [0]
     with pytest.raises(UserError, match="at least 1"):
         spread(range(3), 0)
-
-
-def test_models_see_minus_one_to_one_and_numbers_zero_to_one(ramps):
-    cases = open_cases(ramps)
-    for case in cases:
-        np.testing.assert_allclose(case.truth, (case.inside + 1) / 2)
-        assert case.inside.min() < -0.1 and case.truth.min() >= 0
-        np.testing.assert_array_equal(
-            case.values, case.inside.reshape(-1, 1)[case.observed]
-        )
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -207,11 +197,3 @@ def test_a_field_is_fitted_once_for_all_validations(ramps, monkeypatch):
                             torch.device("cpu"))
     first = validation.evaluate(network(), "flow")
     assert validation.evaluate(network(), "flow") == first and len(fitted) == 3
-
-
-def test_every_part_gets_its_own_mode_back():
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
-    with pytest.raises(KeyError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise KeyError
-    assert [module.training for module in model.modules()] == [True, True, False]

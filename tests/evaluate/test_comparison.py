@@ -8,15 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import NAMES, SIZE, run, write_checkpoint, write_pictures
+from small import NAMES, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
 import train_mamba
 import train_mamba_v2
-from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
-from sparsefield.evaluate.cases import Cases, count_flops, open_test_data
+from sparsefield.evaluate.cases import count_flops, open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.attention import Attention
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
@@ -37,7 +36,8 @@ def checkpoints(tmp_path_factory, pictures) -> dict[str, str]:
 
 
 def config(checkpoints: dict, folder: Path, **changes) -> script.Config:
-    settings = {**checkpoints, "num_steps": 2, "device": "cpu", "save_dir": str(folder), **changes}
+    settings = {**checkpoints, "num_steps": 2, "ensemble": 4, "device": "cpu",
+                "save_dir": str(folder), **changes}
     return script.Config(**settings)
 
 
@@ -69,21 +69,6 @@ def test_all_files_are_written_and_the_json_is_strict(compared):
             assert row["mean"]["psnr"] == pytest.approx(np.mean(psnr))
             assert row["median"]["psnr"] == pytest.approx(np.median(psnr))
             assert row["sd"]["psnr"] == pytest.approx(np.std(psnr, ddof=1))
-
-
-@pytest.mark.parametrize("prior, rounding", [("none", 1e-6), ("fitted", 2e-3)])
-@pytest.mark.parametrize("method", [{"method": "mean"}, {"method": "sde", "num_steps": 3}])
-def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, method):
-    """Kriging's variance cancels in float32, and its rounding depends on the kernels of a batch."""
-    torch.manual_seed(0)
-    model = train_mamba_v2.MAMBADiffusionV2(**SIZE, perceiver_heads=2, prior=prior).eval()
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
-    data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    whole, single = (Cases(data.test, pattern, range(3), points=256 * size).sample(model, **method)
-                     for size in (3, 1))
-    assert np.ptp(whole.fields[0]) > 0.1
-    for a, b in zip(whole.fields, single.fields):
-        assert np.abs(a - b).max() < rounding
 
 
 def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
@@ -269,13 +254,8 @@ def test_the_report_says_how_far_seeds_differ(checkpoints, seeds, tmp_path):
     assert len(row["each"]) == 3 and row["mean"] == pytest.approx(np.mean(row["each"]))
     assert row["sd"] == pytest.approx(np.std(row["each"], ddof=1)) and row["sd"] > 0
     assert row["each"][0] == pytest.approx(results["differences"]["sample"]["crps"]["mean"])
-    second = {"v1_checkpoint": seeds["v1_seeds"][0], "v2_checkpoint": seeds["v2_seeds"][0]}
-    alone = script.evaluate(config(second, tmp_path / "second"))
-    for kind, metric in (("mean", "psnr"), ("sample", "crps"), ("sample", "speckle_0.10")):
-        change = alone["differences"][kind][metric]["mean"]
-        assert results["seeds"][kind][metric]["V2 - V1"]["each"][1] == pytest.approx(change)
     text = (tmp_path / "all/comparison_results.txt").read_text()
-    assert "Over 3 seeds of training" in text and "nan" not in text and "seeds" not in alone
+    assert "Over 3 seeds of training" in text and "nan" not in text
 
 
 @pytest.mark.parametrize("changes, reason", [
@@ -318,12 +298,6 @@ def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_swapped_checkpoints_are_refused(checkpoints, tmp_path):
-    v1, v2 = checkpoints["v1_checkpoint"], checkpoints["v2_checkpoint"]
-    message = refused(config({"v1_checkpoint": v2, "v2_checkpoint": v1}, tmp_path))
-    assert "exchange the two paths" in message
-
-
 def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
     whole = Path(checkpoints["v1_checkpoint"]).read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 10):
@@ -332,13 +306,23 @@ def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
         assert "cut.pth" in refused(config({**checkpoints, **cut}, tmp_path / "out"))
 
 
-def test_models_of_different_data_are_refused(checkpoints, tmp_path):
-    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1)
-    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", other))}
-    assert "train both on the same data" in refused(config({**checkpoints, **v2}, tmp_path))
-    grey = write_pictures(tmp_path / "grey.npz", channels=1)
-    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", grey))}
-    assert "3 channels and V2 with 1" in refused(config({**checkpoints, **v2}, tmp_path))
+@pytest.mark.parametrize("case, reason", [
+    ("swapped", "exchange the two paths"), ("other", "train both on the same data"),
+    ("grey", "3 channels and V2 with 1"), ("range", "train both with the same VALUE_RANGE"),
+])
+def test_models_that_cannot_be_compared_are_refused(checkpoints, tmp_path, case, reason):
+    pair = dict(checkpoints)
+    if case == "swapped":
+        pair = dict(zip(pair, reversed(pair.values())))
+    elif case == "range":
+        checkpoint = load_checkpoint(pair["v2_checkpoint"])
+        checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3
+        pair["v2_checkpoint"] = str(tmp_path / "v2.pth")
+        save_checkpoint(tmp_path / "v2.pth", checkpoint)
+    else:
+        own = write_pictures(tmp_path / "own.npz", channels=1 if case == "grey" else 3, seed=1)
+        pair["v2_checkpoint"] = str(write_checkpoint(tmp_path / "v2", "V2", own))
+    assert reason in refused(config(pair, tmp_path / "out"))
 
 
 def test_test_data_that_does_not_fit_is_refused(checkpoints, tmp_path):
@@ -404,15 +388,6 @@ def test_an_error_is_one_line_and_code_2(tmp_path):
     result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
-
-
-def test_models_of_one_file_in_two_ranges_are_refused(checkpoints, tmp_path):
-    v2 = tmp_path / "v2.pth"
-    checkpoint = load_checkpoint(checkpoints["v2_checkpoint"])
-    checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3
-    save_checkpoint(v2, checkpoint)
-    message = refused(config({**checkpoints, "v2_checkpoint": str(v2)}, tmp_path))
-    assert "train both with the same VALUE_RANGE" in message
 
 
 @pytest.mark.parametrize("said, bounds", [((0.0, 255.0), (0, 255)), (None, (115, 160))])
