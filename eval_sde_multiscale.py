@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -291,9 +291,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         config.steps_sweep, checkpoint.get("calibration"),
     )
     results = {
-        "settings": asdict(config),
-        "environment": tables.environment(device),
-        "data": data.describe() | {"test_indices": [case.index for case in cases]},
+        **tables.about(config, device, data, cases),
         "model": tables.describe_model(checkpoint, model, config.checkpoint),
         **numbers,
     }

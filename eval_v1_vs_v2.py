@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -278,9 +278,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
     table, fields = compare(cases, pairs, checkpoints, sampler, config.ensemble)
     results = {
-        "settings": asdict(config) | {"pictures": len(cases)},
-        "environment": tables.environment(device),
-        "data": data.describe() | {"test_indices": [case.index for case in cases]},
+        **tables.about(config, device, data, cases),
         "models": {
             name: tables.describe_model(checkpoints[name], model, paths[name])
             | {"flops_per_evaluation": count_flops(model, cases.shape(cases.rows), cases.channels,

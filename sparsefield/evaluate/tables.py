@@ -23,6 +23,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -31,10 +32,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sparsefield.data import Scale
+from sparsefield.data import Data, Scale
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.calibration import SETTINGS, describe, widen
 from sparsefield.evaluate.cases import Cases, Outcome
+from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.scan import describe_backend
 
 SAMPLE_BELOW_MEAN = 10 * math.log10(2)  # dB: a draw of the posterior has twice the MSE of its mean
@@ -43,11 +45,9 @@ KEYS = ["kind", "method", "training", "rows", "steps", "picture"]
 ENOUGH_PICTURES = 64  # for choosing a sampler
 
 BLOCKS = {  # what the blocks of the comparison show: title, unit, decimals, is more better
-    "psnr": ("PSNR", " dB", 2, True),
-    "ssim": ("SSIM", "", 4, True),
+    "psnr": ("PSNR", " dB", 2, True), "ssim": ("SSIM", "", 4, True),
     "ssim_default": ("SSIM (scikit-image's default window)", "", 4, True),
-    "mse": ("MSE", "", 6, False),
-    "mae": ("MAE", "", 5, False),
+    "mse": ("MSE", "", 6, False), "mae": ("MAE", "", 5, False),
     "crps": ("CRPS (of all samples, at hidden points)", "", 5, False),
     "speckle_0.05": ("Speckle, threshold 0.05", "", 5, False),
     "speckle_0.10": ("Speckle, threshold 0.10", "", 5, False),
@@ -183,10 +183,12 @@ def recalibrated(outcome: Outcome, factor: float) -> Outcome:
     return outcome.with_draws(draws, f"{outcome.how}, spread times {factor:.2f}")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that the numbers of time depend on."""
+def about(
+    config: EvaluationConfig, device: torch.device, data: Data, cases: Cases
+) -> dict[str, dict[str, Any]]:
+    """Settings, data, and the versions and hardware that seconds depend on."""
     names = ("torch", "numpy", "scipy", "scikit-image")
-    return {
+    environment = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
         "platform": platform.platform(),
@@ -194,6 +196,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "scan": describe_backend(device),
     }
+    return {"settings": asdict(config) | {"pictures": len(cases)}, "environment": environment,
+            "data": data.describe() | {"test_indices": [case.index for case in cases]}}
 
 
 def as_json(results: dict[str, Any]) -> str:
