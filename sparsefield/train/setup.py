@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from sparsefield.data import Data, TrainingBatches, parse_pattern, symmetries
+from sparsefield.data import Data, TrainingBatches, parse_pattern
+from sparsefield.data.batches import count_symmetries
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.flow.path import draw_angles
@@ -58,7 +59,7 @@ def symmetries_shown(config: TrainingConfig, data: Data) -> int:
     """How many turns and flips of fields, observations included, the training shows."""
     if not (data.train.is_symmetric and parse_pattern(config.observe).is_symmetric):
         return 1
-    return symmetries.count(data.height, data.width)
+    return count_symmetries(data.height, data.width)
 
 
 def value_sd(data: Data) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.data.files import refuse_lone_extreme
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 

@@ -14,14 +14,14 @@ import scipy
 import torch
 from torch import Tensor, nn
 
-from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.data.files import refuse_lone_extreme
 from sparsefield.data.scale import Scale, given_range
-from sparsefield.data.streams import noise_seed
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import Progress, sample
 from sparsefield.gaussian import estimate_noise
+from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.data.files import refuse_foreign, require_file
-from sparsefield.data.missing import parse_missing, refuse_lone_extreme
+from sparsefield.data.files import parse_missing, refuse_foreign, refuse_lone_extreme, require_file
 from sparsefield.data.patterns import parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
