@@ -20,6 +20,7 @@ from sparsefield import hashed
 from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
+    one_thread,
     restricted_likelihood,
     weights,
 )
@@ -140,7 +141,7 @@ class GridPosterior:
         for b, number in enumerate(mask_ids):
             groups.setdefault(number if number >= 0 else (number, b), []).append(b)
         rows: dict[int, tuple[Tensor, ...]] = {}
-        with full_precision(values.device):
+        with full_precision(values.device), one_thread():
             for fields in groups.values():
                 b = fields[0]
                 mask = self._mask(mask_ids[b], observed[b], None if cells is None else cells[b])
