@@ -18,25 +18,16 @@ PATIENCE = 20  # non-finite steps in a row after which training gives up
 
 
 class Stages(NamedTuple):
-    """The two stages of a training: "start", in which the grid U-Nets learn the mean and sd that
-    the flow starts from, and "flow", in which the flow learns and they stay as they are.
-
-    Attributes:
-        start, end: where they end, in steps.
-    """
+    """The steps at which the two stages end: "start", in which the grid U-Nets learn the mean and
+    sd that the flow starts from, and "flow", in which they stay as they are and the flow learns."""
 
     start: int
     end: int
 
     @classmethod
     def of(cls, config: TrainingConfig, total: int) -> Stages:
-        """Those of so many steps, as the settings say."""
         has_start = config.unet_width and config.start_from is None
         return cls(round(config.start_share * total) if has_start else 0, total)
-
-    def last(self, step: int) -> str:
-        """Name of the stage that the newest of so many steps was in."""
-        return self.name(max(0, step - 1))
 
     def name(self, step: int) -> str:
         """Of the stage that a step is in."""
@@ -46,17 +37,11 @@ class Stages(NamedTuple):
         """First step of the stage that a step is in, and its end."""
         return (0, self.start) if step < self.start else (self.start, self.end)
 
-    def extended(self, previous_start: int, step: int) -> Stages:
-        """Of a training that goes on after `step` with another number of steps: a start that is
-        over stays so, or it would change under the flow that has learnt on it."""
-        return self._replace(start=previous_start) if step >= previous_start else self
-
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then half a cosine to zero at `total`.
-
-    Loshchilov & Hutter 2017 (SGDR), without restarts.
-    """
+    """Of a step of a stage of `total`: linear warm-up to `peak` over `warmup` steps, at most a
+    fifth of the stage, then half a cosine to zero (Loshchilov & Hutter 2017, SGDR)."""
+    warmup = min(warmup, total // 5)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -132,11 +117,10 @@ class Progress:
         return {"loss": sums["loss"] / steps, "grad_norm": sums["grad_norm"] / steps,
                 "skipped": int(sums["skipped"])}
 
-
-def give_up_when_stuck(progress: Progress) -> None:
-    """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
-    if progress.step % PATIENCE == 0 and progress.sums["skipped_in_a_row"] >= PATIENCE:
-        raise UserError(
-            f"the loss was not finite for {PATIENCE} steps in a row, up to step {progress.step}: "
-            "lower LR, or look for extreme values in the data; checkpoints are as they were"
-        )
+    def give_up_when_stuck(self) -> None:
+        """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
+        if self.step % PATIENCE == 0 and self.sums["skipped_in_a_row"] >= PATIENCE:
+            raise UserError(
+                f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
+                "lower LR, or look for extreme values in the data; checkpoints are as they were"
+            )

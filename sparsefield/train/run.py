@@ -28,7 +28,7 @@ from sparsefield.model.checkpoint import (
     save_safetensors,
     write_atomically,
 )
-from sparsefield.train.config import TrainingConfig, may_change
+from sparsefield.train.config import MAY_CHANGE, TrainingConfig
 from sparsefield.train.processes import World
 
 log = logging.getLogger("sparsefield")
@@ -57,10 +57,10 @@ class RunFolder:
 
     def numbered(self) -> list[Path]:
         """Checkpoints of epochs, oldest first."""
-        pattern = re.compile(rf"{re.escape(self.name)}_epoch_(\d+)\.pth")
-        found = [(int(match[1]), path) for path in self.path.glob(f"{self.name}_epoch_*.pth")
-                 if (match := pattern.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        found = {path: path.stem.removeprefix(f"{self.name}_epoch_")
+                 for path in self.path.glob(f"{self.name}_epoch_*.pth")}
+        return sorted((path for path, epoch in found.items() if epoch.isdecimal()),
+                      key=lambda path: int(found[path]))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -212,20 +212,17 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Forget records after `step`, which will be written again, and one cut off by a crash.
 
-        Lines that this training did not write stay.
+        Lines that no training wrote stay.
         """
-        lines = self._lines()
-        if not lines:
-            return
-        *whole, last = lines  # the last line is empty, or was cut off
-        kept = [line for line in whole
-                if ((record := _record(line)) is None and not _is_cut_off(line))
-                or (record is not None and record["step"] <= step)]
-        if last and _record(last) is None and not _is_cut_off(last):
-            kept.append(last)
-        with self.tolerating("metrics"):
-            content = "".join(line + "\n" for line in kept)
-            write_atomically(self.records, content.encode(errors="surrogateescape"))
+        kept = []
+        for line in self._lines():
+            record = _record(line)
+            is_ours = line.startswith(START) or START.startswith(line)
+            if record["step"] <= step if record else not is_ours:
+                kept.append(line + "\n")
+        if self.records.exists():
+            with self.tolerating("metrics"):
+                write_atomically(self.records, "".join(kept).encode(errors="surrogateescape"))
 
     def set_aside(self) -> None:
         """Move a former training's files into a subfolder of their own, old_1, old_2, ..."""
@@ -235,9 +232,8 @@ class RunFolder:
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return
-        numbers = [int(path.name[4:]) for path in self.path.glob("old_*")
-                   if path.name[4:].isdecimal()]
-        old = self.path / f"old_{1 + max(numbers, default=0)}"
+        numbers = [path.name[4:] for path in self.path.glob("old_*")]
+        old = self.path / f"old_{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
         old.mkdir()
         for path in files:
             path.rename(old / path.name)
@@ -257,18 +253,8 @@ def _record(line: str) -> dict | None:
     return record if is_ours else None
 
 
-def _is_cut_off(line: str) -> bool:
-    """Whether a line is the beginning of a record, and no more."""
-    return bool(line) and _record(line) is None and (
-        line.startswith(START) or START.startswith(line)) and not line.rstrip().endswith("}")
-
-
 def resume(
-    config: TrainingConfig,
-    arguments: dict,
-    data: Data,
-    folder: RunFolder,
-    persistent: dict,
+    config: TrainingConfig, arguments: dict, data: Data, folder: RunFolder, persistent: dict,
     world: World,
 ) -> None:
     """Set everything persistent to where the newest checkpoint of the folder stands, if any.
@@ -324,12 +310,11 @@ def refuse_contradictions(
 
     A setting that did not exist when the checkpoint was written had its present default.
     """
-    free = may_change(type(config))
     now = {**asdict(config), **arguments, "data": data.fingerprint}
     then = {**asdict(type(config)()), **checkpoint["config"], **checkpoint["model_args"],
             "data": checkpoint["data"]["fingerprint"]}
     different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
-                 if key not in free and then.get(key) != value]
+                 if key not in MAY_CHANGE and then.get(key) != value]
     if different:
         raise UserError(
             f"{folder.path} holds a training with {', '.join(different)}: give its settings to go "
