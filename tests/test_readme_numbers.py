@@ -23,23 +23,17 @@ def numbers():
     return module
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stored(numbers) -> dict:
     return json.loads(numbers.STORED.read_text())
 
 
-def test_the_readme_says_what_was_measured(numbers, stored):
-    assert numbers.headline(stored) in (ROOT / "README.md").read_text()
-
-
-def test_the_page_on_models_says_what_was_measured(numbers, stored):
+def test_pages_say_what_was_measured_and_another_number_would_be_noticed(numbers, stored):
+    readme = (ROOT / "README.md").read_text()
+    assert numbers.headline(stored) in readme
     assert numbers.samples(stored) in (ROOT / "docs/models.md").read_text()
-
-
-def test_another_number_would_be_noticed(numbers, stored):
-    stored = json.loads(json.dumps(stored))
     stored["mean"]["V2"]["mean"]["psnr"] += 0.01
-    assert numbers.headline(stored) not in (ROOT / "README.md").read_text()
+    assert numbers.headline(stored) not in readme
 
 
 def test_marks_that_are_missing_are_an_error(numbers):
@@ -48,7 +42,7 @@ def test_marks_that_are_missing_are_an_error(numbers):
 
 
 @pytest.mark.parametrize("command", [train_mamba_v2, train_mamba])
-@pytest.mark.parametrize("more", [[], ["--canvas_width", "0"]])
+@pytest.mark.parametrize("more", [[], ["--unet_width", "0"]])
 def test_the_page_on_models_says_how_large_the_default_models_are(command, more, capsys):
     command.main(["--dry_run", "True", *more])
     count = re.search(r"([\d,]+) parameters", capsys.readouterr().out)[1]

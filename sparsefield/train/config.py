@@ -144,26 +144,24 @@ class TrainingConfig:
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with, with the reason."""
         require_seed(self.seed)
-        for name in ("epochs", "batch_size", "accumulate", "queries_min", "eval_every",
-                     "eval_pictures", "visualize_every", "save_every", "keep_last", "image_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr={self.lr}: must be above 0, and finite")
-        if not self.grad_clip > 0:
-            raise UserError(f"grad_clip={self.grad_clip}: must be above 0 (inf: never)")
-        for name in ("warmup", "num_workers", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)}: must be 0 or more, and finite")
-        if self.queries_max < self.queries_min:
-            raise UserError(
-                f"queries_max={self.queries_max} is below queries_min={self.queries_min}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
-        for name in ("start_share", "zero_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
+        rules = (
+            (("epochs", "batch_size", "accumulate", "queries_min", "eval_every", "eval_pictures",
+              "visualize_every", "save_every", "keep_last", "image_size"),
+             lambda value: value >= 1, "must be at least 1"),
+            (("lr",), lambda value: 0 < value < math.inf, "must be above 0, and finite"),
+            (("grad_clip",), lambda value: value > 0, "must be above 0 (inf: never)"),
+            (("warmup", "num_workers", "weight_decay"), lambda value: 0 <= value < math.inf,
+             "must be 0 or more, and finite"),
+            (("queries_max",), lambda value: value >= self.queries_min,
+             f"is below queries_min={self.queries_min}"),
+            (("ema_decay",), lambda value: 0 <= value < 1, "give a number in [0, 1)"),
+            (("start_share", "zero_share"), lambda value: 0 <= value <= 1,
+             "give a share in [0, 1]"),
+        )
+        for names, is_fine, words in rules:
+            for name in names:
+                if not is_fine(getattr(self, name)):
+                    raise UserError(f"{name}={getattr(self, name)}: {words}")
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
             given = getattr(self, name)
             if (self.log_file and given and os.path.exists(self.log_file)

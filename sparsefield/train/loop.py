@@ -30,10 +30,15 @@ from sparsefield.model.field import FieldModel
 from sparsefield.model.starting import take_start, take_weights
 from sparsefield.train.config import TrainingConfig, model_arguments, sized_as_init_from
 from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
-from sparsefield.train.optimise import Optimiser, SlotDropout
+from sparsefield.train.optimise import (
+    Optimiser,
+    SlotDropout,
+    Stages,
+    averaging_decay,
+    learning_rate,
+)
 from sparsefield.train.processes import StopRequest, World, join_world, stream
-from sparsefield.train.progress import Progress, Stages, averaging_decay, learning_rate
-from sparsefield.train.report import Reporter, announce
+from sparsefield.train.report import Progress, Reporter, announce
 from sparsefield.train.run import RunFolder, newest, refuse_contradictions, resume
 from sparsefield.train.validation import Validation
 

@@ -140,8 +140,8 @@ class StopRequest:
     """Within it, SIGTERM, SIGHUP or Ctrl-C ask to stop after the current step; a second at once.
 
     Args:
-        launched: by torchrun, which passes on signals that the rank has often got already: what
-            follows within ECHO seconds is the same request. Its death is a request, too.
+        launched: by torchrun, whose death is a request, too. It passes on signals that the rank has
+            often got already: what follows within ECHO seconds is the same request.
     """
 
     ECHO = 5.0

@@ -13,16 +13,18 @@ from dataclasses import asdict
 from datetime import timedelta
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsefield.data import Data
+from sparsefield.errors import UserError
 from sparsefield.evaluate import plots
 from sparsefield.model.field import FieldModel
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
+from sparsefield.train.optimise import Stages
 from sparsefield.train.processes import World
-from sparsefield.train.progress import Progress, Stages
 from sparsefield.train.run import RunFolder
 from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
@@ -30,6 +32,7 @@ log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
 SAMPLE_STEPS = 8
+PATIENCE = 20  # non-finite steps in a row after which training gives up
 
 
 def announce(config: TrainingConfig, model: FieldModel, data: Data, world: World) -> None:
@@ -47,6 +50,77 @@ def announce(config: TrainingConfig, model: FieldModel, data: Data, world: World
         world.device, world.size, torch.get_num_threads(), torch.__version__,
         platform.python_version(), describe_backend(world.device),
     )
+
+
+class Progress:
+    """How far training is: what must survive a restart besides weights and optimiser.
+
+    The sums of an epoch stay on the device, so that no step waits for them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.step = 0
+        self.best_loss = math.inf  # of the stage that the training is in
+        self.best: dict[str, float] = {}  # its validation
+        self.best_of = 0  # validation pictures
+        self.best_stage = ""
+        self.validation: dict[str, float] = {}  # the newest
+        self.seconds = 0.0
+        self.start_ends = -1  # the last step of stage "start", as last planned
+        names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
+        self.sums = {name: torch.zeros((), device=device) for name in names}
+
+    def state_dict(self) -> dict:
+        return {**vars(self), "sums": {name: float(sum_) for name, sum_ in self.sums.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state["sums"].items():
+            self.sums[name].fill_(value)
+        vars(self).update({**state, "sums": self.sums})
+
+    def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
+        """The best so far counts on the same validation pictures alone, and if its weights are
+        there. Whether one was forgotten."""
+        forgets = math.isfinite(self.best_loss) and not (is_there and self.best_of == pictures)
+        if forgets:
+            self.best_loss, self.best = math.inf, {}
+        self.best_of = pictures
+        return forgets
+
+    def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
+        """Whether a validation has the lowest loss so far of the stage of the last step."""
+        self.validation = numbers
+        if stage != self.best_stage:
+            self.best_loss, self.best_stage = math.inf, stage
+        is_best = numbers["loss"] < self.best_loss
+        if is_best:
+            self.best_loss, self.best = numbers["loss"], numbers
+        return is_best
+
+    def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
+        """Count a step; of a skipped one only that it was skipped."""
+        taken = 1 - skipped
+        self.sums["loss"] += loss.nan_to_num(0, 0, 0) * taken
+        self.sums["grad_norm"] += norm.nan_to_num(0, 0, 0) * taken
+        self.sums["steps"] += taken
+        self.sums["skipped"] += skipped
+        self.sums["skipped_in_a_row"] = (self.sums["skipped_in_a_row"] + 1) * skipped
+
+    def close_epoch(self) -> dict[str, float]:
+        """Means over the epoch, and the steps skipped since the start; the next epoch begins."""
+        steps = max(float(self.sums["steps"]), 1)
+        means = {name: float(self.sums[name]) / steps for name in ("loss", "grad_norm")}
+        for name in ("loss", "grad_norm", "steps"):
+            self.sums[name].zero_()
+        return {**means, "skipped": int(self.sums["skipped"])}
+
+    def give_up_when_stuck(self) -> None:
+        """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
+        if self.step % PATIENCE == 0 and self.sums["skipped_in_a_row"] >= PATIENCE:
+            raise UserError(
+                f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
+                "lower LR, or look for extreme values in the data; checkpoints are as they were"
+            )
 
 
 class Reporter:

@@ -48,13 +48,6 @@ def points(count: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
             torch.rand(2, count, channels, generator=generator))
 
 
-def test_the_simulation_refuses_float64():
-    tensor = torch.zeros(2).as_subclass(OnMps)
-    assert tensor.device == MPS
-    with pytest.raises(TypeError):
-        tensor.double()
-
-
 def test_the_closed_form_on_a_device_without_float64(moves_to_mps):
     coords, values = points(30, 3)
     queries, _ = points(50, 3)
