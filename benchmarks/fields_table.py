@@ -156,7 +156,7 @@ def methods(
     for name, model in trained.items():
         yield name, holdout.by_model(model, transform=None, **settings)
     if not case.frame.lonlat:
-        yield GREY, holdout.by_model(shipped(), transform=None,
+        yield GREY, holdout.by_model(bundled(), transform=None,
                                      **(settings | dict(separately=True)))
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
@@ -176,7 +176,7 @@ def methods(
 
 
 @cache
-def shipped() -> Reconstructor:
+def bundled() -> Reconstructor:
     """The model that comes with the project."""
     return load(BUNDLED)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                       # all tables, about two minutes
     python benchmarks/gpu.py --tables scan steps   # some: scan, answers, steps
-    python benchmarks/gpu.py --tables steps --canvas_width 64 --batch_sizes 64 256
+    python benchmarks/gpu.py --tables steps --unet_width 64 --batch_sizes 64 256
 
 Errors are relative, of the output and of the worst gradient, against the recurrence in float64.
 The scan's bytes are those that it must read and write (inputs, output; backward: also their
@@ -24,27 +24,27 @@ from functools import partial
 
 import torch
 from common import ROOT, table
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))
 
 from inputs import make_inputs, run
-from sparsefield.train.pairs import Pairs, canvas_loss, flow_loss, slope_loss
 
 from sparsefield import scan
-from sparsefield.data import Batch, TrainingBatches, open_data, parse_pattern
+from sparsefield.data import TrainingBatches, open_data, parse_pattern
 from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import seeds_of
+from sparsefield.model.field import FieldModel
 from sparsefield.train.config import TrainingConfig
+from sparsefield.train.losses import ClosedForms, Known, start_loss, velocity_loss
 from sparsefield.train.optimise import Optimiser, SlotDropout
 from train_mamba import MAMBADiffusion
 from train_mamba_v2 import MAMBADiffusionV2
 
 GPU = torch.device("cuda")
 SCANS = ((16, 512, 409), (128, 128, 512), (128, 512, 512))  # B, E, L
-LOSSES = {"canvas": canvas_loss, "slope of the canvas": flow_loss, "tokens": slope_loss}
+LOSSES = {"start": start_loss, "flow": velocity_loss}
 
 
 def seconds(work: Callable[[], object], rounds: int = 7) -> float:
@@ -133,124 +133,93 @@ def scan_row(name: str, sizes: tuple[int, int, int], dtype: torch.dtype, peak: f
     return row
 
 
-# --- closed forms ---------------------------------------------------------------------------------
+# --- a training's step ----------------------------------------------------------------------------
 
 
-def batches(batch_size: int, painted: int = 0) -> TrainingBatches:
+def batches(batch_size: int, starting: int = 0) -> TrainingBatches:
     return TrainingBatches(
         open_data("photos", image_size=32).train, parse_pattern("random:0.2"), seed=0,
-        batch_size=batch_size, queries=(256, 256), painted=painted, sees_whole=True,
+        batch_size=batch_size, queries=(256, 256), starting=starting, sees_whole=True,
         draw_angles=partial(draw_angles, zero_share=TrainingConfig.zero_share),
     )
 
 
-def on_gpu(batch: Batch) -> Batch:
-    return Batch(*(part.to(GPU) for part in batch))
-
-
 def answers() -> None:
-    """Closed forms of a batch together, and field by field, against the CPU."""
-    made = batches(64)
-    model = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2, canvas_width=16)
-    at_hand = [on_gpu(made[step]) for step in range(9)]
-    together = Pairs(model, 32, 32, GPU)
-    first = made[0]
-    want = Pairs(model, 32, 32, torch.device("cpu"))(first).form
-    got = together(at_hand[0]).form
-    names = ("mean", "sd", "loo_sd", "surprise")
-    errors = ", ".join(f"{name} {far(getattr(got, name), getattr(want, name)):.0e}"
-                       for name in names)
-    print(f"closed forms of 64 fields together against the CPU, largest differences: {errors}\n")
-    rows = []
-    for name, pairs in (("together", together),):
-        pairs(at_hand[0])
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for batch in at_hand[1:]:
-            pairs(batch)
-        torch.cuda.synchronize()
-        rows.append([name, f"{8 * 64 / (time.perf_counter() - start):,.0f}"])
-    table(["closed forms of new fields", "fields/s"], rows)
-
-
-def far(got: Tensor, want: Tensor) -> float:
-    return float((got.cpu() - want).abs().max())
-
-
-# --- steps ----------------------------------------------------------------------------------------
+    """Closed forms of a batch, against the CPU."""
+    model, batch = MAMBADiffusionV2(d_model=16, num_layers=2, perceiver_heads=2), batches(64)[0]
+    want = ClosedForms(model, 32, 32, torch.device("cpu"))(batch).form
+    forms, on_gpu = ClosedForms(model.to(GPU), 32, 32, GPU), batch.to(GPU)
+    got = forms(on_gpu).form
+    for name in ("mean", "sd"):
+        print(f"{name}: {float((getattr(got, name).cpu() - getattr(want, name)).abs().max()):.0e} "
+              "from the CPU's at most")
+    print(f"closed forms of new fields: {64 / seconds(lambda: forms(on_gpu)):,.0f} a second\n")
 
 
 class Training:
     """A model and what trains it, on the GPU; `step` takes one."""
 
-    def __init__(self, model: nn.Module, at_hand: list[Batch]):
+    def __init__(self, model: FieldModel, stage: str, batch_size: int):
         torch.manual_seed(0)
-        self.model = model.to(GPU).train()
+        self.model, self.stage = model.to(GPU).train(), stage
         self.optimiser = Optimiser(self.model, TrainingConfig.optimiser, 1e-5, 0.01)
-        self.pairs = Pairs(self.model, 32, 32, GPU)
-        self.dropout = SlotDropout(self.model)
-        self.at_hand, self.number = at_hand, 0
+        self.forms, self.dropout = ClosedForms(self.model, 32, 32, GPU), SlotDropout(self.model)
+        made = batches(batch_size, sys.maxsize if stage == "start" else 0)
+        self.at_hand, self.number = [made[step].to(GPU) for step in range(4)], 0
 
-    def step(self, part: str) -> None:
+    def step(self) -> None:
         self.optimiser.zero_grad()
-        self.learn(part, self.closed_form(part))
+        self.learn(self.closed_form())
         self.update()
 
-    def closed_form(self, part: str):
+    def closed_form(self) -> Known:
         self.number = (self.number + 1) % len(self.at_hand)
-        return self.pairs(self.at_hand[self.number], with_draws=part != "canvas")
+        return self.forms(self.at_hand[self.number], with_draws=self.stage == "flow")
 
-    def learn(self, part: str, pair) -> None:
+    def learn(self, known: Known) -> None:
         batch = self.at_hand[self.number]
         self.dropout.seed(seeds_of(0, range(len(batch.theta)), GPU))
         with torch.autocast("cuda", torch.bfloat16):
-            LOSSES[part](self.model, batch, pair).mean().backward()
+            LOSSES[self.stage](self.model, batch, known).mean().backward()
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
 
 
-def steps(canvas_width: int, flow_width: int, d_model: int, batch_sizes: list[int]) -> None:
+def steps(widths: dict[str, int], d_model: int, batch_sizes: list[int]) -> None:
     peak = product_speed()
     print(f"a bfloat16 product reaches {peak / 1e12:,.0f} TFLOP/s\n")
     rows = []
-    widths = dict(canvas_width=canvas_width, canvas_flow_width=flow_width)
-    for batch_size in batch_sizes:
-        for part in LOSSES:
-            at_hand = [on_gpu(batches(batch_size, sys.maxsize if part == "canvas" else 0)[step])
-                       for step in range(4)]
-            for kind, dims in ((MAMBADiffusionV2, d_model), (MAMBADiffusion, 2 * d_model)):
-                if part == "tokens" or kind is MAMBADiffusionV2:
-                    training = Training(kind(d_model=dims, **widths), at_hand)
-                    rows.append(step_row(training, part, batch_size, peak))
+    for size in batch_sizes:
+        for name, stage, kind, width in (("start", "start", MAMBADiffusionV2, d_model),
+                                         ("flow, V2", "flow", MAMBADiffusionV2, d_model),
+                                         ("flow, V1", "flow", MAMBADiffusion, 2 * d_model)):
+            training = Training(kind(d_model=width, **widths), stage, size)
+            rows.append([name, str(size), *step_row(training, size, peak)])
     table(["step", "crops", "ms", "crops/s", "closed form, ms", "forward + backward, ms",
            "share of products", "optimiser, ms", "memory, GiB"], rows)
 
 
-def step_row(training: Training, part: str, batch_size: int, peak: float) -> list[str]:
+def step_row(training: Training, batch_size: int, peak: float) -> list[str]:
     torch.cuda.reset_peak_memory_stats()
-    whole = seconds(lambda: training.step(part))
-    form = seconds(lambda: training.closed_form(part))
-    pair = training.closed_form(part)
-    learn = seconds(lambda: training.learn(part, pair))
-    update = seconds(training.update)
+    whole, form = seconds(training.step), seconds(training.closed_form)
+    known = training.closed_form()
+    learn, update = seconds(lambda: training.learn(known)), seconds(training.update)
     counter = FlopCounterMode(display=False)
     with counter:
-        training.learn(part, pair)
-    name = part if part != "tokens" else f"tokens of {type(training.model).__name__}"
-    return [name, str(batch_size), f"{1000 * whole:.1f}", f"{batch_size / whole:,.0f}",
-            f"{1000 * form:.1f}", f"{1000 * learn:.1f}",
-            f"{counter.get_total_flops() / learn / peak:.0%}", f"{1000 * update:.1f}",
-            f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"]
+        training.learn(known)
+    return [f"{1000 * whole:.1f}", f"{batch_size / whole:,.0f}", f"{1000 * form:.1f}",
+            f"{1000 * learn:.1f}", f"{counter.get_total_flops() / learn / peak:.0%}",
+            f"{1000 * update:.1f}", f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = ["scan", "answers", "steps"]
     parser.add_argument("--tables", nargs="+", default=every, choices=every)
-    parser.add_argument("--canvas_width", type=int, default=64)
-    parser.add_argument("--flow_width", type=int, default=48)
+    parser.add_argument("--unet_width", type=int, default=64)
+    parser.add_argument("--flow_unet_width", type=int, default=48)
     parser.add_argument("--d_model", type=int, default=64, help="of V2; V1's is twice that")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[128])
     given = parser.parse_args()
@@ -264,7 +233,8 @@ def main() -> None:
     if "answers" in given.tables:
         answers()
     if "steps" in given.tables:
-        steps(given.canvas_width, given.flow_width, given.d_model, given.batch_sizes)
+        widths = {"unet_width": given.unet_width, "flow_unet_width": given.flow_unet_width}
+        steps(widths, given.d_model, given.batch_sizes)
 
 
 if __name__ == "__main__":

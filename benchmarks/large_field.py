@@ -65,7 +65,7 @@ def measure(checkpoint: str, points: int, side: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoints", nargs="+", default=["none", "shipped"])
+    parser.add_argument("--checkpoints", nargs="+", default=["none", "bundled"])
     parser.add_argument("--points", type=int, nargs="+", default=[2000, 100_000])
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What README and docs/models.md say of the shipped weights, measured and written by one command.
+"""The numbers of the bundled weights in README and docs/models.md, measured by one command.
 
     python benchmarks/readme_numbers.py            # measure, store, write both tables
     python benchmarks/readme_numbers.py --stored   # write the tables from what is stored

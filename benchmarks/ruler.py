@@ -54,7 +54,7 @@ def quality(val: Path, folder: Path) -> dict[str, dict[str, float]]:
     for kind, flags in RUNS.items():
         out = folder / kind
         run(ROOT, sys.executable, "eval_v1_vs_v2.py", "--v1_checkpoint", V1, "--v2_checkpoint",
-            "shipped", "--data_test", str(data), "--save_dir", str(out), *flags.split())
+            "bundled", "--data_test", str(data), "--save_dir", str(out), *flags.split())
         results = json.loads((out / "comparison_results.json").read_text())
         for name, short in METHODS.items():
             means = means_of(results, kind, name)

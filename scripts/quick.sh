@@ -2,7 +2,8 @@
 # can be compared. Each value is still yours to set.
 set -a
 : "${FOREGROUND:=1}" "${BATCH_SIZE:=32}" "${EPOCHS:=10}" "${LR:=2e-3}" "${WARMUP:=50}"
-: "${UNET_WIDTH:=32}" "${FLOW_UNET_WIDTH:=32}" "${START_SHARE:=0.6}"
+: "${UNET_WIDTH:=${CANVAS_WIDTH:-32}}" "${FLOW_UNET_WIDTH:=${CANVAS_FLOW_WIDTH:-32}}"
+: "${START_SHARE:=${CANVAS_FIRST:-0.6}}"
 : "${ZERO_SHARE:=0.5}" "${QUERIES_MIN:=128}" "${QUERIES_MAX:=256}"
 : "${EVAL_EVERY:=2}" "${VISUALIZE_EVERY:=5}" "${SAVE_EVERY:=2}" "${NUM_LAYERS:=2}"
 if [ "$MODULE" = train_mamba ]; then  # twice the width of V2's, as in the default models

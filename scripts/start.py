@@ -47,8 +47,7 @@ def flags_of(fields: Iterable[dataclasses.Field], variables: Mapping[str, str]) 
     """
     types = {field.name.upper(): str(field.type) for field in fields}
     flags = []
-    # Old names last: what a person gives by one outdoes what QUICK=1 sets by the new name.
-    for given, value in sorted(variables.items(), key=lambda item: item[0] in RENAMED):
+    for given, value in variables.items():
         name = given if given in types else HISTORIC.get(given, RENAMED.get(given, given))
         if not value or name == "LOG_FILE":  # LOG names the log
             continue

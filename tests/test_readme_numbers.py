@@ -1,4 +1,4 @@
-"""README and docs say of the shipped weights what was measured and stored."""
+"""README and docs give the numbers of the bundled weights that were measured and stored."""
 
 import importlib.util
 import json

@@ -302,7 +302,7 @@ class Training:
         if self.is_done or epoch % config.eval_every == 0:
             self.validate()
         if self.is_done or epoch % config.visualize_every == 0:
-            self.reporter.picture(self.averaged.module)
+            self.reporter.picture(self.averaged.module, self.data)
         if self.is_done or epoch % config.save_every == 0:
             self.save(numbered=True, must=self.is_done)
         self.model.train()

@@ -235,7 +235,7 @@ class Reporter:
                 )
         return is_best
 
-    def picture(self, model: FieldModel) -> None:
+    def picture(self, model: FieldModel, data: Data) -> None:
         """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
         if not self.world.is_first:
             return
@@ -247,7 +247,7 @@ class Reporter:
             "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
         }
         with self.folder.tolerating("picture"):
-            plots.reconstructions(shown, columns, path)
+            plots.reconstructions(shown, columns, path, plots.Style.of(data.describe()))
             log.info("picture: %s", path)
 
     def finish(self) -> None:

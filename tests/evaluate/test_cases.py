@@ -13,7 +13,6 @@ from small import SIZE, settings, train, write_checkpoint
 import eval_sde_multiscale
 import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
-from sparsefield.data.batches import REUSED
 from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
@@ -183,7 +182,7 @@ def test_dropout_does_not_reach_validation(ramps):
     data = open_data(str(ramps))
     validation = Validation(data.val, parse_pattern("random:0.2"), 3, 2, torch.device("cpu"))
     model = network(dropout=0.5).train()
-    assert validation.evaluate(model) == validation.evaluate(model)
+    assert validation.evaluate(model, "flow") == validation.evaluate(model, "flow")
     assert all(module.training for module in model.modules())
 
 
@@ -194,7 +193,7 @@ def test_training_scores_the_mean_as_evaluations_do(request, kind):
     theirs = validation.cases.numbers(validation.cases.sample(model, method="mean"))
     bare = validation.cases.numbers(validation.cases.sample(GaussianModel(), method="mean"))
     assert all(want["psnr"] != kriged["psnr"] for want, kriged in zip(theirs, bare))
-    for mine, want in zip(validation.evaluate(model), theirs, strict=True):
+    for mine, want in zip(validation.evaluate(model, "flow"), theirs, strict=True):
         assert mine["psnr"] == pytest.approx(want["psnr"], abs=0.01)
         assert mine["ssim"] == pytest.approx(want["ssim"], abs=1e-3)
 
@@ -207,8 +206,8 @@ def test_a_field_is_fitted_once_for_all_validations(ramps, monkeypatch):
     monkeypatch.setattr(posterior, "fit", lambda *given: pytest.fail("fitted again"))
     validation = Validation(open_data(str(ramps)).val, parse_pattern("random:0.2"), 3, 2,
                             torch.device("cpu"))
-    first = validation.evaluate(network())
-    assert validation.evaluate(network()) == first and len(fitted) == 3 * REUSED
+    first = validation.evaluate(network(), "flow")
+    assert validation.evaluate(network(), "flow") == first and len(fitted) == 3
 
 
 def test_every_part_gets_its_own_mode_back():

@@ -222,27 +222,16 @@ class OneBlock(torch.nn.Module):
         super().__init__()
         self.block = block
 
-    def closed_form(self, query_coords, input_coords, input_values):
-        return SimpleNamespace(mean=torch.zeros(*query_coords.shape[:2], 3)), None
+    def encode(self, observed, queries):
+        torch.zeros(64, 64) @ torch.zeros(64, 64)  # once a picture: not counted
+        return SimpleNamespace(mean=torch.zeros(*queries.shape[:2], 3), observed=observed.coords,
+                               queries=queries)
 
-    def start(self, form, *places):
-        return form
-
-    def prepare(self, start, *places):
-        return places
-
-    def outlook(self, start, query_coords):
-        return None
-
-    def overview(self, z, theta, outlook):
-        return z
-
-    def forward(self, z, theta, places):
-        query_coords, input_coords, input_values = places
+    def velocity(self, z, theta, state):
+        queries, context = (torch.zeros(1, x.shape[1], 32) for x in (z, state.observed))
         if isinstance(self.block, Mamba):
-            return self.block(torch.zeros(1, z.shape[1], 32))
-        queries, context = (torch.zeros(1, x.shape[1], 32) for x in (z, input_values))
-        return self.block(queries, context, query_coords, input_coords)
+            return self.block(queries)
+        return self.block(queries, context, state.queries, state.observed)
 
 
 def test_flops_of_attention_by_hand():
@@ -416,15 +405,6 @@ def test_an_error_is_one_line_and_code_2(tmp_path):
     result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
-
-
-def test_flops_are_of_an_evaluation_and_not_of_what_runs_once_an_image():
-    class LooksOnce(OneBlock):
-        def outlook(self, start, query_coords):
-            return torch.zeros(64, 64) @ torch.zeros(64, 64)
-
-    block = Attention(32, 4, distance=False)
-    assert count_flops(LooksOnce(block), (4, 4), 3, 5) == count_flops(OneBlock(block), (4, 4), 3, 5)
 
 
 def test_models_of_one_file_in_two_ranges_are_refused(checkpoints, tmp_path):

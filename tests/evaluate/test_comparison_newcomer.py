@@ -14,7 +14,7 @@ def test_from_two_short_trainings_to_the_report(tmp_path):
     """From the latest checkpoints: so short a run need not beat its start, and then has no best."""
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
     common = ["--data", str(pictures), "--epochs", "1", "--batch_size", "18", "--d_model", "16",
-              "--num_layers", "2", "--canvas_width", "8", "--canvas_flow_width", "4",
+              "--num_layers", "2", "--unet_width", "8", "--flow_unet_width", "4",
               "--neighbours", "4", "--queries_min", "16", "--queries_max", "32",
               "--eval_pictures", "2", "--device", "cpu"]
     train_mamba.main([*common, "--heads", "2", "--save_dir", str(tmp_path / "v1")])
