@@ -5,7 +5,6 @@ import torch
 
 from sparsefield.device import has_float64, pick_device
 from sparsefield.errors import UserError
-from sparsefield.flow.samplers import adaptive
 from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
 from sparsefield.model.grid_unet import Lattice
@@ -79,15 +78,6 @@ def test_masks_of_dropout_there(monkeypatch):
     expected = net(torch.ones(2, 50))
     masks.seed(seeds.as_subclass(OnMps))
     assert torch.equal(net(torch.ones(2, 50).as_subclass(OnMps)).cpu(), expected)
-
-
-def test_the_adaptive_sampler_counts_its_angles_in_float32_there(monkeypatch):
-    seen = []
-    monkeypatch.setattr("torchdiffeq.odeint", lambda f, z, ends, **_: seen.append(ends) or [z])
-    z = torch.ones(1, 4, 1)
-    for start in (z, z.as_subclass(OnMps)):
-        adaptive(lambda state, theta: -state, start, [0.0, 1.0], None)
-    assert [ends.dtype for ends in seen] == [torch.float64, torch.float32]
 
 
 def test_auto_does_not_pick_what_lacks_float64(monkeypatch):

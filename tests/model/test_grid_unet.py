@@ -61,13 +61,6 @@ def test_values_are_averaged_in_the_cells_where_they_lie():
     assert mean[0, :, 0].tolist() == [0, 5, 2, 7]
 
 
-def test_sampling_at_the_middles_of_cells_gives_the_cells():
-    lattice = Lattice(4, 8, Domain(1, 0.5))
-    cells = torch.randn(1, 3, 4, 8)
-    found = lattice.sample(cells, lattice.coords()[None])
-    torch.testing.assert_close(found, cells.flatten(2).mT)
-
-
 def test_cells_ask_the_closed_form_where_their_observations_are():
     coords = torch.tensor([[[0.05, 0.6], [0.25, 0.8], [0.9, 0.1]]])
     places = Lattice(2, 2, UNIT_SQUARE).cell_queries(coords)[0]
@@ -180,13 +173,3 @@ def test_the_first_layer_in_two_parts_is_the_first_layer():
     context = unets.flow_context(features, output, PIXELS)
     found = unets.velocity(z, THETA, context, CELLS)[..., :CHANNELS]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_draws_of_a_field_do_not_see_each_other(flow):
-    unets, context = flow
-    z = torch.randn(3, SIDE**2, CHANNELS)
-    together = unets.velocity(z, THETA.expand(3), context.repeat(3), CELLS)
-    for k in range(3):
-        torch.testing.assert_close(together[k:k + 1],
-                                   unets.velocity(z[k:k + 1], THETA, context, CELLS),
-                                   rtol=1e-4, atol=1e-4)
