@@ -42,10 +42,11 @@ from tqdm import tqdm
 from sparsefield import cli, load
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.use import export, holdout, messages
-from sparsefield.use.grids import Asked, grid_of, what_is_asked
+from sparsefield.model.bundled import BUNDLED
+from sparsefield.use import holdout, messages
+from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import BUNDLED, Field, Reconstructor
+from sparsefield.use.predict import Field, Reconstructor
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import own_range, transformed
 
@@ -147,6 +148,8 @@ def read(config: Config, channels: int) -> Measurements:
 
 def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     """Reconstruct, write all files, and say what was done."""
+    from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
+
     given = asked.given
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
@@ -155,10 +158,8 @@ def write(config: Config, model: Reconstructor, asked: Asked) -> None:
     field = field_of(config, model, asked)
     if config.reach is not None:
         field = field.within(config.reach, given.coords, config.lonlat, asked.frame)
-    grid = asked.grid or grid_of(field.coords, config.lonlat)
     units = config.units or messages.units_of(model, given)
-    files = export.contents(field, grid, given, units, config.lonlat)
-    out.write(files)
+    out.write(export.contents(field, asked, units))
     for line in messages.account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(
@@ -177,8 +178,8 @@ def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
             bar.update(calls - bar.n)
 
         return model.reconstruct(
-            given.coords, given.values, asked.shape, axes=asked.axes, extent=given.extent,
-            region=given.region, num_samples=config.num_samples,
+            given.coords, given.values, asked.shape, axes=asked.grid and asked.grid.axes,
+            extent=given.extent, region=given.region, num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else given.noise_sd,
             value_range=config.value_range or messages.picture_range(model, given),
             num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,
@@ -201,15 +202,14 @@ def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
         find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
         value_range=config.value_range, also=also,
     )
-    if messages.are_other_things(given):
-        found = holdout.compare_each(methods, kept, hidden)
-    else:
-        found = {"": holdout.compare(methods, kept, hidden)}
+    found = holdout.forecasts(methods, kept, hidden.coords)
     cli.log.info("%s of %s measurements hidden, predicted from the others (seed %d):",
                  f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
-    for channel, scored in found.items():
-        if channel:
-            cli.log.info("%s:", channel)
+    each = enumerate(given.names) if messages.are_other_things(given) else [(None, "")]
+    for channel, name in each:
+        if name:
+            cli.log.info("%s:", name)
+        scored = holdout.scores_of(found, hidden, channel)
         for line in holdout.table(scored, config.units or messages.units_of(model, given)):
             cli.log.info("%s", line)
         cli.log.info("%s", holdout.verdict(scored))

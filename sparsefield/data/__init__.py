@@ -1,8 +1,7 @@
 """Data sets, observation patterns, training batches and the frozen evaluation cases."""
 
-from sparsefield.data.batches import Batch, TrainingBatches
+from sparsefield.data.batches import Batch, FrozenCase, TrainingBatches, frozen_case
 from sparsefield.data.patterns import Pattern, parse_pattern
-from sparsefield.data.protocol import FrozenCase, frozen_case
 from sparsefield.data.scale import Data, Scale, Split
 from sparsefield.data.sources import NAMES, open_as_configured, open_data
 

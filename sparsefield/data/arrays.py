@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.data.files import refuse_foreign, require_file
-from sparsefield.data.missing import lone_extreme
+from sparsefield.data.files import lone_extreme, refuse_foreign, require_file
 from sparsefield.data.scale import Data, Scale, given_range, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 

@@ -1,21 +1,20 @@
-"""Training batches: step -> tensors, a pure function of (seed, step, global slot)."""
+"""Frozen evaluation cases; training batches, a pure function of (seed, step, global slot)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsefield.data import symmetries
 from sparsefield.data.patterns import Pattern
 from sparsefield.data.scale import Split
-from sparsefield.data.streams import Purpose, generator
 from sparsefield.errors import UserError
+from sparsefield.hashed import Purpose, generator
 from sparsefield.place import grid_coords
 
 MASKS = 32
@@ -23,6 +22,43 @@ RENEWED = 8
 COUNTS = 4
 MOST_STARTING = 1024
 MOST_SEEN = 4096
+TURNS = 8  # flips and quarter turns of a square; the first 4 map any rectangle onto itself
+
+
+class FrozenCase(TypedDict):
+    truth: np.ndarray     # (H, W, C) float32 in [-1, 1], NaN where no point exists
+    observed: np.ndarray  # (M,) int64, sorted indices i * W + j
+    noise_seed: int       # seed of the noise of every sampler on this case
+
+
+def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> FrozenCase:
+    """Field `index` with its observations.
+
+    For one grid and pattern they depend on (eval_seed, index) alone, never on the model, the
+    batch or the number of cases. random:0.2 observes int(0.2 * existing points).
+    """
+    rng = generator(eval_seed, Purpose.FROZEN_CASE, index)
+    noise_seed = int(rng.integers(2**63))
+    truth = split.example(index)
+    observed = pattern.draw(~np.isnan(truth[..., 0]), rng)
+    return FrozenCase(truth=truth, observed=observed, noise_seed=noise_seed)
+
+
+def count_symmetries(height: int, width: int) -> int:
+    """How many flips and quarter turns map a grid onto itself."""
+    return TURNS if height == width else TURNS // 2
+
+
+def augmented(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A field (H, W, C) flipped, turned and its channels exchanged, all ways equally likely."""
+    turn = int(rng.integers(count_symmetries(*values.shape[:2])))
+    if turn & 1:
+        values = values[::-1]
+    if turn & 2:
+        values = values[:, ::-1]
+    if turn & 4:
+        values = values.swapaxes(0, 1)
+    return np.ascontiguousarray(values[..., rng.permutation(values.shape[2])])
 
 
 class Batch(NamedTuple):
@@ -158,7 +194,7 @@ class _Slot:
         self.rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
         values = batches.split.training_example(batches.field_of(step, slot), self.rng)
         if batches.split.is_symmetric:
-            values = symmetries.augmented(values, self.rng)
+            values = augmented(values, self.rng)
         valid = np.ones(values.shape[:2], dtype=bool)
         if batches.split.has_gaps:
             valid = ~np.isnan(values[..., 0])

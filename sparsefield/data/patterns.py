@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +56,7 @@ class RandomPoints:
     """int(share * existing points), uniformly without replacement; share in [low, high], its
     logarithm uniform."""
 
+    text: str
     low: float
     high: float
 
@@ -67,14 +67,14 @@ class RandomPoints:
         return self.low == self.high
 
     def __str__(self) -> str:
-        return f"random:{self.low:g}" + (f"-{self.high:g}" if self.high > self.low else "")
+        return self.text
 
     def draw(
         self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
     ) -> np.ndarray:
         points = np.flatnonzero(valid)
         share = self.low
-        if self.high > self.low:
+        if not self.is_fixed:
             level = rng.random() if level is None else level
             share *= (self.high / self.low) ** level
         count = min(max(int(share * len(points)), 1), len(points) - 1)
@@ -82,88 +82,56 @@ class RandomPoints:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Every `step`-th point both ways, as far from the border as from each other's middle."""
+class Shape:
+    """A grid, a block, lines or a mask: what is observed wherever a point exists.
 
-    step: int
+    Attributes:
+        argument: step of the grid, share of the area in the block (in the proportions of the
+            field), number of lines, or (H, W) bool of the mask.
+    """
 
-    is_fixed, is_symmetric = True, False
-
-    def __str__(self) -> str:
-        return f"grid:{self.step}"
-
-    def draw(
-        self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
-    ) -> np.ndarray:
-        if self.step > min(valid.shape):
-            raise _does_not_fit(self, valid)
-        observed = np.zeros_like(valid)
-        start = self.step // 2
-        observed[start::self.step, start::self.step] = True
-        return _points(observed, valid, rng)
-
-
-@dataclass(frozen=True)
-class Block:
-    """All but one block of `share` of the area, in the proportions of the field."""
-
-    share: float
+    text: str
+    rule: str
+    argument: int | float | np.ndarray
 
     is_fixed, is_symmetric = True, False
 
     def __str__(self) -> str:
-        return f"block:{self.share:g}"
+        return self.text
 
     def draw(
         self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
     ) -> np.ndarray:
-        height, width = (max(1, round(side * self.share**0.5)) for side in valid.shape)
-        top = rng.integers(valid.shape[0] - height + 1)
-        left = rng.integers(valid.shape[1] - width + 1)
-        observed = np.ones_like(valid)
-        observed[top:top + height, left:left + width] = False
-        return _points(observed, valid, rng)
+        points = np.flatnonzero(self._observed(valid.shape, rng) & valid)
+        existing = np.flatnonzero(valid)
+        if len(points) == 0:
+            return rng.choice(existing, 1)
+        if len(points) == len(existing):
+            return np.sort(rng.choice(existing, len(existing) - 1, replace=False))
+        return points
 
-
-@dataclass(frozen=True)
-class Lines:
-    """`count` whole rows, without replacement: the tracks of an instrument."""
-
-    count: int
-
-    is_fixed, is_symmetric = True, False
-
-    def __str__(self) -> str:
-        return f"lines:{self.count}"
-
-    def draw(
-        self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
-    ) -> np.ndarray:
-        if self.count >= len(valid):
-            raise _does_not_fit(self, valid)
-        observed = np.zeros_like(valid)
-        observed[rng.choice(len(valid), self.count, replace=False)] = True
-        return _points(observed, valid, rng)
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The same points for every field: a picture, white where observed."""
-
-    path: str
-    observed: np.ndarray
-
-    is_fixed, is_symmetric = True, False
-
-    def __str__(self) -> str:
-        return self.path
-
-    def draw(
-        self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
-    ) -> np.ndarray:
-        if self.observed.shape != valid.shape:
-            raise _does_not_fit(self, valid, "{1} x {0} pixels".format(*self.observed.shape))
-        return _points(self.observed, valid, rng)
+    def _observed(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        observed = np.zeros(shape, dtype=bool)
+        match self.rule:
+            case "grid" if self.argument <= min(shape):
+                every = slice(self.argument // 2, None, self.argument)
+                observed[every, every] = True
+            case "lines" if self.argument < shape[0]:
+                observed[rng.choice(shape[0], self.argument, replace=False)] = True
+            case "block":
+                height, width = (max(1, round(side * self.argument**0.5)) for side in shape)
+                top = rng.integers(shape[0] - height + 1)
+                left = rng.integers(shape[1] - width + 1)
+                observed[:] = True
+                observed[top:top + height, left:left + width] = False
+            case "mask" if self.argument.shape == shape:
+                observed = self.argument
+            case _:
+                has = "the rule" if self.rule != "mask" else "{1} x {0} pixels".format(
+                    *self.argument.shape)
+                raise UserError(f"--observe {self}: {has} does not fit fields of {shape[1]} x "
+                                f"{shape[0]} points; use another pattern or size")
+        return observed
 
 
 @dataclass(frozen=True)
@@ -199,14 +167,29 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def _parse_rule(text: str) -> Pattern:
-    rule, colon, argument = text.partition(":")
-    if not colon or rule not in _RULES:
-        return _read_mask(text)
+    if os.path.isfile(text):
+        return Shape(text, "mask", _read_mask(text))
+    rule, _, argument = text.partition(":")
     try:
-        pattern = _RULES[rule](argument)
+        match rule:
+            case "random":
+                low, _, high = argument.partition("-")
+                pattern = RandomPoints(text, float(low), float(high or low))
+                is_sound = 0 < pattern.low <= pattern.high < 1
+            case "block":
+                pattern = Shape(text, rule, float(argument))
+                is_sound = 0 < pattern.argument < 1
+            case "grid" | "lines":
+                pattern = Shape(text, rule, int(argument))
+                is_sound = pattern.argument >= (2 if rule == "grid" else 1)
+            case _:
+                raise ValueError
     except ValueError:
-        raise _unknown(text) from None
-    if not _is_sound(pattern):
+        raise UserError(
+            f"--observe {text}: neither a picture nor a rule; use random:0.2, random:0.05-0.5, "
+            "grid:4, block:0.3, lines:8 or mask.png"
+        ) from None
+    if not is_sound:
         raise UserError(
             f"--observe {text}: observes nothing or everything; shares lie between 0 and 1, the "
             "smaller one first, a grid has steps of 2 or more, lines are 1 or more"
@@ -214,65 +197,11 @@ def _parse_rule(text: str) -> Pattern:
     return pattern
 
 
-def _random(argument: str) -> RandomPoints:
-    low, _, high = argument.partition("-")
-    return RandomPoints(float(low), float(high or low))
-
-
-_RULES: dict[str, Callable[[str], Pattern]] = {
-    "random": _random,
-    "grid": lambda argument: Grid(int(argument)),
-    "block": lambda argument: Block(float(argument)),
-    "lines": lambda argument: Lines(int(argument)),
-}
-
-
-def _is_sound(pattern: Pattern) -> bool:
-    match pattern:
-        case RandomPoints(low, high):
-            return 0 < low <= high < 1
-        case Block(share):
-            return 0 < share < 1
-        case Grid(step):
-            return step >= 2
-        case Lines(count):
-            return count >= 1
-    raise TypeError(pattern)
-
-
-def _read_mask(text: str) -> Mask:
-    if not os.path.isfile(text):
-        raise _unknown(text)
+def _read_mask(text: str) -> np.ndarray:
     observed = read_mask(Path(text))
     if observed.all() or not observed.any():
         raise UserError(
             f"--observe {text}: the mask observes {'everything' if observed.all() else 'nothing'}; "
             "paint observed points white and the others black"
         )
-    return Mask(text, observed)
-
-
-def _unknown(text: str) -> UserError:
-    return UserError(
-        f"--observe {text}: neither a picture nor a rule; use random:0.2, random:0.05-0.5, "
-        "grid:4, block:0.3, lines:8 or mask.png"
-    )
-
-
-def _does_not_fit(pattern: Pattern, valid: np.ndarray, has: str = "the rule") -> UserError:
-    height, width = valid.shape
-    return UserError(
-        f"--observe {pattern}: {has} does not fit fields of {width} x {height} points; "
-        "use another pattern or size"
-    )
-
-
-def _points(observed: np.ndarray, valid: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of observed points that exist; one more or less if that is none or all."""
-    points = np.flatnonzero(observed & valid)
-    existing = np.flatnonzero(valid)
-    if len(points) == 0:
-        return rng.choice(existing, 1)
-    if len(points) == len(existing):
-        return np.sort(rng.choice(existing, len(existing) - 1, replace=False))
-    return points
+    return observed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -95,13 +94,12 @@ class Raster:
 
     def turned(self, orientation: int | None) -> Raster:
         """From an orientation as EXIF counts them to upright."""
-        turn = TURNS.get(orientation)
-        if turn is None:
+        if (turn := TURNS.get(orientation)) is None:
             return self
-        values, known, opacity = (
-            None if layer is None else np.ascontiguousarray(turn(layer))
-            for layer in (self.values, self.known, self.opacity))
-        return Raster(values, self.white, known, opacity)
+        layers = (layer if layer is None else np.ascontiguousarray(turn(layer))
+                  for layer in (self.values, self.known, self.opacity))
+        values, *masks = layers
+        return Raster(values, self.white, *masks)
 
     def on_white(self) -> Raster:
         """What is transparent seen on white paper; what is opaque without a value stays unknown."""
@@ -150,13 +148,15 @@ def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
     refuse_foreign(path, "pictures are PNG, JPEG, TIFF, WebP, BMP, GIF or .npy")
     try:
         if path.suffix.lower() == ".npy":
-            raster = _of_array(_load_npy(path))
+            raster = _of_array(np.load(path, allow_pickle=False))
         else:
             raster = _read_tiff(path) if _is_tiff(path) else _read_by_pillow(path, reduced_to)
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "allow_pickle" in reason:
+            reason = "objects, or no .npy at all: save one array of numbers"
         raise UserError(f"{path}: no readable picture ({reason})") from None
     return raster.reduced(max(1, min(raster.shape) // reduced_to)) if reduced_to else raster
 
@@ -195,19 +195,19 @@ def _read_by_pillow(path: Path, reduced_to: int | None = None) -> Raster:
             times = reduced_to / min(image.size)
             image.draft(None, tuple(ceil(side * times) for side in image.size))
         _leave_as_stored(image)
-        arguments = image.tile[0].args if image.tile else ""
-        raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)
-        if image.format == "PPM" and image.mode == "RGB" and isinstance(arguments, tuple) and (
-            arguments[-1] > 255
-        ):
-            raise ValueError("more than 8 bits a channel in a PPM: save it as PNG or TIFF")
-        if ";16" in raw and image.mode in ("RGB", "RGBA", "LA"):
-            raster = _sixteen_bits(path, image.mode, raw, image.info.get("transparency"))
-        elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            raster = _of_numbers(np.asarray(image)[..., None], image.info.get("transparency"))
-        else:
-            raster = _eight_bits(image)
+        is_number = image.mode in ("I", "F") or image.mode.startswith("I;16")
+        if not is_number and _is_deep(image):  # Pillow keeps one byte of two
+            raise ValueError("colours or opacity of more than 8 bits: save it as TIFF")
+        raster = (_of_numbers(np.asarray(image)[..., None], image.info.get("transparency"))
+                  if is_number else _eight_bits(image))
         return raster.turned(image.getexif().get(ORIENTATION))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    arguments = image.tile[0].args if image.tile else ""
+    if not isinstance(arguments, tuple):
+        return ";16" in str(arguments)
+    return ";16" in str(arguments[0]) or (image.format == "PPM" and arguments[-1] > 255)
 
 
 def _leave_as_stored(image: Image.Image) -> None:
@@ -228,43 +228,10 @@ def _eight_bits(image: Image.Image) -> Raster:
     return Raster(layers[..., :1 if is_grey else 3], 255).seen_through(layers[..., 3] / 255)
 
 
-def _sixteen_bits(
-    path: Path, mode: str, raw: str, transparent: Sequence[int] | None
-) -> Raster:
-    """Pillow keeps one byte of two: read again with the other byte order for the lower ones."""
-    if raw == "LA;16B":  # its four bytes a pixel are as many as those of 8-bit RGBA
-        layers = _bytes(path, "RGBA", "RGBA")
-        layers = layers[..., ::2] * 256 + layers[..., 1::2]
-    else:
-        name, order = raw.split(";16")
-        high, low = "BL" if order == "B" else "LB"  # N, of this machine, is L
-        layers = _bytes(path, mode, f"{name};16{high}") * 256 + _bytes(
-            path, mode, f"{name};16{low}")
-    colours = 1 if raw == "LA;16B" else 3
-    raster = Raster(layers[..., :colours], 65535)
-    if layers.shape[2] > colours:
-        return raster.seen_through(layers[..., colours] / 65535)
-    return raster if transparent is None else raster.seen_through(
-        1.0 - (layers == transparent).all(axis=2))
-
-
-def _bytes(path: Path, mode: str, raw: str) -> np.ndarray:
-    """One byte of each channel as float32, by unpacking the file in a way of our choice."""
-    with Image.open(path) as image:
-        image._mode = mode
-        image.tile = [
-            tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
-            for tile in image.tile
-        ]
-        _leave_as_stored(image)
-        return np.asarray(image).astype(np.float32)
-
-
 # --- TIFF: 8 bits by Pillow, the rest by tifffile -------------------------------------------------
 
 _BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
-_UNSPECIFIED, _PREMULTIPLIED = 0, 1  # what a band beside the colours is; 1 and 2: opacity
 
 
 def _is_tiff(path: Path) -> bool:
@@ -278,23 +245,20 @@ def _read_tiff(path: Path) -> Raster:
 
     # It warns of no-data values that the type of a file cannot hold: no point has them.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = next(iter(file.pages), None)
-            if page is None or page.dtype is None or 0 in page.shaped:
-                raise ValueError("a TIFF without numbers that can be read")
-            _check_size(page.imagewidth, page.imagelength)
-            nodata, orientation = _nodata(page), page.tags.valueof(ORIENTATION, 1)
-            if page.bitspersample <= 8 and page.dtype.kind in "bu":
-                raster = _read_by_pillow(path)
-                numbers = _stored_by_pillow(path)
-                raster = raster if nodata is None or numbers.shape[:2] != raster.shape else (
-                    raster.without((numbers == nodata).all(axis=2)))
-            else:
-                raster = _scaled(_deep_page(path, page, nodata), page)
-            return raster.turned(orientation)
-    except tifffile.TiffFileError as error:
-        raise ValueError(str(error)) from None
+    with tifffile.TiffFile(path) as file:
+        page = next(iter(file.pages), None)
+        if page is None or page.dtype is None or page.dtype.kind not in "buif" or 0 in page.shaped:
+            raise ValueError("a TIFF without numbers that can be read")
+        _check_size(page.imagewidth, page.imagelength)
+        nodata = _nodata(page)
+        if page.bitspersample <= 8 and page.dtype.kind in "bu":
+            raster = _read_by_pillow(path)
+            numbers = _stored_by_pillow(path)
+            if nodata is not None and numbers.shape[:2] == raster.shape:
+                raster = raster.without((numbers == nodata).all(axis=2))
+        else:
+            raster = _scaled(_deep_page(path, page, nodata), page)
+        return raster.turned(page.tags.valueof(ORIENTATION, 1))
 
 
 def _stored_by_pillow(path: Path) -> np.ndarray:
@@ -306,64 +270,32 @@ def _stored_by_pillow(path: Path) -> np.ndarray:
 
 
 def _deep_page(path: Path, page: TiffPage, nodata: float | None) -> Raster:
-    """Numbers of more than 8 bits, every bit."""
+    """Numbers of more than 8 bits, every bit: grey, or colours with or without opacity."""
+    is_rgb, bands = page.photometric.name == "RGB", page.samplesperpixel
+    if page.imagedepth != 1 or not (bands in (3, 4) if is_rgb else bands in (1, 3)):
+        raise ValueError(f"{bands} bands, and nothing says that they are grey or red, green and "
+                         "blue, with or without opacity: save a file of those that are")
+    if not is_rgb and page.photometric.name not in ("MINISBLACK", "MINISWHITE"):
+        raise ValueError(f"{page.photometric.name} of more than 8 bits: save it as RGB")
+    extra = int(page.extrasamples[0]) if page.extrasamples else 2
+    if is_rgb and bands == 4 and extra == 1:
+        raise ValueError("colours of more than 8 bits multiplied by opacity: save them as they are")
     try:
-        if page.imagedepth != 1:
-            raise ValueError(f"a volume of {page.imagedepth} layers: save one of them")
         stored = page.asarray(squeeze=False)[:, 0]  # (1, H, W, N), or (N, H, W, 1) band by band
     except (ValueError, ImportError) as error:
         if "imagecodecs" not in str(error):
             raise
-        if not _keeps_all_bits_in_pillow(page):
+        if bands > 1 or page.dtype not in (np.uint16, np.int16, np.int32, np.float32):
             raise ValueError(f"{page.dtype} in a compression that is not known here, {error}: save "
                              "it without compression, or pip install imagecodecs") from None
-        raster = _read_by_pillow(path)
+        raster = _read_by_pillow(path)  # which knows more compressions
         return raster.without((raster.values == nodata).all(axis=2))
-    bands = np.concatenate(list(stored), axis=2)
-    first, extras = _layout(page, bands.shape[2])
-    colours = bands[..., :first]
-    which = next((k for k, extra in enumerate(extras) if extra != _UNSPECIFIED), None)
-    if which is None:
-        return _of_numbers(colours, nodata)
-    top = np.iinfo(bands.dtype).max if bands.dtype.kind in "ui" else 1
-    alpha = bands[..., first + which, None]
-    if extras[which] == _PREMULTIPLIED:
-        straight = colours * float(top) / np.where(alpha > 0, alpha, top)
-        colours = np.clip(straight, 0, top).astype(bands.dtype)
-    return _of_numbers(colours, nodata).seen_through(np.clip(alpha[..., 0] / top, 0, 1))
-
-
-def _keeps_all_bits_in_pillow(page: TiffPage) -> bool:
-    """Whether Pillow, which knows more compressions, reads numbers of more than 8 bits rightly."""
-    if page.samplesperpixel == 1:
-        return page.dtype in (np.uint16, np.int16, np.int32, np.float32)
-    is_rgb, is_by_band = page.photometric == 2, page.planarconfig == 2
-    return (is_rgb and page.dtype == np.uint16 and not is_by_band and page.samplesperpixel <= 4
-            and _PREMULTIPLIED not in map(int, page.extrasamples))
-
-
-def _layout(page: TiffPage, bands: int) -> tuple[int, list[int]]:
-    """How many of the bands are grey or colours, and what each of the others is.
-
-    Beside what is said to be colours, others are left out, as near infrared; without that word
-    they might as well be what is to be read.
-    """
-    from tifffile import PHOTOMETRIC
-
-    if page.dtype.kind not in "uif":
-        raise ValueError(f"numbers of type {page.dtype}")
-    if page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE):
-        raise ValueError(f"{page.photometric.name} of more than 8 bits: save it as RGB")
-    extras = [int(extra) for extra in page.extrasamples]
-    if page.photometric == PHOTOMETRIC.RGB:
-        return 3, extras or [2] * (bands - 3)
-    extras = extras or [_UNSPECIFIED] * (bands - 1)
-    first = 3 if extras[:2] == [_UNSPECIFIED] * 2 else 1  # many programs write colours like that
-    extras = extras[first - 1:]
-    if len(extras) > 1 or extras == [_UNSPECIFIED]:
-        raise ValueError(f"{bands} bands, and nothing says that they are grey or red, green and "
-                         "blue, with or without opacity: save a file of those that are")
-    return first, extras
+    numbers = np.concatenate(list(stored), axis=2)
+    raster = _of_numbers(numbers[..., :3], nodata)
+    if bands < 4 or extra == 0:  # or the fourth is no opacity: near infrared
+        return raster
+    top = np.iinfo(numbers.dtype).max if numbers.dtype.kind in "ui" else 1
+    return raster.seen_through(np.clip(numbers[..., 3] / top, 0, 1))
 
 
 def _nodata(page: TiffPage) -> float | None:
@@ -383,13 +315,13 @@ def _scaled(raster: Raster, page: TiffPage) -> Raster:
     text = page.tags.valueof(GDAL_METADATA)
     if not text or raster.white is not None:
         return raster
-    terms = {"scale": 1.0, "offset": 0.0}
-    for item in ElementTree.fromstring(text.strip("\0 ")):
-        if item.get("role") in terms and item.get("sample", "0") == "0":
-            terms[item.get("role")] = float(item.text)
-    if terms == {"scale": 1.0, "offset": 0.0}:
+    terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(
+        text.strip("\0 ")) if item.get("role") in ("scale", "offset")
+        and item.get("sample", "0") == "0"}
+    if not terms:
         return raster
-    return replace(raster, values=raster.values.astype(float) * terms["scale"] + terms["offset"])
+    return replace(raster, values=raster.values.astype(float) * terms.get("scale", 1.0)
+                   + terms.get("offset", 0.0))
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -403,24 +335,15 @@ def _of_numbers(numbers: np.ndarray, nodata: float | None = None) -> Raster:
     if numbers.dtype == np.uint8:
         return Raster(numbers, 255).without(missing)
     missing |= ~np.isfinite(numbers).all(axis=2)
-    is_coloured = numbers.shape[2] == 3
-    white = 65535 if numbers.dtype == np.uint16 and is_coloured else None
-    if numbers.dtype.kind == "f" and is_coloured:
-        there = numbers[~missing]
-        is_share = there.min(initial=0) >= 0 and there.max(initial=0) <= 1
-        white = 1 if is_share else None  # the custom for colours in floats
+    white = None
+    if numbers.shape[2] == 3 and numbers.dtype == np.uint16:
+        white = 65535
+    elif numbers.shape[2] == 3 and numbers.dtype.kind == "f":
+        there = numbers[~missing]  # the custom for colours in floats is 0 to 1
+        white = 1 if there.min(initial=0) >= 0 and there.max(initial=0) <= 1 else None
     is_short = numbers.dtype.itemsize <= 2 or numbers.dtype == np.float32
     values = numbers.astype(np.float32 if is_short else np.float64)
     return Raster(values, white).without(missing)
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ValueError("objects, or no .npy at all: save one array of numbers") from None
 
 
 def _of_array(array: np.ndarray) -> Raster:

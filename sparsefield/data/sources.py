@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import io
-import os
-import pickle
-import struct
+import pickletools
+import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -21,8 +17,8 @@ from sparsefield.data.arrays import Part, array_data, cut, open_array
 from sparsefield.data.folder import CropSplit, Picture, open_folder
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
 from sparsefield.data.scale import Data, Scale, pixel_scale
-from sparsefield.data.streams import Purpose, generator
 from sparsefield.errors import UserError
+from sparsefield.hashed import Purpose, generator
 
 NAMES = ("photos", "terrain", "cifar10")  # data sets that are no paths
 
@@ -146,8 +142,8 @@ def open_photos(image_size: int = 32, seed: int = 0) -> Data:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: reinstall scikit-image from its wheel, or "
                         "choose other --data") from None
-    parts = [[Picture(np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")))
-              for name in names] for names in PHOTOS.values()]
+    parts = [[Picture(np.asarray(Image.open(folder / name).convert("RGB"))) for name in names]
+             for names in PHOTOS.values()]
     digest = hashlib.sha256(f"{image_size} {seed} {PHOTO_CROPS}".encode())
     for content in files.values():
         digest.update(content)
@@ -226,12 +222,8 @@ CIFAR10_SHA256 = {
 }
 # The last tenth of the training pictures (5,000 of 50,000, in shuffled order) is validation.
 CIFAR10_HELD_OUT = 0.1
-# What tarfile and pickle raise on files that are broken or not what their name says.
-_BROKEN = (
-    OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, OverflowError,
-    MemoryError, struct.error, zlib.error, tarfile.TarError, pickle.UnpicklingError,
-)
-ROW = 3 * 32 * 32  # all red, all green, all blue, each row by row
+# What tarfile and pickletools raise on files that are broken or not what their name says.
+_BROKEN = (OSError, EOFError, ValueError, LookupError, zlib.error, tarfile.TarError)
 
 
 def open_cifar10(data_dir: Path | None = None, url: str = CIFAR10_URL) -> Data:
@@ -251,121 +243,52 @@ def open_cifar10(data_dir: Path | None = None, url: str = CIFAR10_URL) -> Data:
     archives = [folder / name for name in CIFAR10_SHA256 if (folder / name).is_file()]
     archive = archives[0] if archives else _download(folder, url)
     try:
-        batches = _read(archive)
-        training = np.concatenate(
-            [batches[name] for name in sorted(batches) if name.startswith("data_batch_")]
-        )
+        batches = _read_batches(archive)
+        training = np.concatenate([batches[name] for name in sorted(batches) if "data" in name])
         test = batches["test_batch"]
-        parts = cut(Part(str(archive), training, 0, len(training)), CIFAR10_HELD_OUT)
-        return array_data("cifar10", [*parts, Part(str(archive), test, 0, len(test))])
-    except PermissionError:
-        raise UserError(f"{archive}: no permission to read it; chmod +r") from None
     except _BROKEN as error:
         raise UserError(
             f"{archive}: no CIFAR-10 archive, or cut off ({' '.join(str(error).split())}); delete "
             "it, and it is downloaded again"
         ) from None
+    parts = cut(Part(str(archive), training, 0, len(training)), CIFAR10_HELD_OUT)
+    return array_data("cifar10", [*parts, Part(str(archive), test, 0, len(test))])
 
 
-def _read(archive: Path) -> dict[str, np.ndarray]:
-    """Name without ending -> (n, 32, 32, 3) uint8, of all batches in the archive."""
+def _read_batches(archive: Path) -> dict[str, np.ndarray]:
+    """Name without ending -> (n, 32, 32, 3) uint8, of all batches in the archive.
+
+    A picture is 3,072 bytes: all red, all green, all blue, each row by row. A binary batch has one
+    byte for the class before each picture; a pickled one has all pictures in its longest string,
+    which is found without executing the pickle.
+    """
     batches = {}
     with tarfile.open(archive) as tar:
         for member in tar:
             name = Path(member.name)
-            if member.isfile() and name.stem.startswith(("data_batch_", "test_batch")):
-                content = tar.extractfile(member).read()
-                rows = _binary_rows(content) if name.suffix == ".bin" else _python_rows(content)
-                batches[name.stem] = _pictures(rows)
+            if not (member.isfile() and name.stem.startswith(("data_batch_", "test_batch"))):
+                continue
+            content = tar.extractfile(member).read()
+            if name.suffix == ".bin":
+                rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:]
+            else:
+                strings = (s for _, s, _ in pickletools.genops(content) if isinstance(s, str))
+                rows = np.frombuffer(max(strings, key=len).encode("latin-1"), dtype=np.uint8)
+            planes = rows.reshape(-1, 3, 32, 32)
+            batches[name.stem] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return batches
-
-
-def _pictures(rows: np.ndarray) -> np.ndarray:
-    planes = rows.reshape(-1, 3, 32, 32)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-
-
-def _binary_rows(content: bytes) -> np.ndarray:
-    """Records of one byte for the class and 3,072 for the picture."""
-    return np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + ROW)[:, 1:]
-
-
-def _python_rows(content: bytes) -> np.ndarray:
-    """A pickled dictionary of Python 2 with the pictures as the array `data`."""
-    batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    array = batch[b"data"] if b"data" in batch else batch["data"]
-    return array.rows()
-
-
-class _PickledArray:
-    """Stands in for a pickled numpy array: keeps its bytes, runs nothing."""
-
-    def __init__(self, *arguments: object):
-        """What was called when the array was pickled, or its dtype: not needed."""
-
-    def __setstate__(self, state: tuple) -> None:
-        self.state = state
-
-    def rows(self) -> np.ndarray:
-        _, shape, _, is_fortran, raw = self.state
-        if is_fortran:
-            raise ValueError("an array in Fortran order")
-        return np.frombuffer(raw, dtype=np.uint8).reshape(shape).reshape(-1, ROW)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain containers and numpy arrays, and nothing that could be executed."""
-
-    ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-        ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
-        ("numpy", "ndarray"): _PickledArray,
-        ("numpy", "dtype"): _PickledArray,
-        ("_codecs", "encode"): codecs.encode,  # bytes, as Python 3 writes them in old pickles
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which is refused") from None
 
 
 def _download(folder: Path, url: str) -> Path:
     import pooch
-    import requests
 
     name, checksum = next(iter(CIFAR10_SHA256.items()))
     try:
-        return Path(pooch.retrieve(
-            url + name, known_hash=f"sha256:{checksum}", fname=name, path=folder,
-            downloader=_resume_download,
-        ))
-    except (requests.RequestException, OSError, ValueError) as error:
+        return Path(pooch.retrieve(url + name, f"sha256:{checksum}", name, folder,
+                                   progressbar=sys.stderr.isatty()))
+    except (OSError, ValueError) as error:  # those of requests are OSErrors
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"CIFAR-10 is not in {folder} and could not be downloaded ({reason}): put "
             f"{CIFAR10_URL}{name} (sha256 {checksum}) there, or name its folder with --data_dir"
         ) from None
-
-
-def _resume_download(url: str, output_file: str, _: object) -> None:
-    """Goes on where an earlier download was cut off; pooch checks the result."""
-    import requests
-    from tqdm import tqdm
-
-    output = Path(output_file)
-    partial = output.parent / (url.rsplit("/", 1)[-1] + ".part")
-    have = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code != requests.codes.range_not_satisfiable:  # else: all is there
-            response.raise_for_status()
-            is_rest = response.status_code == requests.codes.partial_content
-            total = int(response.headers.get("Content-Length", 0)) + (have if is_rest else 0)
-            with open(partial, "ab" if is_rest else "wb") as file, tqdm(
-                desc=url, total=total, initial=have if is_rest else 0, unit="B", unit_scale=True
-            ) as bar:
-                for block in response.iter_content(2**16):
-                    bar.update(file.write(block))
-    os.replace(partial, output)

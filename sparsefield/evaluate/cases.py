@@ -38,12 +38,12 @@ from sparsefield.data import (
 )
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import pixel_scale, to_unit
-from sparsefield.data.streams import noise_seed
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
+from sparsefield.hashed import noise_seed
 from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.model.mamba import Mamba
 from sparsefield.place import Domain, Observed, grid_coords

@@ -13,7 +13,6 @@ them, where a wave is a slope.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import torch
@@ -95,17 +94,16 @@ class Waves:
             return self._from_sides(numbers)
         if len(self.coords) <= KEPT_POINTS:
             return numbers @ self._features.T
-        parts = self.coords.split(KEPT_POINTS)
-        return torch.cat([numbers @ features(self.kernel, part).T for part in parts], dim=1)
+        return torch.cat([numbers @ features(self.kernel, part).T
+                          for part in self.coords.split(KEPT_POINTS)], dim=1)
 
     def _from_sides(self, numbers: Tensor) -> Tensor:
         x, y = self._sides
-        y = torch.view_as_real(y).flatten(1)                              # (Y, 2 WAVES)
+        y = torch.view_as_real(y).flatten(1).T                            # (2 WAVES, Y)
         # a cos + b sin is the real part of conj(a + i b) exp(i w x) exp(i w y): a real product.
         pairs = torch.view_as_complex(numbers[:, :-2].unflatten(1, (WAVES, 2)).contiguous())
-        summed = torch.stack([
-            torch.view_as_real(pair * x.conj()).flatten(1) @ y.T for pair in pairs
-        ])                                                                # (S, X, Y)
+        summed = torch.stack([torch.view_as_real(pair * x.conj()).flatten(1) @ y
+                              for pair in pairs])                         # (S, X, Y)
         _, _, slope = _stretched_waves(self.kernel, self.coords.device)
         return summed[:, self.column, self.row] + numbers[:, -2:] @ (self.coords @ slope).T
 
@@ -137,21 +135,15 @@ def _turns(phase: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(phase), phase)
 
 
-def standard_normal(
-    generators: Sequence[torch.Generator], count: int, channels: int
-) -> Tensor:
-    """(S, count, C) float32, one generator for each draw."""
-    return torch.stack([torch.randn(count, channels, generator=g) for g in generators])
-
-
 @lru_cache(maxsize=64)
-def grid_root(kernel: Kernel, height: int, width: int, device: torch.device) -> Tensor:
-    """(H W, H W) float32: times columns of N(0, 1) it is fields on pixel centres, but for a level.
+def grid_roots(kernels: tuple[Kernel, ...], height: int, width: int,
+               device: torch.device) -> Tensor:
+    """(K, H W, H W) float32: times columns of N(0, 1) they are fields on pixel centres, but for a
+    level, with the nugget that kriging counts.
 
-    Row i makes the value at pixel i. Cheaper than waves where many fields are drawn on one small
-    grid.
+    Cheaper than waves where many fields are drawn on one small grid.
     """
     coords = grid_coords(height, width).double()
-    covariance = LEVEL - variogram((kernel,), coords, coords)[0]
-    covariance.diagonal().add_(NUGGET)  # as kriging counts it: the errors have unit variance
+    covariance = LEVEL - variogram(kernels, coords, coords)
+    covariance.diagonal(dim1=1, dim2=2).add_(NUGGET)
     return torch.linalg.cholesky(covariance).float().to(device)

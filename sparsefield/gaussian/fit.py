@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsefield.errors import UserError
 from sparsefield.gaussian.kernels import BANK, Kernel, candidates, isotropic, variogram
-from sparsefield.gaussian.kriging import Mixture, Sites, full_precision
+from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites, full_precision
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
@@ -84,20 +84,18 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
         UserError: places that cannot be told apart.
     """
     kernels = candidates(kernels, len(coords))
-    if noise_variance is not None:
-        score, amplitude2 = climb(kernels, coords, values, noise_variance)
-        weight, kept = _chosen(score)
-        channels = amplitude2[kept].to(values)[:, None, None]
-        of_kept = tuple(kernels[k] for k in kept)
-        noise = noise_variance / channels[:, 0]
-        sites = Sites.of(of_kept, coords, noise)
-        white = sites.whiten(values)
-        return Fit(of_kept, Mixture(weight, channels), sites, white)
-    sites = Sites.of(kernels, coords)
-    white = sites.whiten(values)                                          # (K, M - p, C)
-    weight, kept = _chosen(restricted_likelihood(white, sites.log_det()))
-    white, sites = white[kept], sites.take(kept)
-    return Fit(sites.kernels, Mixture(weight, covariance_of_channels(white)), sites, white)
+    if noise_variance is None:
+        sites = Sites.of(kernels, coords)
+        white = sites.whiten(values)                                      # (K, M - p, C)
+        weight, kept = _chosen(restricted_likelihood(white, sites.log_det()))
+        white, sites = white[kept], sites.take(kept)
+        return Fit(sites.kernels, Mixture(weight, covariance_of_channels(white)), sites, white)
+    score, amplitude2 = climb(kernels, coords, values, noise_variance)
+    weight, kept = _chosen(score)
+    channels = amplitude2[kept].to(values)[:, None, None]
+    of_kept = tuple(kernels[k] for k in kept)
+    sites = Sites.of(of_kept, coords, noise_variance / channels[:, 0])
+    return Fit(of_kept, Mixture(weight, channels), sites, sites.whiten(values))
 
 
 def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:
@@ -105,8 +103,7 @@ def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:
     weight = weights(score)
     kept = weight.nonzero()[:, 0].tolist()
     if not kept or not bool(score[kept].isfinite().all()):
-        raise UserError("the measurements cannot be told apart in double precision: leave out "
-                        "points that are very far from the others, or very near to them")
+        raise UserError(INDISTINCT)
     return weight[kept].float(), kept
 
 
@@ -156,13 +153,11 @@ def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     apart = variogram(kernels, some, some).mean(dim=(1, 2)).clamp_min(LEAST_DISTANCE)
     level = values.var(correction=0) / apart + PRIOR_AMPLITUDE2 / len(coords)
     tried = LADDER.to(level)[:, None].double() * level.double()           # (A, K)
-    score = []
-    for amplitude2 in tried:
+    scores = torch.empty_like(tried)
+    for i, amplitude2 in enumerate(tried):
         sites = Sites.of(kernels, coords, noise_variance / amplitude2[:, None])
-        score.append(restricted_likelihood(sites.whiten(values), sites.log_det(), amplitude2))
-    scores = torch.stack(score)
-    expected = (scores.softmax(dim=0) * tried).sum(dim=0)
-    return scores.logsumexp(dim=0), expected
+        scores[i] = restricted_likelihood(sites.whiten(values), sites.log_det(), amplitude2)
+    return scores.logsumexp(dim=0), (scores.softmax(dim=0) * tried).sum(dim=0)
 
 
 def correlation_root(covariance: Tensor) -> Tensor:
@@ -173,6 +168,18 @@ def correlation_root(covariance: Tensor) -> Tensor:
     correlation.diagonal(dim1=-2, dim2=-1).add_(ROUNDING)  # channels may be equal
     root, _ = torch.linalg.cholesky_ex(correlation)  # on a GPU nothing is waited for
     return root.float()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, PyTorch computes on one thread of the CPU: of many small matrices, where threads
+    wait for each other longer than they work, ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -201,15 +208,3 @@ def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor) -> float:
             scores.append(float(score.logsumexp(dim=0)))
     best = NOISE_LEVELS[max(range(len(NOISE_LEVELS)), key=scores.__getitem__)]
     return best * spread if best >= LEAST_NOISE else 0.0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it, PyTorch computes on one thread of the CPU: of many small matrices, where threads
-    wait for each other longer than they work, ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ ALONE = 0.5  # precision, relative to the amplitude
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
+INDISTINCT = ("the measurements cannot be told apart in double precision: leave out points that "
+              "are very far from the others, or very near to them")
 
 
 @contextmanager
@@ -96,7 +98,7 @@ class Factored:
         """Factor places in the dtype of their coordinates; noise as in `Sites.of`."""
         shares = drift(coords)
         p = shares.shape[-1]
-        onto = _shares_of_pivots(shares[..., :p, :], shares[..., p:, :])
+        onto = torch.linalg.solve_ex(shares[..., :p, :], shares[..., p:, :], left=False)[0]
         gamma = variogram(kernels, coords, coords)                        # (..., K, M, M)
         own = gamma.new_full(gamma.shape[:-1], NUGGET)
         if noise is not None:
@@ -115,9 +117,9 @@ class Factored:
         which: list[int] | slice = rows
         if rows == list(range(rows[0], rows[-1] + 1)):  # without a copy, or an index sent to a GPU
             which = slice(rows[0], rows[-1] + 1)
-        return Factored(tuple(self.kernels[k] for k in rows), self.coords, self.onto,
-                        self.pivots[..., which, :, :], self.across[..., which, :, :],
-                        self.lower[..., which, :, :], self.failed[..., which])
+        return replace(self, kernels=tuple(self.kernels[k] for k in rows),
+                       pivots=self.pivots[..., which, :, :], across=self.across[..., which, :, :],
+                       lower=self.lower[..., which, :, :], failed=self.failed[..., which])
 
     @property
     def imprecise(self) -> Tensor:
@@ -137,8 +139,10 @@ class Factored:
         return log_det.masked_fill(self.failed, float("inf"))
 
     def whiten(self, values: Tensor) -> Tensor:
-        """L^-1 B y: (..., M, F) to (..., K, M - p, F)."""
-        contrasts = contrast(self.onto, values.to(self.lower)).unsqueeze(-3)
+        """L^-1 B y: (..., M, F), or one for each kernel (..., K, M, F), to (..., K, M - p, F)."""
+        if values.dim() < self.lower.dim():
+            values = values.unsqueeze(-3)
+        contrasts = contrast(self.onto.unsqueeze(-3), values.to(self.lower))
         contrasts = contrasts.expand(*self.lower.shape[:-1], -1)
         return torch.linalg.solve_triangular(self.lower, contrasts, upper=False)
 
@@ -148,7 +152,7 @@ class Factored:
         p = self.onto.shape[-1]
         gamma = variogram(self.kernels, self.coords, queries)             # (..., K, M, N)
         gamma.add_(gamma == 0, alpha=-NUGGET)
-        onto = _shares_of_pivots(drift(self.coords[..., :p, :]), drift(queries))
+        onto = torch.linalg.solve_ex(drift(self.coords[..., :p, :]), drift(queries), left=False)[0]
         a_q = onto.mT.unsqueeze(-3).expand(*gamma.shape[:-2], -1, -1)     # (..., K, p, N)
         a = self.onto.unsqueeze(-3).expand_as(self.across)
         to_pivots = gamma[..., :p, :]
@@ -171,12 +175,6 @@ class Factored:
     def weigh(self, white: Tensor) -> Tensor:
         """P y (..., K, M, F) of whitened contrasts of y (..., K, M - p, F)."""
         return of_rows(self.onto.unsqueeze(-3), self.inverse.mT @ white.to(self.inverse))
-
-
-def _shares_of_pivots(of_pivots: Tensor, shares: Tensor) -> Tensor:
-    """F F_pivot^-1: how a place's drift is made of that of the pivots."""
-    result, _ = torch.linalg.solve_ex(of_pivots, shares, left=False)
-    return result
 
 
 def contrast(onto: Tensor, values: Tensor) -> Tensor:
@@ -215,12 +213,25 @@ class Sites:
             coords: (..., M, D), in sides of the domain, the least noisy first.
             noise: (..., K, M) variance in units of the amplitude.
         """
+        def factored(rows: Rows, dtype: torch.dtype) -> Factored:
+            return Factored.of(tuple(kernels[k] for k in rows), coords.to(dtype),
+                               None if noise is None else noise[..., rows, :])
+
         size = coords[..., 0].numel() * coords.shape[-2]
         together = max(1, len(kernels) if coords.is_cuda else AT_ONCE // size)
-        every = list(range(len(kernels)))
-        parts = []
-        for first in range(0, len(kernels), together):
-            parts += _factor(kernels, every[first : first + together], coords, noise)
+        every, parts = list(range(len(kernels))), []
+        for rows in (every[i : i + together] for i in range(0, len(every), together)):
+            if coords.is_cuda or coords.shape[-2] > SINGLE_POINTS:
+                parts.append((rows, factored(rows, torch.float64)))
+                continue
+            single = factored(rows, torch.float32)
+            bad = single.imprecise.tolist()
+            sound = [i for i in range(len(rows)) if not bad[i]]
+            if sound:
+                parts.append(([rows[i] for i in sound], single.take(sound)))
+            lost = [k for k, is_bad in zip(rows, bad) if is_bad]
+            if lost:
+                parts.append((lost, factored(lost, torch.float64)))
         return cls(kernels, parts)
 
     def take(self, kept: Rows) -> Sites:
@@ -259,32 +270,13 @@ class Sites:
     def require(self) -> None:
         """Raises UserError unless every kernel could be factored."""
         if any(bool(part.failed.any()) for _, part in self.parts):
-            raise UserError("the measurements cannot be told apart in double precision: leave out "
-                            "points that are very far from the others, or very near to them")
+            raise UserError(INDISTINCT)
 
     def _joined(self, parts: list[Tensor], dim: int) -> Tensor:
         if len(parts) == 1:
             return parts[0]
         order = torch.tensor([k for rows, _ in self.parts for k in rows])
         return torch.cat(parts, dim).index_select(dim, order.argsort().to(parts[0].device))
-
-
-def _factor(
-    kernels: tuple[Kernel, ...], rows: Rows, coords: Tensor, noise: Tensor | None
-) -> list[tuple[Rows, Factored]]:
-    def of(some: Rows, dtype: torch.dtype) -> Factored:
-        return Factored.of(tuple(kernels[k] for k in some), coords.to(dtype),
-                           None if noise is None else noise[..., some, :])
-
-    if coords.is_cuda or coords.shape[-2] > SINGLE_POINTS:
-        return [(rows, of(rows, torch.float64))]
-    single = of(rows, torch.float32)
-    imprecise = single.imprecise.tolist()
-    sound = [i for i, is_bad in enumerate(imprecise) if not is_bad]
-    lost = [k for k, is_bad in zip(rows, imprecise) if is_bad]
-    parts = [] if not sound else [
-        ([rows[i] for i in sound], single if not lost else single.take(sound))]
-    return parts + ([(lost, of(lost, torch.float64))] if lost else [])
 
 
 class Answer(NamedTuple):
@@ -364,12 +356,9 @@ class Mixture(NamedTuple):
 
 def closeness(queries: Tensor, coords: Tensor, spacing: float) -> Tensor:
     """How much each observation tells of the amplitude at each query: (..., N, M), up to 1."""
-    distance2: Tensor | None = None
-    for q, x in zip(queries.float().unbind(dim=-1), coords.float().unbind(dim=-1)):
-        step = q[..., :, None] - x[..., None, :]
-        distance2 = step.square_() if distance2 is None else distance2.addcmul_(step, step)
-    assert distance2 is not None
-    return distance2.mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
+    distance = torch.cdist(queries.float(), coords.float(),
+                           compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.square_().mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
 
 
 def local_amplitude(near: Tensor, z: Tensor) -> Tensor:

@@ -30,12 +30,11 @@ from sparsefield.gaussian.kriging import (
     LeaveOneOut,
     Sites,
     closeness,
-    contrast,
     full_precision,
     local_amplitude,
     of_rows,
 )
-from sparsefield.place import Domain
+from sparsefield.place import UNIT_SQUARE, Domain
 
 DENSE_POINTS = 2000
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
@@ -46,9 +45,8 @@ HELD = 1 << 24  # numbers in the matrices of queries answered together from all 
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 
-SQUARE = Domain()
-
 Done = Callable[[], None]
+Errors = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -57,14 +55,13 @@ def condition(
     values: Tensor,
     noise_sd: Tensor | None = None,
     *,
-    domain: Domain = SQUARE,
+    domain: Domain = UNIT_SQUARE,
     kernels: tuple[Kernel, ...] | None = None,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
     Args:
-        coords: (B, M, 2), M from 1 on; or (B, M, 3) on a globe, see sparsefield.use.globe. Queries
-            then have three coordinates, too.
+        coords: (B, M, 2), M from 1 on; or (B, M, 3) on a globe, see sparsefield.use.globe.
         values: (B, M, C), of about unit size. noise_sd: (B, M, C) of the noise in them, in their
             units; channels are then fitted each on its own. None or all zero: values are exact.
         domain: the rectangle that the observations stand for: what a distance is compared with.
@@ -83,20 +80,21 @@ class Posterior:
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
                  kernels: tuple[Kernel, ...]):
-        is_noisy = noise_sd is not None and bool(noise_sd.any())
         self.side, self.device = domain.side, coords.device
-        self.folded = values.shape[2] if is_noisy else 1
-        spacing = domain.spacing(coords.shape[1]) / self.side
         self.fields: list[_Field] = []
+        self.folded = 1
+        if noise_sd is not None and not bool(noise_sd.any()):
+            noise_sd = None
+        if noise_sd is not None:
+            self.folded = values.shape[2]
+            noise_sd = _fold(noise_sd.to(values).clamp(max=LARGEST_NOISE))[..., 0]
+            coords, values = coords.repeat_interleave(self.folded, dim=0), _fold(values)
+        spacing = domain.spacing(coords.shape[1]) / self.side
         with full_precision(coords.device):
             for b, places in enumerate(coords / self.side):
-                if noise_sd is None or not is_noisy:
-                    some = [(values[b], None)]
-                else:
-                    noises = noise_sd[b].to(values).clamp(max=LARGEST_NOISE).square()
-                    some = [(y[:, None], noise) for y, noise in zip(values[b].T, noises.T)]
-                for own, noise in some:
-                    self.fields.append(_field(_Observed.of(places, own, noise), kernels, spacing))
+                noise = None if noise_sd is None else noise_sd[b].square()
+                self.fields.append(
+                    _field(_Observed.of(places, values[b], noise), kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
@@ -107,7 +105,7 @@ class Posterior:
         """What the other observations predict for each: each (B, M, C)."""
         with torch.no_grad(), full_precision(self.device):
             found = [[x[field.observed.back] for x in field.leave_one_out] for field in self.fields]
-        return LeaveOneOut(*map(self._stacked, zip(*found)))
+        return LeaveOneOut(*(self._unfolded(column) for column in zip(*found)))
 
     @torch.no_grad()
     def at(self, queries: Tensor, done: Done | None = None) -> Answer:
@@ -125,7 +123,7 @@ class Posterior:
                     if done is not None:
                         done()
                 found.append([torch.cat(column) for column in zip(*parts)])
-        mean, sd, spread = map(self._stacked, zip(*found))
+        mean, sd, spread = (self._unfolded(column) for column in zip(*found))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
     @torch.no_grad()
@@ -141,7 +139,7 @@ class Posterior:
         """(B folded, N, D) in sides of the domain."""
         return queries.to(self.device).float().repeat_interleave(self.folded, dim=0) / self.side
 
-    def _stacked(self, fields: Sequence[Tensor]) -> Tensor:
+    def _unfolded(self, fields: Sequence[Tensor]) -> Tensor:
         """(B, n, C) of fields (n, C), or of folded channels (n, 1)."""
         x = torch.stack(list(fields))
         return x if self.folded == 1 else x[..., 0].unflatten(0, (-1, self.folded)).mT
@@ -156,6 +154,11 @@ class Posterior:
         white = white.unflatten(0, (-1, self.folded)).double()
         prior = PRIOR_AMPLITUDE2 * torch.eye(self.folded).to(white)
         return correlation_root(white @ white.mT + prior)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """(B, M, C) to (B C, M, 1)."""
+    return x.mT.flatten(0, 1)[..., None]
 
 
 class _Observed(NamedTuple):
@@ -179,86 +182,66 @@ class _Observed(NamedTuple):
         return cls(coords[order], values[order], noise_variance[order], order.argsort())
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Some of them, (..., k) each."""
+        """Coordinates, values and variances of some, (...) each."""
         noise = None if self.noise_variance is None else self.noise_variance[index]
         return self.coords[index], self.values[index], noise
 
 
 def _field(observed: _Observed, kernels: tuple[Kernel, ...], spacing: float) -> _Field:
+    """Fitted to all observations, or to so many at random."""
     count = len(observed.coords)
-    some = evenly(count, DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS)
+    most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
+    some = torch.arange(count)
+    if count > most:
+        some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort()[0]
     fitted = fit(kernels, *observed.take(some.to(observed.coords.device)))
     if count > DENSE_POINTS:
         return _FromNearest(observed, fitted, spacing)
-    if len(some) < count:
-        fitted = fitted.at(*observed[:3])
-    return _FromAll(observed, fitted, spacing)
+    return _Field(observed, fitted if count <= most else fitted.at(*observed[:3]), spacing)
 
 
 class _Field:
-    """One field, answered from its observations.
+    """One field, answered from all its observations by one factorisation.
 
     Args:
         spacing: between observations, in sides of the domain.
     """
 
-    at_once: int  # queries
-
     def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
         self.observed, self.fit, self.spacing = observed, fitted, spacing
+        self.at_once = max(64, HELD // (len(fitted.kernels) * len(observed.coords)))  # queries
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
         """Each (M, C), the least noisy first."""
-        raise NotImplementedError
-
-    def answer(self, queries: Tensor) -> Answer:
-        """At (n, D): (n, C)."""
-        raise NotImplementedError
-
-    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
-        the queries (S, n) and at the observations (S, M)."""
-        raise NotImplementedError
-
-
-class _FromAll(_Field):
-    """Exact, by one factorisation."""
-
-    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
-        super().__init__(observed, fitted, spacing)
-        self.at_once = max(64, HELD // (len(fitted.kernels) * len(observed.coords)))
-
-    @cached_property
-    def leave_one_out(self) -> LeaveOneOut:
         sites = self.fit.sites
         return self.fit.mixture.leave_one_out(self.observed.values, sites.weigh(self.fit.white),
                                               sites.precision())
 
     def answer(self, queries: Tensor) -> Answer:
-        mixture, sites, white = self.fit.mixture, self.fit.sites, self.fit.white
-        onto, whitened, variance = sites.krige(queries)
+        """At (n, D): (n, C)."""
+        onto, whitened, variance = self.fit.sites.krige(queries)
         level = onto @ self.observed.values[: onto.shape[1]]
-        found = mixture.answer(level, (white.mT @ whitened).mT, variance)
+        mean, sd, spread = self.fit.mixture.answer(
+            level, (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
         amplitude = local_amplitude(near, self.leave_one_out.z)
-        return Answer(found.mean, found.sd * amplitude, found.spread * amplitude)
+        return Answer(mean, sd * amplitude, spread * amplitude)
 
     @cached_property
     def _heaviest(self) -> Sites:
         return self.fit.sites.take([self.fit.heaviest])
 
-    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def errors(self, queries: Tensor) -> Errors:
+        """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
+        the queries (S, n) and at the observations (S, M)."""
         onto, whitened, variance = self._heaviest.krige(queries)
-        (_, factored), = self._heaviest.parts
-        inverse, a = factored.inverse[0], factored.onto.float()
-        sd = variance[0].sqrt()
 
         def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
             known = at_observed.mT                                        # (M, S)
-            white = (inverse @ contrast(a, known).to(inverse)).float()
-            kriged = onto @ known[: onto.shape[1]] + whitened[0].mT @ white
-            return (at_queries - kriged.mT) / sd
+            white = self._heaviest.whiten(known)
+            kriged = onto @ known[: onto.shape[1]] + (whitened.mT @ white)[0]
+            return (at_queries - kriged.mT) / variance[0].sqrt()
 
         return of
 
@@ -266,11 +249,10 @@ class _FromAll(_Field):
 class _FromNearest(_Field):
     """Each query from its NEIGHBOURS nearest observations, with what was fitted to the field."""
 
-    at_once = BLOCK
-
-    @cached_property
-    def _tree(self) -> scipy.spatial.cKDTree:
-        return scipy.spatial.cKDTree(self.observed.coords.cpu().numpy())
+    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
+        super().__init__(observed, fitted, spacing)
+        self.at_once = BLOCK
+        self.tree = scipy.spatial.cKDTree(observed.coords.cpu().numpy())
 
     def _around(self, points: Tensor, own: Tensor | None = None) -> tuple[Fit, Tensor, Tensor]:
         """The fit around each of points (n, D), the values there and their indices (n, k).
@@ -279,7 +261,7 @@ class _FromNearest(_Field):
             own: (n,) the observation that is left out of each.
         """
         count = NEIGHBOURS + (own is not None)
-        _, index = self._tree.query(points.cpu().numpy(), k=np.arange(count) + 1)
+        _, index = self.tree.query(points.cpu().numpy(), k=np.arange(count) + 1)
         if own is not None:
             others = index != own.cpu().numpy()[:, None]
             others[others.all(axis=1), -1] = False  # more observations at the place than these
@@ -316,7 +298,7 @@ class _FromNearest(_Field):
         amplitude = local_amplitude(near, self.leave_one_out.z[index])[:, 0]
         return Answer(mean, sd * amplitude, spread * amplitude)
 
-    def errors(self, queries: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def errors(self, queries: Tensor) -> Errors:
         fitted, _, index = self._around(queries)
         sites = fitted.sites.take([self.fit.heaviest])
         onto, whitened, variance = sites.krige(queries[:, None])
@@ -333,56 +315,49 @@ class _FromNearest(_Field):
         return of
 
 
-def evenly(count: int, most: int) -> Tensor:
-    """Indices of all, or of `most` at random: (n,) in ascending order."""
-    if count <= most:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randperm(count, generator=generator)[:most].sort().values
-
-
 class PosteriorNoise:
     """Draws of z with answer.mean + answer.sd * z from the posterior: Matheron's rule.
 
     A draw of the prior minus its own kriging is a draw of the error (Journel & Huijbregts 1978;
     Wilson et al. 2020, equation 4). Of unit variance at every point, correlated between points like
     the heaviest kernel and between channels like the field; 0 at an observation.
-
-    Attributes:
-        variogram: that of the first field, in words.
     """
 
     def __init__(self, posterior: Posterior, places: Tensor, done: Done | None):
-        self.variogram = posterior.describe()
-        self.root, self.folded = posterior.channel_root(), posterior.folded  # (B, C, C)
+        self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
+        self.root = posterior.channel_root()                              # (B, C, C)
+        self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
         most = max(64, WAVES_HELD // (len(places) * draws.FEATURES))
-        each = len(posterior.fields[0].observed.coords) + draws.FEATURES  # numbers of a query
-        keep = places[..., 0].numel() * each <= KEPT_NUMBERS
-        self.fields = [_FieldNoise(field, own, most, keep, done)
-                       for field, own in zip(posterior.fields, places)]
+        self.pieces = [own.split(min(field.at_once, most))
+                       for field, own in zip(self.fields, places)]
+        each = len(self.fields[0].observed.coords) + draws.FEATURES       # numbers of a query
+        self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
+        self._kept: dict[tuple[int, int], tuple[draws.Waves, Errors]] = {}
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One draw a generator: (S, N, C).
 
         Args:
-            generators: one for each field, or any number where there is a single field.
+            generators: as many for each field as for the others, field after field.
         """
-        device = self.root.device
-        observed = self.fields[0].field.observed
+        observed = self.fields[0].observed
         count = 2 * draws.WAVES + observed.coords.shape[1]
-        with full_precision(device):
-            numbers = self._numbers(generators, count) @ self.root[:, None].mT
-            numbers = self._by_field(numbers)                             # (B folded, s, F)
-            errors: list[Tensor | None] = [None] * len(self.fields)
+        with full_precision(self.root.device):
+            numbers = self._by_field(self._numbers(generators, count) @ self.root[:, None].mT)
+            errors: Sequence[Tensor | None] = [None] * len(self.fields)
             if observed.noise_variance is not None:
                 errors = list(self._by_field(self._numbers(generators, len(observed.coords))))
-            found = [field(*own) for field, *own in zip(self.fields, numbers, errors)]
-        return self._by_draw(torch.stack(found))
+            found = torch.stack([self._drawn(b, numbers[b], errors[b])
+                                 for b in range(len(self.fields))])
+        channels = self.root.shape[1]
+        found = found.unflatten(0, (-1, self.folded)).unflatten(2, (-1, channels // self.folded))
+        return found.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
 
     def _numbers(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
         """N(0, 1): (B, draws of a field, count, C)."""
-        numbers = draws.standard_normal(generators, count, self.root.shape[1])
+        channels = self.root.shape[1]
+        numbers = torch.stack([torch.randn(count, channels, generator=g) for g in generators])
         return numbers.to(self.root.device).unflatten(0, (len(self.root), -1))
 
     def _by_field(self, x: Tensor) -> Tensor:
@@ -390,45 +365,33 @@ class PosteriorNoise:
         x = x.unflatten(3, (self.folded, -1)).permute(0, 3, 1, 4, 2)
         return x.flatten(2, 3).flatten(0, 1)
 
-    def _by_draw(self, x: Tensor) -> Tensor:
-        """(B folded, s, n) to (S, n, C): undoes it."""
-        fields, channels = self.root.shape[:2]
-        x = x.unflatten(0, (fields, self.folded)).unflatten(2, (-1, channels // self.folded))
-        return x.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
-
-
-class _FieldNoise:
-    """Errors of one field at places (N, D), in pieces that memory holds.
-
-    Args:
-        most: places in a piece. keep: what is computed for further draws.
-    """
-
-    def __init__(self, field: _Field, places: Tensor, most: int, keep: bool, done: Done | None):
-        self.field, self.keep, self.done = field, keep, done
-        self.kernel = field.fit.kernels[field.fit.heaviest]
-        self.pieces = places.split(min(field.at_once, most))
-        self._kept: dict[int, tuple[draws.Waves, Callable[[Tensor, Tensor], Tensor]]] = {}
-
-    def __call__(self, numbers: Tensor, errors: Tensor | None) -> Tensor:
+    def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None) -> Tensor:
         """(s, N) of numbers (s, F) and, with noise, of errors of measurement (s, M) in its sd."""
-        known = self._at_observed.fields(numbers)
-        if errors is not None:
-            noise = self.field.fit.relative(self.field.observed.noise_variance)
-            assert noise is not None
-            known = known + errors[:, self.field.observed.back.argsort()] * (
-                noise[self.field.fit.heaviest].sqrt())
+        field = self.fields[b]
+        known = self._at_observed[b].fields(numbers)
+        noise = field.fit.relative(field.observed.noise_variance)
+        if noise is not None and errors is not None:
+            order = field.observed.back.argsort()
+            known = known + errors[:, order] * noise[field.fit.heaviest].sqrt()
         parts = []
-        for i, piece in enumerate(self.pieces):
-            waves, errors_of = self._kept.get(i) or (
-                draws.Waves(self.kernel, piece), self.field.errors(piece))
-            if self.keep:
-                self._kept[i] = waves, errors_of
+        for i in range(len(self.pieces[b])):
+            waves, errors_of = self._prepared(b, i)
             parts.append(errors_of(waves.fields(numbers), known))
             if self.done is not None:
                 self.done()
         return torch.cat(parts, dim=1)
 
     @cached_property
-    def _at_observed(self) -> draws.Waves:
-        return draws.Waves(self.kernel, self.field.observed.coords)
+    def _at_observed(self) -> list[draws.Waves]:
+        return [draws.Waves(kernel, field.observed.coords)
+                for kernel, field in zip(self.kernels, self.fields)]
+
+    def _prepared(self, b: int, i: int) -> tuple[draws.Waves, Errors]:
+        """All that a piece of a field needs but for the random numbers."""
+        if (b, i) in self._kept:
+            return self._kept[b, i]
+        piece = self.pieces[b][i]
+        prepared = draws.Waves(self.kernels[b], piece), self.fields[b].errors(piece)
+        if self.keep:
+            self._kept[b, i] = prepared
+        return prepared

@@ -74,32 +74,6 @@ def _with_halo(points: np.ndarray, core: np.ndarray, halo: int) -> np.ndarray:
     return np.concatenate([core, np.argpartition(outside, max(halo - 1, 0))[:halo]])
 
 
-def jump_across_borders(values: Tensor, block: Tensor) -> float:
-    """Mean step between neighbours of two blocks, over that of the pairs beside them on both sides:
-    1 if no seam is to be seen.
-
-    Args:
-        values: (..., H, W, C). block: (H, W), which block answered each point; negative: none did.
-    """
-    across, beside = [], []
-    for rows, owner in ((values, block), (values.transpose(-3, -2), block.T)):
-        step = rows.diff(dim=-3).abs().mean(dim=-1)                       # (..., H - 1, W)
-        asked = (owner >= 0).unfold(0, 4, 1).all(dim=2)                   # four in a row
-        border = asked & (owner[1:-2] != owner[2:-1])                     # (H - 3, W)
-        across.append(step[..., 1:-1, :][..., border])
-        beside += [step[..., :-2, :][..., border], step[..., 2:, :][..., border]]
-    return float(torch.cat(across, dim=-1).mean() / torch.cat(beside, dim=-1).mean())
-
-
-def block_of(blocks: list[Block], field: int = 0) -> Tensor:
-    """(N,), which of the blocks answers each query of a field."""
-    cores = [block.index[field, : block.core] for block in blocks]
-    found = torch.empty(sum(map(len, cores)), dtype=torch.long)
-    for number, core in enumerate(cores):
-        found[core.cpu()] = number
-    return found
-
-
 def take(values: Tensor, index: Tensor) -> Tensor:
     """values (B, N, F) at index (B, n): (B, n, F)."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

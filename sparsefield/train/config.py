@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from sparsefield.data import Data, parse_pattern, symmetries
+from sparsefield.data import Data, parse_pattern
+from sparsefield.data.batches import count_symmetries
 from sparsefield.errors import UserError, require_seed
 from sparsefield.model.bundled import BUNDLED, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
@@ -187,7 +188,7 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
         **{name: value for name, value in asdict(config).items() if name in names},
         "channels": data.channels,
         "value_sd": _value_sd(data),
-        "symmetries": symmetries.count(data.height, data.width) if is_symmetric else 1,
+        "symmetries": count_symmetries(data.height, data.width) if is_symmetric else 1,
         "max_frequency": max(data.height, data.width) / 2,
     }
 

@@ -19,12 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from sparsefield import cli
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
-from sparsefield.data.streams import noise_seed
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
 from sparsefield.flow.path import draw_angles
-from sparsefield.hashed import seeds_of
+from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.model.field import FieldModel
 from sparsefield.model.starting import take_start, take_weights

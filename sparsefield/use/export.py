@@ -11,9 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import xarray
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from sparsefield.use.grids import Grid
+from sparsefield.evaluate.plots import MISSING, as_png, plt
+from sparsefield.use.grids import Asked, Frame, Grid, grid_of
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import MOST_SAMPLES, Field
 
@@ -22,27 +28,22 @@ log = logging.getLogger("sparsefield")
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
+MOST_SHOWN = 0.99  # share of the cells whose sd the colours tell apart
 NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
          *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
 
 
-def contents(
-    field: Field, grid: Grid, given: Measurements, units: str | None, lonlat: bool
-) -> dict[str, bytes]:
-    """Everything that a reconstruction leaves, by name.
-
-    Args:
-        grid: the axes of the field. units: of the values. lonlat: x and y are degrees.
-    """
-    from sparsefield.use import plots  # matplotlib
-
+def contents(field: Field, asked: Asked, units: str | None) -> dict[str, bytes]:
+    """Everything that a reconstruction leaves, by name; units: of the values."""
+    given, frame = asked.given, asked.frame
+    grid = asked.grid or grid_of(field.coords, frame.lonlat)
     seen = given if given.is_picture else replace(given, extent=grid.extent)
     shown = field if given.is_picture else _growing(field)
     names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
-    files = {"field.npz": npz(field), "mean.png": plots.picture(shown.mean, given)}
+    files = {"field.npz": npz(field), "mean.png": picture(shown.mean, given)}
     for k, sample in enumerate(shown.samples):
-        files[f"sample_{k + 1}.png"] = plots.picture(sample, given)
-    files["reconstruction.png"] = plots.reconstruction(shown, seen, units, lonlat, names[0])
+        files[f"sample_{k + 1}.png"] = picture(sample, given)
+    files["reconstruction.png"] = overview(shown, seen, frame, units, names[0])
     if given.is_picture:
         return files
     files["field.csv"] = csv(field, grid, names)
@@ -59,6 +60,9 @@ def _growing(field: Field) -> Field:
                    samples=field.samples[:, *order])
 
 
+# --- numbers --------------------------------------------------------------------------------------
+
+
 def npz(field: Field) -> bytes:
     """coords, mean, sd and samples, as they stand in `Field`."""
     buffer = io.BytesIO()
@@ -70,15 +74,12 @@ def npz(field: Field) -> bytes:
 
 def csv(field: Field, grid: Grid, names: Sequence[str]) -> bytes:
     """A row for each cell: x, y, and mean and sd of every channel."""
-    columns = [field.coords.reshape(-1, 2)]
-    head = list(grid.names)
+    columns = dict(zip(grid.names, field.coords.reshape(-1, 2).T))
     for c, prefix in enumerate(_prefixes(names)):
-        columns += [field.mean[..., c].reshape(-1, 1), field.sd[..., c].reshape(-1, 1)]
-        head += [f"{prefix}mean", f"{prefix}sd"]
-    text = io.StringIO()
-    np.savetxt(text, np.concatenate(columns, axis=1), delimiter=",", fmt=PRECISION,
-               header=",".join(head), comments="")
-    return text.getvalue().encode()
+        columns[f"{prefix}mean"] = field.mean[..., c].reshape(-1)
+        columns[f"{prefix}sd"] = field.sd[..., c].reshape(-1)
+    table = pandas.DataFrame(columns)
+    return table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
@@ -93,9 +94,9 @@ def _prefixes(names: Sequence[str]) -> list[str]:
 
 def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes:
     """Classic NetCDF by the CF conventions 1.8: mean, sd and samples, each on (y, x)."""
-    (x, y), (of_x, of_y) = grid.names, grid.attributes
-    said = {"units": units} if units else {}
+    x, y = grid.names
     kind = np.float64 if field.samples.nbytes < MOST_BYTES else np.float32
+    said = {"units": units} if units else {}
     variables = {}
     for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
         variables[f"{prefix}mean"] = ((y, x), field.mean[..., c].astype(np.float64), {
@@ -107,7 +108,8 @@ def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) ->
             ("realization", y, x), field.samples[..., c].astype(kind),
             {"long_name": f"posterior samples of {name}", **said})
     number = np.arange(len(field.samples), dtype=np.int32) + 1
-    axes = {x: (x, grid.x, {"axis": "X", **of_x}), y: (y, grid.y, {"axis": "Y", **of_y}),
+    axes = {x: (x, grid.x, {"axis": "X", **grid.attributes[0]}),
+            y: (y, grid.y, {"axis": "Y", **grid.attributes[1]}),
             "realization": ("realization", number, {"standard_name": "realization",
                                                     "long_name": "number of the sample"})}
     data = xarray.Dataset(variables, axes, {
@@ -124,8 +126,9 @@ def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -
         return None
     import rasterio
     import rioxarray  # noqa: F401 (the accessor rio)
+    from rasterio.transform import from_bounds
 
-    for axis in (grid.x, grid.y):
+    for axis in grid.axes:
         steps = np.abs(np.diff(axis))
         if len(steps) and np.ptp(steps) > REGULAR * steps.mean():
             log.info("no field.tif: the steps of the grid are uneven")
@@ -136,7 +139,9 @@ def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -
     labels = tuple(f"{name} {what}" for name in names for what in ("mean", "sd"))
     array = xarray.DataArray(bands.astype(np.float64), dims=("band", "y", "x"),
                              attrs={"long_name": labels})
-    array = array.rio.write_transform(_transform(grid)).rio.write_nodata(np.nan)
+    x0, x1, y0, y1 = grid.extent
+    array = array.rio.write_transform(from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)))
+    array = array.rio.write_nodata(np.nan)
     if grid.is_global:
         array = array.rio.write_crs("EPSG:4326")
     with tempfile.TemporaryDirectory() as folder:
@@ -148,9 +153,102 @@ def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -
         return path.read_bytes()
 
 
-def _transform(grid: Grid) -> object:
-    """From columns and rows, north up, to x and y."""
-    from rasterio.transform import from_bounds
+# --- pictures -------------------------------------------------------------------------------------
 
-    x0, x1, y0, y1 = grid.extent
-    return from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y))
+
+def limits_of(given: Measurements) -> tuple[float, float]:
+    """What is drawn darkest and brightest: of a picture as in it, else what was measured."""
+    if given.value_range is not None:
+        return given.value_range
+    low, high = float(given.values[:, 0].min()), float(given.values[:, 0].max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _unit(values: np.ndarray, given: Measurements) -> np.ndarray:
+    """Values with their limits as 0 and 1."""
+    low, high = limits_of(given)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def picture(values: np.ndarray, given: Measurements) -> bytes:
+    """PNG of a field (H, W, C), x and y growing, cell by cell; y up, but for pictures.
+
+    RGB of pictures in colour, else the first channel: in grey of pictures.
+    """
+    unit = _unit(values if given.downward else values[::-1], given)
+    if given.is_picture:
+        pixels = unit if unit.shape[2] == 3 else unit[..., 0]
+    else:
+        pixels = plt.get_cmap("viridis")(unit[..., 0])[..., :3]
+        pixels[np.isnan(unit[..., 0])] = MISSING
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def overview(
+    field: Field, given: Measurements, frame: Frame, units: str | None, name: str
+) -> bytes:
+    """PNG of measurements, posterior mean, sd and two samples, in the units of the input.
+
+    RGB of pictures in colour, whose sd is the mean over the colours; else the first channel.
+
+    Args:
+        field: with x and y growing, but of pictures y downward. frame: whose scales the axes have.
+        name: of the first channel.
+    """
+    x0, x1, y0, y1 = given.extent
+    edges = (x0, x1, y1, y0) if given.downward else given.extent
+    aspect = frame.scaled_by[0] / frame.scaled_by[1]
+    ratio = aspect * (y1 - y0) / (x1 - x0)
+    is_rgb = given.is_picture and field.mean.shape[2] == 3
+    low, high = limits_of(given)
+    colours = {} if is_rgb else {
+        "vmin": low, "vmax": high,
+        "cmap": "gray" if given.is_picture and given.value_range else "viridis"}
+    style = {"extent": edges, "origin": "upper" if given.downward else "lower",
+             "interpolation": "nearest"}
+    figure, axes = plt.subplots(
+        1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
+        layout="constrained",
+    )
+    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
+    titles = [f"{len(given.coords):,} measurements{which}", "posterior mean", "sd", "sample 1",
+              "sample 2"]
+
+    def shown(values: np.ndarray) -> np.ndarray:
+        return _unit(values, given) if is_rgb else values[..., 0]
+
+    axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
+                    s=np.clip(6000 / len(given.coords), 1, 25),
+                    marker="s" if given.is_picture else "o")
+    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]]):
+        image = axis.imshow(shown(values), **style, **colours)
+    sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
+    most = np.nanquantile(sd, MOST_SHOWN) or None
+    spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
+    for axis, title in zip(axes, titles):
+        axis.set_facecolor(MISSING)
+        axis.set_title(title, fontsize=10)
+        axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver
+    axes[0].set(xlim=edges[:2], ylim=edges[2:])
+    if frame.lonlat:
+        axes[0].xaxis.set_major_locator(MaxNLocator(4))
+        axes[0].xaxis.set_major_formatter(lambda x, _: degrees((x + 180) % 360 - 180, "EW"))
+        axes[0].yaxis.set_major_formatter(lambda y, _: degrees(y, "NS"))
+    _colour_bar(spread, axes[2], units, "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
+    if not is_rgb:
+        _colour_bar(image, axes[4], units)
+    return as_png(figure)
+
+
+def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "neither") -> None:
+    """Beside a panel and as high as it."""
+    bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.04, 0, 0.06, 1]), extend=extend)
+    bar.set_label(f"in {units}" if units else "")
+
+
+def degrees(angle: float, sides: str) -> str:
+    """Such as 120°W, of sides EW or NS."""
+    number = f"{abs(angle):.6g}"
+    return f"{number}°{sides[int(angle < 0)] if number not in ('0', '180') else ''}"

@@ -66,16 +66,12 @@ def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:
     return first + np.mod(lon - first + ROUNDING, WIDEST) - ROUNDING
 
 
-def shrinkage(extent: Sequence[float]) -> float:
-    """Length of a degree of longitude, in degrees of latitude, in the middle of an extent."""
-    return max(LEAST_COSINE, float(np.cos(np.radians((extent[2] + extent[3]) / 2))))
-
-
 def scales(extent: Sequence[float]) -> tuple[float, float]:
-    """Degrees of longitude and of latitude that become one unit."""
+    """Degrees of longitude and of latitude, in the middle of an extent, that become one unit."""
     x0, x1, y0, y1 = extent
-    longer = max((x1 - x0) * shrinkage(extent), y1 - y0)
-    return longer / shrinkage(extent), longer
+    shrinkage = max(LEAST_COSINE, float(np.cos(np.radians((y0 + y1) / 2))))
+    longer = max((x1 - x0) * shrinkage, y1 - y0)
+    return longer / shrinkage, longer
 
 
 def on_sphere(points: np.ndarray) -> np.ndarray:

@@ -146,6 +146,7 @@ def sides(extent: Sequence[float]) -> tuple[float, float]:
     return x1 - x0, y1 - y0
 
 
+POINTS_RESOLUTION = 64  # cells of the longer side, where nothing else is said
 DEGREES = {
     "x": {"standard_name": "longitude", "units": "degrees_east"},
     "y": {"standard_name": "latitude", "units": "degrees_north"},
@@ -167,7 +168,11 @@ class Grid:
     attributes: tuple[dict[str, str], dict[str, str]] = ({}, {})
 
     @property
-    def extent(self) -> tuple[float, float, float, float]:
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.x, self.y
+
+    @property
+    def extent(self) -> Extent:
         """x0 x1 y0 y1 of the outer sides of its cells."""
         return (*_edges(self.x), *_edges(self.y))
 
@@ -238,15 +243,15 @@ def grid_shape(
 
 
 def cells(shape: tuple[int, int], extent: Sequence[float]) -> np.ndarray:
-    """(N, 2) float64: middles of the cells of (rows, columns) over an extent, row by row."""
+    """(rows, columns, 2) float64: middles of the cells over an extent."""
     x0, x1, y0, y1 = extent
     x = x0 + (np.arange(shape[1]) + 0.5) / shape[1] * (x1 - x0)
     y = y0 + (np.arange(shape[0]) + 0.5) / shape[0] * (y1 - y0)
-    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    return np.stack(np.meshgrid(x, y), axis=-1)
 
 
-def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.ndarray]:
-    """(rows, columns) and places (N, 2), row by row, of a grid with axes x (W,) and y (H,).
+def axes_grid(axes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(H, W, 2): places of a grid with axes x (W,) and y (H,).
 
     Raises:
         UserError: axes that are none, or longer than 512.
@@ -254,15 +259,11 @@ def own_grid(axes: tuple[np.ndarray, np.ndarray]) -> tuple[tuple[int, int], np.n
     if len(axes) != 2:
         raise UserError(f"axes: give two, x and y, not {len(axes)}")
     x, y = (real_array("axes", axis) for axis in axes)
-    for name, axis in (("x", x), ("y", y)):
-        if axis.ndim != 1 or not np.isfinite(axis).all():
-            raise UserError(f"axes: {name} must be a list of finite numbers")
-        if not 1 <= len(axis) <= LARGEST:
-            raise UserError(f"a grid of {len(y)} rows and {len(x)} columns: each is 1 to {LARGEST}")
-    return (len(y), len(x)), np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-
-
-POINTS_RESOLUTION = 64  # cells of the longer side, where nothing else is said
+    if not x.ndim == y.ndim == 1 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise UserError("axes: x and y must be lists of finite numbers")
+    if not (1 <= len(x) <= LARGEST and 1 <= len(y) <= LARGEST):
+        raise UserError(f"a grid of {len(y)} rows and {len(x)} columns: each is 1 to {LARGEST}")
+    return np.stack(np.meshgrid(x, y), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -279,11 +280,6 @@ class Asked:
     shape: tuple[int, int]
     grid: Grid | None = None
 
-    @property
-    def axes(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """x (W,) and y (H,) of the grid of a file."""
-        return None if self.grid is None else (self.grid.x, self.grid.y)
-
     def require_unknown(self, source: str) -> None:
         """Raises UserError where every cell was measured; source: what says so."""
         rows, columns = self.shape
@@ -291,14 +287,6 @@ class Asked:
             raise UserError(f"{source}: every pixel is known, so nothing is to be reconstructed; "
                             "make unknown pixels black in the mask, or ask for more with "
                             "--resolution")
-
-    def require_in_reach(self, reach: float) -> None:
-        """Raises UserError where no cell's middle is near enough to a measurement."""
-        where = cells(self.shape, self.given.extent) if self.axes is None else (
-            own_grid(self.axes)[1])
-        if self.frame.beyond(reach, where, self.given.coords).all():
-            raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
-                            f"({'km' if self.frame.lonlat else 'units of x'}), or a finer grid")
 
 
 def what_is_asked(
@@ -327,16 +315,15 @@ def what_is_asked(
     aspect = "equal" if given.is_picture and aspect == "auto" else aspect  # pixels are square
     frame = Frame.of(given.coords, aspect=aspect, lonlat=lonlat, region=given.region,
                      asked=given.extent)
-    if like is not None:
-        shape = len(like.y), len(like.x)
+    if like is None:
+        shape = grid_shape(_parse_resolution(resolution, given), given.extent, frame.scaled_by)
+        where = cells(shape, given.extent)
     else:
-        wanted = _parse_resolution(resolution, given)
-        shape = grid_shape(wanted, given.extent, frame.scaled_by)
-        _tell_of_oblong_cells(shape, given.extent, frame.scaled_by)
-    asked = Asked(given, frame, shape, like)
-    if reach is not None:
-        asked.require_in_reach(reach)
-    return asked
+        where = axes_grid(like.axes)
+    if reach is not None and frame.beyond(reach, where.reshape(-1, 2), given.coords).all():
+        raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
+                        f"({'km' if lonlat else 'units of x'}), or a finer grid")
+    return Asked(given, frame, where.shape[:2], like)
 
 
 def _on_grid(given: Measurements, grid: Grid, path: str, lonlat: bool) -> Measurements:
@@ -372,15 +359,3 @@ def _shape_of_picture(shape: tuple[int, int]) -> tuple[int, int]:
         log.info("the picture is %d x %d: the field has every %d-th of its rows and columns",
                  *shape[::-1], factor)
     return tuple(max(1, side // factor) for side in shape)
-
-
-def _tell_of_oblong_cells(
-    shape: tuple[int, int], extent: Sequence[float], scaled_by: tuple[float, float]
-) -> None:
-    """Log where cells are not square in the units that the model sees."""
-    width, height = np.divide(sides(extent), shape[::-1])
-    square = grid_shape(max(shape), extent, scaled_by)
-    ratio = (width / scaled_by[0]) / (height / scaled_by[1])
-    if not 0.95 < ratio < 1.05 and square != shape:
-        log.info("a grid of %dx%d has cells of %.4g (x) by %.4g (y); %dx%d would be square",
-                 *shape, width, height, *square)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -22,11 +23,13 @@ from sparsefield.use.predict import Reconstructor
 log = logging.getLogger("sparsefield")
 
 LEVEL = 0.9
+SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
+LEAST_POINTS = 5
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a method says of N hidden values of C channels.
+    """What a method predicts of N hidden values of C channels.
 
     Attributes:
         mean: (N, C). samples: (K, N, C), or sd: (N, C) of a Gaussian, or neither.
@@ -36,9 +39,9 @@ class Forecast:
     samples: np.ndarray | None = None
     sd: np.ndarray | None = None
 
-    def of_channel(self, c: int) -> Forecast:
-        """The same of one channel."""
-        return Forecast(*(None if part is None else part[..., c:c + 1]
+    def of(self, channels: slice | list[int]) -> Forecast:
+        """The same of some channels."""
+        return Forecast(*(None if part is None else part[..., channels]
                           for part in (self.mean, self.samples, self.sd)))
 
 
@@ -120,9 +123,6 @@ def verdict(scores: list[Score]) -> str:
     return f"{first.name} is level with {best.name}, the best of the others: {numbers}"
 
 
-SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
-LEAST_POINTS = 5
-
 Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
@@ -141,17 +141,11 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
                         f"and two left, of {LEAST_POINTS} or more")
     chosen = np.random.default_rng(seed).permutation(len(places))[:hidden]
     is_hidden = np.isin(which.reshape(-1), chosen)
-    return _some(given, ~is_hidden), _some(given, is_hidden)
-
-
-def of_channel(given: Measurements, c: int) -> Measurements:
-    """Measurements of one channel."""
-    return replace(given, values=given.values[:, c:c + 1], names=given.names[c:c + 1])
-
-
-def _some(given: Measurements, which: np.ndarray) -> Measurements:
-    noise = None if given.noise is None else given.noise[which]
-    return replace(given, coords=given.coords[which], values=given.values[which], noise=noise)
+    kept, hidden = (
+        replace(given, coords=given.coords[part], values=given.values[part],
+                noise=None if given.noise is None else given.noise[part])
+        for part in (~is_hidden, is_hidden))
+    return kept, hidden
 
 
 def forecasts(
@@ -159,45 +153,33 @@ def forecasts(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[Forecast, float]]:
     """What all methods that have an answer predict at places (N, 2), in their order, and in how
-    many seconds; others are named in the log.
-
-    Args:
-        clock: of the seconds of each.
-    """
+    many seconds of a clock; others are named in the log."""
     found = {}
     for name, method in methods.items():
         started = clock()
         try:
-            forecast = method(given, places)
+            found[name] = method(given, places), clock() - started
         except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
             log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
-            continue
-        found[name] = forecast, clock() - started
     return found
+
+
+def scores_of(
+    found: dict[str, tuple[Forecast, float]], hidden: Measurements, channel: int | None = None
+) -> list[Score]:
+    """Scores of `forecasts`: of all channels together, or of one."""
+    chosen = slice(None) if channel is None else [channel]
+    hidden = replace(hidden, values=hidden.values[:, chosen])
+    return [score(name, forecast.of(chosen), hidden, seconds)
+            for name, (forecast, seconds) in found.items()]
 
 
 def compare(
     methods: dict[str, Method], given: Measurements, hidden: Measurements,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Score]:
-    """Scores of `forecasts`, over all channels together.
-
-    Where measurements have noise, a forecast of a measurement has it, too.
-    """
-    found = forecasts(methods, given, hidden.coords, clock)
-    return [score(name, forecast, hidden, seconds) for name, (forecast, seconds) in found.items()]
-
-
-def compare_each(
-    methods: dict[str, Method], given: Measurements, hidden: Measurements
-) -> dict[str, list[Score]]:
-    """The same of each channel alone, by name."""
-    found = forecasts(methods, given, hidden.coords)
-    return {
-        channel: [score(name, forecast.of_channel(c), of_channel(hidden, c), seconds)
-                  for name, (forecast, seconds) in found.items()]
-        for c, channel in enumerate(hidden.names)
-    }
+    """Scores of `forecasts`, over all channels together."""
+    return scores_of(forecasts(methods, given, hidden.coords, clock), hidden)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -213,12 +195,11 @@ def all_methods(
     Args:
         also: a model to try beside it.
     """
-    settings = dict(lonlat=frame.lonlat, aspect=frame.aspect, seed=seed, num_steps=num_steps)
-
     def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
-        return by_model(which, transform, find_noise=find_noise,
+        return by_model(which, find_noise, transform=transform, seed=seed, num_steps=num_steps,
                         value_range=value_range or picture_range(which, given),
-                        separately=are_separate(which, given), **settings)
+                        separately=are_separate(which, given), lonlat=frame.lonlat,
+                        aspect=frame.aspect)
 
     closed_form = Reconstructor.load("none", str(model.device))
     kriging = by(closed_form, None)
@@ -238,20 +219,14 @@ def all_methods(
     return methods
 
 
-def by_model(
-    model: Reconstructor, transform: str | None, lonlat: bool, aspect: str, seed: int,
-    num_steps: int, separately: bool, find_noise: bool = False,
-    value_range: Sequence[float] | None = None,
-) -> Method:
-    """The method at hand, or with the closed form alone and no transform: fitted kriging."""
+def by_model(model: Reconstructor, find_noise: bool = False, **settings: Any) -> Method:
+    """A model's samples of what would be measured; settings: of `Reconstructor.at`."""
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         found = model.at(
             places, given.coords, given.values, extent=given.extent, region=given.region,
-            num_samples=SAMPLES,
-            noise_sd="auto" if find_noise else given.noise_sd, num_steps=num_steps, seed=seed,
-            aspect=aspect, lonlat=lonlat, transform=transform, missing=[], separately=separately,
-            value_range=value_range, with_noise=find_noise)
+            num_samples=SAMPLES, noise_sd="auto" if find_noise else given.noise_sd, missing=[],
+            with_noise=find_noise, **settings)
         return Forecast(found.mean, found.samples)
 
     return method
@@ -293,17 +268,12 @@ def pykrige(frame: Frame) -> Method | None:
         scale = (1.0, 1.0) if frame.lonlat else frame.scaled_by
         points, queries = (p / scale for p in (given.coords, places))
         kind = "geographic" if frame.lonlat else "euclidean"
-        means, variances = [], []
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            for values in given.values.T:
-                kriging = OrdinaryKriging(
-                    *points.T, values, variogram_model="exponential", nlags=20, weight=True,
-                    coordinates_type=kind)
-                mean, variance = kriging.execute("points", *queries.T)
-                means.append(np.asarray(mean))
-                variances.append(np.asarray(variance))
-        mean, variance = np.stack(means, axis=1), np.stack(variances, axis=1)
+            found = [OrdinaryKriging(
+                *points.T, values, variogram_model="exponential", nlags=20, weight=True,
+                coordinates_type=kind).execute("points", *queries.T) for values in given.values.T]
+        mean, variance = np.stack(found, axis=-1)
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             raise ValueError("its variogram could not be fitted")
         return Forecast(mean, sd=np.sqrt(np.maximum(variance, 1e-12)))

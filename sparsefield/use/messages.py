@@ -9,8 +9,9 @@ import numpy as np
 
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
+from sparsefield.model.bundled import BUNDLED
 from sparsefield.use.points import Measurements, are_colours
-from sparsefield.use.predict import BUNDLED, Field, Reconstructor
+from sparsefield.use.predict import Field, Reconstructor
 
 log = logging.getLogger("sparsefield")
 
@@ -137,9 +138,10 @@ def units_of(model: Reconstructor, given: Measurements) -> str | None:
 
 def account(model: Reconstructor, given: Measurements, field: Field) -> list[str]:
     """Lines to print."""
-    fitted = [f"closed form fitted to the measurements: {field.variogram}"] * bool(field.variogram)
-    by = [] if model.is_closed_form else [f"model: {model.path}"]
-    return [*by, *fitted, *how_read(model, given), *how_certain(model, len(field.samples))]
+    lines = [] if model.is_closed_form else [f"model: {model.path}"]
+    if field.variogram:
+        lines.append(f"closed form fitted to the measurements: {field.variogram}")
+    return [*lines, *how_read(model, given), *how_certain(model, len(field.samples))]
 
 
 def in_numbers(given: Measurements, field: Field) -> str:

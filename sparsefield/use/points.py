@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.data.files import refuse_lone_extreme
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 
@@ -119,13 +119,20 @@ def clean(
     coords, values = without(coords, missing), without(values, missing)
     noise = None if noise is None else without(noise, missing)
     if missing != []:
-        _refuse_codes(source, coords, values, names, codes_only=bool(missing))
-    whole = np.isfinite(np.column_stack([coords, values, *([] if noise is None else [noise])]))
-    kept = whole.all(axis=1)
+        for name, column in zip(names or ["values"] * values.shape[1], values.T):
+            refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
+        for axis, column in zip("xy", coords.T):
+            refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
+    noises = [] if noise is None else [noise]
+    kept = np.isfinite(np.column_stack([coords, values, *noises])).all(axis=1)
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~kept).sum(), len(kept))
-        _tell_of_gaps(values[~kept], names)
+        lacks = np.isnan(values[~kept]).sum(axis=0)
+        if len(names) > 1 and lacks.min() < (~kept).sum():
+            log.warning("WARNING: they are left out of every column, though %s; --value takes one "
+                        "column, with all that was measured of it",
+                        ", ".join(f"{name} lacks {lack}" for name, lack in zip(names, lacks)))
     coords, values = coords[kept], values[kept]
     noise = None if noise is None else noise[kept]
     if len(coords) == 0:
@@ -150,26 +157,6 @@ def clean(
 def middle_of(extent: Sequence[float] | None) -> float | None:
     """Middle x of a rectangle."""
     return None if extent is None else (extent[0] + extent[1]) / 2
-
-
-def _tell_of_gaps(left_out: np.ndarray, names: tuple[str, ...]) -> None:
-    """Warn where a column lacks what others have (M, C), which is lost with it."""
-    lacks = np.isnan(left_out).sum(axis=0)
-    if len(names) > 1 and lacks.min() < len(left_out):
-        log.warning("WARNING: they are left out of every column, though %s; --value takes one "
-                    "column, with all that was measured of it",
-                    ", ".join(f"{name} lacks {lack}" for name, lack in zip(names, lacks)))
-
-
-def _refuse_codes(
-    source: str, coords: np.ndarray, values: np.ndarray, names: tuple[str, ...], codes_only: bool
-) -> None:
-    """Raises UserError for numbers that look as if they meant: not measured."""
-    for c in range(values.shape[1]):
-        name = f"{source}: {names[c] if names else 'values'}"
-        refuse_lone_extreme(name, values[:, c], codes_only=codes_only)
-    for axis, column in zip("xy", coords.T):
-        refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
 
 
 def tell_of_outside(coords: np.ndarray, extent: Sequence[float], what: str) -> None:

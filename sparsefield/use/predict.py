@@ -7,26 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import scipy
 import torch
 from torch import Tensor, nn
 
-from sparsefield.data.missing import refuse_lone_extreme
+from sparsefield.data.files import refuse_lone_extreme
 from sparsefield.data.scale import Scale, given_range
-from sparsefield.data.streams import noise_seed
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import Progress, sample
 from sparsefield.gaussian import estimate_noise
+from sparsefield.hashed import noise_seed
+from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.use import globe
-from sparsefield.use.grids import Frame, cells, grid_shape, own_grid
+from sparsefield.use.grids import Frame, axes_grid, cells, grid_shape
 from sparsefield.use.points import (
     MOST_POINTS,
     SAME_PLACE,
@@ -54,29 +55,8 @@ from sparsefield.use.values import (
 
 log = logging.getLogger("sparsefield")
 
-BUNDLED = "bundled"  # in place of a path: the V2 of this project
-SHIPPED = "shipped"  # its name in earlier versions
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A model's answer at N places: see `Field`.
-
-    Attributes:
-        mean, sd: (N, C). samples: (K, N, C).
-    """
-
-    mean: np.ndarray
-    sd: np.ndarray
-    samples: np.ndarray
-    how: str
-    variogram: str = ""
-
-    def on_grid(self, where: np.ndarray) -> Field:
-        """The field of which these are the cells, row by row; where: (H, W, 2), their middles."""
-        shape = where.shape[:2]
-        return Field(where, self.mean.reshape(*shape, -1), self.sd.reshape(*shape, -1),
-                     self.samples.reshape(-1, *shape, self.mean.shape[1]), self.how, self.variogram)
+MOST_SAMPLES = 1000
+INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,8 @@ class Field:
     """A reconstructed field, in the units of the measurements.
 
     Attributes:
-        coords: (H, W, 2), x and y of the middles of its cells.
+        coords: (H, W, 2), x and y of the middles of its cells; (N, 2) of `Reconstructor.at`, and
+            likewise below.
         mean: (H, W, C) posterior mean. sd: (H, W, C), that of the samples, and of the closed form
             alone without a transform the exact one. samples: (K, H, W, C).
         how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
@@ -108,16 +89,82 @@ class Field:
         """
         frame = frame or Frame.of(coords, aspect="equal", lonlat=lonlat)
         far = frame.beyond(reach, self.coords.reshape(-1, 2), coords)
-        far = far.reshape(self.coords.shape[:2])
-        hidden = {name: np.where(far[..., None], np.nan, getattr(self, name))
-                  for name in ("mean", "sd", "samples")}
-        return replace(self, **hidden)
+        far = far.reshape(*self.coords.shape[:-1], 1)
+        return replace(self, **{name: np.where(far, np.nan, getattr(self, name))
+                                for name in ("mean", "sd", "samples")})
 
 
-class TrainedModel:
-    """A network and what it was trained on; the closed form alone is one that takes any values.
+@dataclass(frozen=True)
+class Settings:
+    """How a field is reconstructed: the keyword arguments of `Reconstructor`'s methods.
 
     Attributes:
+        num_samples: K, 2 to 1,000.
+        noise_sd: sd of the noise in the values, in their units, one number or one for each point;
+            0 keeps them exactly, "auto" finds one number for each channel.
+        value_range: low high, or so for each channel: what the model sees as its darkest and
+            brightest. Default that of the training data; where the values lie far outside of it,
+            with a warning, and for shades of grey: theirs, with a margin.
+        num_steps: of Heun's rule; the calibration holds at the default.
+        seed: of the noise.
+        aspect: equal (both axes have one scale), free (each its own), or auto: free where the
+            points span more than 10 times as much of one.
+        lonlat: x and y are degrees of longitude and latitude, and distances are chords through the
+            globe; for the closed form alone.
+        transform: log or sqrt, of values that cannot be negative. Results are in the units of the
+            values, and the mean is that of the samples.
+        missing: values that mean: not measured. None refuses one that looks like it, such as
+            -9999; [] takes all as they are.
+        separately: each channel on its own, where three are no colours; a model that was trained
+            on these channels takes them together all the same.
+        region: x0 x1 y0 y1 of the rectangle that the points stand for, as all of a picture;
+            default: one about as large as around them.
+        progress: called as progress(model calls so far, all).
+        with_noise: with noise_sd="auto", samples of what would be measured, with noise.
+        channel: which of those that are drawn apart; each has draws of its own. Not for callers.
+    """
+
+    num_samples: int = 16
+    noise_sd: float | Sequence[float] | Literal["auto"] = 0.0
+    value_range: Sequence[float] | None = None
+    num_steps: int = SETTINGS["num_steps"]
+    seed: int = 0
+    aspect: str = "auto"
+    lonlat: bool = False
+    transform: str | None = None
+    missing: Sequence[float] | None = None
+    separately: bool = False
+    region: Sequence[float] | None = None
+    progress: Progress | None = None
+    with_noise: bool = False
+    channel: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers and names that cannot be used."""
+        for name in ("num_samples", "num_steps", "seed"):
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise UserError(f"{name}={getattr(self, name)!r}: give a whole number")
+        if not 2 <= self.num_samples <= MOST_SAMPLES:
+            raise UserError(f"num_samples={self.num_samples}: an uncertainty needs at least 2, "
+                            f"and at most {MOST_SAMPLES:,} are kept")
+        if self.num_steps < 1:
+            raise UserError(f"num_steps={self.num_steps}: give at least 1")
+        require_seed(self.seed)
+        check_transform(self.transform)
+        if self.region is not None:
+            require_extent(self.region, self.lonlat, "region")
+
+    @property
+    def find_noise(self) -> bool:
+        """Whether the noise is to be found."""
+        return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
+
+
+class Reconstructor:
+    """A model that takes measurements in their own units; made by `sparsefield.load`.
+
+    Attributes:
+        network, checkpoint: of the model; {} for the closed form alone. device: where it runs.
         path: of the checkpoint, as it was given; "none" for the closed form alone.
         channels: of the fields that it was trained on, and scale: their values and units; both None
             for the closed form alone.
@@ -149,8 +196,7 @@ class TrainedModel:
         chosen = pick_device(device)
         if str(path) == "none":
             return cls(GaussianModel(), {}, chosen)
-        if str(path) in (BUNDLED, SHIPPED):
-            return cls(*load_model(SHIPPED, chosen), chosen, BUNDLED)
+        path = BUNDLED if str(path) in NAMES else path
         return cls(*load_model(path, chosen), chosen, path)
 
     @property
@@ -177,76 +223,81 @@ class TrainedModel:
             require_inside(values, Scale(given_range(value_range, values.shape[1])))
         return Scale(own_range(values))  # the closed form has no range of its own
 
-    def for_values(self, values: np.ndarray) -> TrainedModel:
-        """The model that takes values (M, C): another one where a model of colours gets one
-        channel. Raises UserError for another number of channels."""
-        if self.is_of_pictures and self.channels != 1 and values.shape[1] == 1:
-            return self._of_one_channel
-        if self.scale is not None and self.network.channels != values.shape[1]:
-            raise UserError(f"{values.shape[1]} value(s) a point, the model takes "
-                            f"{self.network.channels} together")
-        return self
-
     @cached_property
-    def _of_one_channel(self) -> TrainedModel:
-        return _OneChannel(self)
+    def of_one_channel(self) -> Reconstructor:
+        """What a model of colour pictures knows, for one channel of whatever unit and range."""
+        checkpoint = for_channels(self.checkpoint, 1)
+        return _OneChannel(build_model(checkpoint, self.device), checkpoint, self.device, self.path)
+
+    def reconstruct(
+        self, coords: np.ndarray, values: np.ndarray, resolution: int | Sequence[int] = 64, *,
+        axes: tuple[np.ndarray, np.ndarray] | None = None,
+        extent: Sequence[float] | None = None, **settings: Any,
+    ) -> Field:
+        """The field on a grid, from values at scattered points.
+
+        Args:
+            coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
+                outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
+                points (numpy.ma) are left out.
+            values: (M, C) or (M,), in the units of the training data. A model of colour pictures
+                takes red, green and blue (0 to 255), one channel as shades of grey, and any other
+                number of channels each on its own.
+            resolution: cells of the longer side (the other follows), or (rows, columns).
+            axes: x (W,) and y (H,) of a grid of your own, instead of `resolution`; its points may
+                lie anywhere, also outside the extent.
+            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
+                around the points.
+            settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
+        Returns:
+            `Field`; where a cell's middle is a measured point, the measured value.
+        Raises:
+            UserError: an argument that cannot be used, with the reason.
+        """
+        settings = Settings(**settings)
+        given = _given_places(self, coords, values, settings)
+        if extent is not None:
+            require_extent(extent, settings.lonlat, "extent")
+        if axes is None:
+            extent = _default_extent(given[0], settings.lonlat) if extent is None else extent
+            observed = observe(self, *given, extent, settings)
+            where = cells(grid_shape(resolution, extent, observed.frame.scaled_by), extent)
+        else:
+            where = axes_grid(axes)
+            observed = observe(self, *given, extent or bounds("axes", where.reshape(-1, 2)),
+                               settings)
+        return answer(self, where, observed, settings)
+
+    def at(
+        self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
+        extent: Sequence[float] | None = None, **settings: Any,
+    ) -> Field:
+        """The field at places (N, 2) of any kind; all else as in `reconstruct`.
+
+        Args:
+            extent: default: the rectangle around places and points. A trained model sees all of
+                it; the closed form's answer does not depend on it.
+        """
+        settings = Settings(**settings)
+        if np.ma.is_masked(places):
+            raise UserError("some of the places are masked: leave these out")
+        places, _, _ = as_given(places, np.zeros(len(places)), [])
+        given = _given_places(self, coords, values, settings)
+        if settings.lonlat:
+            globe.require_degrees("places", places)
+        if extent is not None:
+            require_extent(extent, settings.lonlat, "extent")
+        observed = observe(self, *given, extent or bounds("places", places), settings)
+        return answer(self, places, observed, settings)
 
 
-class _OneChannel(TrainedModel):
-    """What a model of colour pictures knows, for one channel of whatever unit and range."""
+class _OneChannel(Reconstructor):
+    """See `Reconstructor.of_one_channel`."""
 
-    def __init__(self, colours: TrainedModel):
-        checkpoint = for_channels(colours.checkpoint, 1)
-        super().__init__(build_model(checkpoint, colours.device), checkpoint, colours.device,
-                         colours.path)
-
-    @property
-    def is_of_pictures(self) -> bool:
-        return False
+    is_of_pictures = False
 
     def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
         return choose_scale(Scale(own_range(values)), values, value_range)
-
-
-MOST_SAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an answer is made; see `Reconstructor.reconstruct` and `Reconstructor.at`."""
-
-    num_samples: int
-    noise_sd: float | Sequence[float] | Literal["auto"]
-    value_range: Sequence[float] | None
-    num_steps: int
-    seed: int
-    aspect: str
-    lonlat: bool
-    transform: str | None
-    missing: Sequence[float] | None
-    separately: bool
-    region: Sequence[float] | None = None
-    progress: Progress | None = None
-    with_noise: bool = False
-    channel: int = 0  # which of those that are drawn apart; each has draws of its own
-
-    @property
-    def find_noise(self) -> bool:
-        """Whether the noise is to be found."""
-        return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
-
-    def check(self) -> None:
-        """Raises UserError for numbers and names that cannot be used."""
-        for name in ("num_samples", "num_steps", "seed"):
-            if not isinstance(getattr(self, name), (int, np.integer)):
-                raise UserError(f"{name}={getattr(self, name)!r}: give a whole number")
-        if not 2 <= self.num_samples <= MOST_SAMPLES:
-            raise UserError(f"num_samples={self.num_samples}: an uncertainty needs at least 2, "
-                            f"and at most {MOST_SAMPLES:,} are kept")
-        if self.num_steps < 1:
-            raise UserError(f"num_steps={self.num_steps}: give at least 1")
-        require_seed(self.seed)
-        check_transform(self.transform)
 
 
 @dataclass(frozen=True)
@@ -264,13 +315,9 @@ class Observed:
     values: np.ndarray
     noise: np.ndarray
 
-    def channel(self, c: int) -> Observed:
-        """The same with one channel."""
-        return replace(self, values=self.values[:, c:c + 1], noise=self.noise[:, c:c + 1])
-
 
 def observe(
-    model: TrainedModel, coords: np.ndarray, values: np.ndarray, noise: np.ndarray,
+    model: Reconstructor, coords: np.ndarray, values: np.ndarray, noise: np.ndarray,
     asked: Extent, settings: Settings,
 ) -> Observed:
     """Measurements, as `as_given` returns them, for a model.
@@ -281,9 +328,6 @@ def observe(
         UserError: an argument that cannot be used, with the reason.
     """
     model.require_channels(values.shape[1])
-    settings.check()
-    if settings.region is not None:
-        require_extent(settings.region, settings.lonlat, "region")
     frame = Frame.of(coords, aspect=settings.aspect, lonlat=settings.lonlat, asked=asked,
                      region=settings.region, in_unit=not model.is_closed_form)
     noise = np.repeat(noise[:, None], values.shape[1], axis=1)
@@ -298,8 +342,8 @@ def observe(
     return Observed(frame, places, transformed(settings.transform, values), noise)
 
 
-def given_places(
-    model: TrainedModel, coords: np.ndarray, values: np.ndarray, settings: Settings
+def _given_places(
+    model: Reconstructor, coords: np.ndarray, values: np.ndarray, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`as_given`, where at least one point is left; on a globe they must be degrees."""
     coords, values, noise = as_given(coords, values, settings.missing,
@@ -314,7 +358,7 @@ def given_places(
     return coords, values, noise
 
 
-def default_extent(coords: np.ndarray, lonlat: bool) -> Extent:
+def _default_extent(coords: np.ndarray, lonlat: bool) -> Extent:
     """The unit square; on a globe the narrowest rectangle around points (M, 2).
 
     Raises:
@@ -351,20 +395,15 @@ def as_given(
     Raises:
         UserError: no real numbers, other shapes, NaN or infinity that is not masked.
     """
-    masks = [np.ma.getmaskarray(a) if np.ma.isMaskedArray(a) else None for a in (coords, values)]
+    masks = [np.ma.getmaskarray(a) for a in (coords, values)]
     coords, values = real_array("coords", coords), real_array("values", values)
     values = values[:, None] if values.ndim == 1 else values
     if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
         len(coords) != len(values) or values.shape[1] == 0
     ):
-        turned = "; one row for each point" if len(coords) in coords.shape[1:] or (
-            values.shape[-1:] == coords.shape[:1]) or coords.shape[:1] == (2,) else ""
         raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
-                        f"(M,) or (M, C){turned}")
-    kept = np.ones(len(coords), bool)
-    for mask in masks:
-        if mask is not None:
-            kept &= ~mask.reshape(len(kept), -1).any(axis=1)
+                        "(M,) or (M, C); one row for each point")
+    kept = ~(masks[0].any(axis=1) | masks[1].reshape(values.shape).any(axis=1))
     if not (np.isfinite(coords[kept]).all() and np.isfinite(values[kept]).all()):
         raise UserError("coords or values hold NaN or infinity: leave those points out")
     kept &= np.isfinite(without(values, missing)).all(axis=1)
@@ -378,13 +417,10 @@ def as_given(
     return coords, values, noise
 
 
-INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
-
-
 def draw(
-    model: TrainedModel, queries: np.ndarray, observed: Observed, values: Tensor,
+    model: Reconstructor, queries: np.ndarray, observed: Observed, values: Tensor,
     noise: np.ndarray | None, settings: Settings, clip: bool,
-) -> Answer:
+) -> Field:
     """Mean and samples at queries; sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
@@ -402,7 +438,7 @@ def draw(
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
     samples[:, known >= 0] = mean[known >= 0] = values.numpy()[known[known >= 0]]
     if not len(asked):
-        return Answer(mean, sd, samples, "every cell is a measured point")
+        return Field(queries, mean, sd, samples, "every cell is a measured point")
     device = model.device
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
              for part in (queries[asked], observed.places, values)]
@@ -420,7 +456,7 @@ def draw(
     if clip:
         samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
     how = "draws of the closed form" if model.is_closed_form else result.how
-    return Answer(mean, sd, samples, how, result.variogram)
+    return Field(queries, mean, sd, samples, how, result.variogram)
 
 
 def which_observed(queries: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -431,24 +467,26 @@ def which_observed(queries: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def answer(
-    model: TrainedModel, where: np.ndarray, observed: Observed, settings: Settings
-) -> Answer:
-    """A model's answer at places (N, 2), in the units of the user.
+    model: Reconstructor, where: np.ndarray, observed: Observed, settings: Settings
+) -> Field:
+    """A model's answer at places (..., 2), in the units of the user.
 
     Raises:
         UserError: a value_range that is none or does not fit.
     """
-    found = _channels(model, observed.frame.inside(where), observed, settings)
-    if settings.transform is None:
-        return found
-    samples = untransformed(settings.transform, found.samples)
-    return replace(found, mean=samples.mean(axis=0), sd=samples.std(axis=0, ddof=1),
-                   samples=samples)
+    found = _channels(model, observed.frame.inside(where.reshape(-1, 2)), observed, settings)
+    mean, sd, samples = found.mean, found.sd, found.samples
+    if settings.transform is not None:
+        samples = untransformed(settings.transform, samples)
+        mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
+    shape = where.shape[:-1]
+    return replace(found, coords=where, mean=mean.reshape(*shape, -1), sd=sd.reshape(*shape, -1),
+                   samples=samples.reshape(len(samples), *shape, -1))
 
 
 def _channels(
-    model: TrainedModel, queries: np.ndarray, observed: Observed, settings: Settings
-) -> Answer:
+    model: Reconstructor, queries: np.ndarray, observed: Observed, settings: Settings
+) -> Field:
     """All channels together, or each on its own: where they are different things."""
     channels = observed.values.shape[1]
     value_range = transformed_range(settings.transform, settings.value_range)
@@ -457,29 +495,35 @@ def _channels(
     if channels == 1 or has_learnt_them or not (settings.separately or alone):
         return _together(model, queries, observed, value_range, settings)
     ranges = [None] * channels if value_range is None else given_range(value_range, channels)
-    answers = [_together(model, queries, observed.channel(c), ranges[c],
-                         replace(settings, channel=c)) for c in range(channels)]
-    joined = {name: np.concatenate([getattr(answer, name) for answer in answers], axis=-1)
+    parts = []
+    for c in range(channels):
+        one = replace(observed, values=observed.values[:, [c]], noise=observed.noise[:, [c]])
+        parts.append(_together(model, queries, one, ranges[c], replace(settings, channel=c)))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
               for name in ("mean", "sd", "samples")}
-    variograms = " | ".join(answer.variogram for answer in answers if answer.variogram)
-    return Answer(how=answers[0].how, variogram=variograms, **joined)
+    variogram = " | ".join(part.variogram for part in parts if part.variogram)
+    return replace(parts[0], variogram=variogram, **joined)
 
 
 def _together(
-    model: TrainedModel, queries: np.ndarray, observed: Observed,
+    model: Reconstructor, queries: np.ndarray, observed: Observed,
     value_range: Sequence[float] | None, settings: Settings,
-) -> Answer:
+) -> Field:
     """The answer of one call of the model, brought back from -1 ... 1."""
-    model = model.for_values(observed.values)
+    if model.is_of_pictures and model.channels != 1 == observed.values.shape[1]:
+        model = model.of_one_channel
     scale = model.scale_for(observed.values, value_range)
     inside = torch.from_numpy(scale.to_inside(observed.values))
     half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
+    noise = observed.noise / half_widths
     if settings.find_noise:
-        found = _found_noise(observed, inside)
+        places, weights = (torch.from_numpy(a) for a in (observed.places, observed.noise))
+        found = np.array([estimate_noise(places.float(), *pair)
+                          for pair in zip(inside.T, weights.T)])
         noise = observed.noise * found
-        _tell_noise(found * half_widths, settings.transform)
-    else:
-        noise = observed.noise / half_widths
+        log.info("noise found in the measurements: sd %s%s",
+                 ", ".join(f"{sd:.3g}" for sd in found * half_widths),
+                 f" of their {settings.transform}" if settings.transform else "")
     is_within = excess(observed.values, scale) <= 0
     drawn = draw(model, queries, observed, inside, noise if noise.any() else None, settings,
                  clip=model.is_of_pictures and is_within)
@@ -491,146 +535,3 @@ def _together(
     samples = scale.to_physical(samples)
     sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
     return replace(drawn, mean=scale.to_physical(drawn.mean), sd=sd, samples=samples)
-
-
-def _found_noise(observed: Observed, inside: Tensor) -> np.ndarray:
-    """(C,) sd of the noise that values (M, C) seem to have, times `observed.noise`."""
-    places, weights = torch.from_numpy(observed.places).float(), torch.from_numpy(observed.noise)
-    return np.array([estimate_noise(places, *pair) for pair in zip(inside.T, weights.T)])
-
-
-def _tell_noise(found: np.ndarray, transform: str | None) -> None:
-    """Log what noise was found, in units of the (transformed) values."""
-    numbers = ", ".join(f"{sd:.3g}" for sd in np.ravel(found))
-    log.info("noise found in the measurements: sd %s%s", numbers,
-             f" of their {transform}" if transform else "")
-
-
-class Reconstructor(TrainedModel):
-    """A model that takes measurements in their own units; made by `sparsefield.load`.
-
-    Its attributes are those of `TrainedModel`.
-    """
-
-    def reconstruct(
-        self,
-        coords: np.ndarray,
-        values: np.ndarray,
-        resolution: int | Sequence[int] = 64,
-        *,
-        axes: tuple[np.ndarray, np.ndarray] | None = None,
-        extent: Sequence[float] | None = None,
-        num_samples: int = 16,
-        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
-        value_range: Sequence[float] | None = None,
-        num_steps: int = SETTINGS["num_steps"],
-        seed: int = 0,
-        aspect: str = "auto",
-        lonlat: bool = False,
-        transform: str | None = None,
-        missing: Sequence[float] | None = None,
-        separately: bool = False,
-        region: Sequence[float] | None = None,
-        progress: Progress | None = None,
-    ) -> Field:
-        """The field on a grid, from values at scattered points.
-
-        Args:
-            coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
-                outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
-                points (numpy.ma) are left out.
-            values: (M, C) or (M,), in the units of the training data. A model of colour pictures
-                takes red, green and blue (0 to 255), one channel as shades of grey, and any other
-                number of channels each on its own.
-            resolution: cells of the longer side (the other follows), or (rows, columns).
-            axes: x (W,) and y (H,) of a grid of your own, instead of `resolution`; its points may
-                lie anywhere, also outside the extent.
-            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
-                around the points.
-            num_samples: K, at least 2.
-            noise_sd: sd of the noise in the values, in their units, one number or one for each
-                point; 0 keeps them exactly, "auto" finds one number for each channel.
-            value_range: low high, or so for each channel: what the model sees as its darkest and
-                brightest. Default that of the training data; where the values lie far outside of
-                it, with a warning, and for shades of grey: theirs, with a margin.
-            num_steps: of Heun's rule; the calibration holds at the default.
-            aspect: equal (both axes have one scale), free (each its own), or auto: free where the
-                points span more than 10 times as much of one.
-            lonlat: x and y are degrees of longitude and latitude, and distances are chords through
-                the globe; for the closed form alone.
-            transform: log or sqrt, of values that cannot be negative. Results are in the units of
-                the values, and the mean is that of the samples.
-            missing: values that mean: not measured. None refuses one that looks like it, such as
-                -9999; [] takes all as they are.
-            separately: each channel on its own, where three are no colours; a model that was
-                trained on these channels takes them together all the same.
-            region: x0 x1 y0 y1 of the rectangle that the points stand for, as all of a picture;
-                default: one about as large as around them.
-            progress: called as progress(model calls so far, all).
-        Returns:
-            `Field`; where a cell's middle is a measured point, the measured value.
-        Raises:
-            UserError: an argument that cannot be used, with the reason.
-        """
-        settings = Settings(
-            num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
-            num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
-            missing=missing, separately=separately, region=region, progress=progress,
-        )
-        coords, values, noise = given_places(self, coords, values, settings)
-        if extent is not None:
-            require_extent(extent, lonlat, "extent")
-        if axes is None:
-            extent = default_extent(coords, lonlat) if extent is None else extent
-            observed = observe(self, coords, values, noise, extent, settings)
-            shape = grid_shape(resolution, extent, observed.frame.scaled_by)
-            where = cells(shape, extent)
-        else:
-            shape, where = own_grid(axes)
-            asked = extent or bounds("axes", where)
-            observed = observe(self, coords, values, noise, asked, settings)
-        return answer(self, where, observed, settings).on_grid(where.reshape(*shape, 2))
-
-    def at(
-        self,
-        places: np.ndarray,
-        coords: np.ndarray,
-        values: np.ndarray,
-        *,
-        extent: Sequence[float] | None = None,
-        num_samples: int = 16,
-        noise_sd: float | Sequence[float] | Literal["auto"] = 0.0,
-        value_range: Sequence[float] | None = None,
-        num_steps: int = SETTINGS["num_steps"],
-        seed: int = 0,
-        aspect: str = "auto",
-        lonlat: bool = False,
-        transform: str | None = None,
-        missing: Sequence[float] | None = None,
-        separately: bool = False,
-        region: Sequence[float] | None = None,
-        with_noise: bool = False,
-    ) -> Answer:
-        """The field at places (N, 2) of any kind; all else as in `reconstruct`.
-
-        Args:
-            extent: default: the rectangle around places and points. A trained model sees all of
-                it; the closed form's answer does not depend on it.
-            with_noise: with noise_sd="auto", samples of what would be measured there, with noise.
-        """
-        settings = Settings(
-            num_samples=num_samples, noise_sd=noise_sd, value_range=value_range,
-            num_steps=num_steps, seed=seed, aspect=aspect, lonlat=lonlat, transform=transform,
-            missing=missing, separately=separately, region=region, with_noise=with_noise,
-        )
-        if np.ma.is_masked(places):
-            raise UserError("some of the places are masked: leave these out")
-        places, _, _ = as_given(places, np.zeros(len(places)), [])
-        coords, values, noise = given_places(self, coords, values, settings)
-        if lonlat:
-            globe.require_degrees("places", places)
-        if extent is not None:
-            require_extent(extent, lonlat, "extent")
-        asked = extent or bounds("places", places)
-        observed = observe(self, coords, values, noise, asked, settings)
-        return answer(self, places, observed, settings)

@@ -10,13 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsefield.data.files import refuse_foreign, require_file
-from sparsefield.data.missing import parse_missing, refuse_lone_extreme
+from sparsefield.data.files import parse_missing, refuse_foreign, refuse_lone_extreme, require_file
 from sparsefield.data.patterns import parse_pattern
-from sparsefield.data.pictures import Raster, read_mask, read_picture
+from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use.globe import WIDEST, refuse_exchanged
-from sparsefield.use.points import LARGEST, MOST_POINTS, Measurements, Table, clean, noise_of
+from sparsefield.use.points import (
+    LARGEST,
+    MOST_POINTS,
+    Measurements,
+    Table,
+    clean,
+    noise_of,
+    real_array,
+)
 
 log = logging.getLogger("sparsefield")
 
@@ -66,11 +73,18 @@ def read_measurements(
     """
     path = Path(source)
     if source != "-":
-        _require_input(path)
+        if not path.exists():
+            raise UserError(f"{path} does not exist: {GIVE}")
+        require_file(path)
+        refuse_foreign(path, GIVE)
     number, column = _number_or_column(noise_sd)
     numbers, words = parse_missing(missing)
     if source != "-" and path.suffix.lower() in PICTURES:
-        _refuse_of_points(source, extent, (x, y, value), lonlat or column is not None)
+        if extent is not None:
+            raise UserError("--extent is for scattered points: a picture has its pixels")
+        if lonlat or any(said is not None for said in (x, y, value, column)):
+            raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
+                            "are for lists of points, and this is a picture")
         given = measure_picture(path, channels, mask, observe, seed, numbers)
     else:
         if mask or observe:
@@ -79,7 +93,7 @@ def read_measurements(
         found = _read_points(source, x, y, value, [*words, *(missing or [])], column,
                              noise_sd is None or column is not None, decimal)
         if found.on_globe and not lonlat:
-            _tell_of_globe(source, found, x is not None or y is not None)
+            _tell_of_globe(source, found.coords, x is not None or y is not None)
         if lonlat and extent is not None and extent[1] < extent[0]:
             extent = (extent[0], extent[1] + WIDEST, *extent[2:])
         given = clean(source, found.coords, found.values, found.names, extent, numbers,
@@ -97,20 +111,6 @@ def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
         return float(noise_sd), None
     except ValueError:
         return None, noise_sd
-
-
-def _refuse_of_points(
-    source: str, extent: Sequence[float] | None, columns: Sequence[object], of_lists: bool
-) -> None:
-    """Raises UserError for what is said of a picture and is for lists of points alone."""
-    if extent is not None:
-        raise UserError("--extent is for scattered points: a picture has its pixels")
-    if any(column is not None for column in columns):
-        raise UserError(f"{source}: --x, --y and --value choose columns of a table, and this "
-                        "is a picture")
-    if of_lists:
-        raise UserError(f"{source}: --lonlat and a column for --noise_sd are for lists of "
-                        "points, and this is a picture")
 
 
 def _read_points(
@@ -132,56 +132,42 @@ def _read_points(
         raise UserError(f"{source}: cannot be read ({error.strerror})") from None
 
 
-def _tell_of_globe(source: str, found: Table, axes_are_chosen: bool) -> None:
+def _tell_of_globe(source: str, coords: np.ndarray, axes_are_chosen: bool) -> None:
     """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
     if not axes_are_chosen:
-        refuse_exchanged(source, found.coords)
-    if np.ptp(found.coords[:, 0]) > WIDEST / 2:
+        refuse_exchanged(source, coords)
+    if np.ptp(coords[:, 0]) > WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
-                    "may be near to each other: --lonlat", source, np.ptp(found.coords[:, 0]))
-        return
-    log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
-             source)
-
-
-def _require_input(path: Path) -> None:
-    try:
-        require_file(path)
-    except UserError as error:
-        problem = str(error).removeprefix(f"{path}: ").removesuffix("; check the path")
-        problem = problem.replace("no such file", "does not exist")
-        raise UserError(f"{path} {problem}: {GIVE}") from None
-    refuse_foreign(path, GIVE)
+                    "may be near to each other: --lonlat", source, np.ptp(coords[:, 0]))
+    else:
+        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
+                 source)
 
 
 def _read_npz(path: Path, reads_noise: bool) -> Table:
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = {"coords", "values"} - set(file.files)
-            if missing:
-                raise UserError(f"{path}: holds no array {' and no '.join(sorted(missing))}; "
-                                "coords is (M, 2), values (M,) or (M, C)")
-            coords, values = file["coords"], file["values"]
-            noise = file["noise_sd"] if reads_noise and "noise_sd" in file.files else None
+            arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
+                      if name in file.files}
     except PermissionError:
         raise
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
             zipfile.LargeZipFile) as error:
         raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
-    if values.ndim == 1:
-        values = values[:, None]
-    numeric = all(np.issubdtype(a.dtype, np.number) and not np.iscomplexobj(a)
-                  for a in (coords, values))
-    fits = coords.ndim == values.ndim == 2 and coords.shape == (len(values), 2)
-    if not numeric or not fits or values.shape[1] == 0:
-        raise UserError(f"{path}: coords {coords.shape} {coords.dtype} and values {values.shape} "
-                        f"{values.dtype} must be real numbers of shapes (M, 2) and (M,) or (M, C): "
-                        "a row for each point")
-    if noise is not None and (noise.shape != (len(values),) or noise.dtype.kind not in "uif"):
-        raise UserError(f"{path}: noise_sd {noise.shape} {noise.dtype} must be a number for each "
-                        f"point: ({len(values)},)")
-    return Table(coords.astype(np.float64), values.astype(np.float64), (),
-                 None if noise is None else noise.astype(np.float64))
+    if lacking := {"coords", "values"} - set(arrays):
+        raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
+                        "(M, 2), values (M,) or (M, C)")
+    arrays = {name: real_array(f"{path}: {name}", array) for name, array in arrays.items()}
+    coords, values = arrays["coords"], arrays["values"]
+    noise = arrays.get("noise_sd") if reads_noise else None
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or coords.shape != (len(values), 2) or values.shape[1] == 0:
+        raise UserError(f"{path}: coords {coords.shape} and values {values.shape} must be of "
+                        "shapes (M, 2) and (M,) or (M, C): a row for each point")
+    if noise is not None and noise.shape != (len(values),):
+        raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
+                        f"({len(values)},)")
+    return Table(coords, values, (), noise)
 
 
 NOTHING_TOLD = ("nothing says which pixels are known: give --mask mask.png (white: known), a "
@@ -221,7 +207,11 @@ def measure_picture(
         factor = -(-max(picture.shape) // LARGEST)
         picture = picture.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
-    there = _there(path, picture, missing)
+    there = np.ones(picture.shape, bool) if picture.known is None else picture.known
+    if missing:
+        there = there & ~np.isin(picture.values, missing).all(axis=2)
+    elif missing is None and picture.white is None:
+        refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
     points = _points(path, there, chosen, mask, observe, seed)
     rows, columns = np.divmod(points, picture.shape[1])
     height, width = picture.shape
@@ -234,16 +224,6 @@ def measure_picture(
         downward=True,
         value_range=None if picture.white is None else (0.0, float(picture.white)),
     )
-
-
-def _there(path: Path, picture: Raster, missing: Sequence[float] | None) -> np.ndarray:
-    """(H, W) bool: the pixels that have a value."""
-    there = np.ones(picture.shape, bool) if picture.known is None else picture.known
-    if missing:
-        there = there & ~np.isin(picture.values, missing).all(axis=2)
-    elif missing is None and picture.white is None:
-        refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
-    return there
 
 
 def _points(

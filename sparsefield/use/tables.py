@@ -80,26 +80,20 @@ def read_table(
     k_x, k_y = columns.axes(x, y, [*(chosen or []), k_noise])
     values = columns.values(k_x, k_y, k_noise) if chosen is None else chosen
     k_noise = k_noise if reads_noise else None
-    _tell(source, columns.names, k_x, k_y, values, k_noise)
+    names = columns.names
+    others = [name or f"column {k + 1}" for k, name in enumerate(names)
+              if k not in (k_x, k_y, *values, k_noise)]
+    log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[k_x], names[k_y],
+             "s" if len(values) > 1 else "", ", ".join(names[k] for k in values),
+             "" if k_noise is None else f", noise_sd = {names[k_noise]}",
+             f"; left out: {', '.join(others)}" if others else "")
     coords = np.stack([columns.numbers(k_x, "x"), columns.numbers(k_y, "y")], axis=1)
     return Table(coords, np.stack([columns.numbers(k, "value") for k in values], axis=1),
-                 tuple(columns.names[k] for k in values),
+                 tuple(names[k] for k in values),
                  None if k_noise is None else columns.numbers(k_noise, "noise_sd"),
                  units[values[0]] or None if units and len(values) == 1 else None,
-                 bool(PAIRS[1][1] & set(words_of(columns.names[k_y])))
-                 and not {"grid", "rotated"} & set(words_of(columns.names[k_y])))
-
-
-def _tell(
-    source: str, names: Sequence[str], x: int, y: int, values: Sequence[int], noise: int | None
-) -> None:
-    """Log which columns became what."""
-    others = [name or f"column {k + 1}" for k, name in enumerate(names)
-              if k not in (x, y, *values, noise)]
-    log.info("%s: x = %s, y = %s, value%s = %s%s%s", source, names[x], names[y],
-             "s" if len(values) > 1 else "", ", ".join(names[k] for k in values),
-             "" if noise is None else f", noise_sd = {names[noise]}",
-             f"; left out: {', '.join(others)}" if others else "")
+                 bool(PAIRS[1][1] & set(words_of(names[k_y])))
+                 and not {"grid", "rotated"} & set(words_of(names[k_y])))
 
 
 # --- which column is what -------------------------------------------------------------------------
@@ -284,15 +278,12 @@ def _header(
                                 errors="coerce")
     if numbers.notna().sum() < 2:
         return names
-    known = set().union(*(one for pair in PAIRS[:2] for one in pair))
+    known = set().union(*PAIRS[0], *PAIRS[1])
     for comment in reversed(comments):
-        for split in (separator, ",", r"\s+"):
-            words = [word.strip() for word in re.split(split, comment.strip())]
-            if len([w for w in words if known & set(words_of(w))]) < 2:
-                continue
+        if len(known & set(words_of(comment))) >= 2:
+            words = re.split(r"\s*[,;\t|]\s*|\s+", comment.strip())
             if len(words) == len(names):
                 return words
-        if len([w for w in words_of(comment) if w in known]) >= 2:
             raise UserError(f"{source}: the comment {comment!r} names x and y, and has not one "
                             f"word for each of {len(names)} columns; write names as the first line")
     return None

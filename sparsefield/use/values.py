@@ -30,20 +30,16 @@ def transformed(name: str | None, values: np.ndarray) -> np.ndarray:
     if name is None:
         return values
     lowest = float(values.min(initial=np.inf))
-    if name == "log" and not lowest > 0:
-        raise UserError(f"transform log: the lowest value is {lowest:g}, and only numbers above 0 "
-                        "have a logarithm; give sqrt, or say with --missing what was not measured")
-    if name == "sqrt" and not lowest >= 0:
-        raise UserError(f"transform sqrt: the lowest value is {lowest:g}, and numbers below 0 have "
-                        "no root; leave --transform out, or say with --missing what was not "
-                        "measured")
+    if lowest < 0 or (name == "log" and lowest == 0):
+        needs = ("only numbers above 0 have a logarithm; give sqrt" if name == "log" else
+                 "numbers below 0 have no root; leave --transform out")
+        raise UserError(f"transform {name}: the lowest value is {lowest:g}, and {needs}, or say "
+                        "with --missing what was not measured")
     return np.log(values) if name == "log" else np.sqrt(values)
 
 
-def untransformed(name: str | None, values: np.ndarray) -> np.ndarray:
+def untransformed(name: str, values: np.ndarray) -> np.ndarray:
     """What `transformed` did, undone; a root below 0 counts as 0, so that nothing is negative."""
-    if name is None:
-        return values
     with np.errstate(over="ignore"):
         return np.exp(values) if name == "log" else np.clip(values, 0, None) ** 2
 
@@ -98,10 +94,15 @@ def choose_scale(
         require_inside(values, Scale(pairs))
         return Scale(pairs, trained.units)
     outside = excess(values, trained)
-    if outside <= ROUNDING:
-        _warn_if_narrow(values, trained)
-        return trained
     found = f"values from {values.min():.6g} to {values.max():.6g}"
+    if outside <= ROUNDING:
+        spread = np.ptp(values, axis=0)
+        widths = np.diff(trained.value_range, axis=1)[:, 0]
+        if 0 < (spread / widths).max() < NARROW:
+            log.warning("WARNING: %s are less than a hundredth of the range of the training data "
+                        "(%s); if theirs is another, give --value_range low high", found,
+                        trained.describe())
+        return trained
     if is_of_pictures(trained) and channels > 1:
         raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, "
                         "if they are colours, say what is darkest and brightest with --value_range "
@@ -151,12 +152,3 @@ def require_inside(values: np.ndarray, scale: Scale) -> None:
     if outside > ROUNDING:
         log.warning("WARNING: %s leave --value_range %s; they are kept, but widen it", found,
                     scale.describe())
-
-
-def _warn_if_narrow(values: np.ndarray, scale: Scale) -> None:
-    low, high = np.asarray(scale.value_range).T
-    spread = np.ptp(values, axis=0)
-    if len(values) > 1 and (spread.max() > 0) and (spread / (high - low)).max() < NARROW:
-        log.warning("WARNING: values from %.6g to %.6g are less than a hundredth of the range of "
-                    "the training data (%s); if theirs is another, give --value_range low high",
-                    values.min(), values.max(), scale.describe())

@@ -16,7 +16,7 @@ from sparsefield.data import (
     open_data,
     parse_pattern,
 )
-from sparsefield.data.missing import lone_extreme
+from sparsefield.data.files import lone_extreme
 from sparsefield.errors import UserError
 
 

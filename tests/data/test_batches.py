@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
-from sparsefield.data.batches import COUNTS, MASKS, RENEWED
-from sparsefield.data.symmetries import augmented
+from sparsefield.data.batches import COUNTS, MASKS, RENEWED, augmented
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords
 

@@ -13,10 +13,10 @@ from small import SIZE, settings, train, write_checkpoint
 import eval_sde_multiscale
 import eval_v1_vs_v2
 from sparsefield.data import open_data, parse_pattern
-from sparsefield.data.streams import noise_seed
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, area_average, evaluating, spread
 from sparsefield.gaussian import GridPosterior, posterior
+from sparsefield.hashed import noise_seed
 from sparsefield.model.field import GaussianModel
 from sparsefield.train.validation import Validation
 from train_mamba_v2 import MAMBADiffusionV2

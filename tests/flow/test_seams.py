@@ -7,11 +7,37 @@ import torch
 from sparsefield.flow.sampling import sample
 from sparsefield.gaussian import Kernel
 from sparsefield.gaussian.draws import FEATURES, Waves
-from sparsefield.model.blocks import block_of, cut_blocks, jump_across_borders
+from sparsefield.model.blocks import Block, cut_blocks
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.place import grid_coords
 from train_mamba_v2 import MAMBADiffusionV2
+
+
+def jump_across_borders(values: torch.Tensor, block: torch.Tensor) -> float:
+    """Mean step between neighbours of two blocks, over that of the pairs beside them on both sides:
+    1 if no seam is to be seen.
+
+    Args:
+        values: (..., H, W, C). block: (H, W), which block answered each point; negative: none did.
+    """
+    across, beside = [], []
+    for rows, owner in ((values, block), (values.transpose(-3, -2), block.T)):
+        step = rows.diff(dim=-3).abs().mean(dim=-1)                       # (..., H - 1, W)
+        asked = (owner >= 0).unfold(0, 4, 1).all(dim=2)                   # four in a row
+        border = asked & (owner[1:-2] != owner[2:-1])                     # (H - 3, W)
+        across.append(step[..., 1:-1, :][..., border])
+        beside += [step[..., :-2, :][..., border], step[..., 2:, :][..., border]]
+    return float(torch.cat(across, dim=-1).mean() / torch.cat(beside, dim=-1).mean())
+
+
+def block_of(blocks: list[Block], field: int = 0) -> torch.Tensor:
+    """(N,), which of the blocks answers each query of a field."""
+    cores = [block.index[field, : block.core] for block in blocks]
+    found = torch.empty(sum(map(len, cores)), dtype=torch.long)
+    for number, core in enumerate(cores):
+        found[core.cpu()] = number
+    return found
 
 
 def field_at(coords: torch.Tensor) -> torch.Tensor:

@@ -25,16 +25,6 @@ def fields(height, width, count=4, seed=0):
     return observed, truth.gather(1, observed[..., None].expand(-1, -1, 3)), cells
 
 
-@pytest.fixture(params=[False, True], ids=["field by field", "all at once"])
-def posterior(request):
-    def make(height, width):
-        made = GridPosterior(height, width, CPU)
-        made.together = request.param  # as on a GPU
-        return made
-
-    return make
-
-
 def assert_close(one, other, draws=5e-3):
     for name, a, b in zip(one._fields, one, other):
         tolerance = {"draws": draws, "loo_z": 1e-3}.get(name, 1e-5)
@@ -42,10 +32,10 @@ def assert_close(one, other, draws=5e-3):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_grid_gives_what_any_places_give(posterior, shape):
+def test_the_grid_gives_what_any_places_give(shape):
     observed, values, cells = fields(*shape)
     coords = grid_coords(*shape)
-    found = posterior(*shape)([5, 6, -1, 5], observed, values, None, cells)
+    found = GridPosterior(*shape, CPU)([5, 6, -1, 5], observed, values, None, cells)
     expected = condition(coords[observed], values, domain=Domain.of_grid(*shape))
     answer = expected.at(torch.cat([coords.expand(4, -1, -1), cells], dim=1))
     loo = expected.leave_one_out
@@ -54,24 +44,24 @@ def test_the_grid_gives_what_any_places_give(posterior, shape):
     assert found.draws.shape == (4, 0, 3)
 
 
-def test_a_field_does_not_depend_on_the_batch_or_on_what_was_asked_before(posterior):
+def test_a_field_does_not_depend_on_the_batch_or_on_what_was_asked_before():
     observed, values, cells = fields(16, 16)
-    seeds, used = torch.arange(4), posterior(16, 16)
+    seeds, used = torch.arange(4), GridPosterior(16, 16, CPU)
     whole = used([5, 6, -1, 5], observed, values, seeds, cells)
     again = used([5, 6, -1, 5], observed, values, seeds, cells)
     for a, b in zip(whole, again):
         assert torch.equal(a, b)
     for b, number in enumerate([5, 6, 7, 8]):
-        alone = posterior(16, 16)([number], observed[b:b + 1], values[b:b + 1], seeds[b:b + 1],
-                                  cells[b:b + 1])
+        alone = GridPosterior(16, 16, CPU)(
+            [number], *(x[b:b + 1] for x in (observed, values, seeds, cells)))
         assert_close(alone, grid.GridAnswer(*(part[b:b + 1] for part in whole)))
 
 
-def test_draws_have_the_conditional_covariance(posterior):
+def test_draws_have_the_conditional_covariance():
     """Between points like dense kriging, between channels like the field; 0 at an observation."""
     observed, values, _ = fields(6, 6, count=1)
     observed, values = observed[:, :12], values[:, :12]
-    made, count = posterior(6, 6), 2000
+    made, count = GridPosterior(6, 6, CPU), 2000
     z = torch.cat([made([1] * 500, observed.expand(500, -1), values.expand(500, -1, -1),
                         torch.arange(k, k + 500)).draws for k in range(0, count, 500)])
     assert z[:, observed[0]].abs().max() < 0.3
@@ -87,10 +77,10 @@ def test_draws_have_the_conditional_covariance(posterior):
     np.testing.assert_allclose(found, expected, atol=5 / count**0.5)
 
 
-def test_kept_masks_are_bounded(posterior, monkeypatch):
+def test_kept_masks_are_bounded(monkeypatch):
     monkeypatch.setattr(grid, "KEPT", 3)
     observed, values, _ = fields(16, 16)
-    made = posterior(16, 16)
+    made = GridPosterior(16, 16, CPU)
     for first in range(0, 12, 4):
         made(range(first, first + 4), observed, values)
         assert list(made.masks)[-4:] == list(range(first, first + 4)) and len(made.masks) == 4
@@ -100,9 +90,9 @@ def test_kept_masks_are_bounded(posterior, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 256])
-def test_few_points_and_all_of_them_are_answered(posterior, count):
+def test_few_points_and_all_of_them_are_answered(count):
     observed = torch.arange(count)[None]
     values = torch.full((1, count, 2), 0.25)
-    found = posterior(16, 16)([-1], observed, values, torch.zeros(1, dtype=torch.long))
+    found = GridPosterior(16, 16, CPU)([-1], observed, values, torch.zeros(1, dtype=torch.long))
     assert all(part.isfinite().all() for part in found)
     torch.testing.assert_close(found.mean, torch.full((1, 256, 2), 0.25))

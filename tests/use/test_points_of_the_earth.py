@@ -10,7 +10,7 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
-from sparsefield.use import globe, holdout, plots, values
+from sparsefield.use import export, globe, holdout, values
 from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, verdict
 from sparsefield.use.points import Measurements, clean
@@ -90,7 +90,7 @@ def test_no_field_ends_beyond_a_pole():
     (np.float64(-90), "NS", "90°S"),
 ])
 def test_degrees_in_pictures(angle, sides, words):
-    assert plots.degrees(angle, sides) == words
+    assert export.degrees(angle, sides) == words
 
 
 def test_chords_are_as_long_as_the_surface_nearby():
@@ -162,10 +162,7 @@ def test_noise_that_is_found_makes_intervals_of_measurements_honest():
     values = np.sin(4 * coords.sum(axis=1)) + 0.4 * rng.normal(size=300)
     given = Measurements(coords, values[:, None], (0, 1, 0, 1))
     kept, hidden = holdout.split(given, 0.3, 0)
-    settings = dict(transform=None, lonlat=False, aspect="equal", seed=0, num_steps=1,
-                    separately=True)
-    exact, found = (holdout.by_model(load("none"), find_noise=find, **settings)
-                    for find in (False, True))
+    exact, found = (holdout.by_model(load("none"), find_noise=find) for find in (False, True))
     scores = holdout.compare({"exact": exact, "found": found}, kept, hidden)
     assert scores[1].rmse < scores[0].rmse and scores[1].crps < scores[0].crps
     assert 0.82 < scores[1].covered < 0.97
@@ -248,7 +245,7 @@ def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
 
 
 @pytest.mark.parametrize("lonlat", [False, True])
-def test_all_methods_foretell_a_smooth_field(lonlat):
+def test_all_methods_predict_a_smooth_field(lonlat):
     where = places(150, 0, 40, 30, 60)
     given = Measurements(where, wave(where)[:, None], (0, 40, 30, 60))
     frame = Frame.of(given.coords, lonlat=lonlat)
@@ -256,7 +253,7 @@ def test_all_methods_foretell_a_smooth_field(lonlat):
     methods = {"constant": holdout.constant, "linear": holdout.linear(frame)}
     if holdout.pykrige(frame):
         methods["PyKrige"] = holdout.pykrige(frame)
-    methods["this"] = holdout.by_model(load("none"), None, lonlat, "equal", 0, 1, True)
+    methods["this"] = holdout.by_model(load("none"), lonlat=lonlat, separately=True)
     constant, *others = holdout.compare(methods, kept, hidden)
     assert all(score.rmse < 0.3 * constant.rmse for score in others)
     assert "this is better than constant" in verdict([others[-1], constant])
