@@ -138,7 +138,7 @@ def reconstruct(config: Config) -> None:
 
 
 def read(config: Config, channels: int) -> Measurements:
-    """What was measured, with the noise that was said."""
+    """The measurements, with the noise that was given."""
     return read_measurements(
         config.input, channels=channels, mask=config.mask, observe=config.observe,
         extent=config.extent, x=config.x, y=config.y, value=config.value, missing=config.missing,

@@ -246,8 +246,8 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     dataset = read_dataset(path)
     numeric = {str(name): dataset[name] for name in dataset.variables
                if dataset[name].dtype.kind in "iuf"}
-    chosen = [_find(path, numeric, name) for name in names] if names else [
-        _only_field(path, numeric)]
+    chosen = ([_find(path, numeric, name) for name in names] if names
+              else [_only_field(path, numeric)])
     first = chosen[0]
     for variable in chosen[1:]:
         if variable.sizes != first.sizes:
@@ -266,14 +266,9 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     units = [units_of(variable) or "" for variable in chosen]
     step, row = (*[None] * (3 - fields[0].ndim), *fields[0].dims)[:2]
     years = _years(fields[0][step]) if step in fields[0].coords else None
-    return Fields(values[kept], _joined(units), None if years is None else years[kept],
+    joined = units[0] if len(set(units)) == 1 else ",".join(units)
+    return Fields(values[kept], joined or None, None if years is None else years[kept],
                   rows_up=row in fields[0].coords)
-
-
-def _joined(units: Sequence[str]) -> str | None:
-    if not any(units):
-        return None
-    return units[0] if len(set(units)) == 1 else ",".join(units)
 
 
 def _find(path: Path, variables: dict[str, DataArray], wanted: str) -> DataArray:
@@ -418,11 +413,12 @@ def open_netcdf(
     """
     main = read_fields(path, variables)
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
-    others = {k: read_fields(file, variables) for k, file in ((1, val), (2, test)) if file}
-    for k, other in others.items():
-        _check_alike((val, test)[k - 1], other, path, main)
-    parts = [main.values] * 3 if len(others) == 2 else _split(path, main, size)
-    parts = [others[k].values if k in others else part for k, part in enumerate(parts)]
+    others = [file and read_fields(file, variables) for file in (val, test)]
+    for file, other in zip((val, test), others):
+        if other:
+            _check_alike(file, other, path, main)
+    parts = [main.values] * 3 if all(others) else _split(path, main, size)
+    parts[1:] = [other.values if other else part for other, part in zip(others, parts[1:])]
     if value_range is None:
         refuse_codes(Part(str(path), parts[0], 0, len(parts[0])), "mark it as _FillValue")
     lows, highs = (np.stack([f(part, axis=(0, 1, 2)) for part in parts]).astype(float)

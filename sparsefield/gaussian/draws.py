@@ -32,8 +32,11 @@ GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which 
 
 
 @lru_cache
-def _waves(kernel: Kernel, dims: int = 2) -> tuple[Tensor, Tensor]:
-    """Frequencies (dims, WAVES) in radians, and sd (WAVES + 1,) of each and of the slope, float64.
+def _waves(
+    kernel: Kernel, device: torch.device, dims: int = 2
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies along the axes (D, WAVES) in radians, float64, sd of waves (WAVES,) and slopes
+    (D, D), float32.
 
     In d dimensions the spectral density of |h|^b is c |w|^(-d - b), with
     c = b 2^(b - 1) Gamma((d + b) / 2) / (pi^(d / 2) Gamma(1 - b / 2)).
@@ -53,10 +56,11 @@ def _waves(kernel: Kernel, dims: int = 2) -> tuple[Tensor, Tensor]:
         sphere = 4 * math.pi
     constant = b * 2 ** (b - 1) * math.gamma((dims + b) / 2) / (
         math.pi ** (dims / 2) * math.gamma(1 - b / 2))
-    variance = constant * sphere * step * radius**-b
-    slope = constant * sphere / dims * low ** (2 - b) / (2 - b)
-    sd = torch.cat([variance, variance.new_tensor([slope])]).sqrt()
-    return radius * directions, sd
+    sd = (constant * sphere * step * radius**-b).sqrt()
+    slope = math.sqrt(constant * sphere / dims * low ** (2 - b) / (2 - b))
+    matrix = kernel.stretch(dims)
+    return ((matrix @ (radius * directions)).to(device), sd.float().to(device),
+            (matrix * slope).float().to(device))
 
 
 class Waves:
@@ -81,7 +85,7 @@ class Waves:
     @cached_property
     def _sides(self) -> tuple[Tensor, Tensor]:
         """Waves along x (X, WAVES) and along y (Y, WAVES), complex64."""
-        (along_x, along_y), sd, _ = _stretched_waves(self.kernel, self.coords.device)
+        (along_x, along_y), sd, _ = _waves(self.kernel, self.coords.device)
         return _turns(self.x[:, None] * along_x) * sd, _turns(self.y[:, None] * along_y)
 
     @cached_property
@@ -104,29 +108,19 @@ class Waves:
         pairs = torch.view_as_complex(numbers[:, :-2].unflatten(1, (WAVES, 2)).contiguous())
         summed = torch.stack([torch.view_as_real(pair * x.conj()).flatten(1) @ y
                               for pair in pairs])                         # (S, X, Y)
-        _, _, slope = _stretched_waves(self.kernel, self.coords.device)
+        _, _, slope = _waves(self.kernel, self.coords.device)
         return summed[:, self.column, self.row] + numbers[:, -2:] @ (self.coords @ slope).T
 
 
 def features(kernel: Kernel, coords: Tensor) -> Tensor:
     """(N, 2 WAVES + D) float32: times N(0, 1) a field with the variogram of `kernel` at (N, D)."""
-    along, sd, slope = _stretched_waves(kernel, coords.device, coords.shape[1])
+    along, sd, slope = _waves(kernel, coords.device, coords.shape[1])
     first, *others = coords.to(along).unbind(dim=1)
     phase = torch.outer(first, along[0])
     for x, along_x in zip(others, along[1:]):
         phase.addcmul_(x[:, None], along_x)
     waves = _turns(phase) * sd
     return torch.cat([torch.view_as_real(waves).flatten(1), coords.float() @ slope], dim=1)
-
-
-def _stretched_waves(
-    kernel: Kernel, device: torch.device, dims: int = 2
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies along the axes (D, WAVES) float64, sd of waves (WAVES,) and slopes (D, D)."""
-    frequencies, sd = _waves(kernel, dims)
-    matrix = kernel.stretch(dims)
-    return ((matrix @ frequencies).to(device), sd[:-1].float().to(device),
-            (matrix * sd[-1]).float().to(device))
 
 
 def _turns(phase: Tensor) -> Tensor:

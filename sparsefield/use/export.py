@@ -28,7 +28,7 @@ log = logging.getLogger("sparsefield")
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
-MOST_SHOWN = 0.99  # share of the cells whose sd the colours tell apart
+MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
          *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
 

@@ -54,7 +54,7 @@ class Frame:
         """That of measurements at coords (M, 2).
 
         Args:
-            aspect: equal (one scale for x and y), free (each its own) or auto: free, and said,
+            aspect: equal (one scale for x and y), free (each its own) or auto: free, and logged,
                 where the measurements span more than ten times as much of one.
             region: the rectangle that they stand for, where it is known.
             asked: the rectangle that is asked for. in_unit: coordinates of all of it and of the
@@ -70,7 +70,9 @@ class Frame:
         else:
             is_free = _is_free(aspect, width, height)
             if in_unit:
-                rectangle = _around(asked, coords)
+                (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
+                rectangle = (min(x0, asked[0]), max(x1, asked[1]),
+                             min(y0, asked[2]), max(y1, asked[3]))
             x, y = sides(rectangle)
             scaled_by = (x, y) if is_free else (max(x, y),) * 2
         domain = Domain(width / scaled_by[0], height / scaled_by[1])
@@ -78,7 +80,7 @@ class Frame:
 
     @property
     def aspect(self) -> str:
-        """What was chosen, for what is called later: auto is said once."""
+        """What was chosen; auto is logged once."""
         return "free" if self.scaled_by[0] != self.scaled_by[1] else "equal"
 
     def inside(self, places: np.ndarray) -> np.ndarray:
@@ -120,12 +122,6 @@ def _stands_for(coords: np.ndarray, lonlat: bool, asked: Extent | None) -> Exten
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
-def _around(extent: Extent, coords: np.ndarray) -> Extent:
-    """The smallest rectangle that holds another one and points (M, 2)."""
-    (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
-    return min(x0, extent[0]), max(x1, extent[1]), min(y0, extent[2]), max(y1, extent[3])
-
-
 def _is_free(aspect: str, width: float, height: float) -> bool:
     """Whether each axis has a scale of its own."""
     if aspect not in ("auto", "equal", "free"):
@@ -146,7 +142,7 @@ def sides(extent: Sequence[float]) -> tuple[float, float]:
     return x1 - x0, y1 - y0
 
 
-POINTS_RESOLUTION = 64  # cells of the longer side, where nothing else is said
+POINTS_RESOLUTION = 64  # cells of the longer side, by default
 DEGREES = {
     "x": {"standard_name": "longitude", "units": "degrees_east"},
     "y": {"standard_name": "latitude", "units": "degrees_north"},
@@ -281,7 +277,7 @@ class Asked:
     grid: Grid | None = None
 
     def require_unknown(self, source: str) -> None:
-        """Raises UserError where every cell was measured; source: what says so."""
+        """Raises UserError where every cell was measured; source: the mask or picture."""
         rows, columns = self.shape
         if self.given.shape == self.shape and len(self.given.coords) == rows * columns:
             raise UserError(f"{source}: every pixel is known, so nothing is to be reconstructed; "
@@ -305,7 +301,7 @@ def what_is_asked(
         UserError: what does not go together, or cannot be had.
     """
     if grid is not None and (given.is_picture or extent is not None or resolution != "auto"):
-        raise UserError(f"--grid {grid}: it is for points, and says resolution and extent itself; "
+        raise UserError(f"--grid {grid}: it is for points, and sets resolution and extent; "
                         "leave those out")
     if reach is not None and (given.is_picture or not reach > 0):
         raise UserError(f"--reach {reach:g}: it is for points, and above 0")
@@ -343,19 +339,16 @@ def _on_grid(given: Measurements, grid: Grid, path: str, lonlat: bool) -> Measur
 
 def _parse_resolution(text: str, given: Measurements) -> int | tuple[int, int]:
     """The argument `resolution` of `Reconstructor.reconstruct`."""
+    if text == "auto" and not given.is_picture:
+        return POINTS_RESOLUTION
     if text == "auto":
-        return POINTS_RESOLUTION if not given.is_picture else _shape_of_picture(given.shape)
-    if match := re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text):
-        return int(match[1]), int(match[2])
-    if re.fullmatch(r"\d{1,6}", text):
-        return int(text)
+        rows, columns = given.shape
+        factor = -(-max(rows, columns) // LARGEST)
+        if factor > 1:
+            log.info("the picture is %d x %d: the field has every %d-th of its rows and columns",
+                     columns, rows, factor)
+        return max(1, rows // factor), max(1, columns // factor)
+    if match := re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text):
+        rows, columns = match.groups()
+        return int(rows) if columns is None else (int(rows), int(columns))
     raise UserError(f"--resolution {text}: give a number such as 64, or ROWSxCOLUMNS as 48x96")
-
-
-def _shape_of_picture(shape: tuple[int, int]) -> tuple[int, int]:
-    """Its own, or with every n-th of its rows and columns."""
-    factor = max(1, -(-max(shape) // LARGEST))
-    if factor > 1:
-        log.info("the picture is %d x %d: the field has every %d-th of its rows and columns",
-                 *shape[::-1], factor)
-    return tuple(max(1, side // factor) for side in shape)

@@ -72,8 +72,8 @@ def score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) -
     noise = np.zeros(len(truth)) if hidden.noise is None else hidden.noise
     rmse = float(np.sqrt(((forecast.mean - truth) ** 2).mean()))
     if forecast.samples is not None:
-        wobble = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
-        samples = (forecast.samples + wobble).reshape(len(forecast.samples), -1)
+        error = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
+        samples = (forecast.samples + error).reshape(len(forecast.samples), -1)
         return Score(name, rmse, coverage(samples, truth.reshape(-1), LEVEL), seconds,
                      crps_of_values(samples, truth.reshape(-1)))
     if forecast.sd is None:

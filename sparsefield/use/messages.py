@@ -23,7 +23,7 @@ def choose_model(
     asked: Reconstructor | None, given: Measurements, shape: tuple[int, int], lonlat: bool,
     device: str,
 ) -> Reconstructor:
-    """The model that is asked for, or the bundled one where it has anything to say.
+    """The model that is asked for, or the bundled one where it has learnt such measurements.
 
     Args:
         asked: warned of where it has not learnt such measurements. shape: rows and columns that are
@@ -37,8 +37,8 @@ def choose_model(
     if lonlat:
         return Reconstructor.load("none", device)
     if why := outside_pictures(given, shape, TRAINED_SHARE):
-        hint = (f"; --checkpoint {BUNDLED} uses it all the same, and --holdout 0.2 tells whether "
-                "it should be") if can_be_tried(given) else ""
+        hint = (f"; --checkpoint {BUNDLED} uses it all the same, check it with "
+                "--holdout 0.2") if can_be_tried(given) else ""
         log.info("the bundled model is not used: %s%s", why, hint)
         return Reconstructor.load("none", device)
     return Reconstructor.load(BUNDLED, device)
@@ -65,22 +65,19 @@ def outside(model: Reconstructor, given: Measurements, shape: tuple[int, int]) -
 
 
 def outside_pictures(given: Measurements, shape: tuple[int, int], observe: str) -> str | None:
-    """Why a model of colour pictures has nothing to say of this, in words; None: it has.
-
-    Args:
-        given: what was measured. shape: rows and columns that are asked for.
-        observe: the rule of its training, as random:0.2.
-    """
-    trained = "it was trained on colour pictures of 0 to 255"
+    """The same of a model of colour pictures, whose rule in training was `observe`."""
     channels = given.values.shape[1]
+    span = f"from {given.values.min():.4g} to {given.values.max():.4g}"
     if given.is_picture and given.value_range is None:
-        return f"these are numbers of a range of their own, and {trained}"
-    if not given.is_picture and not (channels == 3 and are_colours(given.names)):
+        what = "these are numbers of a range of their own"
+    elif not given.is_picture and not (channels == 3 and are_colours(given.names)):
         what = "one channel" if channels == 1 else f"{channels} channels that are no colours"
-        return f"{what} from {given.values.min():.4g} to {given.values.max():.4g}, and {trained}"
-    if not given.is_picture and not are_within_bytes(given):
-        return f"values from {given.values.min():.4g} to {given.values.max():.4g}, and {trained}"
-    return other_density(given, shape, observe)
+        what = f"{what} {span}"
+    elif not given.is_picture and not are_within_bytes(given):
+        what = f"values {span}"
+    else:
+        return other_density(given, shape, observe)
+    return f"{what}, and it was trained on colour pictures of 0 to 255"
 
 
 def other_density(given: Measurements, shape: tuple[int, int], observe: str) -> str | None:
@@ -123,7 +120,7 @@ def are_separate(model: Reconstructor, given: Measurements) -> bool:
 def picture_range(model: Reconstructor, given: Measurements) -> tuple[float, float] | None:
     """What is black and white in a picture: the argument `value_range` of a model.
 
-    None: no picture, the training data tell, or it is the closed form, which has no range.
+    None: no picture, the range of the training data, or the closed form, which has none.
     """
     if given.values.shape[1] == model.channels == 3 and given.value_range != (0.0, 255.0):
         return given.value_range
@@ -131,17 +128,35 @@ def picture_range(model: Reconstructor, given: Measurements) -> tuple[float, flo
 
 
 def units_of(model: Reconstructor, given: Measurements) -> str | None:
-    """Of the values, as far as the file or the training data tell."""
+    """Of the values, as the file or the training data give them."""
     trained = None if given.is_picture or model.is_closed_form else model.scale.units
     return given.units or trained
 
 
 def account(model: Reconstructor, given: Measurements, field: Field) -> list[str]:
-    """Lines to print."""
+    """Lines to print: the model, what it read, where the uncertainty comes from."""
     lines = [] if model.is_closed_form else [f"model: {model.path}"]
     if field.variogram:
         lines.append(f"closed form fitted to the measurements: {field.variogram}")
-    return [*lines, *how_read(model, given), *how_certain(model, len(field.samples))]
+    channels, samples = given.values.shape[1], len(field.samples)
+    if model.is_of_pictures and not given.is_picture:
+        if channels == 3 == model.channels and not are_other_things(given):
+            lines.append("three channels, read as red, green and blue of 0 to 255; if they are "
+                         "something else, choose one with --value")
+        elif channels > 1:
+            lines.append(f"{channels} channels, each on its own, as shades of grey")
+        elif model.channels == 3:
+            lines.append("one channel, read as shades of grey by a model of colour pictures")
+    if fitted := model.checkpoint.get("calibration"):
+        lines.append(f"uncertainty, calibrated: {describe(fitted)}")
+        if largest_coverage(samples) < LEVEL:
+            lines.append(f"uncertainty: of the {samples} samples here, intervals are "
+                         f"{interval_name(LEVEL, samples)}")
+    elif model.is_closed_form:
+        lines.append("no trained model: the closed form alone, with its own uncertainty")
+    else:
+        lines.append("uncertainty: not calibrated (the training has not come to its end)")
+    return lines
 
 
 def in_numbers(given: Measurements, field: Field) -> str:
@@ -151,29 +166,3 @@ def in_numbers(given: Measurements, field: Field) -> str:
         return f"mean {mean.mean():.4g}, typical sd {np.sqrt((sd**2).mean()):.2g}"
     return "; ".join(f"{name}: mean {m:.4g}, typical sd {s:.2g}"
                      for name, m, s in zip(given.names, mean, sd))
-
-
-def how_read(model: Reconstructor, given: Measurements) -> list[str]:
-    """As what a model of pictures read points."""
-    channels = given.values.shape[1]
-    if given.is_picture or not model.is_of_pictures:
-        return []
-    if channels == 1 and model.channels == 3:
-        return ["one channel, read as shades of grey by a model of colour pictures"]
-    if channels == 3 and model.channels == 3 and not are_other_things(given):
-        return ["three channels, read as red, green and blue of 0 to 255; if they are something "
-                "else, choose one with --value"]
-    return [f"{channels} channels, each on its own, as shades of grey"] if channels > 1 else []
-
-
-def how_certain(model: Reconstructor, num_samples: int) -> list[str]:
-    """Where the uncertainty comes from, and what so many samples can tell of it."""
-    if fitted := model.checkpoint.get("calibration"):
-        lines = [f"uncertainty, calibrated: {describe(fitted)}"]
-        if largest_coverage(num_samples) < LEVEL:
-            lines.append(f"uncertainty: of the {num_samples} samples here, intervals are "
-                         f"{interval_name(LEVEL, num_samples)}")
-        return lines
-    if model.is_closed_form:
-        return ["no trained model: the closed form alone, with its own uncertainty"]
-    return ["uncertainty: not calibrated (the training has not come to its end)"]

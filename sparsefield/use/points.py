@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
     Attributes:
         coords: (M, 2). values: (M, C). names: of the values.
-        noise: (M,) sd of the noise in them, or None. units: of the values, where the file tells.
+        noise: (M,) sd of the noise in them, or None. units: of the values, where the file has them.
         on_globe: whether the names say that places are longitude and latitude.
     """
 
@@ -55,8 +55,8 @@ class Measurements:
         extent: x0, x1, y0, y1 of the rectangle.
         shape: (H, W) of the picture that they come from, None for scattered points.
         names: of the C channels. downward: whether y grows downward, as in pictures.
-        value_range: of pictures, what is black and white; None where the file does not tell.
-        noise: (M,) sd of the noise in the values, None where the file does not tell.
+        value_range: of pictures, what is black and white; None where the file has none.
+        noise: (M,) sd of the noise in the values, None where the file has none.
         units: of the values, likewise.
     """
 

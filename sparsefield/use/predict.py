@@ -336,7 +336,10 @@ def observe(
         spacing = frame.domain.spacing(len(places))
         places, values, noise = merge_twins(places, values, noise, spacing)
         noise = transformed_noise(settings.transform, noise, values)
-    _tell_if_alike(values)
+    for c in np.flatnonzero(np.ptp(values, axis=0) == 0):
+        log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere is unknown, and the sd "
+                    "is a guess", "the only value" if len(values) == 1 else "all values",
+                    f" of channel {c + 1}" if values.shape[1] > 1 else "", values[0, c])
     if len(places) > MOST_POINTS:
         raise UserError(f"{len(places):,} points: give 1 to {MOST_POINTS:,}")
     return Observed(frame, places, transformed(settings.transform, values), noise)
@@ -372,15 +375,6 @@ def _default_extent(coords: np.ndarray, lonlat: bool) -> Extent:
         raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
                         "y0, y1)")
     return 0.0, 1.0, 0.0, 1.0
-
-
-def _tell_if_alike(values: np.ndarray) -> None:
-    """Warn of a channel of (M, C) that says nothing of how much it varies."""
-    for c in np.flatnonzero(values.min(axis=0) == values.max(axis=0)) if len(values) else ():
-        which = f" of channel {c + 1}" if values.shape[1] > 1 else ""
-        what = "the only value" if len(values) == 1 else "all values"
-        log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere nothing tells, and the sd "
-                    "is a guess", what, which, values[0, c])
 
 
 def as_given(
@@ -430,7 +424,9 @@ def draw(
         noise: (M, C) sd of the noise in the values; None: they are exact.
         clip: nothing lies outside of -1 ... 1.
     """
-    known = which_observed(queries, observed.places)
+    known = scipy.spatial.cKDTree(observed.places).query(
+        queries, distance_upper_bound=SAME_PLACE)[1]               # (N,) the observation there
+    known[known == len(observed.places)] = -1                      # there is none
     if noise is not None:
         known[(known >= 0) & (noise[known] > 0).any(axis=1)] = -1
     asked = np.flatnonzero(known < 0)
@@ -457,13 +453,6 @@ def draw(
         samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
     how = "draws of the closed form" if model.is_closed_form else result.how
     return Field(queries, mean, sd, samples, how, result.variogram)
-
-
-def which_observed(queries: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(N,) index of the observation at each query, -1 where there is none."""
-    tree = scipy.spatial.cKDTree(places)
-    index = tree.query(queries, distance_upper_bound=SAME_PLACE)[1]
-    return np.where(index < len(places), index, -1)
 
 
 def answer(

@@ -82,7 +82,7 @@ def read_measurements(
     if source != "-" and path.suffix.lower() in PICTURES:
         if extent is not None:
             raise UserError("--extent is for scattered points: a picture has its pixels")
-        if lonlat or any(said is not None for said in (x, y, value, column)):
+        if lonlat or any(given is not None for given in (x, y, value, column)):
             raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
                             "are for lists of points, and this is a picture")
         given = measure_picture(path, channels, mask, observe, seed, numbers)
@@ -104,7 +104,7 @@ def read_measurements(
 
 
 def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
-    """What is said of noise as a number, or as the name of a column."""
+    """The flag as a number, or as the name of a column."""
     if noise_sd is None or noise_sd == "auto":
         return None, None
     try:

@@ -232,7 +232,7 @@ def _read_text(
     source: str, missing: Sequence[str], decimal: str
 ) -> tuple[pandas.DataFrame, bool]:
     """The table in a text, and whether it names its columns."""
-    lines = [line.strip(" ") for line in _decoded(source, _content(source)).splitlines()]
+    lines = [line.strip(" ") for line in _content(source).splitlines()]
     is_row = [bool(line.strip(" ,;|\t\N{NO-BREAK SPACE}")) and line[0] not in "#%"
               for line in lines]
     rows = list(itertools.compress(lines, is_row))
@@ -306,26 +306,21 @@ def _named(
     return table.set_axis(header, axis=1)
 
 
-def _content(source: str) -> bytes:
-    """The bytes of a source, unpacked where they are gzip, whatever the name says."""
+def _content(source: str) -> str:
+    """The text of a source in UTF-8, UTF-16 or Latin-1, unpacked where it is gzip by
+    content or name. Raises UserError for what is no text."""
     if source == "-":
-        stream = getattr(sys.stdin, "buffer", sys.stdin)
-        content = stream.read()
+        content = getattr(sys.stdin, "buffer", sys.stdin).read()
         content = content.encode() if isinstance(content, str) else content
     else:
         content = Path(source).read_bytes()
-    if not content.startswith(b"\x1f\x8b") and not source.lower().endswith(".gz"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: no readable gzip ({error})") from None
-
-
-def _decoded(source: str, content: bytes) -> str:
-    """The text in UTF-8, UTF-16 or Latin-1. Raises UserError for what is no text."""
-    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if content.startswith(b"\x1f\x8b") or source.lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{source}: no readable gzip ({error})") from None
     kind = kind_by_beginning(content)
+    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "latin-1"):
         try:
             text = content.decode(encoding)

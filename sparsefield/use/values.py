@@ -84,7 +84,7 @@ def choose_scale(
 
     Args:
         trained: the scale of the training data. values: (M, C) finite, C that of the model.
-        value_range: what the user says: low high, or so for each channel.
+        value_range: of the user: low high, or so for each channel.
     Raises:
         UserError: no range; values that lie far outside of it; values that cannot be colours.
     """

@@ -7,7 +7,6 @@ import pytest
 from scipy.io import netcdf_file
 
 import reconstruct as script
-import train_mamba_v2
 from sparsefield import cli
 
 ROWS = np.round(np.random.default_rng(0).uniform(size=(12, 2)) * (40, 20) + (100, 30), 3)
@@ -54,10 +53,6 @@ def folder(tmp_path, monkeypatch):
 
 RECONSTRUCT = {
     "a wrong column": ("a.csv --value temp", "--value temp is none of them; give a name"),
-    "a wrong axis": ("a.csv --x east --y lat", "--x east is none of them"),
-    "a wrong column of noise": ("a.csv --value sst --noise_sd sigma",
-                                "--noise_sd sigma is none of them"),
-    "the value as noise": ("a.csv --value sst --noise_sd sst", "columns of their own"),
     "negative noise": ("minus.csv --value sst --noise_sd err", "the noise's sd is -0.1 in places"),
     "text in a column of numbers": ("words.csv --value sst", "is no number; mend it"),
     "dates": ("a.csv --value day", "'2024-01-01' in column 'day', measurement 1, is no number"),
@@ -76,7 +71,6 @@ RECONSTRUCT = {
     "a NetCDF of fields": ("field.nc", "no list of stations"),
     "a NetCDF of stations, no value": ("stations.nc", "which is the value? give --value, one of t, "
                                                       "salt"),
-    "a variable that is not there": ("stations.nc --value temp", "--value temp is none of them"),
     "a NetCDF that is cut off": ("cut.nc", "cut off"),
     "a table by the name of a NetCDF": ("renamed.nc", "no NetCDF file, whatever its name says"),
     "a grid that is cut off": ("a.csv --value sst --grid cut.nc", "cut off"),
@@ -86,10 +80,7 @@ RECONSTRUCT = {
     "a grid without axes": ("a.csv --value sst --grid deep.nc", "which is the x axis of the grid"),
     "a logarithm of 0": ("zero.csv --transform log", "above 0 have a logarithm; give sqrt"),
     "an unknown transform": ("zero.csv --transform cube", None),
-    "all held out": ("zero.csv --holdout 1", "give a share between 0 and 1"),
-    "too few to hold out": ("zero.csv --holdout 0.2", "holdout 0.2 of 4 places"),
     "words for a share": ("zero.csv --holdout some", None),
-    "no such file": ("nowhere.nc", "does not exist: give a picture, a .csv"),
 }
 
 
@@ -109,24 +100,3 @@ def test_reconstruct(folder, capsys, name):
     said = capsys.readouterr().err
     assert words in said and said.startswith("error: ") and said.count("\n") == 1
     assert not (folder / "out").exists()
-
-
-TRAIN = {
-    "no such file": ("--data nowhere.nc", "no such file or folder; give photos, terrain"),
-    "a variable that is not there": ("--data field.nc --variables salt", "no variable 'salt'"),
-    "which of two": ("--data field.nc", "which variable? give --variables (VARIABLES=) of sst"),
-    "stations": ("--data stations.nc", "lists of stations are for reconstruct.py"),
-    "another rank": ("--data deep.nc --variables sst", "choose one step of the others"),
-    "cut off": ("--data cut.nc --variables sst", "cut off"),
-    "a table by another name": ("--data renamed.nc", "no NetCDF file"),
-    "variables of photos": ("--data photos --variables sst", "photos is no NetCDF file"),
-    "terrain too large": ("--data terrain --image_size 128", "8 to 64 points"),
-}
-
-
-@pytest.mark.parametrize("name", TRAIN)
-def test_training(folder, capsys, name):
-    arguments, words = TRAIN[name]
-    assert cli.run(lambda: train_mamba_v2.main([*arguments.split(), "--dry_run", "True"])) == 2
-    said = capsys.readouterr().err
-    assert words in said and said.startswith("error: ") and said.count("\n") == 1

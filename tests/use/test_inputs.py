@@ -16,7 +16,6 @@ from small import write_untrained
 
 import reconstruct as script
 from sparsefield import cli, load
-from sparsefield.data import open_data
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.train.config import TrainingConfig
@@ -53,39 +52,27 @@ def quick(model, values=WAVE, coords=PLACES, resolution=8, **more):
 REFUSED = {
     "half a range": (dict(value_range=(0, 1, 2)), "--value_range 0 1 2: give lo hi"),
     "an infinite range": (dict(value_range=(0, np.inf)), "both finite"),
-    "a range of NaN": (dict(value_range=(np.nan, 1)), "both finite"),
     "a range from high to low": (dict(value_range=(1, 0)), "below its hi"),
-    "a range of one point": (dict(value_range=(1, 1)), "below its hi"),
-    "a range that overflows": (dict(value_range=(-1e308, 1e308)), "both finite"),
     "a range far from the values": (dict(value_range=(100, 101)), "far outside --value_range"),
     "a negative seed": (dict(seed=-1), "seed=-1: give a whole number"),
-    "half a seed": (dict(seed=0.5), "seed=0.5"), "a huge seed": (dict(seed=2**70), "2^63"),
+    "a huge seed": (dict(seed=2**70), "2^63"),
     "no cells": (dict(resolution=0), "resolution 0: rows and columns are 1 to 512"),
-    "negative cells": (dict(resolution=-3), "1 to 512"),
-    "no rows": (dict(resolution=(0, 8)), "0x8"),
     "half a cell": (dict(resolution=8.5), "give a whole number"),
-    "three sides": (dict(resolution=(8, 8, 8)), "give a whole number"),
     "a word": (dict(resolution="big"), "give a whole number"),
-    "nothing": (dict(resolution=None), "give a whole number"),
     "no steps": (dict(num_steps=0), "num_steps=0"),
     "one sample": (dict(num_samples=1), "at least 2"),
     "endless samples": (dict(num_samples=10**9), "at most 1,000"),
     "noise of NaN": (dict(noise_sd=np.nan), "noise_sd=nan"),
     "an unknown aspect": (dict(aspect="wide"), "give equal, free or auto"),
+    "half an extent": (dict(extent=(0, 1, 2)), "x0, x1, y0, y1"),
     "an infinite extent": (dict(extent=(0, np.inf, 0, 1)), "finite"),
-    "an extent of NaN": (dict(extent=(0, np.nan, 0, 1)), "give x0 < x1"),
     "complex values": (dict(values=WAVE + 1j), "real numbers (complex128)"),
-    "complex places": (dict(coords=PLACES + 1j), "coords must be an array of real numbers"),
-    "words": (dict(values=np.array(["a"] * 40)), "real numbers"),
     "dates": (dict(values=np.array(["2024-01-01"] * 40, "datetime64[D]")), "real numbers"),
     "nothing measured": (dict(values=[None] * 39 + ["x"]), "real numbers"),
-    "channels first": (dict(values=np.stack([WAVE, WAVE])), "one row for each point"),
     "places on their side": (dict(coords=PLACES.T), "one row for each point"),
     "NaN": (dict(values=np.where(WAVE > 0.6, np.nan, WAVE)), "leave those points out"),
     "a code": (dict(values=np.where(WAVE > 0.6, -9999, WAVE)), "-9999 stands there"),
-    "a huge number": (dict(values=np.where(WAVE.max() == WAVE, 1e30, WAVE)), "1e+30 stands there"),
     "all masked": (dict(values=np.ma.masked_all(40)), "0 points"),
-    "no points": (dict(values=[], coords=np.zeros((0, 2))), "0 points"),
     "two channels": (dict(values=np.stack([WAVE, WAVE], 1)), "the model was trained on 1"),
 }
 
@@ -96,11 +83,6 @@ def test_refused_in_python(models, name):
     with pytest.raises(UserError) as refused:
         quick(models["sea"], **settings)
     assert words in str(refused.value) and "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("resolution", [[4, 5], (4, 5), np.array([4, 5]), [np.int64(4), 5]])
-def test_rows_and_columns_in_any_sequence(models, resolution):
-    assert quick(models["sea"], resolution=resolution).mean.shape == (4, 5, 1)
 
 
 def test_what_is_masked_or_missing_is_left_out(models):
@@ -118,9 +100,9 @@ def test_what_is_masked_or_missing_is_left_out(models):
     np.testing.assert_array_equal(quick(models["sea"], wrong, places).samples, wanted)
 
 
-@pytest.mark.parametrize("factor, shift", [(100, 0), (1, 273), (1e-3, 50), (1e6, -1e6)])
+@pytest.mark.parametrize("factor, shift", [(1, 273), (1e6, -1e6)])
 def test_far_outside_the_training_range_sd_stays_honest(models, caplog, factor, shift):
-    """In other units than the training data's the field is the same, and said to be guessed."""
+    """In other units than the training data's the field is the same, with a warning."""
     grid = np.stack(np.meshgrid(*2 * [(np.arange(8) + 0.5) / 8]), -1).reshape(-1, 2)
     places, values = grid[::3], np.sin(5 * grid[::3, 0]) * np.cos(4 * grid[::3, 1])
     plain = quick(models["sea"], values, places, num_steps=4, num_samples=8)
@@ -162,7 +144,7 @@ def test_three_values_that_are_no_colours(models):
                                   quick(models["colour"], values[:, 0], num_steps=2).mean)
 
 
-@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("channels", [2, 4])
 def test_other_numbers_of_channels_are_reconstructed_alone(models, channels):
     values = np.stack([10.0**k * (WAVE + 2 * k) for k in range(channels)], 1)
     field = quick(models["colour"], values)
@@ -229,7 +211,7 @@ def files(folder="out") -> dict[str, bytes]:
 
 def test_samples_of_an_earlier_run_are_replaced(command):
     write("a.csv")
-    for count in (4, 2, 3):
+    for count in (3, 2):
         assert command("a.csv", "--num_samples", count)[0] == 0
         samples = {name for name in files() if name.startswith("sample_")}
         assert samples == {f"sample_{k + 1}.png" for k in range(count)}
@@ -264,15 +246,6 @@ def test_an_output_that_is_the_input_is_refused(command, name, arguments):
     before = files()
     code, _, err = command(*arguments, resolution=None)
     assert code == 2 and "is an input and would be overwritten" in err and files() == before
-
-
-
-def test_which_column_is_what_is_always_printed(command):
-    write("a.csv", "Lon (deg),Lat (deg),T")
-    code, out, _ = command("a.csv")
-    assert code == 0 and "a.csv: x = Lon (deg), y = Lat (deg), value = T" in out
-    np.savetxt("b.csv", np.column_stack([PLACES, WAVE]), delimiter=",")
-    assert "x = column 1, y = column 2, value = column 3" in command("b.csv")[1]
 
 
 OTHERS = "x,y,pressure,temp,salinity"
@@ -318,24 +291,15 @@ def test_a_section_on_the_command_line(command):
                header="distance_m,depth_m,t", comments="")
     _, out, _ = command("a.csv")
     assert "each axis has a scale of its own (--aspect equal" in out and "-> 8x8" in out
-    assert "would be square" not in out
     _, out, _ = command("a.csv", "--aspect", "equal")
-    assert "-> 1x8" in out and "would be square" not in out
+    assert "-> 1x8" in out
 
 
 COMMANDS = {
-    "half a range": (["--value_range", "1", "2", "3"], "--value_range 1 2 3"),
-    "an infinite range": (["--value_range", "0", "inf"], "both finite"),
-    "a negative seed": (["--seed", "-1"], "seed=-1"),
     "no cells": (["--resolution", "0"], "1 to 512"),
-    "no rows": (["--resolution", "0x8"], "1 to 512"),
     "too many digits": (["--resolution", "9" * 5000], "ROWSxCOLUMNS"),
-    "no steps": (["--num_steps", "0"], "num_steps=0"),
-    "no column": (["--x", "east"], "--x east is none of them"),
-    "an extent of NaN": (["--extent", "0", "nan", "0", "1"], "x0 < x1"),
     "an extent that overflows": (["--extent", "-1e308", "1e308", "0", "1"], "x0 < x1"),
     "no folder": (["--out", "a.csv"], "--out a.csv"),
-    "no folder below a file": (["--out", "a.csv/x"], "--out a.csv/x"),
 }
 
 
@@ -371,8 +335,7 @@ sys.exit(cli.run(main))
 """
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("encoding, closed", [("ascii", False), ("utf-8", True)])
 def test_closed_pipes_and_ascii_terminals(tmp_path, encoding, closed):
     """The work is done although nobody listens, or listens in another alphabet."""
     process = subprocess.Popen([sys.executable, "-c", SPEAKS, tmp_path / "file"], cwd=ROOT,
@@ -398,13 +361,6 @@ def test_interrupted_while_it_is_imported():
         assert 0 < text.index("\n    end_in_one_line_on_interrupt()") < text.index("import sys")
 
 
-def test_out_of_memory_is_one_line(capsys):
-    def main():
-        raise MemoryError
-
-    assert cli.run(main) == 2 and capsys.readouterr().err.startswith("error: out of memory")
-
-
 @pytest.mark.parametrize("change, words", [
     (lambda w: {f"module.{k}": v for k, v in w.items()}, "DistributedDataParallel"),
     (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, "torch.compile"),
@@ -416,17 +372,6 @@ def test_weights_that_no_training_of_ours_left(tmp_path, change, words):
     with pytest.raises(UserError) as refused:
         build_model(load_checkpoint(path))
     assert words in str(refused.value)
-
-
-@pytest.mark.parametrize("settings, words", [
-    ({"lr": float("inf")}, "lr=inf"), ({"lr": float("nan")}, "lr=nan"), ({"seed": -1}, "seed=-1"),
-    ({"weight_decay": float("nan")}, "weight_decay=nan"), ({"weight_decay": -1}, "0 or more"),
-    ({"zero_share": float("nan")}, "zero_share=nan"),
-    ({"grad_clip": float("nan")}, "grad_clip=nan"),
-])
-def test_settings_of_a_training(settings, words):
-    with pytest.raises(UserError, match=words):
-        TrainingConfig(**settings).check()
 
 
 def test_a_log_that_is_the_data_is_refused(tmp_path):
@@ -453,48 +398,6 @@ def test_a_training_leaves_the_files_of_others(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("no line end")
     folder.rewind(-1)
     assert (tmp_path / "metrics.jsonl").read_text() == "no line end\n"
-
-
-# --- training data --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape, is_refused", [
-    ((30, 3, 16, 24), True), ((30, 2, 16, 16), True), ((30, 1, 64, 64), True),
-    ((30, 4, 9, 5), True),
-    ((30, 12, 64, 64), True), ((30, 16, 24, 3), False), ((30, 16, 16, 2), False),
-    ((30, 6, 7, 5), False), ((30, 8, 8, 12), False), ((30, 32, 32, 40), False), ((30, 5, 6), False),
-    ((30, 3, 16, 3), False),
-])
-def test_order_of_the_axes(tmp_path, shape, is_refused):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).random(shape, np.float32))
-    if is_refused:
-        with pytest.raises(UserError, match=r"channels first.*\(N, H, W, C\).*moveaxis"):
-            open_data(str(tmp_path / "a.npy"))
-    else:
-        assert open_data(str(tmp_path / "a.npy")).height == shape[1]
-
-
-@pytest.mark.parametrize("code, value_range, words", [
-    (-9999, None, "-9999 stands"), (1e30, None, "1e\\+30 stands"), (-999, None, "-999 stands"),
-    (-9999, (0, 1), "mark points"), (np.nan, None, None), (1.5, None, None),
-    (-99, (-99, 1), None),
-])
-def test_codes_for_missing_values_in_training_data(tmp_path, code, value_range, words):
-    fields = np.random.default_rng(0).random((30, 8, 8))
-    fields[:, :3, :2] = code
-    np.save(tmp_path / "a.npy", fields)
-    if words is None:
-        assert open_data(str(tmp_path / "a.npy"), value_range=value_range).channels == 1
-    else:
-        with pytest.raises(UserError, match=words):
-            open_data(str(tmp_path / "a.npy"), value_range=value_range)
-
-
-@pytest.mark.parametrize("name", ["a.hdf", "a.h5", "a.mat", "a.xlsx", "a.zip", "a.pkl"])
-def test_kinds_of_training_data_that_are_not_read_are_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match="which is not read here"):
-        open_data(str(tmp_path / name))
 
 
 # --- the evaluations ------------------------------------------------------------------------------

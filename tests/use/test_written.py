@@ -146,7 +146,7 @@ def test_an_extent_across_the_180th_meridian(command):
         assert 170 < lon.min() < lon.max() < 190
 
 
-def test_beyond_the_reach_of_all_measurements_nothing_is_said(command):
+def test_beyond_the_reach_of_all_measurements_the_field_is_empty(command):
     assert command("a.csv", "--lonlat", "--reach", "60", "--extent", 100, 130, 40, 50)[0] == 0
     with np.load("out/field.npz") as field:
         empty = np.isnan(field["mean"][..., 0])
@@ -155,7 +155,7 @@ def test_beyond_the_reach_of_all_measurements_nothing_is_said(command):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--grid", "like.nc", "--resolution", "8"], "says resolution and extent itself"),
+    (["--grid", "like.nc", "--resolution", "8"], "sets resolution and extent"),
     (["--grid", "a.csv"], "no NetCDF file"), (["--grid", "nowhere.nc"], "no such file"),
     (["--grid", "folded.nc"], "neither grows nor falls"), (["--grid", "bare.nc"], "the y axis"),
     (["--grid", "large.nc"], "at most 512"), (["--reach", "0"], "above 0"),
@@ -209,7 +209,7 @@ def test_a_noise_column_by_name(command):
 
 @pytest.mark.parametrize("file", ["n.csv", "n.npz"])
 @pytest.mark.parametrize("said, read", [("auto", None), ("0.3", 0.3), ("0", None)])
-def test_noise_that_is_said_or_sought_is_not_read(command, file, said, read):
+def test_noise_that_is_given_or_found_is_not_read(command, file, said, read):
     """A column noise_sd is then left out, and what it lacks costs no measurement."""
     noise = np.where(np.arange(30) < 10, np.nan, 0.5)
     np.savetxt("n.csv", np.column_stack([ROWS, ROWS[:, 0], noise]), delimiter=",", comments="",
@@ -233,12 +233,12 @@ def test_holdout_prints_scores_and_writes_nothing(command, tmp_path):
     assert "this (closed form, log)" in out and "\nfitted kriging" in out
 
 
-def test_holdout_tries_the_model_that_comes_along(command):
+def test_holdout_tries_the_bundled_model(command):
     """Where it is not used by itself, and can be."""
     row = "\n--checkpoint bundled "
     code, out, err = command("a.csv", "--holdout", "0.2", "--num_steps", "1")
     assert code == 0 and row in out, err
-    assert "--holdout 0.2 tells whether it should be" in out
+    assert "check it with --holdout 0.2" in out
     for rest in (["--lonlat"], ["--checkpoint", "none"]):
         code, out, err = command("a.csv", "--holdout", "0.2", *rest)
         assert code == 0 and row not in out, err
