@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from sparsefield import cli
-from sparsefield.data import parse_pattern
 from sparsefield.device import pick_device
-from sparsefield.errors import UserError, require_seed
+from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
 from sparsefield.evaluate.calibration import SETTINGS, pool
 from sparsefield.evaluate.cases import (
@@ -55,7 +54,7 @@ from sparsefield.evaluate.cases import (
     spread,
     with_finest_truth,
 )
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -70,7 +69,7 @@ MOST_ROWS = 1024
 
 
 @dataclass
-class Config:
+class Config(EvaluationConfig):
     """Settings of the evaluation."""
 
     checkpoint: str = V2
@@ -93,20 +92,8 @@ class Config:
     """Numbers of steps to compare, at the observed resolution: 1 2 4 8 16 32 64, say."""
     points: int = 4096
     """Most points that one model call answers: several small fields, or a block of a large one."""
-    data: str | None = None
-    """What to test on, when it is not the test part of what was trained on."""
-    data_test: str | None = None
-    """An .npz file to test on, all of its pictures."""
-    observe: str = "random:0.2"
-    """Which points are observed."""
-    seed: int = 0
-    """Of observations and noise."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
     save_dir: str = "eval_sde_multiscale"
     """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
-    overwrite: bool = False
-    """Write into save_dir also where it holds other files."""
 
     def options(self, method: str) -> dict[str, float]:
         """Settings of one sampler."""
@@ -120,7 +107,7 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
-        require_seed(self.seed)
+        self.pattern("num_samples", "points")
         for name in ("samplers", "resolutions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise UserError(f"--{name}: give at least one, and each once")
@@ -128,9 +115,6 @@ class Config:
             check_sampler(method, self.num_steps, self.options(method))
         if max(self.resolutions) > MOST_ROWS:
             raise UserError(f"--resolutions {max(self.resolutions)}: at most {MOST_ROWS} rows")
-        for name in ("num_samples", "points"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.ensemble < 0 or self.ensemble == 1:
             raise UserError(f"ensemble={self.ensemble}: give at least 2 samples, or 0 for none")
         if self.steps_sweep and not self.ensemble:
@@ -293,15 +277,13 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     config.check()
     device = pick_device(config.device)
-    pattern = parse_pattern(config.observe)
     checkpoint = load_checkpoint(config.checkpoint)
     data = open_test_data(checkpoint, config.data, config.data_test)
     model = build_model(checkpoint, device)
     known = with_finest_truth(data.test, config.resolutions)
-    out = OutputFolder(config.save_dir, "--save_dir", FILES,
-                       [config.checkpoint, config.data, config.data_test], config.overwrite)
+    out = config.folder(FILES, config.checkpoint)
     cases = Cases(
-        data.test, pattern, spread(known, config.num_samples), seed=config.seed,
+        data.test, config.pattern(), spread(known, config.num_samples), seed=config.seed,
         resolutions=config.resolutions, points=config.points, device=device,
     )
     numbers, fields, draws = evaluate_all(
@@ -309,11 +291,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         config.steps_sweep, checkpoint.get("calibration"),
     )
     results = {
-        "settings": asdict(config),
-        "environment": tables.environment(device),
-        "data": data.describe() | {"test_indices": [case.index for case in cases]},
-        "model": {key: checkpoint[key] for key in ("model_class", "model_args", "step")}
-        | {"parameters": sum(p.numel() for p in model.parameters())},
+        **tables.about(config, device, data, cases),
+        "model": tables.describe_model(checkpoint, model, config.checkpoint),
         **numbers,
     }
     out.write(contents(results, fields, draws, cases))

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,13 @@ import tyro
 from tqdm import tqdm
 
 from sparsefield import cli
-from sparsefield.data import parse_pattern
 from sparsefield.device import pick_device
-from sparsefield.errors import UserError, require_seed
+from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS
 from sparsefield.evaluate.cases import Cases, Outcome, count_flops, open_test_data, spread
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -60,7 +59,7 @@ FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparis
 
 
 @dataclass
-class Config:
+class Config(EvaluationConfig):
     """Settings of the comparison."""
 
     v1_checkpoint: str = V1
@@ -79,34 +78,20 @@ class Config:
     """How samples are drawn: heun, euler, sde, ddim or adaptive."""
     num_steps: int = SETTINGS["num_steps"]
     """Steps of the sampler; Heun takes 2 n - 1 evaluations. The spread is fitted at the default."""
-    data: str | None = None
-    """What to test on, when it is not the test part of what was trained on."""
-    data_test: str | None = None
-    """An .npz file to test on, all of its pictures."""
-    observe: str = "random:0.2"
-    """Which points are observed."""
-    seed: int = 0
-    """Of observations, noise and bootstrap."""
     batch_size: int = 16
     """Pictures computed together: for speed and memory; results agree up to rounding."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
     save_dir: str = "eval_v1_vs_v2"
     """Folder for the report and the pictures: new, empty, or of an earlier comparison."""
-    overwrite: bool = False
-    """Write into save_dir also where it holds other files."""
     json: tyro.conf.UseCounterAction[int] = 0
     """Also print comparison_results.json, instead of the report."""
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be compared with."""
+        self.pattern("num_samples", "ensemble", "batch_size")
         check_sampler(self.sampler, self.num_steps, {})
         if self.sampler == "mean":
             raise UserError("sampler='mean' draws no sample; the posterior mean is always reported "
                             "beside it: choose heun, euler, sde, ddim or adaptive")
-        for name in ("num_samples", "ensemble", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if len(self.v1_seeds) != len(self.v2_seeds):
             raise UserError(f"v1_seeds has {len(self.v1_seeds)} checkpoints and v2_seeds "
                             f"{len(self.v2_seeds)}: give equally many of both")
@@ -120,9 +105,8 @@ def load(name: str, path: str) -> dict[str, Any]:
     if not find_bundled(path).exists():
         latest = Path(path.replace("_best", "_latest"))
         hint = f" (or give {latest}, which is there)" if latest.exists() else ""
-        raise UserError(
-            f"no {name} checkpoint at {path}: train {name} first: {RUNNERS[name]}{hint}"
-        )
+        raise UserError(f"no {name} checkpoint at {path}: train {name} first: "
+                        f"{RUNNERS[name]}{hint}")
     return load_checkpoint(path)
 
 
@@ -141,20 +125,14 @@ def require_same_data(checkpoints: dict[str, dict]) -> None:
     """Raises UserError unless both models were trained on the same data."""
     v1, v2 = (checkpoints[name]["data"] for name in ("V1", "V2"))
     if v1["channels"] != v2["channels"]:
-        raise UserError(
-            f"V1 was trained with {v1['channels']} channels and V2 with {v2['channels']}: "
-            "train both on the same data"
-        )
+        raise UserError(f"V1 was trained with {v1['channels']} channels and V2 with "
+                        f"{v2['channels']}: train both on the same data")
     if v1["fingerprint"] != v2["fingerprint"]:
-        raise UserError(
-            f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
-            f"{v2['height']} x {v2['width']}): train both on the same data"
-        )
+        raise UserError(f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
+                        f"{v2['height']} x {v2['width']}): train both on the same data")
     if not np.array_equal(v1["value_range"], v2["value_range"]):
-        raise UserError(
-            f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
-            f"{v2['value_range']}: train both with the same VALUE_RANGE"
-        )
+        raise UserError(f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
+                        f"{v2['value_range']}: train both with the same VALUE_RANGE")
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -187,11 +165,9 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
         differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]
         if differing:
-            raise UserError(
-                f"--{name.lower()}_seeds {path} is of another training than the {name} that is "
-                f"compared (differs in {', '.join(differing)}): trainings that differ in their "
-                "seed alone, please"
-            )
+            raise UserError(f"--{name.lower()}_seeds {path} is of another training than the {name} "
+                            f"that is compared (differs in {', '.join(differing)}): trainings that "
+                            "differ in their seed alone, please")
         seed = checkpoint["config"].get("seed")
         if seed in seeds:
             raise UserError(f"--{name.lower()}_seeds {path} was trained with seed {seed}, as "
@@ -210,9 +186,9 @@ def draw(
     """{(kind, method): outcome} of the posterior means and the samples of a pair."""
     outcomes = {}
     for name, model in models.items():
-        bar.set_description(f"{name}, mean")
+        cases.warm_up(model)
+        bar.set_description(name)
         outcomes["mean", name] = cases.sample(model, done=bar.update, method="mean")
-        bar.set_description(f"{name}, sample")
         outcomes["sample", name] = cases.sample(model, draws=ensemble, done=bar.update, **sampler)
     return outcomes
 
@@ -237,8 +213,6 @@ def compare(
     with tqdm(total=(1 + ensemble) * 2 * len(cases) * len(pairs), unit="picture",
               file=sys.stderr) as bar:
         for training, models in enumerate(pairs):
-            for model in models.values():
-                cases.warm_up(model)
             outcomes = draw(cases, models, sampler, ensemble, bar)
             if training == 0:
                 fields |= {name: outcomes["mean", name].fields for name in models}
@@ -257,23 +231,6 @@ def compare(
     kriging = cases.sample(GaussianModel(), draws=ensemble, **sampler)
     parts.append(tables.rows_of(cases, kriging, "sample", "kriging, fitted"))
     return pd.concat(parts, ignore_index=True), fields | {best[0]: shown}
-
-
-def describe_model(checkpoint: dict, model: FieldModel, path: str, cases: Cases) -> dict[str, Any]:
-    """What a checkpoint is, and what one evaluation of it costs on the first case."""
-    return {
-        "checkpoint": path,
-        "model_class": checkpoint["model_class"],
-        "model_args": checkpoint["model_args"],
-        "variant": tables.describe_variant(checkpoint["model_class"], checkpoint["model_args"]),
-        "calibration": checkpoint.get("calibration"),
-        "trained_on": checkpoint["data"]["name"],
-        "step": checkpoint["step"],
-        "epoch": checkpoint["epoch"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "flops_per_evaluation": count_flops(
-            model, cases.shape(cases.rows), cases.channels, len(cases[0].observed)),
-    }
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -302,10 +259,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     Returns:
         what comparison_results.json holds, see above; `table` is a DataFrame.
     """
-    require_seed(config.seed)
     config.check()
     device = pick_device(config.device)
-    pattern = parse_pattern(config.observe)
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     notes = notes_on_classes(checkpoints)
@@ -313,23 +268,22 @@ def evaluate(config: Config) -> dict[str, Any]:
     seeds = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
                 load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    out = OutputFolder(config.save_dir, "--save_dir", FILES, [
-        *paths.values(), *config.v1_seeds, *config.v2_seeds, config.data, config.data_test,
-    ], config.overwrite)
+    out = config.folder(FILES, *paths.values(), *config.v1_seeds, *config.v2_seeds)
     pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
              for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in seeds))]
     cases = Cases(
-        data.test, pattern, spread(range(len(data.test)), config.num_samples),
+        data.test, config.pattern(), spread(range(len(data.test)), config.num_samples),
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
     table, fields = compare(cases, pairs, checkpoints, sampler, config.ensemble)
     results = {
-        "settings": asdict(config) | {"pictures": len(cases)},
-        "environment": tables.environment(device),
-        "data": data.describe() | {"test_indices": [case.index for case in cases]},
-        "models": {name: describe_model(checkpoints[name], pairs[0][name], path, cases)
-                   for name, path in paths.items()},
+        **tables.about(config, device, data, cases),
+        "models": {
+            name: tables.describe_model(checkpoints[name], model, paths[name])
+            | {"flops_per_evaluation": count_flops(model, cases.shape(cases.rows), cases.channels,
+                                                   len(cases[0].observed))}
+            for name, model in pairs[0].items()},
         "notes": notes,
         "trained_differently": differences_in_training(checkpoints),
         "table": table,

@@ -9,7 +9,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -66,10 +66,8 @@ class ArraySplit:
     """Fields of an array, decoded one at a time; see `scale.Split`."""
 
     def __init__(self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool):
-        self.part = part
-        self.scale = scale
-        self.is_symmetric = is_symmetric
-        self.has_gaps = has_gaps
+        self.part, self.scale = part, scale
+        self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
 
     def __len__(self) -> int:
         return len(self.part)
@@ -173,31 +171,23 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
             return {"images": loaded}, None
         with loaded as archive:
             _check_fits_memory(path)
-            names = _fields_among(path, [name for name in archive.files if name != "units"])
-            arrays = {role: archive[name] for role, name in names.items()}
-            return arrays, str(archive["units"]) if "units" in archive.files else None
+            names = [name for name in archive.files if name != "units"]
+            units = str(archive["units"]) if "units" in archive.files else None
+            if set(SPLITS) <= set(names):
+                return {name: archive[name] for name in SPLITS}, units
+            if "images" in names or len(names) == 1:
+                return {"images": archive["images" if "images" in names else names[0]]}, units
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except _BROKEN as error:
-        raise UserError(f"{path}: {_why_unreadable(error)}") from None
-
-
-def _fields_among(path: Path, names: list[str]) -> dict[str, str]:
-    """Role -> name in the archive."""
-    if set(SPLITS) <= set(names):
-        return {name: name for name in SPLITS}
-    if "images" in names or len(names) == 1:
-        return {"images": "images" if "images" in names else names[0]}
+        reason = f"broken or cut off ({' '.join(str(error).split())}); copy it again"
+        if "Object arrays" in reason:
+            reason = "holds an object array; fields must be one array of numbers of one shape"
+        elif "pickle" in reason:
+            reason = "no .npy or .npz file, whatever its name says"
+        raise UserError(f"{path}: {reason}") from None
     raise UserError(f"{path}: which array holds the fields? name it `images` (found: "
                     f"{', '.join(names) or 'none'})")
-
-
-def _why_unreadable(error: Exception) -> str:
-    if "Object arrays" in str(error):
-        return "holds an object array; fields must be one array of numbers of one shape"
-    if "pickle" in str(error):
-        return "no .npy or .npz file, whatever its name says"
-    return f"broken or cut off ({' '.join(str(error).split())}); copy it again"
 
 
 def _check_fits_memory(path: Path) -> None:
@@ -267,15 +257,10 @@ def _check_array(part: Part) -> None:
         raise UserError(f"{part.source}: shape {shape} holds nothing; {wanted}")
     if len(shape) == 3 and shape[2] <= 4:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
-    if len(shape) == 4 and _has_channels_first(*shape[1:]):
+    if len(shape) == 4 and shape[1] <= 4 < shape[3]:
         turned = shape[0], *shape[2:], shape[1]
         raise UserError(f"{part.source}: shape {shape} has its channels first, (N, C, H, W); "
                         f"{wanted}: numpy.moveaxis(fields, 1, -1) makes it {turned}")
-
-
-def _has_channels_first(first: int, second: int, last: int) -> bool:
-    """Whether the axes of a field look like C, H, W: few of the first, many of the others."""
-    return (first <= 4 < last) or (first <= 16 and 2 * first <= min(second, last))
 
 
 def _check_alike(part: Part, first: Part) -> None:
@@ -298,45 +283,30 @@ class _Survey:
 
 
 def _survey(part: Part) -> _Survey:
+    """Raises UserError for infinite values and fields with fewer than two points."""
     lows, highs, has_gaps, digest = [], [], False, hashlib.sha256()
-    for start, fields in _chunks(part):
-        digest.update(np.ascontiguousarray(fields))
-        # Over the fields first: that runs along memory, a few channels do not.
-        lows.append(_per_channel(np.fmin, fields))
-        highs.append(_per_channel(np.fmax, fields))
-        if fields.dtype.kind == "f":
-            has_gaps |= _has_gaps(part, start, fields)
-    return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest())
-
-
-def _chunks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
     for start in range(0, len(part), step):
-        yield start, part.fields(start, start + step)
-
-
-def _per_channel(extreme: np.ufunc, fields: np.ndarray) -> np.ndarray:
-    """(C,) float64: np.fmin or np.fmax over (n, H, W, C), NaN left out."""
-    return extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64)
-
-
-def _has_gaps(part: Part, start: int, fields: np.ndarray) -> bool:
-    """Whether a point of these fields, which begin at `start`, does not exist.
-
-    Raises:
-        UserError: infinite values, or fewer than two points in a field.
-    """
-    missing = np.isnan(fields).any(axis=-1)
-    infinite = np.isinf(fields).any(axis=(1, 2, 3))
-    if infinite.any():
-        where = part.first + start + int(infinite.argmax())
-        raise UserError(f"{part.source}: field {where} holds infinite values; mark gaps with NaN")
-    points = missing[0].size - np.count_nonzero(missing, axis=(1, 2))
-    if points.min() < 2:
-        where = part.first + start + int(points.argmin())
-        what = "one point only" if points.min() else "no points: all is NaN"
-        raise UserError(f"{part.source}: field {where} has {what}; leave it out")
-    return bool(missing.any())
+        fields = part.fields(start, start + step)
+        digest.update(np.ascontiguousarray(fields))
+        # Over the fields first: that runs along memory, a few channels do not.
+        for found, extreme in ((lows, np.fmin), (highs, np.fmax)):
+            found.append(extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64))
+        if fields.dtype.kind != "f":
+            continue
+        missing = np.isnan(fields).any(axis=-1)
+        has_gaps |= bool(missing.any())
+        infinite = np.isinf(fields).any(axis=(1, 2, 3))
+        if infinite.any():
+            where = part.first + start + int(infinite.argmax())
+            raise UserError(f"{part.source}: field {where} holds infinite values; mark gaps with "
+                            "NaN")
+        points = missing[0].size - np.count_nonzero(missing, axis=(1, 2))
+        if points.min() < 2:
+            where = part.first + start + int(points.argmin())
+            what = "one point only" if points.min() else "no points: all is NaN"
+            raise UserError(f"{part.source}: field {where} has {what}; leave it out")
+    return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest())
 
 
 def refuse_codes(part: Part, way_out: str) -> None:

@@ -88,7 +88,6 @@ class Batch(NamedTuple):
 class TrainingBatches(Dataset):
     """`batches[step]` is this rank's part of the global batch of that step.
 
-    Use with `DataLoader(batches, batch_size=None, sampler=range(start, end), num_workers=...)`.
     Nothing depends on rank, world size, worker or on what was asked before: rank r of R gets
     slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
 
@@ -126,12 +125,8 @@ class TrainingBatches(Dataset):
                 f"the batch of {batch_size} does not divide among {world_size} processes: "
                 f"set BATCH_SIZE to a multiple of {world_size}"
             )
-        self.split = split
-        self.pattern = pattern
-        self.seed = seed
-        self.batch_size = batch_size
-        self.queries = queries
-        self.draw_angles = draw_angles
+        self.split, self.pattern, self.seed = split, pattern, seed
+        self.batch_size, self.queries, self.draw_angles = batch_size, queries, draw_angles
         self.starting, self.sees_whole = starting, sees_whole
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)

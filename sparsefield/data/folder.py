@@ -26,8 +26,6 @@ WORKING_SIDE = 4
 CACHE_BYTES = 2 * 2**30
 # Truth at up to this many pixels comes from the file itself; sums over more overflow uint32.
 LARGEST_SIDE = 4096
-# Pictures that nothing here reads: named among what was skipped, so that they are not missed.
-FOREIGN_PICTURES = (".heic", ".heif")
 
 
 # --- crops ----------------------------------------------------------------------------------------
@@ -42,11 +40,9 @@ class Box:
     side: int
 
 
-def random_box(
-    rng: np.random.Generator, height: int, width: int, smallest: int, largest: int
-) -> Box:
-    """A box with log-uniform side in [smallest, largest], anywhere inside a picture."""
-    side = round(smallest * (largest / smallest) ** rng.random())
+def random_box(rng: np.random.Generator, height: int, width: int, smallest: int) -> Box:
+    """A box anywhere in a picture, its side log-uniform from `smallest` to the short side."""
+    side = round(smallest * (min(height, width) / smallest) ** rng.random())
     top = int(rng.integers(height - side + 1))
     left = int(rng.integers(width - side + 1))
     return Box(top, left, side)
@@ -63,17 +59,11 @@ class Picture:
     def __init__(self, pixels: np.ndarray):
         """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
         height, width, channels = pixels.shape
-        self.height = height
-        self.width = width
+        self.height, self.width = height, width
         kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
         self.sums = np.zeros((height + 1, width + 1, channels), dtype=kind)
         np.cumsum(pixels, axis=0, dtype=kind, out=self.sums[1:, 1:])
         np.cumsum(self.sums, axis=1, out=self.sums)
-
-    def random_box(self, rng: np.random.Generator, smallest: int) -> Box:
-        """A box with a side between `smallest` and the whole short side."""
-        largest = min(self.height, self.width)
-        return random_box(rng, self.height, self.width, smallest, largest)
 
     def crop(self, box: Box, size: int) -> np.ndarray:
         """(size, size, C) float64: the mean of the box over each of size^2 cells."""
@@ -113,23 +103,19 @@ class CropSplit:
         self, pictures: list[Picture], frozen: list[tuple[int, Box]], length: int,
         image_size: int, scale: Scale,
     ):
-        self.pictures = pictures
-        self.frozen = frozen
-        self.length = length
-        self.image_size = image_size
-        self.scale = scale
+        self.pictures, self.frozen, self.length = pictures, frozen, length
+        self.image_size, self.scale = image_size, scale
 
     def __len__(self) -> int:
         return self.length
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
         picture = self.pictures[index % len(self.pictures)]
-        box = picture.random_box(rng, self.image_size)
+        box = random_box(rng, picture.height, picture.width, self.image_size)
         return self.scale.to_inside(picture.crop(box, self.image_size))
 
     def example(self, index: int) -> np.ndarray:
-        picture, box = self.frozen[index]
-        return self.scale.to_inside(self.pictures[picture].crop(box, self.image_size))
+        return self.high_resolution(index, self.image_size)
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         picture, box = self.frozen[index]
@@ -161,9 +147,7 @@ class FolderSplit:
     has_gaps, is_symmetric = False, True
 
     def __init__(self, found: list[Found], image_size: int, scale: Scale):
-        self.found = found
-        self.image_size = image_size
-        self.scale = scale
+        self.found, self.image_size, self.scale = found, image_size, scale
 
     def __len__(self) -> int:
         return len(self.found)
@@ -171,24 +155,15 @@ class FolderSplit:
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
         pixels = self.found[index].working
         if pixels is None:
-            pixels = self._working(index)
-        height, width = pixels.shape[:2]
-        box = random_box(rng, height, width, self.image_size, min(height, width))
-        return self.scale.to_inside(self._shrink(pixels, box, self.image_size))
+            picture = read_picture(self.found[index].path, WORKING_SIDE * self.image_size)
+            pixels = picture.on_white().with_channels(self.scale.channels).values
+        box = random_box(rng, *pixels.shape[:2], self.image_size)
+        return self._shrunk(pixels, box, self.image_size)
 
     def example(self, index: int) -> np.ndarray:
-        return self.scale.to_inside(self._centre(index, self.image_size))
+        return self.high_resolution(index, self.image_size)
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
-        centre = self._centre(index, size)
-        return None if centre is None else self.scale.to_inside(centre)
-
-    def _working(self, index: int) -> np.ndarray:
-        picture = read_picture(self.found[index].path, WORKING_SIDE * self.image_size)
-        return picture.on_white().with_channels(self.scale.channels).values
-
-    def _centre(self, index: int, size: int) -> np.ndarray | None:
-        """The largest square in the middle of the file's picture, (size, size, C)."""
         picture = read_picture(self.found[index].path).on_white()
         picture = picture.reduced(-(-min(picture.shape) // LARGEST_SIDE))
         height, width = picture.shape
@@ -196,11 +171,11 @@ class FolderSplit:
         if side < size:
             return None
         box = Box((height - side) // 2, (width - side) // 2, side)
-        return self._shrink(picture.with_channels(self.scale.channels).values, box, size)
+        return self._shrunk(picture.with_channels(self.scale.channels).values, box, size)
 
-    def _shrink(self, pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
+    def _shrunk(self, pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
         square = pixels[box.top:box.top + box.side, box.left:box.left + box.side]
-        return Picture(square).crop(Box(0, 0, box.side), size)
+        return self.scale.to_inside(Picture(square).crop(Box(0, 0, box.side), size))
 
 
 def open_folder(
@@ -235,10 +210,9 @@ def open_folder(
         parts = [main, held_out, testing]
     elif val:
         parts = [main, *_by_digest(val, held_out, 0.5)]
-    elif test:
-        parts = [*_by_digest(folder, main, 0.95), testing]
     else:
-        parts = _by_digest(folder, main, 0.90, 0.95)
+        parts = _by_digest(folder, main, *([0.95] if test else [0.90, 0.95]))
+        parts += [testing] if test else []
     scale = read.common_scale(parts[0])
     fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
     for part in parts:
@@ -324,10 +298,9 @@ def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Files that are named like pictures, and what could not be looked into, with the reason."""
     Image.init()
     # PostScript is read by an external interpreter that runs what the file says.
-    endings = {
-        ending for ending, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind != "EPS"
-    }
+    endings = {ending for ending, kind in Image.registered_extensions().items()
+               if kind in Image.OPEN and kind != "EPS"}
+    endings |= {".heic", ".heif"}  # not read: named among what was skipped
     skipped: dict[Path, str] = {}
     files, seen = [], set()
     walk = os.walk(folder, followlinks=True,
@@ -339,7 +312,7 @@ def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
             continue
         seen.add(real)
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() not in endings and path.suffix.lower() not in FOREIGN_PICTURES:
+            if path.suffix.lower() not in endings:
                 continue
             if path.is_file():
                 files.append(path)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sparsefield.data.arrays import Part, array_data, cut, open_array
-from sparsefield.data.folder import CropSplit, Picture, open_folder
+from sparsefield.data.folder import CropSplit, Picture, open_folder, random_box
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
 from sparsefield.data.scale import Data, Scale, pixel_scale
 from sparsefield.errors import UserError
@@ -57,7 +57,15 @@ def open_data(
         return open_photos(image_size or 32, seed)
     if spec == "cifar10":
         return open_cifar10(Path(data_dir) if data_dir else None)
-    _check_there(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"--data {path}: no such file or folder; give photos, terrain, cifar10, a folder of "
+            "pictures, an .nc, a GeoTIFF, an .npz or an .npy"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--data {path}: {error.strerror}; choose another path") from None
     if path.is_dir():
         return open_folder(path, image_size=image_size or 32, channels=channels, **held_out)
     if is_gridded:
@@ -78,18 +86,6 @@ def open_as_configured(config: dict) -> Data:
     chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables")}
     chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
     return open_data(config["data"], image_size=config["image_size"], **chosen)
-
-
-def _check_there(path: Path) -> None:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"--data {path}: no such file or folder; give photos, terrain, cifar10, a folder of "
-            "pictures, an .nc, a GeoTIFF, an .npz or an .npy"
-        ) from None
-    except OSError as error:
-        raise UserError(f"--data {path}: {error.strerror}; choose another path") from None
 
 
 # --- photographs and elevation models inside other packages ---------------------------------------
@@ -204,8 +200,10 @@ def _crop_splits(
         for index in range(in_test):
             rng = generator(seed, Purpose.FROZEN_CROP, first + number, index)
             which = (index // 2 if large else index) % len(pictures)
+            picture = pictures[which]
             smallest = image_size if index % 2 else large or image_size
-            frozen.append((which, pictures[which].random_box(rng, smallest)))
+            box = random_box(rng, picture.height, picture.width, smallest)
+            frozen.append((which, box))
         length = in_test if number else in_epoch
         splits.append(CropSplit(pictures, frozen, length, image_size, scale))
     return splits

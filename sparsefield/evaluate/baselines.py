@@ -47,9 +47,7 @@ def baseline(name: str) -> Callable[[Method], Method]:
 
     def register(method: Method) -> Method:
         @wraps(method)
-        def checked(
-            coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]
-        ) -> np.ndarray:
+        def checked(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             coords, values = _distinct(coords, values)
             field = method(coords, values, shape).reshape(*shape, values.shape[1])
             return keep_observations(field, coords, values)
@@ -94,11 +92,9 @@ def biharmonic(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -
     """
     on_grid, rows, columns = _grid_points(coords, shape)
     if not on_grid.all():
-        raise UserError(
-            f"biharmonic inpainting fills a grid, and {np.sum(~on_grid)} of the observations are "
-            f"no points of the {shape[0]} x {shape[1]} grid: choose their grid, or the linear, "
-            "RBF or kriging baseline"
-        )
+        raise UserError(f"biharmonic inpainting fills a grid, and {np.sum(~on_grid)} of the "
+                        f"observations are no points of the {shape[0]} x {shape[1]} grid: choose "
+                        "their grid, or the linear, RBF or kriging baseline")
     picture = np.zeros((*shape, values.shape[1]))
     missing = np.ones(shape, dtype=bool)
     picture[rows, columns] = values
@@ -117,9 +113,8 @@ def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
     if not _span_the_plane(coords):
         return nearest(coords, values, shape)
     neighbours = RBF_NEIGHBOURS if len(coords) > RBF_DENSE_POINTS else None
-    spline = scipy.interpolate.RBFInterpolator(
-        coords, values, neighbors=neighbours, kernel="thin_plate_spline"
-    )
+    spline = scipy.interpolate.RBFInterpolator(coords, values, neighbors=neighbours,
+                                                 kernel="thin_plate_spline")
     try:
         return spline(_queries(shape))
     except np.linalg.LinAlgError as error:

@@ -12,10 +12,9 @@ from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.model.field import FieldModel
 
 LEVEL = 0.9
-# Of the samples that are calibrated, and drawn later.
-SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}
+SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}  # of samples, here and later
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
-PICTURES = 32  # looked at, at most: half to fit, half to measure
+PICTURES = 32  # at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
 
 Draw = Callable[[Cases], list[np.ndarray]]

@@ -286,7 +286,6 @@ class Cases:
     def _call(
         self, model: Model, which: list[int], rows: int, draws: int, **sampler: Any
     ) -> Result:
-        """Everything that an evaluation asks of a sampler, it asks here."""
         with evaluating(model):
             return sample(
                 model,
@@ -409,7 +408,7 @@ def open_test_data(
         UserError: the file is missing, is not the one trained on (where none was asked for), or
             has other channels than the model.
     """
-    trained = checkpoint["data"]
+    channels = checkpoint["data"]["channels"]
     if test is None and data is None and checkpoint.get("shipped"):
         log.warning("tested on photos: the training data of the bundled weights (%s) are not part "
                     "of the project", checkpoint["config"]["data"])
@@ -420,11 +419,9 @@ def open_test_data(
         opened = open_data(data, **_as_trained(checkpoint, data))
     else:
         opened = _open_as_trained(checkpoint)
-    if opened.channels != trained["channels"]:
-        raise UserError(
-            f"{opened.name} has {opened.channels} channels, the model was trained with "
-            f"{trained['channels']}: choose other --data"
-        )
+    if opened.channels != channels:
+        raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
+                        f"{channels}: choose other --data")
     return opened
 
 
@@ -448,16 +445,12 @@ def _open_as_trained(checkpoint: dict[str, Any]) -> Data:
     config = checkpoint["config"]
     for path in (config["data"], config["data_val"], config.get("data_test")):
         if path not in (None, *NAMES) and not Path(path).exists():
-            raise UserError(
-                f"the model was trained on {path}, which is not here: name the data to test on "
-                "with --data (`photos` needs no file)"
-            )
+            raise UserError(f"the model was trained on {path}, which is not here: name the data to "
+                            "test on with --data (`photos` needs no file)")
     opened = open_as_configured(config)
     if opened.fingerprint != checkpoint["data"]["fingerprint"]:
-        raise UserError(
-            f"{config['data']} is not the data that the model was trained on (its contents "
-            "differ): restore it, or name the data to test on with --data"
-        )
+        raise UserError(f"{config['data']} is not the data that the model was trained on (its "
+                        "contents differ): restore it, or name the data to test on with --data")
     return opened
 
 
@@ -476,11 +469,9 @@ def _convolution(
 def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observed: int) -> int:
     """Floating-point operations of one evaluation for one image, a multiply-add counting two.
 
-    Counted: matrix products (attention as dense ones), the K taps of each causal convolution
-    (2 L E K, whichever backend computes it), and selective scans with 9 L E S + 2 L E each
-    (discretisation, recurrence, output, skip and gate; the count of VMamba, Liu et al. 2024).
-    Not counted: elementwise operations, norms, and what runs once an image whatever the number of
-    evaluations (`encode`).
+    Counted: matrix products (attention as dense ones), causal convolutions of K taps (2 L E K), and
+    selective scans with 9 L E S + 2 L E each (VMamba, Liu et al. 2024). Not counted: elementwise
+    operations, norms, and what runs once an image (`encode`).
 
     Args:
         shape: (H, W), all of it queried. channels: C. observed: M.

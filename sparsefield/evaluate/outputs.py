@@ -1,12 +1,47 @@
-"""A folder that a command writes its files into, without harm to what is somebody else's."""
+"""Settings of the evaluations, and a folder that a command writes into without harm to others."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sparsefield.errors import UserError
+from sparsefield.data import Pattern, parse_pattern
+from sparsefield.errors import UserError, require_seed
+
+
+@dataclass
+class EvaluationConfig:
+    """Settings that both evaluations have."""
+
+    data: str | None = None
+    """What to test on, when it is not the test part of what was trained on."""
+    data_test: str | None = None
+    """An .npz file to test on, all of its pictures."""
+    observe: str = "random:0.2"
+    """Which points are observed."""
+    seed: int = 0
+    """Of observations, noise and bootstrap."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    save_dir: str = ""
+    """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
+    overwrite: bool = False
+    """Write into save_dir also where it holds other files."""
+
+    def pattern(self, *positive: str) -> Pattern:
+        """Which points are observed. Raises UserError for this, the seed, or a number below 1."""
+        require_seed(self.seed)
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        return parse_pattern(self.observe)
+
+    def folder(self, names: Iterable[str], *checkpoints: str) -> OutputFolder:
+        """The checked --save_dir."""
+        inputs = [*checkpoints, self.data, self.data_test]
+        return OutputFolder(self.save_dir, "--save_dir", names, inputs, self.overwrite)
 
 
 class OutputFolder:

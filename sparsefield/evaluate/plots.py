@@ -29,9 +29,6 @@ from sparsefield.evaluate import metrics, tables
 if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
 
-__all__ = ["MISSING", "Style", "as_png", "calibration", "comparison", "diversity",
-           "improvement_chart", "learning_curves", "performance", "plt", "reconstructions",
-           "resolutions"]
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
@@ -44,10 +41,8 @@ COLOURS = {"heun": "tab:blue", "euler": "tab:cyan", "sde": "tab:red", "ddim": "t
 MARKERS = {"heun": "o", "euler": "v", "sde": "s", "ddim": "^", "adaptive": "D", "mean": "*"}
 KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
 CHART_METRICS = {  # name: title, which sign is better for V2
-    "psnr": ("PSNR in dB", "higher"),
-    "ssim": ("SSIM", "higher"),
-    "mae": ("mean absolute error", "lower"),
-    "speckle_0.10": ("speckle (0.10)", "lower"),
+    "psnr": ("PSNR in dB", "higher"), "ssim": ("SSIM", "higher"),
+    "mae": ("mean absolute error", "lower"), "speckle_0.10": ("speckle (0.10)", "lower"),
     "flat_hf": ("grain in flat areas", "lower"),
 }
 QUALITY = {"psnr": "PSNR in dB (samples above the red line\nare too narrow)",
@@ -62,20 +57,17 @@ class Style(NamedTuple):
     """How fields of a data set are drawn.
 
     Attributes:
-        scale: of the values, for colour bars; None: without units. rows_up: the first row of a
-            field is the southernmost, and is drawn at the bottom.
+        scale: of the values, for colour bars. rows_up: the first row of a field is the
+            southernmost, and is drawn at the bottom.
     """
 
-    scale: Scale | None = None
+    scale: Scale
     rows_up: bool = False
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Style:
         """That of data as `Data.describe` describes them."""
         return cls(Scale(data["value_range"], data["units"]), bool(data.get("rows_up", False)))
-
-
-UNSCALED = Style()
 
 
 class Row(NamedTuple):
@@ -116,12 +108,12 @@ def limits_of(truth: np.ndarray) -> dict[str, float]:
     return {"vmin": low, "vmax": max(high, low + LEAST_SPAN)}
 
 
-def value_bar(figure: Figure, axes: Any, scale: Scale | None, limits: dict[str, float]) -> None:
+def value_bar(figure: Figure, axes: Any, scale: Scale, limits: dict[str, float]) -> None:
     """Beside `axes`, what the colours of `show` mean in the units of the data."""
-    low, high = scale.value_range[0] if scale else (0.0, 1.0)
+    low, high = scale.value_range[0]
     darkest, brightest = (low + limits[end] * (high - low) for end in ("vmin", "vmax"))
-    name = "value" if scale is None or scale.channels == 1 else f"channel 1 of {scale.channels}"
-    unit = scale.unit(0) if scale else None
+    name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
+    unit = scale.unit(0)
     figure.colorbar(plt.cm.ScalarMappable(Normalize(darkest, brightest), "viridis"), ax=axes,
                     shrink=0.9, aspect=15, label=f"{name} in {unit}" if unit else name)
 
@@ -195,7 +187,7 @@ def quantile_cases(errors: Sequence[float], shares: Sequence[float]) -> dict[int
 
 
 def reconstructions(
-    cases: Cases, columns: dict[str, list[np.ndarray]], path: Path, style: Style = UNSCALED
+    cases: Cases, columns: dict[str, list[np.ndarray]], path: Path, style: Style
 ) -> None:
     """A row per frozen case: truth, observations, each column, absolute error of the first one."""
     rows = []
@@ -339,10 +331,6 @@ def performance(results: dict[str, Any], about: str) -> bytes:
     One curve per sampler over the steps that were compared, or one point without such a sweep;
     the posterior mean and all baselines are references where they have the number.
     """
-    return as_png(performance_figure(results, about))
-
-
-def performance_figure(results: dict[str, Any], about: str) -> Figure:
     table = results["table"]
     table = table[table["rows"] == results["data"]["height"]]
     numbers = [name for name in QUALITY if name in table and table[name].notna().any()]
@@ -375,7 +363,7 @@ def performance_figure(results: dict[str, Any], about: str) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
     figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
-    return figure
+    return as_png(figure)
 
 
 def _curves(axis: Axes, drawn: pd.DataFrame, cost: str, name: str) -> None:

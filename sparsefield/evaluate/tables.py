@@ -23,17 +23,20 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from sparsefield.data import Scale
+from sparsefield.data import Data, Scale
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.calibration import SETTINGS, describe, widen
 from sparsefield.evaluate.cases import Cases, Outcome
+from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.scan import describe_backend
 
 SAMPLE_BELOW_MEAN = 10 * math.log10(2)  # dB: a draw of the posterior has twice the MSE of its mean
@@ -42,11 +45,9 @@ KEYS = ["kind", "method", "training", "rows", "steps", "picture"]
 ENOUGH_PICTURES = 64  # for choosing a sampler
 
 BLOCKS = {  # what the blocks of the comparison show: title, unit, decimals, is more better
-    "psnr": ("PSNR", " dB", 2, True),
-    "ssim": ("SSIM", "", 4, True),
+    "psnr": ("PSNR", " dB", 2, True), "ssim": ("SSIM", "", 4, True),
     "ssim_default": ("SSIM (scikit-image's default window)", "", 4, True),
-    "mse": ("MSE", "", 6, False),
-    "mae": ("MAE", "", 5, False),
+    "mse": ("MSE", "", 6, False), "mae": ("MAE", "", 5, False),
     "crps": ("CRPS (of all samples, at hidden points)", "", 5, False),
     "speckle_0.05": ("Speckle, threshold 0.05", "", 5, False),
     "speckle_0.10": ("Speckle, threshold 0.10", "", 5, False),
@@ -54,22 +55,21 @@ BLOCKS = {  # what the blocks of the comparison show: title, unit, decimals, is 
     "flat_hf": ("flat_hf (grain in flat areas)", "", 5, False),
 }
 AT_EQUAL_CALIBRATION = ("psnr", "crps", "speckle_0.10", "flat_hf")
-POINT_COLUMNS = {  # number: title, decimals
-    "psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "ssim_default": ("SSIM-def", 4), "mse": ("MSE", 5),
-    "mae": ("MAE", 5), "speckle_0.05": ("spk 0.05", 5), "speckle_0.10": ("spk 0.10", 5),
-    "speckle_0.20": ("spk 0.20", 5), "flat_hf": ("flat_hf", 5),
-}
-SAMPLE_COLUMNS = {
-    "psnr": ("PSNR", 2), "expected_psnr": ("mean-3.01", 2), "crps": ("CRPS", 5),
-    "coverage_90": ("points", 3), "coverage_90_4x4": ("4x4", 3), "coverage_90_8x8": ("8x8", 3),
-    "coverage_90_luminance": ("lumin.", 3), "spread_error": ("spr/err", 2),
-    "speckle_0.05": ("spk 0.05", 5), "speckle_0.10": ("spk 0.10", 5),
+COLUMNS = {  # of all tables, in their order: title, decimals
+    "psnr": ("PSNR", 2), "psnr_sd": ("sd", 2), "psnr_median": ("median", 2),
+    "expected_psnr": ("mean-3.01", 2), "ssim": ("SSIM", 4), "ssim_default": ("SSIM-def", 4),
+    "mse": ("MSE", 5), "mae": ("MAE", 5), "crps": ("CRPS", 5), "coverage_90": ("points", 3),
+    "coverage_90_4x4": ("4x4", 3), "coverage_90_8x8": ("8x8", 3),
+    "coverage_90_luminance": ("lumin.", 3), "in 50%": ("in 50%", 3), "in 90%": ("in 90%", 3),
+    "spread_error": ("spr/err", 2), "spread": ("spread", 4), "skill": ("skill", 4),
+    "correlation": ("corr.", 2), "speckle_0.05": ("spk 0.05", 5), "speckle_0.10": ("spk 0.10", 5),
     "speckle_0.20": ("spk 0.20", 5), "missed_0.10": ("missed .10", 5), "flat_hf": ("flat_hf", 5),
+    "psnr_base": ("base", 2), "parameters": ("parameters", 0), "gflop": ("GFLOP per NFE", 2),
+    "gflop_mean": ("GFLOP mean", 2), "gflop_sample": ("GFLOP sample", 1), "nfe": ("NFE", 0),
+    "seconds": ("s/field", 4),
 }
-RESOLUTION_COLUMNS = {
-    "psnr": ("PSNR", 2), "ssim": ("SSIM", 4), "mae": ("MAE", 4), "speckle_0.10": ("speckle", 4),
-    "missed_0.10": ("missed", 4), "flat_hf": ("flat_hf", 4), "psnr_base": ("base", 2),
-}
+OF_SAMPLES_ALONE = ("expected_psnr", "crps", "spread_error", "missed_0.10",
+                    *(name for name in COLUMNS if name.startswith("coverage")))
 SEED_ROWS = {  # kind and metric: title, decimals
     ("mean", "psnr"): ("posterior mean: PSNR, dB", 3),
     ("mean", "ssim"): ("posterior mean: SSIM", 4),
@@ -84,9 +84,9 @@ NOTE_ON_PSNR = (
 NOTE_ON_SAMPLES = (
     "points, 4x4, 8x8, lumin.: share of the truth in the {interval} interval, for\nhidden points, "
     "means of blocks and the mean over channels. spr/err: rms spread, corrected for the number\n"
-    "of samples, over rms error of their mean (1 if calibrated). PSNR, spk, missed, flat_hf: of "
-    "the first sample.\nmissed .10: values that stand out in the truth and not in the sample; an "
-    "exact sample has as much spk 0.10:\nmore is grain, less is smoothing."
+    "of samples, over rms error of their mean (1 if calibrated). PSNR, SSIM, MSE, MAE, spk, missed,"
+    "\nflat_hf: of the first sample. missed .10: values that stand out in the truth and not in the "
+    "sample; an\nexact sample has as much spk 0.10: more is grain, less is smoothing."
 )
 
 # --- the table -----------------------------------------------------------------------------------
@@ -183,10 +183,12 @@ def recalibrated(outcome: Outcome, factor: float) -> Outcome:
     return outcome.with_draws(draws, f"{outcome.how}, spread times {factor:.2f}")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that the numbers of time depend on."""
+def about(
+    config: EvaluationConfig, device: torch.device, data: Data, cases: Cases
+) -> dict[str, dict[str, Any]]:
+    """Settings, data, and the versions and hardware that seconds depend on."""
     names = ("torch", "numpy", "scipy", "scikit-image")
-    return {
+    environment = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
         "platform": platform.platform(),
@@ -194,6 +196,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "scan": describe_backend(device),
     }
+    return {"settings": asdict(config) | {"pictures": len(cases)}, "environment": environment,
+            "data": data.describe() | {"test_indices": [case.index for case in cases]}}
 
 
 def as_json(results: dict[str, Any]) -> str:
@@ -215,35 +219,56 @@ def _plain(item: object) -> object:
     return item
 
 
+def sweep_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """{method, num_steps, nfe, seconds, spread_error, psnr, ...} of the kind "sweep"."""
+    entries = []
+    for (method, steps), part in table[table["kind"] == "sweep"].groupby(["method", "steps"]):
+        own = summarise(part)["sweep"][str(method)]
+        entries.append({"method": method, "num_steps": int(steps), **flat(own)})
+    return entries
+
+
 # --- words of both reports -----------------------------------------------------------------------
 
 
-def data_lines(results: dict[str, Any]) -> list[str]:
-    """Which pictures, and what 0 and 1 stand for in the units of the data."""
-    data, settings = results["data"], results["settings"]
+def header(title: str, top: Sequence[str], results: dict[str, Any], models: dict[str, Any],
+           notes: Sequence[str]) -> str:
+    """What a report begins with: its findings, then models, data, versions and hardware."""
+    data, settings, env = (results[key] for key in ("data", "settings", "environment"))
     height, width = data["height"], data["width"]
-    return [
+    versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
+    lines = [
+        title, "", *top, "",
         f"Data:      {data['name']} {height} x {width} x {data['channels']}, "
         f"{len(data['test_indices'])} of {data['sizes'][2]} test pictures",
         f"Values:    0 to 1 below stand for {Scale(data['value_range'], data['units']).describe()}",
         f"Observed:  {settings['observe']} of {height} x {width}; seed {settings['seed']}",
     ]
+    for name, model in models.items():
+        variant = f"; {model['variant']}" if model["variant"] else ""
+        lines.append(f"{name + ':':11}{model['checkpoint']} ({model['model_class']}, "
+                     f"{model['parameters']:,} parameters, step {model['step']}, trained on "
+                     f"{model['trained_on']}{variant})")
+    return "\n".join([
+        *lines, f"Versions:  Python {env['python']}, {versions}",
+        f"Hardware:  {env['device']}, {env['threads']} threads, {env['platform']}; {env['scan']}",
+        *notes,
+    ])
 
 
-def environment_lines(env: dict[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
-    return [f"Versions:  Python {env['python']}, {versions}",
-            f"Hardware:  {env['device']}, {env['threads']} threads, {env['platform']}",
-            f"           {env['scan']}"]
-
-
-def describe_variant(model_class: str, model_args: dict[str, Any]) -> str:
-    """Which variant of a model it is, where there is more than one; else nothing."""
-    if model_class != "MAMBADiffusion":
-        return ""
-    with_residual = bool(model_args.get("cross_attention_residual", False))
-    return ("with a residual around its cross-attention" if with_residual else
-            "as described, without a residual around its cross-attention")
+def describe_model(checkpoint: dict[str, Any], model: nn.Module, path: str) -> dict[str, Any]:
+    """What a checkpoint is, in plain types."""
+    about = {key: checkpoint[key] for key in ("model_class", "model_args", "step", "epoch")}
+    variant = ""
+    if about["model_class"] == "MAMBADiffusion":
+        residual = about["model_args"].get("cross_attention_residual", False)
+        variant = ("with" if residual else "as described, without") + (
+            " a residual around its cross-attention")
+    return about | {
+        "checkpoint": path, "variant": variant, "calibration": checkpoint.get("calibration"),
+        "trained_on": checkpoint["data"]["name"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
 
 
 def in_words(sampler: dict[str, Any]) -> str:
@@ -256,11 +281,6 @@ def percent(change: float, of: float, sign: str = "+") -> str:
     if not of or math.isnan(change):
         return "undefined: V1 has 0" if of == 0 else "undefined"
     return f"{round(100 * change / of, 1) + 0.0:{sign}.1f}%"  # + 0.0: no -0.0
-
-
-def cell(value: float, digits: int, width: int = 10) -> str:
-    """A number, or a dash for what is not defined."""
-    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.{digits}f}"
 
 
 def titled(title: str, *parts: str) -> str:
@@ -291,35 +311,44 @@ def width_in_words(samples: dict[str, dict[str, Any]]) -> str:
     return f"Samples {', '.join(parts)} (spread over error)."
 
 
+def flat(summary: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a summary by the names in COLUMNS."""
+    return {**summary["mean"], "psnr_sd": summary["sd"].get("psnr"),
+            "psnr_median": summary["median"].get("psnr"),
+            **{name: summary[name] for name in ("spread_error", "expected_psnr", "nfe", "seconds")
+               if name in summary}}
+
+
+def lines_of(rows: dict[str, dict[str, Any]], leave_out: Sequence[str] = ()) -> str:
+    """Numbers under the titles of COLUMNS, a row for each method; a dash for what is not defined.
+
+    A column that no row has is left out.
+    """
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    shown = [name for name in COLUMNS if name in frame and name not in leave_out
+             and frame[name].notna().any()]
+    return pd.DataFrame({
+        title: [f"{value:,.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
+        for name, (title, digits) in ((name, COLUMNS[name]) for name in shown)
+    }, index=frame.index).to_string()
+
+
 def point_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    heads = [*(head for head, _ in POINT_COLUMNS.values()), "med. PSNR", "NFE", "s/image"]
-    lines = [f"{'':20}" + "".join(f"{head:>10}" for head in heads)]
-    for name, row in rows.items():
-        numbers = "".join(cell(row["mean"][c], digits) for c, (_, digits) in POINT_COLUMNS.items())
-        lines.append(f"{name:20}{numbers}{cell(row['median']['psnr'], 2)}"
-                     f"{row['nfe']:10.0f}{row['seconds']:10.4f}")
-    return titled(title, *lines)
+    flat_rows = {name: flat(row) for name, row in rows.items()}
+    return titled(title, lines_of(flat_rows, OF_SAMPLES_ALONE))
 
 
 def sample_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    """Everything about samples, a row for each summary of them; single draws lack half of it."""
+    """Everything about samples, a row for each summary of them."""
     members = next(iter(rows.values()))["members"]
-    heads = "".join(f"{head:>11}" for head, _ in SAMPLE_COLUMNS.values())
-    lines = [f"{'':16}{heads}{'NFE':>6}{'s/sample':>10}"]
-    for name, row in rows.items():
-        numbers = {**row["mean"], **row}
-        cells = "".join(cell(numbers.get(column, math.nan), digits, width=11)
-                        for column, (_, digits) in SAMPLE_COLUMNS.items())
-        lines.append(f"{name:16}{cells}{row['nfe']:6.0f}{row['seconds']:10.4f}")
+    shown, notes = {name: flat(row) for name, row in rows.items()}, [NOTE_ON_PSNR]
     if members > 1:
         highest = min(metrics.LEVEL, metrics.largest_coverage(members))
-        ideal = f"{highest:11.3f}" * sum(name.startswith("coverage") for name in SAMPLE_COLUMNS)
-        lines.append(f"{'calibrated':16}{'':33}{ideal}{1:11.2f}")
-    lines.append(NOTE_ON_PSNR)
-    if members > 1:
-        lines.append(NOTE_ON_SAMPLES.format(
+        covered = dict.fromkeys((n for n in COLUMNS if n.startswith("coverage")), highest)
+        shown["calibrated"] = {**covered, "spread_error": 1}
+        notes.append(NOTE_ON_SAMPLES.format(
             interval=metrics.interval_name(metrics.LEVEL, members)))
-    return titled(title, *lines)
+    return titled(title, lines_of(shown), *notes)
 
 
 # --- the report on V1 and V2 ---------------------------------------------------------------------
@@ -328,11 +357,10 @@ def sample_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
 def comparison_report(results: dict[str, Any]) -> str:
     """comparison_results.txt, of the results of eval_v1_vs_v2.evaluate."""
     summary = results["summary"]
-    models = {name: summary["sample"][name] for name in ("V1", "V2")}
     parts = [
         comparison_header(results),
         section("Posterior mean (1 evaluation, at the start)", results, "mean"),
-        section(f"Sample ({models['V2']['how']})", results, "sample"),
+        section(f"Sample ({summary['sample']['V2']['how']})", results, "sample"),
         calibrated_section(results),
         *([seeds_section(results["seeds"])] if "seeds" in results else []),
         point_table("Point estimates", {**summary["mean"], **summary["baseline"]}),
@@ -346,34 +374,25 @@ def comparison_report(results: dict[str, Any]) -> str:
 
 
 def comparison_header(results: dict[str, Any]) -> str:
-    lines = ["MAMBA Diffusion: V1 against V2", "", *comparison_lines(results), "",
-             *data_lines(results)]
-    for name, model in results["models"].items():
-        variant = f"; {model['variant']}" if model["variant"] else ""
-        lines.append(f"{name}:        {model['checkpoint']} ({model['model_class']}, step "
-                     f"{model['step']}, trained on {model['trained_on']}{variant})")
-    lines += environment_lines(results["environment"])
-    lines += [f"NOTE: {note}" for note in results["notes"]]
-    for setting, (v1, v2) in results["trained_differently"].items():
-        lines.append(f"NOTE: trained differently beyond the model: {setting} {v1} (V1), {v2} (V2)")
-    lines.append(
-        "Numbers are mean ± sd over pictures; V2 − V1 with its paired 95 % bootstrap interval.\n"
-        "It takes pictures as independent: where several are crops of one photograph (all of "
-        "`photos`), it is too narrow."
-    )
-    return "\n".join(lines)
-
-
-def comparison_lines(results: dict[str, Any]) -> list[str]:
-    """The three lines on top: V2 against V1, against what needs no training, and the samples."""
+    """With V2 against V1, V2 against what needs no training, and the samples on top."""
     summary, change = results["summary"], results["differences"]["mean"]["psnr"]
-    best = max(summary["baseline"], key=lambda name: summary["baseline"][name]["mean"]["psnr"])
-    gain = summary["mean"]["V2"]["mean"]["psnr"] - summary["baseline"][best]["mean"]["psnr"]
-    return [
+    known = {name: row["mean"]["psnr"] for name, row in summary["baseline"].items()}
+    best = max(known, key=lambda name: known[name])
+    gain = summary["mean"]["V2"]["mean"]["psnr"] - known[best]
+    top = [
         better("V2", "V1", (change["mean"], change["low"], change["high"])),
         f"Its PSNR is {gain:+.2f} dB from that of the best method without training ({best}).",
         width_in_words({name: summary["sample"][name] for name in ("V1", "V2")}),
     ]
+    notes = [f"NOTE: {note}" for note in results["notes"]]
+    notes += [f"NOTE: trained differently beyond the model: {setting} {v1} (V1), {v2} (V2)"
+              for setting, (v1, v2) in results["trained_differently"].items()]
+    notes.append(
+        "Numbers are mean ± sd over pictures; V2 − V1 with its paired 95 % bootstrap interval.\n"
+        "It takes pictures as independent: where several are crops of one photograph (all of "
+        "`photos`), it is too narrow."
+    )
+    return header("MAMBA Diffusion: V1 against V2", top, results, results["models"], notes)
 
 
 def section(
@@ -448,19 +467,18 @@ def seeds_section(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def cost(results: dict[str, Any]) -> str:
-    lines = [f"{'':16}{'parameters':>14}{'GFLOP per evaluation':>24}{'GFLOP mean':>14}"
-             f"{'GFLOP sample':>16}"]
+    rows = {}
     for name, model in results["models"].items():
         each = model["flops_per_evaluation"] / 1e9
-        mean, sample = (each * results["summary"][kind][name]["nfe"] for kind in ("mean", "sample"))
-        lines.append(f"{name:16}{model['parameters']:14,}{each:24.2f}{mean:14.2f}{sample:16.1f}")
-    lines.append(
+        rows[name] = {"parameters": model["parameters"], "gflop": each} | {
+            f"gflop_{kind}": each * results["summary"][kind][name]["nfe"]
+            for kind in ("mean", "sample")}
+    return titled(
+        "Cost", lines_of(rows),
         "FLOP: matrix products, attention, convolutions and scans of one picture, a multiply-add "
         "counting two;\nnot elementwise operations and norms, nor what is computed once a picture "
         "(kriging, neighbours, order).\n"
-        f"Seconds: {results['settings']['batch_size']} pictures together, after a warm-up."
-    )
-    return titled("Cost", *lines)
+        f"Seconds: {results['settings']['batch_size']} pictures together, after a warm-up.")
 
 
 # --- the report on samplers and resolutions ------------------------------------------------------
@@ -468,8 +486,15 @@ def cost(results: dict[str, Any]) -> str:
 
 def multiscale_report(results: dict[str, Any]) -> str:
     """metrics_comparison.txt, of the results of eval_sde_multiscale.evaluate."""
-    rows = str(results["data"]["height"])
-    parts = [multiscale_header(results)]
+    settings, model, data = results["settings"], results["model"], results["data"]
+    advice = recommendation(results["table"], settings["seed"])
+    top = [better(model["model_class"], "kriging, fitted", results["gain_over_kriging"]),
+           width_in_words(results["samples"]), advice.splitlines()[0]]
+    parts = [header("MAMBA Diffusion: samplers and resolutions", top, results, {"Model": model}, [
+        "Numbers are means over pictures, sd that of PSNR; base: PSNR of the result averaged down "
+        "to the\nobserved resolution. Seconds are for one field, with as many together as "
+        f"{settings['points']} points allow.",
+    ])]
     for resolution in results["resolutions"]:
         parts += resolution_tables(results, resolution)
     samples = dict(results["samples"])
@@ -477,130 +502,58 @@ def multiscale_report(results: dict[str, Any]) -> str:
     if again:
         samples[f"{again['method']} x {again['factor']:.2f}"] = again["summary"]
     if samples:
-        shape = f"{rows} x {results['data']['width']}"
+        shape = f"{data['height']} x {data['width']}"
         parts.append(sample_table(f"Samples at the observed resolution, {shape}", samples))
     if results["uncertainty"]:
         parts.append(uncertainty_table(results))
     if results["sweep"]:
-        parts.append(sweep_table(results["sweep"]))
-    parts.append(recommendation(results["table"], results["settings"]["seed"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def multiscale_header(results: dict[str, Any]) -> str:
-    settings, model = results["settings"], results["model"]
-    variant = describe_variant(model["model_class"], model["model_args"])
-    advice = recommendation(results["table"], settings["seed"]).splitlines()[0]
-    return "\n".join([
-        "MAMBA Diffusion: samplers and resolutions",
-        "",
-        better(model["model_class"], "kriging, fitted", results["gain_over_kriging"]),
-        width_in_words(results["samples"]),
-        advice,
-        "",
-        f"Model:     {settings['checkpoint']}, {model['model_class']}, "
-        f"{model['parameters']:,} parameters, step {model['step']}"
-        + (f"; {variant}" if variant else ""),
-        *data_lines(results),
-        *environment_lines(results["environment"]),
-        "Numbers are mean ± sd over pictures; base: PSNR of the result averaged down to the "
-        "observed\nresolution; mean-3.01: where the PSNR of exact samples lies, see below. Seconds "
-        f"are for one field,\nwith as many together as {settings['points']} points allow.",
-    ])
+        parts.append(titled("Steps of the samplers, at the observed resolution", lines_of({
+            f"{entry['method']}, {entry['num_steps']}": entry for entry in results["sweep"]})))
+    return "\n\n".join([*parts, advice]) + "\n"
 
 
 def resolution_tables(results: dict[str, Any], resolution: str) -> list[str]:
-    rows, found = results["data"]["height"], results["resolutions"][resolution]
-    shape = " x ".join(str(int(resolution) // rows * results["data"][side])
-                       for side in ("height", "width"))
-    truth = "against the real pictures of that size" if found["truth"] else (
-        "no truth of that size in the data: only averages over cells are scored")
+    factor = int(resolution) // results["data"]["height"]
+    shape = " x ".join(str(factor * results["data"][side]) for side in ("height", "width"))
+    truth = "against the real pictures of that size" if results["resolutions"][resolution][
+        "truth"] else "no truth of that size in the data: only averages over cells are scored"
     summary = results["summary"][resolution]
     points = {**summary["mean"], **summary["baseline"],
               **{f"mean of {results['settings']['ensemble']} {name}": row
                  for name, row in summary.get("mean of samples", {}).items()}}
-    parts = [f"{shape}: {truth}\n" + "=" * 72, resolution_table("Point estimates", points)]
-    if "sample" in summary:
-        parts.append(resolution_table(
-            "Samples (3 dB below a posterior mean by theory: never compare the two)",
-            summary["sample"]))
+    kinds = {"Point estimates": points,
+             "Samples (3 dB below a posterior mean by theory: never compare the two)":
+                 summary.get("sample", {})}
+    parts = [titled(f"{shape}: {truth}")]
+    for title, rows in kinds.items():
+        if rows:
+            hows = [f"{name}: {row['how']}" for name, row in rows.items() if row["how"] != name]
+            numbers = {name: flat(row) for name, row in rows.items()}
+            left_out = [name for name in OF_SAMPLES_ALONE if name not in (
+                "expected_psnr", "missed_0.10")]
+            parts.append("\n".join([title, lines_of(numbers, left_out), *hows]))
     return parts
 
 
-def resolution_table(title: str, rows: dict[str, dict[str, Any]]) -> str:
-    first = next(iter(rows.values()))
-    columns = [c for c in RESOLUTION_COLUMNS if not math.isnan(first["mean"].get(c, math.nan))]
-    expected = not math.isnan(first.get("expected_psnr", math.nan))
-    heads = "".join(f"{RESOLUTION_COLUMNS[c][0]:>16}" for c in columns)
-    lines = [title, f"  {'':24}{heads}{'mean-3.01' if expected else '':>{11 * expected}}"
-             f"{'NFE':>7}{'s/field':>10}"]
-    for name, row in rows.items():
-        cells = "".join(f"{with_sd(row, c, RESOLUTION_COLUMNS[c][1]):>16}" for c in columns)
-        if expected:
-            cells += cell(row["expected_psnr"], 2, 11)
-        lines.append(f"  {name:24}{cells}{row['nfe']:7.0f}{row['seconds']:10.3f}")
-    lines += [f"  {name}: {row['how']}" for name, row in rows.items() if row["how"] != name]
-    return "\n".join(lines)
-
-
-def with_sd(row: dict[str, Any], name: str, digits: int) -> str:
-    return f"{cell(row['mean'][name], digits, 0)} ± {cell(row['sd'][name], digits, 0)}"
-
-
 def uncertainty_table(results: dict[str, Any]) -> str:
-    count, scores = results["settings"]["ensemble"], results["uncertainty"]
+    count, scores = results["settings"]["ensemble"], dict(results["uncertainty"])
+    again, notes = results.get("recalibrated"), []
+    if again:
+        scores[f"{again['method']} x {again['factor']:.2f}"] = again["scores"]
+        notes = [f"{again['method']} x ...: {describe(again['fitted'])};",
+                 f"fitted to samples by {in_words(SETTINGS)}."]
+    rows = {name: {**score, "spread_error": score["spread"] / score["skill"],
+                   **{f"in {level}": share for level, share in score["coverage"].items()}}
+            for name, score in scores.items()}
     top = next(iter(scores.values()))["attainable"]
-    levels = "".join(f"{'in ' + level:>10}" for level in top)
-    lines = [
-        f"Uncertainty: {count} samples per picture, at the points that were not observed",
-        "=" * 72,
-        f"  {'':12}{'CRPS':>10}{levels}{'spread':>10}{'skill':>10}{'ratio':>8}{'corr.':>8}",
-    ]
-    again = results.get("recalibrated")
-    if again:
-        scores = scores | {f"{again['method']} x {again['factor']:.2f}": again["scores"]}
-    for method, score in scores.items():
-        inside = "".join(f"{share:10.1%}" for share in score["coverage"].values())
-        lines.append(
-            f"  {method:12}{score['crps']:10.5f}{inside}{score['spread']:10.4f}"
-            f"{score['skill']:10.4f}{score['spread'] / score['skill']:8.2f}"
-            f"{score['correlation']:8.2f}"
-        )
-    ideal = "".join(f"{level:10.1%}" for level in top.values())
-    lines.append(f"  {'calibrated':12}{'':10}{ideal}{'':20}{1:8.2f}")
+    rows["calibrated"] = {**{f"in {level}": share for level, share in top.items()},
+                          "spread_error": 1}
     names = ", ".join(metrics.interval_name(level, count) for level in metrics.LEVELS)
-    lines.append("  spread: rms sd of the samples; skill: rms error of their mean; corr.: of the "
-                 f"two, over points.\n  in ...: share of the truth inside the central interval of "
-                 f"{names}.")
-    if again:
-        lines.append(f"  {again['method']} x ...: {describe(again['fitted'])};\n"
-                     f"  fitted to samples by {in_words(SETTINGS)}.")
-    return "\n".join(lines)
-
-
-def sweep_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """{method, num_steps, nfe, seconds, spread_error, psnr, ...} of the kind "sweep"."""
-    entries = []
-    for (steps, method), part in table[table["kind"] == "sweep"].groupby(
-            ["steps", "method"], sort=False):
-        own = summarise(part)["sweep"][method]
-        entries.append({"method": method, "num_steps": int(steps), "nfe": own["nfe"],
-                        "seconds": own["seconds"], "spread_error": own["spread_error"],
-                        **own["mean"]})
-    return entries
-
-
-def sweep_table(entries: Sequence[dict[str, Any]]) -> str:
-    lines = ["Steps of the samplers, at the observed resolution", "=" * 72,
-             f"  {'':12}{'steps':>7}{'NFE':>7}{'PSNR':>9}{'SSIM':>9}{'speckle':>9}{'CRPS':>10}"
-             f"{'in 90%':>9}{'spr/err':>9}{'s/field':>10}"]
-    for e in sorted(entries, key=lambda e: e["method"]):
-        lines.append(
-            f"  {e['method']:12}{e['num_steps']:7}{e['nfe']:7.0f}{e['psnr']:9.2f}{e['ssim']:9.4f}"
-            f"{e['speckle_0.10']:9.4f}{e['crps']:10.5f}{e['coverage_90']:9.1%}"
-            f"{e['spread_error']:9.2f}{e['seconds']:10.3f}"
-        )
-    return "\n".join(lines)
+    return titled(
+        f"Uncertainty: {count} samples per picture, at the points that were not observed",
+        lines_of(rows),
+        "spread: rms sd of the samples; skill: rms error of their mean; corr.: of the two, over "
+        f"points.\nin ...: share of the truth inside the central interval of {names}.", *notes)
 
 
 def recommendation(table: pd.DataFrame, seed: int) -> str:

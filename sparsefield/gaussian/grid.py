@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.draws import grid_roots
 from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
     restricted_likelihood,
     weights,
 )
-from sparsefield.gaussian.kernels import BANK, candidates
+from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
 from sparsefield.gaussian.kriging import (
     Kriged,
     Mixture,
@@ -145,10 +144,9 @@ class GridPosterior:
             for fields in groups.values():
                 b = fields[0]
                 mask = self._mask(mask_ids[b], observed[b], None if cells is None else cells[b])
-                answer = self._answer(mask, torch.stack([values[b] for b in fields]),
-                                      None if seeds is None else
-                                      torch.stack([seeds[b] for b in fields]))
-                rows.update(zip(fields, zip(*answer)))
+                own = torch.stack([values[b] for b in fields])
+                drawn = None if seeds is None else torch.stack([seeds[b] for b in fields])
+                rows.update(zip(fields, zip(*self._answer(mask, own, drawn))))
         self._forget(set(mask_ids))
         return GridAnswer(*(torch.stack(column) for column in
                             zip(*(rows[b] for b in range(len(values))))))
@@ -173,7 +171,7 @@ class GridPosterior:
 
     def _answer(self, mask: _Mask, values: Tensor, seeds: Tensor | None) -> GridAnswer:
         """Of n fields of a mask: values (n, M, C), seeds (n,)."""
-        count, channels = len(values), values.shape[2]
+        count = len(values)
         columns = mask.sites.whiten(values.movedim(0, 1).flatten(1))      # (K, M - p, n C)
         white = _by_field(columns, count)                                 # (n, K, M - p, C)
         weight = weights(restricted_likelihood(white, mask.log_det)).to(values)
@@ -187,12 +185,9 @@ class GridPosterior:
                                 torch.cat([part.kriged.variance for part in parts]))
         loo = mixture.leave_one_out(values, _by_field(weighed, count),
                                     torch.cat([part.precision for part in parts]))
-        amplitude = local_amplitude(mask.near, loo.z)
-        drawn = values.new_empty(count, 0, channels)
-        if seeds is not None:
-            drawn = self._draws(mask, every, seeds)
-        return GridAnswer(answer.mean, answer.sd * amplitude, answer.spread * amplitude, loo.sd,
-                          loo.z, drawn)
+        answer = answer.scaled(local_amplitude(mask.near, loo.z))
+        drawn = values[:, :0] if seeds is None else self._draws(mask, every, seeds)
+        return GridAnswer(*answer, loo.sd, loo.z, drawn)
 
     def _draws(self, mask: _Mask, mixture: Mixture, seeds: Tensor) -> Tensor:
         """Prior fields under the heaviest kernel of each minus their own kriging (Matheron), of

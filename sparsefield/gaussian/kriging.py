@@ -140,9 +140,10 @@ class Factored:
 
     def whiten(self, values: Tensor) -> Tensor:
         """L^-1 B y: (..., M, F), or one for each kernel (..., K, M, F), to (..., K, M - p, F)."""
-        if values.dim() < self.lower.dim():
-            values = values.unsqueeze(-3)
-        contrasts = contrast(self.onto.unsqueeze(-3), values.to(self.lower))
+        y, p = values.to(self.lower), self.onto.shape[-1]
+        if y.dim() < self.lower.dim():
+            y = y.unsqueeze(-3)
+        contrasts = y[..., p:, :] - self.onto.unsqueeze(-3) @ y[..., :p, :]
         contrasts = contrasts.expand(*self.lower.shape[:-1], -1)
         return torch.linalg.solve_triangular(self.lower, contrasts, upper=False)
 
@@ -174,18 +175,8 @@ class Factored:
 
     def weigh(self, white: Tensor) -> Tensor:
         """P y (..., K, M, F) of whitened contrasts of y (..., K, M - p, F)."""
-        return of_rows(self.onto.unsqueeze(-3), self.inverse.mT @ white.to(self.inverse))
-
-
-def contrast(onto: Tensor, values: Tensor) -> Tensor:
-    """B y: (..., M, F) to (..., M - p, F)."""
-    p = onto.shape[-1]
-    return values[..., p:, :] - onto @ values[..., :p, :]
-
-
-def of_rows(onto: Tensor, weight: Tensor) -> Tensor:
-    """B' w: weights of contrasts (..., M - p, F) to those of observations (..., M, F)."""
-    return torch.cat([-(onto.mT @ weight), weight], dim=-2)
+        weight = self.inverse.mT @ white.to(self.inverse)
+        return torch.cat([-(self.onto.unsqueeze(-3).mT @ weight), weight], dim=-2)
 
 
 Rows = list[int]
@@ -290,6 +281,10 @@ class Answer(NamedTuple):
     mean: Tensor
     sd: Tensor
     spread: Tensor
+
+    def scaled(self, amplitude: Tensor) -> Answer:
+        """With sd and spread times (..., N, 1), see `local_amplitude`."""
+        return Answer(self.mean, self.sd * amplitude, self.spread * amplitude)
 
 
 class LeaveOneOut(NamedTuple):

@@ -22,9 +22,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian import draws
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
-from sparsefield.gaussian.kernels import BANK, Kernel
+from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
 from sparsefield.gaussian.kriging import (
     Answer,
     LeaveOneOut,
@@ -32,7 +31,6 @@ from sparsefield.gaussian.kriging import (
     closeness,
     full_precision,
     local_amplitude,
-    of_rows,
 )
 from sparsefield.place import UNIT_SQUARE, Domain
 
@@ -182,7 +180,6 @@ class _Observed(NamedTuple):
         return cls(coords[order], values[order], noise_variance[order], order.argsort())
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Coordinates, values and variances of some, (...) each."""
         noise = None if self.noise_variance is None else self.noise_variance[index]
         return self.coords[index], self.values[index], noise
 
@@ -222,11 +219,9 @@ class _Field:
         """At (n, D): (n, C)."""
         onto, whitened, variance = self.fit.sites.krige(queries)
         level = onto @ self.observed.values[: onto.shape[1]]
-        mean, sd, spread = self.fit.mixture.answer(
-            level, (self.fit.white.mT @ whitened).mT, variance)
+        found = self.fit.mixture.answer(level, (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
-        amplitude = local_amplitude(near, self.leave_one_out.z)
-        return Answer(mean, sd * amplitude, spread * amplitude)
+        return found.scaled(local_amplitude(near, self.leave_one_out.z))
 
     @cached_property
     def _heaviest(self) -> Sites:
@@ -293,20 +288,17 @@ class _FromNearest(_Field):
 
     def answer(self, queries: Tensor) -> Answer:
         fitted, values, index = self._around(queries)
-        mean, sd, spread = self._krige(fitted, values, queries)
         near = closeness(queries[:, None], self.observed.coords[index], self.spacing)
         amplitude = local_amplitude(near, self.leave_one_out.z[index])[:, 0]
-        return Answer(mean, sd * amplitude, spread * amplitude)
+        return self._krige(fitted, values, queries).scaled(amplitude)
 
     def errors(self, queries: Tensor) -> Errors:
         fitted, _, index = self._around(queries)
         sites = fitted.sites.take([self.fit.heaviest])
         onto, whitened, variance = sites.krige(queries[:, None])
-        (_, factored), = sites.parts
-        others = factored.inverse[:, 0].mT @ whitened[:, 0].to(factored.inverse)   # (n, k - p, 1)
-        weight = of_rows(factored.onto, others)
-        weight[:, : onto.shape[2]] += onto.mT
-        weight, sd = weight[..., 0].float(), variance[:, 0, 0].sqrt()
+        weight = sites.weigh(whitened)[:, 0, :, 0]                        # (n, k)
+        weight[:, : onto.shape[2]] += onto[:, 0]
+        sd = variance[:, 0, 0].sqrt()
 
         def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
             known = torch.stack([(f[index] * weight).sum(dim=1) for f in at_observed])
@@ -327,12 +319,14 @@ class PosteriorNoise:
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
-        most = max(64, WAVES_HELD // (len(places) * draws.FEATURES))
+        self.at_observed = [Waves(kernel, field.observed.coords)
+                            for kernel, field in zip(self.kernels, self.fields)]
+        most = max(64, WAVES_HELD // (len(places) * FEATURES))
         self.pieces = [own.split(min(field.at_once, most))
                        for field, own in zip(self.fields, places)]
-        each = len(self.fields[0].observed.coords) + draws.FEATURES       # numbers of a query
+        each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
         self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
-        self._kept: dict[tuple[int, int], tuple[draws.Waves, Errors]] = {}
+        self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -342,7 +336,7 @@ class PosteriorNoise:
             generators: as many for each field as for the others, field after field.
         """
         observed = self.fields[0].observed
-        count = 2 * draws.WAVES + observed.coords.shape[1]
+        count = 2 * WAVES + observed.coords.shape[1]
         with full_precision(self.root.device):
             numbers = self._by_field(self._numbers(generators, count) @ self.root[:, None].mT)
             errors: Sequence[Tensor | None] = [None] * len(self.fields)
@@ -368,7 +362,7 @@ class PosteriorNoise:
     def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None) -> Tensor:
         """(s, N) of numbers (s, F) and, with noise, of errors of measurement (s, M) in its sd."""
         field = self.fields[b]
-        known = self._at_observed[b].fields(numbers)
+        known = self.at_observed[b].fields(numbers)
         noise = field.fit.relative(field.observed.noise_variance)
         if noise is not None and errors is not None:
             order = field.observed.back.argsort()
@@ -381,17 +375,12 @@ class PosteriorNoise:
                 self.done()
         return torch.cat(parts, dim=1)
 
-    @cached_property
-    def _at_observed(self) -> list[draws.Waves]:
-        return [draws.Waves(kernel, field.observed.coords)
-                for kernel, field in zip(self.kernels, self.fields)]
-
-    def _prepared(self, b: int, i: int) -> tuple[draws.Waves, Errors]:
+    def _prepared(self, b: int, i: int) -> tuple[Waves, Errors]:
         """All that a piece of a field needs but for the random numbers."""
         if (b, i) in self._kept:
             return self._kept[b, i]
         piece = self.pieces[b][i]
-        prepared = draws.Waves(self.kernels[b], piece), self.fields[b].errors(piece)
+        prepared = Waves(self.kernels[b], piece), self.fields[b].errors(piece)
         if self.keep:
             self._kept[b, i] = prepared
         return prepared

@@ -58,6 +58,7 @@ def test_gaps_are_never_observed_or_queried(ocean):
         for step in range(6):
             batch = batches(data.train, pattern)[step]
             assert not any(tensor.isnan().any() for tensor in batch)
+            assert (batch.mask_id == -1).all()  # masks are not shared
     case = frozen_case(data.test, 1, parse_pattern("random:0.2"), 0)
     valid = ~np.isnan(fields[39])
     assert valid.flat[case["observed"]].all()
@@ -133,18 +134,14 @@ def test_constant_fields_stay_finite(tmp_path, value, kind):
     assert np.isfinite(batches(data.train)[0].input_values.numpy()).all()
 
 
-def test_three_named_splits_in_one_file(tmp_path):
+def test_splits_in_one_file_or_of_their_own(tmp_path):
     parts = {name: np.full((n, 5, 6), n, np.uint8) for name, n in
-             (("train", 9), ("val", 4), ("test", 2))}
+             (("train", 40), ("val", 4), ("test", 7))}
     data = open_data(saved(tmp_path / "s.npz", **parts))
-    assert [len(s) for s in (data.train, data.val, data.test)] == [9, 4, 2]
-    assert [round(data.to_physical(s.example(0)).max()) for s in (data.train, data.val)] == [9, 4]
-
-
-def test_test_file_alone_leaves_validation_to_the_training_file(tmp_path):
-    main = saved(tmp_path / "main.npz", images=np.zeros((40, 5, 6), np.uint8))
-    test = saved(tmp_path / "test.npz", images=np.zeros((7, 5, 6), np.uint8))
-    data = open_data(main, test=test)
+    assert [len(s) for s in (data.train, data.val, data.test)] == [40, 4, 7]
+    assert [round(data.to_physical(s.example(0)).max()) for s in (data.train, data.val)] == [40, 4]
+    test = saved(tmp_path / "test.npz", images=parts["test"])
+    data = open_data(saved(tmp_path / "main.npz", images=parts["train"]), test=test)
     assert [len(s) for s in (data.train, data.val, data.test)] == [38, 2, 7]
 
 

@@ -52,15 +52,6 @@ def test_copies_stay_in_one_part_and_are_counted(tmp_path, caplog):
     assert "120 of 180 pictures are copies" in caplog.text
 
 
-def test_other_pictures_in_files_of_the_same_size_are_other_data(tmp_path):
-    fingerprints = set()
-    for first in (0, 0, 3):
-        for k in range(3):
-            noise(20, 20, seed=first + k).save(tmp_path / f"{k}.bmp")
-        fingerprints.add(open_data(str(tmp_path), image_size=16).fingerprint)
-    assert len(fingerprints) == 2
-
-
 @pytest.mark.parametrize("count", [3, 4, 10])
 def test_few_pictures_still_make_three_splits(tmp_path, count):
     fill(tmp_path, count)
@@ -94,17 +85,6 @@ def test_training_crops_shrink_but_never_enlarge(tmp_path):
     assert all(data.train.training_example(0, rng).shape == (32, 32, 1) for _ in range(5))
 
 
-def test_large_pictures_are_kept_reduced(tmp_path):
-    tmp_path.joinpath("a").mkdir()
-    for kind in ("jpg", "png", "tiff", "webp", "bmp", "gif"):
-        noise(700, 900).save(tmp_path / "a" / f"picture.{kind}")
-    data = open_data(str(tmp_path), image_size=16)
-    working = [found.working for split in (data.train, data.val, data.test)
-               for found in split.found]
-    assert len(working) == 6
-    assert all(64 <= min(pixels.shape[:2]) < 128 for pixels in working)
-
-
 def test_pictures_beyond_the_cache_are_read_again(tmp_path, monkeypatch):
     fill(tmp_path, 5)
     cached = open_data(str(tmp_path), image_size=16)
@@ -114,19 +94,6 @@ def test_pictures_beyond_the_cache_are_read_again(tmp_path, monkeypatch):
     crops = [data.train.training_example(1, np.random.default_rng(3))
              for data in (cached, uncached)]
     np.testing.assert_array_equal(*crops)
-
-
-def test_exif_orientation(tmp_path):
-    upright = np.zeros((48, 48, 3), np.uint8)
-    upright[:24] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
-    for kind in ("png", "webp", "tiff"):
-        turned.save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
-    data = open_data(str(tmp_path), image_size=8)
-    field = data.train.example(0)
-    assert (field[:4] == 1).all() and (field[4:] == -1).all()
 
 
 def test_modes_become_colour_on_white(tmp_path):

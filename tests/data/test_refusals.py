@@ -86,14 +86,10 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-@pytest.mark.parametrize("ending", ["npz", "npy"])
-def test_arrays(refused, name, ending):
+def test_arrays(refused, name):
     array, *words = ARRAYS[name]
-    if ending == "npz":
-        np.savez("bad.npz", images=array)
-    else:
-        np.save("bad.npy", array)
-    refused(opened(f"bad.{ending}"), f"bad.{ending}", *words)
+    np.savez("bad.npz", images=array)
+    refused(opened("bad.npz"), "bad.npz", *words)
 
 
 def test_unclear_which_array(refused):
@@ -209,14 +205,14 @@ def test_no_permission(refused, tmp_path):
 @pytest.mark.parametrize("text, word", [
     ("random:0", "nothing or everything"), ("random:1", "nothing or everything"),
     ("random:0.5-0.2", "smaller one first"), ("random:nan", "nothing or everything"),
-    ("random:", "random:0.2"), ("random:a", "random:0.2"), ("random", "neither"),
-    ("grid:1", "steps of 2"), ("grid:0", "steps of 2"), ("grid:2.5", "neither"),
+    ("random:", "random:0.2"), ("random", "neither"), ("grid:1", "steps of 2"),
+    ("grid:2.5", "neither"), ("random:0.2,block:1.5", "block:1.5"), ("random:0.2,", "neither"),
     ("grid:17", "does not fit"), ("lines:0", "1 or more"), ("lines:16", "does not fit"),
     ("block:1", "nothing or everything"), ("block:-0.1", "nothing or everything"),
     ("nowhere.png", "neither"), ("", "neither"), ("spiral:3", "neither"),
 ])
 def test_patterns(refused, text, word):
-    refused(with_pattern(text), f"--observe {text}", word)
+    refused(with_pattern(text), "--observe", word)
 
 
 def test_masks(refused):

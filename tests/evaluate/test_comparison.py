@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import NAMES, SIZE, run, write_checkpoint, write_pictures
+from small import NAMES, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
+import train_mamba
 import train_mamba_v2
-from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
-from sparsefield.evaluate.cases import Cases, count_flops, open_test_data
+from sparsefield.evaluate.cases import count_flops, open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.attention import Attention
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
@@ -36,7 +36,8 @@ def checkpoints(tmp_path_factory, pictures) -> dict[str, str]:
 
 
 def config(checkpoints: dict, folder: Path, **changes) -> script.Config:
-    settings = {**checkpoints, "num_steps": 2, "device": "cpu", "save_dir": str(folder), **changes}
+    settings = {**checkpoints, "num_steps": 2, "ensemble": 4, "device": "cpu",
+                "save_dir": str(folder), **changes}
     return script.Config(**settings)
 
 
@@ -68,31 +69,6 @@ def test_all_files_are_written_and_the_json_is_strict(compared):
             assert row["mean"]["psnr"] == pytest.approx(np.mean(psnr))
             assert row["median"]["psnr"] == pytest.approx(np.median(psnr))
             assert row["sd"]["psnr"] == pytest.approx(np.std(psnr, ddof=1))
-
-
-@pytest.mark.parametrize("prior, rounding", [("none", 1e-6), ("fitted", 2e-3)])
-@pytest.mark.parametrize("method", [{"method": "mean"}, {"method": "sde", "num_steps": 3}])
-def test_results_do_not_depend_on_the_batch_size(pictures, prior, rounding, method):
-    """Kriging's variance cancels in float32, and its rounding depends on the kernels of a batch."""
-    torch.manual_seed(0)
-    model = train_mamba_v2.MAMBADiffusionV2(**SIZE, perceiver_heads=2, prior=prior).eval()
-    torch.nn.init.normal_(model.decoder[-1].weight, std=0.1)
-    data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    whole, single = (Cases(data.test, pattern, range(3), points=256 * size).sample(model, **method)
-                     for size in (3, 1))
-    assert np.ptp(whole.fields[0]) > 0.1
-    for a, b in zip(whole.fields, single.fields):
-        assert np.abs(a - b).max() < rounding
-
-
-def test_both_models_see_the_same_points_and_noise(checkpoints, pictures):
-    data, pattern = open_data(str(pictures)), parse_pattern("random:0.2")
-    one, other = (Cases(data.test, pattern, range(3), points=p) for p in (256, 512))
-    for a, b in zip(one, other):
-        assert np.array_equal(a.observed, b.observed) and a.noise_seed == b.noise_seed
-        assert len(a.observed) == int(0.2 * 256)
-    changed = Cases(data.test, pattern, range(3), seed=1)
-    assert not np.array_equal(one[0].observed, changed[0].observed)
 
 
 def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
@@ -138,6 +114,7 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
     assert text.count("\nSSIM:\n") == 2
     top = text.splitlines()[2:5]
     assert "posterior mean" in top[0] and "without training" in top[1] and "too" in top[2]
+    assert "without a residual around its cross-attention" in text
     for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0", "GFLOP"):
         assert word in text
 
@@ -179,19 +156,6 @@ def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp
     assert "after each model's own calibrated spread" in text and "fitted on 8 others" in text
     assert "V1 calibrated" in text and "NOTE: the spread was fitted to samples by" in text
     assert "the truth in the 90% (of 3 samples at most 50%) interval" in " ".join(text.split())
-
-
-def test_the_report_names_its_v1(checkpoints, pictures, tmp_path):
-    assert "without a residual around its cross-attention" in tables.comparison_report(
-        script.evaluate(config(checkpoints, tmp_path / "a", ensemble=1, num_samples=2)))
-    model = NAMES["V1"][1](**SIZE, heads=2, channels=3, cross_attention_residual=True)
-    checkpoint = load_checkpoint(checkpoints["v1_checkpoint"])
-    checkpoint["model_args"]["cross_attention_residual"] = True
-    save_checkpoint(tmp_path / "v1.pth", checkpoint | {"weights": model.state_dict()})
-    text = tables.comparison_report(script.evaluate(config(
-        {**checkpoints, "v1_checkpoint": str(tmp_path / "v1.pth")}, tmp_path / "b", ensemble=1,
-        num_samples=2)))
-    assert "with a residual around its cross-attention" in text
 
 
 @pytest.mark.parametrize("change, of, text", [
@@ -290,13 +254,8 @@ def test_the_report_says_how_far_seeds_differ(checkpoints, seeds, tmp_path):
     assert len(row["each"]) == 3 and row["mean"] == pytest.approx(np.mean(row["each"]))
     assert row["sd"] == pytest.approx(np.std(row["each"], ddof=1)) and row["sd"] > 0
     assert row["each"][0] == pytest.approx(results["differences"]["sample"]["crps"]["mean"])
-    second = {"v1_checkpoint": seeds["v1_seeds"][0], "v2_checkpoint": seeds["v2_seeds"][0]}
-    alone = script.evaluate(config(second, tmp_path / "second"))
-    for kind, metric in (("mean", "psnr"), ("sample", "crps"), ("sample", "speckle_0.10")):
-        change = alone["differences"][kind][metric]["mean"]
-        assert results["seeds"][kind][metric]["V2 - V1"]["each"][1] == pytest.approx(change)
     text = (tmp_path / "all/comparison_results.txt").read_text()
-    assert "Over 3 seeds of training" in text and "nan" not in text and "seeds" not in alone
+    assert "Over 3 seeds of training" in text and "nan" not in text
 
 
 @pytest.mark.parametrize("changes, reason", [
@@ -339,12 +298,6 @@ def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_swapped_checkpoints_are_refused(checkpoints, tmp_path):
-    v1, v2 = checkpoints["v1_checkpoint"], checkpoints["v2_checkpoint"]
-    message = refused(config({"v1_checkpoint": v2, "v2_checkpoint": v1}, tmp_path))
-    assert "exchange the two paths" in message
-
-
 def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
     whole = Path(checkpoints["v1_checkpoint"]).read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 10):
@@ -353,13 +306,23 @@ def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
         assert "cut.pth" in refused(config({**checkpoints, **cut}, tmp_path / "out"))
 
 
-def test_models_of_different_data_are_refused(checkpoints, tmp_path):
-    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1)
-    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", other))}
-    assert "train both on the same data" in refused(config({**checkpoints, **v2}, tmp_path))
-    grey = write_pictures(tmp_path / "grey.npz", channels=1)
-    v2 = {"v2_checkpoint": str(write_checkpoint(tmp_path / "v2", "V2", grey))}
-    assert "3 channels and V2 with 1" in refused(config({**checkpoints, **v2}, tmp_path))
+@pytest.mark.parametrize("case, reason", [
+    ("swapped", "exchange the two paths"), ("other", "train both on the same data"),
+    ("grey", "3 channels and V2 with 1"), ("range", "train both with the same VALUE_RANGE"),
+])
+def test_models_that_cannot_be_compared_are_refused(checkpoints, tmp_path, case, reason):
+    pair = dict(checkpoints)
+    if case == "swapped":
+        pair = dict(zip(pair, reversed(pair.values())))
+    elif case == "range":
+        checkpoint = load_checkpoint(pair["v2_checkpoint"])
+        checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3
+        pair["v2_checkpoint"] = str(tmp_path / "v2.pth")
+        save_checkpoint(tmp_path / "v2.pth", checkpoint)
+    else:
+        own = write_pictures(tmp_path / "own.npz", channels=1 if case == "grey" else 3, seed=1)
+        pair["v2_checkpoint"] = str(write_checkpoint(tmp_path / "v2", "V2", own))
+    assert reason in refused(config(pair, tmp_path / "out"))
 
 
 def test_test_data_that_does_not_fit_is_refused(checkpoints, tmp_path):
@@ -401,19 +364,30 @@ def test_other_test_pictures_can_be_named(checkpoints, tmp_path):
 # --- as a person runs it -------------------------------------------------------------------------
 
 
+def test_from_two_short_trainings_to_the_report(tmp_path):
+    """From the latest checkpoints: so short a run need not beat its start, and then has no best."""
+    pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
+    common = ["--data", str(pictures), "--epochs", "1", "--batch_size", "18", "--d_model", "16",
+              "--num_layers", "2", "--unet_width", "8", "--flow_unet_width", "4",
+              "--neighbours", "4", "--queries_min", "16", "--queries_max", "32",
+              "--eval_pictures", "2", "--device", "cpu"]
+    train_mamba.main([*common, "--heads", "2", "--save_dir", str(tmp_path / "v1")])
+    train_mamba_v2.main([*common, "--perceiver_heads", "2", "--save_dir", str(tmp_path / "v2")])
+    result = run(
+        "eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "v1/mamba_latest.pth"),
+        "--v2_checkpoint", str(tmp_path / "v2/mamba_v2_latest.pth"), "--num_samples", "2",
+        "--num_steps", "2", "--device", "cpu", "--save_dir", str(tmp_path / "out"), "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["settings"]["pictures"] == 2
+    assert "picture" in result.stderr  # the progress bar
+    assert (tmp_path / "out/improvement_chart.png").stat().st_size > 10_000
+
+
 def test_an_error_is_one_line_and_code_2(tmp_path):
     result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
-
-
-def test_models_of_one_file_in_two_ranges_are_refused(checkpoints, tmp_path):
-    v2 = tmp_path / "v2.pth"
-    checkpoint = load_checkpoint(checkpoints["v2_checkpoint"])
-    checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3
-    save_checkpoint(v2, checkpoint)
-    message = refused(config({**checkpoints, "v2_checkpoint": str(v2)}, tmp_path))
-    assert "train both with the same VALUE_RANGE" in message
 
 
 @pytest.mark.parametrize("said, bounds", [((0.0, 255.0), (0, 255)), (None, (115, 160))])

@@ -19,7 +19,7 @@ def noisy(rng: np.random.Generator, image: np.ndarray, sd: float) -> np.ndarray:
     return np.clip(image + rng.normal(scale=sd, size=image.shape), 0, 1)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_psnr_and_both_ssims_agree_with_scikit_image(channels):
     rng = np.random.default_rng(channels)
     truth = smooth_image(rng, (24, 20, channels))
@@ -47,7 +47,7 @@ def test_the_truth_is_perfect():
     assert set(numbers.values()) == {0.0}
 
 
-@pytest.mark.parametrize("threshold", metrics.SPECKLE_THRESHOLDS)
+@pytest.mark.parametrize("threshold", [0.05, 0.20])
 def test_speckle_agrees_with_loops(threshold):
     rng = np.random.default_rng(3)
     truth = noisy(rng, smooth_image(rng, (9, 7, 2)), 0.05)
@@ -78,16 +78,6 @@ def test_samples_of_the_posterior_have_as_much_speckle_as_they_miss(width, is_mo
         assert (speckle > 2 * missed) if is_more else (speckle < missed / 2)
 
 
-def test_speckle_ranks_noise_above_blur_and_shift_at_equal_psnr():
-    rng = np.random.default_rng(4)
-    truth = np.kron(rng.uniform(size=(8, 8, 3)), np.ones((4, 4, 1)))
-    blurred = ndimage.gaussian_filter(truth, sigma=(0.7, 0.7, 0))
-    error = np.sqrt(metrics.mse(blurred, truth))
-    with_noise = truth + rng.normal(scale=error, size=truth.shape)
-    assert metrics.psnr(with_noise, truth) == pytest.approx(metrics.psnr(blurred, truth), abs=0.5)
-    assert metrics.speckle(with_noise, truth) > 5 * metrics.speckle(blurred, truth)
-
-
 def test_flat_hf_of_a_checkerboard_on_a_flat_truth():
     truth = np.full((16, 16, 1), 0.5)
     truth[[0, -1]], truth[:, [0, -1]] = 1.0, 1.0  # keeps the image's border out of the flat area
@@ -95,11 +85,8 @@ def test_flat_hf_of_a_checkerboard_on_a_flat_truth():
     # the 3 x 3 mean of a checkerboard of amplitude a is a / 9
     assert metrics.flat_hf(truth + 0.09 * signs, truth) == pytest.approx(0.08)
     assert metrics.flat_hf(truth + 0.09, truth) == pytest.approx(0, abs=1e-12)
-
-
-def test_flat_hf_is_not_defined_without_a_flat_area():
-    truth = np.random.default_rng(0).uniform(size=(16, 16, 1))
-    assert np.isnan(metrics.flat_hf(truth, truth))
+    rough = np.random.default_rng(0).uniform(size=(16, 16, 1))
+    assert np.isnan(metrics.flat_hf(rough, rough))
 
 
 def test_missing_points_are_not_scored():
@@ -119,18 +106,6 @@ def test_missing_points_are_not_scored():
     assert metrics.speckle(truth, truth) == 0
 
 
-def test_windows_far_from_missing_points_score_as_without_them():
-    rng = np.random.default_rng(6)
-    truth = smooth_image(rng, (40, 20, 1))
-    image = noisy(rng, truth, 0.1)
-    truth_with_hole = truth.copy()
-    truth_with_hole[:20] = np.nan
-    # the window is 11 long: from row 25 on it does not see the hole
-    image[:25] = truth[:25]
-    with_hole = metrics.speckle(image, truth_with_hole) * 20 * 20
-    assert with_hole == pytest.approx(metrics.speckle(image, truth) * 40 * 20)
-
-
 @pytest.mark.filterwarnings("error")
 def test_constant_images_give_numbers_without_warnings():
     black, white = np.zeros((16, 16, 3)), np.ones((16, 16, 3))
@@ -141,7 +116,7 @@ def test_constant_images_give_numbers_without_warnings():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("side", range(3, 13))
+@pytest.mark.parametrize("side", [3, 4, 7, 11])
 def test_images_smaller_than_the_window(side):
     rng = np.random.default_rng(side)
     truth = rng.uniform(size=(side, 15, 2))
@@ -170,14 +145,6 @@ def test_what_cannot_be_scored_is_refused():
         metrics.psnr(truth, truth[..., 0])
 
 
-@pytest.mark.parametrize("count", [2, 3, 10])
-def test_crps_is_fair(count):
-    """Forecast and truth from N(0, 1): E|X - Y| - E|X - X'| / 2 = 1 / sqrt(pi), for every K."""
-    rng = np.random.default_rng(count)
-    truth, samples = rng.normal(size=(200, 200, 1)), rng.normal(size=(count, 200, 200, 1))
-    assert metrics.crps(samples, truth) == pytest.approx(np.pi**-0.5, abs=0.015)
-
-
 def test_crps_agrees_with_its_definition_and_skips_missing_points():
     rng = np.random.default_rng(0)
     truth, samples = rng.uniform(size=(4, 5, 2)), rng.uniform(size=(6, 4, 5, 2))
@@ -195,14 +162,13 @@ def test_crps_is_the_fair_estimator_of_scoringrules(members):
     assert metrics.crps(samples, truth) == pytest.approx(theirs.mean(), abs=1e-12)
 
 
-@pytest.mark.parametrize("draw", ["normal", "uniform"])
 @pytest.mark.parametrize("count", [8, 20])
-def test_bootstrap_intervals_cover_at_the_stated_rate(draw, count):
+def test_bootstrap_intervals_cover_at_the_stated_rate(count):
     rng = np.random.default_rng(7)
-    trials, covered, covered_by_t = 4000, 0, 0
+    trials, covered, covered_by_t = 1500, 0, 0
     quantile = stats.t.ppf(0.95, df=count - 1)
     for trial in range(trials):
-        sample = rng.normal(0.5, 0.3, count) if draw == "normal" else rng.uniform(0, 1, count)
+        sample = rng.normal(0.5, 0.3, count)
         mean, low, high = metrics.paired_bootstrap(sample, 0.9, seed=trial, resamples=1000)
         covered += low <= 0.5 <= high
         covered_by_t += abs(mean - 0.5) <= quantile * sample.std(ddof=1) / count**0.5
@@ -210,8 +176,7 @@ def test_bootstrap_intervals_cover_at_the_stated_rate(draw, count):
     # Student's interval covers normal data at exactly 90 %: on the same draws it takes the luck
     # out. Over 20,000 trials the difference is -0.005 (n = 8) and -0.003 (n = 20); for plain
     # percentile intervals it is -0.07 and -0.024.
-    if draw == "normal":
-        assert (covered - covered_by_t) / trials == pytest.approx(0, abs=0.015)
+    assert (covered - covered_by_t) / trials == pytest.approx(0, abs=0.015)
 
 
 def test_bootstrap_is_reproducible_and_leaves_undefined_images_out():
@@ -221,10 +186,5 @@ def test_bootstrap_is_reproducible_and_leaves_undefined_images_out():
     assert interval == metrics.paired_bootstrap(np.append(differences, np.nan), seed=3)
     assert interval != metrics.paired_bootstrap(differences, seed=4)
     assert interval[1] < interval[0] < interval[2]
-    assert metrics.paired_bootstrap(differences + 5)[0] == pytest.approx(5 + differences.mean())
-
-
-def test_bootstrap_of_too_few_images_has_no_interval():
     assert metrics.paired_bootstrap([0.5])[0] == 0.5
     assert np.isnan(metrics.paired_bootstrap([0.5])[1:]).all()
-    assert np.isnan(metrics.paired_bootstrap([np.nan])).all()

@@ -39,13 +39,13 @@ def test_pictures_have_their_own_colours_and_maps_are_drawn_north_up():
     assert plots.limits_of(grey) == {"vmin": 0, "vmax": 1}
     for field, bars in ((grey, 0), (grey[..., :1], 1)):
         row = plots.Row("a", field, [field, None], [np.zeros((3, 3, 1))])
-        figure = plots.sheet([row], ["truth", "none", "error"], plots.Style(rows_up=True))
+        figure = plots.sheet([row], ["truth", "none", "error"], plots.Style(METRES, rows_up=True))
         assert len(figure.axes) == 4 + bars  # and one bar for the errors
         assert figure.axes[0].images[0].origin == "lower"
         plots.plt.close(figure)
 
 
-def test_every_baseline_and_sampler_is_in_the_performance_chart():
+def test_every_baseline_and_sampler_is_in_the_performance_chart(monkeypatch):
     """A zip that ended with the shorter list once left "kriging, fitted" out."""
     names = [*"abcde", "kriging, fitted"]
     rows = [("baseline", name, 0, 20.0 + k) for k, name in enumerate(names)]
@@ -54,12 +54,15 @@ def test_every_baseline_and_sampler_is_in_the_performance_chart():
     table = pd.DataFrame(rows, columns=["kind", "method", "steps", "psnr"])
     table = table.assign(rows=8, nfe=table["steps"] + 1, seconds=0.1)
     results = {"table": table, "data": {"height": 8}, "samples": {"heun": {"expected_psnr": 24.0}}}
-    figure = plots.performance_figure(results, "test")
+    monkeypatch.setattr(plots.plt, "close", lambda _: None)
+    plots.performance(results, "test")
+    figure = plots.plt.gcf()
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert labels == {*names, "posterior mean", "heun", "mean − 3.01 dB"}
     curve = next(line for line in figure.axes[0].lines if line.get_label() == "heun")
     assert list(curve.get_xdata()) == [3, 5]
-    plots.plt.close(figure)
+    monkeypatch.undo()
+    plots.plt.close("all")
 
 
 def test_each_stage_has_a_curve_of_its_own(tmp_path, monkeypatch):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.metrics import (
-    block_means,
+    ensemble_scores,
     evaluate_samples,
     interval_name,
     largest_coverage,
+    rank_histogram,
     spread_error_ratio,
 )
 
@@ -65,10 +68,6 @@ def test_spread_over_error_does_not_depend_on_the_number_of_samples(members):
     assert ratios[1] == pytest.approx(expected, abs=0.02)
 
 
-def test_the_ratio_is_that_of_sums_over_images_and_leaves_undefined_ones_out():
-    assert spread_error_ratio([1, 7, np.nan], [1, 1, np.nan]) == 2
-
-
 def test_observed_and_missing_points_count_nowhere():
     draws, truth = ensemble()
     observed = np.arange(0, SIDE * SIDE, 3)
@@ -91,22 +90,6 @@ def test_observed_and_missing_points_count_nowhere():
     assert all(np.isfinite(list(numbers.values())).all() for numbers in (plain, gappy))
     draws_with_gaps[:, missing] = 1e9  # whatever a method puts there
     assert evaluate_samples(draws_with_gaps, truth_with_gaps, observed) == gappy
-
-
-def test_block_means_by_hand():
-    truth = np.arange(50.0).reshape(5, 10, 1)
-    truth[0, 0] = np.nan
-    observed = np.flatnonzero(np.kron(np.array([[0, 1]]), np.ones((5, 5))))  # the right half
-    draws = np.stack([truth, truth + 1])
-    samples, target = block_means(draws, truth, observed, 4)
-    # Whole blocks are columns 0-3 and 4-7 of rows 0-3; both hold hidden points.
-    whole = truth[:4, :4].ravel()[1:].mean(), truth[:4, 4:8].mean()
-    np.testing.assert_allclose(target, whole)
-    np.testing.assert_allclose(samples, [target, target + 1])
-    everything = np.arange(50)
-    assert block_means(draws, truth, everything[1:], 4)[1].size == 0
-    half = np.flatnonzero(everything % 10 >= 4)
-    np.testing.assert_allclose(block_means(draws, truth, half, 4)[1], whole[:1])
 
 
 def test_what_cannot_be_scored_is_undefined():
@@ -133,5 +116,64 @@ def test_a_level_that_few_samples_cannot_state_says_so():
     assert interval_name(0.9, 20) == "90%" and interval_name(0.5, 3) == "50%"
 
 
-def test_averages_leave_undefined_images_out():
-    assert metrics.average([1.0, np.nan, 2.0, 6.0]) == 3 and np.isnan(metrics.average([np.nan]))
+# --- points of all images ------------------------------------------------------------------------
+
+POINTS = 20_000
+
+
+def points(members: int, width: float = 1.0, shift: float = 0.0, seed: int = 0):
+    """Truth ~ N(m, s^2) with m and s varying by point; samples ~ N(m + shift s, (width s)^2)."""
+    rng = np.random.default_rng(seed)
+    mean = rng.uniform(0.3, 0.7, POINTS)
+    sd = rng.uniform(0.01, 0.1, POINTS)
+    truth = mean + sd * rng.standard_normal(POINTS)
+    samples = mean + sd * (shift + width * rng.standard_normal((members, POINTS)))
+    return samples, truth, sd
+
+
+def chi_square(ranks: np.ndarray) -> float:
+    """Standard normal under uniform ranks, for many bins (chi-square, centred and scaled)."""
+    expected = 1 / len(ranks)
+    statistic = POINTS * ((ranks - expected) ** 2 / expected).sum()
+    freedom = len(ranks) - 1
+    return (statistic - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("members", [2, 20])
+def test_calibrated_ensembles_have_uniform_ranks(members):
+    samples, truth, _ = points(members)
+    ranks = rank_histogram(samples, truth)
+    assert ranks.shape == (members + 1,)
+    assert ranks.sum() == pytest.approx(1)
+    assert chi_square(ranks) < 4
+
+
+@pytest.mark.parametrize("width, shift", [(0.8, 0), (1.25, 0), (1, 0.15)])
+def test_other_ensembles_do_not(width, shift):
+    ranks = rank_histogram(*points(20, width, shift)[:2])
+    assert chi_square(ranks) > 20
+
+
+def test_ties_are_shared_between_ranks():
+    samples = np.array([[0.0], [0.0], [0.5]])
+    np.testing.assert_allclose(rank_histogram(samples, np.array([0.0])), [1/3, 1/3, 1/3, 0])
+    np.testing.assert_allclose(rank_histogram(samples, np.array([0.2])), [0, 0, 1, 0])
+
+
+def test_spread_equals_skill_only_when_calibrated():
+    right = ensemble_scores(*points(8)[:2])
+    assert right["spread"] == pytest.approx(right["skill"], rel=0.02)
+    narrow = ensemble_scores(*points(8, width=0.5)[:2])
+    assert narrow["spread"] < 0.65 * narrow["skill"]
+    many = ensemble_scores(*points(100)[:2])
+    np.testing.assert_allclose(many["bin_spread"], many["bin_skill"], rtol=0.1)
+
+
+def test_correlation_of_spread_and_error_has_its_closed_form():
+    """|error| = s |z|, s uniform: Cov(s, s|z|) = c Var(s), Var(s|z|) = E s^2 - c^2 (E s)^2."""
+    samples, truth, sd = points(400, seed=1)
+    c = math.sqrt(2 / math.pi)
+    expected = c * sd.std() / math.sqrt((sd**2).mean() - (c * sd.mean()) ** 2)
+    assert ensemble_scores(samples, truth)["correlation"] == pytest.approx(expected, abs=0.02)
+    even = np.tile([[0.0], [1.0]], (1, 5))  # one sd everywhere
+    assert math.isnan(ensemble_scores(even, truth[:5])["correlation"])

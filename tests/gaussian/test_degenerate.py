@@ -9,7 +9,7 @@ import torch
 from textbook import Kriging
 
 from sparsefield.gaussian import ONE_KERNEL, Kernel, condition
-from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import kernels as prior
 from sparsefield.gaussian import kriging as kriging_module
 from sparsefield.gaussian import posterior as posterior_module
 from sparsefield.place import grid_coords
@@ -55,12 +55,9 @@ NOISES = {"exact": None, "a little noise": 0.01, "noise": 0.5, "much noise": 100
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("places", PLACES)
-def test_every_answer_is_finite_and_of_the_size_of_the_values(places, channels, noise):
-    if places == "600 points" and channels == 5 and noise != "exact":
-        pytest.skip("slow, and no other case")
-    coords = PLACES[places]
+def test_every_answer_is_finite_and_of_the_size_of_the_values(places, noise):
+    coords, channels = PLACES[places], 2
     at = GRID + 100 if places == "far from it" else GRID
     values = wave(coords, channels)
     noise_sd = None if NOISES[noise] is None else torch.full_like(values, NOISES[noise])
@@ -68,8 +65,7 @@ def test_every_answer_is_finite_and_of_the_size_of_the_values(places, channels, 
     answer, loo = posterior.at(at), posterior.leave_one_out
     z = posterior.noise(at)([torch.Generator().manual_seed(0)])
     assert answer.mean.shape == answer.sd.shape == z.shape == (1, 64, channels)
-    for x in (answer.mean, answer.sd, answer.spread, loo.mean, loo.sd, loo.z, z):
-        assert x.isfinite().all()
+    assert all(x.isfinite().all() for x in (*answer, *loo, z))
     assert (answer.sd > 0).all() and (loo.sd > 0).all() and z.abs().max() < 8
     if noise == "exact" and "cluster" in places:  # steep inside: nobody knows what is far away
         return
@@ -78,7 +74,7 @@ def test_every_answer_is_finite_and_of_the_size_of_the_values(places, channels, 
     assert answer.sd.max() < 20 * largest + 2 * (NOISES[noise] or 0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 50, 600])
+@pytest.mark.parametrize("count", [1, 2, 50])
 @pytest.mark.parametrize("noise", [None, 0.1])
 def test_constant_values_are_answered_by_the_constant(count, noise):
     coords = uniform(count)
@@ -98,10 +94,11 @@ def test_duplicates_that_disagree_are_averaged():
 
 def test_many_observations_are_answered_as_from_all_at_once(monkeypatch):
     monkeypatch.setattr(kriging_module, "AMPLITUDE_WORTH", 1e9)  # the same amplitude everywhere
-    coords, at = uniform(2500), uniform(60, seed=5)
+    monkeypatch.setattr(posterior_module, "DENSE_POINTS", 900)
+    coords, at = uniform(1000), uniform(60, seed=5)
     values = rough(coords)
     posterior = condition(coords, values, kernels=ONE_KERNEL)
-    assert coords.shape[1] > posterior_module.DENSE_POINTS
+    assert isinstance(posterior.fields[0], posterior_module._FromNearest)
     answer = posterior.at(at)
     dense = Kriging(ONE_KERNEL[0], coords[0].double().numpy())
     where = at[0].double().numpy()
@@ -112,11 +109,12 @@ def test_many_observations_are_answered_as_from_all_at_once(monkeypatch):
 
 
 def test_a_fit_to_some_of_the_points_answers_like_one_to_all(monkeypatch):
-    coords = uniform(700)
-    values, noise_sd = rough(coords), torch.full((1, 700, 1), 0.2)
+    coords = uniform(300)
+    values, noise_sd = rough(coords), torch.full((1, 300, 1), 0.2)
+    monkeypatch.setattr(posterior_module, "NOISY_FIT_POINTS", 200)
     values = values + 0.2 * torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
     some = condition(coords, values, noise_sd).at(GRID)
-    monkeypatch.setattr(posterior_module, "NOISY_FIT_POINTS", 700)
+    monkeypatch.setattr(posterior_module, "NOISY_FIT_POINTS", 300)
     every = condition(coords, values, noise_sd).at(GRID)
     assert (some.mean - every.mean).abs().max() < 0.3 * every.sd.mean()
     assert abs(math.log(some.sd.mean() / every.sd.mean())) < 0.2

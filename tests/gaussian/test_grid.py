@@ -57,6 +57,14 @@ def test_a_field_does_not_depend_on_the_batch_or_on_what_was_asked_before():
         assert_close(alone, grid.GridAnswer(*(part[b:b + 1] for part in whole)))
 
 
+def test_all_kernels_at_once_as_on_a_gpu_give_the_same(monkeypatch):
+    observed, values, cells = fields(9, 20)
+    given = [5, 6, -1, 5], observed, values, torch.arange(4), cells
+    expected = GridPosterior(9, 20, CPU)(*given)
+    monkeypatch.setattr(grid._Mask, "parts", lambda mask, weight: [mask._part(0, weight.shape[1])])
+    assert_close(GridPosterior(9, 20, CPU)(*given), expected)
+
+
 def test_draws_have_the_conditional_covariance():
     """Between points like dense kriging, between channels like the field; 0 at an observation."""
     observed, values, _ = fields(6, 6, count=1)
