@@ -210,10 +210,9 @@ def open_folder(
         parts = [main, held_out, testing]
     elif val:
         parts = [main, *_by_digest(val, held_out, 0.5)]
-    elif test:
-        parts = [*_by_digest(folder, main, 0.95), testing]
     else:
-        parts = _by_digest(folder, main, 0.90, 0.95)
+        parts = _by_digest(folder, main, *([0.95] if test else [0.90, 0.95]))
+        parts += [testing] if test else []
     scale = read.common_scale(parts[0])
     fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
     for part in parts:

@@ -415,8 +415,11 @@ def open_netcdf(
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
     others = [file and read_fields(file, variables) for file in (val, test)]
     for file, other in zip((val, test), others):
-        if other:
-            _check_alike(file, other, path, main)
+        if other and other.values.shape[3] != main.values.shape[3]:
+            raise UserError(f"{file}: {other.values.shape[3]} variables, {path} has "
+                            f"{main.values.shape[3]}")
+        if other and other.units and main.units and other.units != main.units:
+            raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
     parts = [main.values] * 3 if all(others) else _split(path, main, size)
     parts[1:] = [other.values if other else part for other, part in zip(others, parts[1:])]
     if value_range is None:
@@ -439,14 +442,6 @@ def open_netcdf(
                 main.rows_up)
 
 
-def _check_alike(path: Path, fields: Fields, main_path: Path, main: Fields) -> None:
-    ours, theirs = fields.values.shape[3], main.values.shape[3]
-    if ours != theirs:
-        raise UserError(f"{path}: {ours} variables, {main_path} has {theirs}")
-    if fields.units and main.units and fields.units != main.units:
-        raise UserError(f"{path}: in {fields.units}, {main_path} in {main.units}; convert one")
-
-
 def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray]:
     """Training, validation and test."""
     values, years = fields.values, fields.years
@@ -455,20 +450,18 @@ def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray
         held = max(1, int(HELD_OUT * len(there)))
         log.info("%s: split by year: training to %d, validation to %d, test to %d", path.name,
                  there[-2 * held - 1], there[-held - 1], there[-1])
-        return [values[years < there[-2 * held]],
-                values[(years >= there[-2 * held]) & (years < there[-held])],
-                values[years >= there[-held]]]
+        part = np.digitize(years, [there[-2 * held], there[-held]])
+        return [values[part == k] for k in range(3)]
     held = max(size[1], int(HELD_OUT * width))
-    if width >= 2 * held + 2 * size[1]:
-        log.info("%s: split by place: %d columns for training, %d each for validation and test",
-                 path.name, width - 2 * held, held)
-        return np.split(values, [width - 2 * held, width - held], axis=2)
-    if count < 3:
+    what, total, axis = "columns", width, 2
+    if width < 2 * held + 2 * size[1]:
+        held = max(1, int(HELD_OUT * count))
+        what, total, axis = "fields", count, 0
+    if total < 3:
         raise UserError(f"{path}: {count} fields of {values.shape[1]} x {width} points cannot be "
                         f"split into training, validation and test with tiles of {size[0]} x "
                         f"{size[1]}; choose a smaller --image_size, or name --data_val and "
                         "--data_test")
-    held = max(1, int(HELD_OUT * count))
-    log.info("%s: split by the order of its fields: %d for training, %d each for validation and "
-             "test", path.name, count - 2 * held, held)
-    return np.split(values, [count - 2 * held, count - held])
+    log.info("%s: split in order: %d %s for training, %d each for validation and test",
+             path.name, total - 2 * held, what, held)
+    return np.split(values, [total - 2 * held, total - held], axis=axis)

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 # What decoders raise on files that are broken or not what their name says.
-_BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, RuntimeError,
-    MemoryError, struct.error, zlib.error, Image.DecompressionBombError, ImportError,
-)
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError,
+           RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+           ImportError)
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 ORIENTATION = 0x0112  # of EXIF, and of TIFF
 TURNS = {  # orientation -> how to come from there to upright

@@ -161,13 +161,8 @@ class Data:
         `Scale(d["value_range"], d["units"])` of the result brings the scale back.
         """
         return {
-            "name": self.name,
-            "channels": self.channels,
-            "height": self.height,
-            "width": self.width,
-            "value_range": [list(pair) for pair in self.value_range],
-            "units": self.units,
-            "fingerprint": self.fingerprint,
-            "rows_up": self.rows_up,
+            "name": self.name, "channels": self.channels, "height": self.height,
+            "width": self.width, "value_range": [list(pair) for pair in self.value_range],
+            "units": self.units, "fingerprint": self.fingerprint, "rows_up": self.rows_up,
             "sizes": [len(self.train), len(self.val), len(self.test)],
         }

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.draws import grid_roots
 from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
     restricted_likelihood,
     weights,
 )
-from sparsefield.gaussian.kernels import BANK, candidates
+from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
 from sparsefield.gaussian.kriging import (
     Kriged,
     Mixture,

@@ -22,9 +22,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian import draws
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
-from sparsefield.gaussian.kernels import BANK, Kernel
+from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
 from sparsefield.gaussian.kriging import (
     Answer,
     LeaveOneOut,
@@ -320,14 +319,14 @@ class PosteriorNoise:
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
-        self.at_observed = [draws.Waves(kernel, field.observed.coords)
+        self.at_observed = [Waves(kernel, field.observed.coords)
                             for kernel, field in zip(self.kernels, self.fields)]
-        most = max(64, WAVES_HELD // (len(places) * draws.FEATURES))
+        most = max(64, WAVES_HELD // (len(places) * FEATURES))
         self.pieces = [own.split(min(field.at_once, most))
                        for field, own in zip(self.fields, places)]
-        each = len(self.fields[0].observed.coords) + draws.FEATURES       # numbers of a query
+        each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
         self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
-        self._kept: dict[tuple[int, int], tuple[draws.Waves, Errors]] = {}
+        self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -337,7 +336,7 @@ class PosteriorNoise:
             generators: as many for each field as for the others, field after field.
         """
         observed = self.fields[0].observed
-        count = 2 * draws.WAVES + observed.coords.shape[1]
+        count = 2 * WAVES + observed.coords.shape[1]
         with full_precision(self.root.device):
             numbers = self._by_field(self._numbers(generators, count) @ self.root[:, None].mT)
             errors: Sequence[Tensor | None] = [None] * len(self.fields)
@@ -376,12 +375,12 @@ class PosteriorNoise:
                 self.done()
         return torch.cat(parts, dim=1)
 
-    def _prepared(self, b: int, i: int) -> tuple[draws.Waves, Errors]:
+    def _prepared(self, b: int, i: int) -> tuple[Waves, Errors]:
         """All that a piece of a field needs but for the random numbers."""
         if (b, i) in self._kept:
             return self._kept[b, i]
         piece = self.pieces[b][i]
-        prepared = draws.Waves(self.kernels[b], piece), self.fields[b].errors(piece)
+        prepared = Waves(self.kernels[b], piece), self.fields[b].errors(piece)
         if self.keep:
             self._kept[b, i] = prepared
         return prepared

@@ -58,6 +58,7 @@ def test_gaps_are_never_observed_or_queried(ocean):
         for step in range(6):
             batch = batches(data.train, pattern)[step]
             assert not any(tensor.isnan().any() for tensor in batch)
+            assert (batch.mask_id == -1).all()  # masks are not shared
     case = frozen_case(data.test, 1, parse_pattern("random:0.2"), 0)
     valid = ~np.isnan(fields[39])
     assert valid.flat[case["observed"]].all()

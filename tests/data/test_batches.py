@@ -115,24 +115,6 @@ def test_where_the_number_of_points_varies_steps_take_turns_among_a_few(numbered
     assert len(by_mask) == 2 * MASKS and len(set(map(tuple, by_mask.values()))) > 50
 
 
-def test_masks_of_data_with_gaps_are_not_shared():
-    class Gappy:
-        has_gaps, is_symmetric = True, False
-
-        def __len__(self):
-            return 9
-
-        def example(self, index):
-            field = np.zeros((6, 8, 1), dtype=np.float32)
-            field[index % 6] = np.nan
-            return field
-
-        def training_example(self, index, rng):
-            return self.example(index)
-
-    assert (batches(Gappy(), pattern="random:0.2")[3].mask_id == -1).all()
-
-
 @pytest.mark.parametrize("kind", ["photos", "numbered"])
 def test_two_ranks_share_the_batch_of_one(kind, request):
     train = request.getfixturevalue(kind).train

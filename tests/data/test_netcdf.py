@@ -116,8 +116,8 @@ def test_a_geotiff_is_turned_north_up_and_scaled(tmp_path):
 # --- what means: not measured ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["_FillValue", "missing_value"])
-@pytest.mark.parametrize("marker", [-999.9, -9.99, 1e20, -1e34])
+@pytest.mark.parametrize("key, marker", [("_FillValue", -999.9), ("missing_value", -9.99),
+                                         ("missing_value", 1e20)])
 def test_fill_values_stored_as_double_beside_float32(tmp_path, key, marker):
     values = FIELD.copy()
     values[:, :4] = marker

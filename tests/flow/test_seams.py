@@ -6,7 +6,7 @@ import torch
 
 from sparsefield.flow.sampling import sample
 from sparsefield.gaussian import Kernel
-from sparsefield.gaussian.draws import FEATURES, Waves
+from sparsefield.gaussian.kernels import FEATURES, Waves
 from sparsefield.model.blocks import Block, cut_blocks
 from sparsefield.model.checkpoint import load_model
 from sparsefield.model.field import GaussianModel

@@ -9,7 +9,7 @@ import torch
 from textbook import Kriging
 
 from sparsefield.gaussian import ONE_KERNEL, Kernel, condition
-from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import kernels as prior
 from sparsefield.gaussian import kriging as kriging_module
 from sparsefield.gaussian import posterior as posterior_module
 from sparsefield.place import grid_coords

@@ -6,7 +6,7 @@ import torch
 from textbook import Kriging, gamma
 
 from sparsefield.gaussian import BANK, Kernel, condition
-from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import kernels as prior
 from sparsefield.gaussian import posterior as posterior_module
 from sparsefield.place import grid_coords
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsefield.gaussian import Kernel, condition
-from sparsefield.gaussian import draws as prior
+from sparsefield.gaussian import kernels as prior
 from sparsefield.gaussian.kernels import NUGGET
 from sparsefield.use.globe import to_space
 
