@@ -50,7 +50,7 @@ from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.train.config import TrainingConfig, beside_learning
+from sparsefield.train.config import BESIDE_LEARNING
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
@@ -137,8 +137,8 @@ def require_same_data(checkpoints: dict[str, dict]) -> None:
 
 def learnt_from(checkpoint: dict) -> dict:
     """The settings that what was learnt depends on, steps among them."""
-    beside = beside_learning(TrainingConfig)
-    settings = {key: value for key, value in checkpoint["config"].items() if key not in beside}
+    settings = {key: value for key, value in checkpoint["config"].items()
+                if key not in BESIDE_LEARNING}
     return {**settings, "steps": checkpoint["step"]}
 
 

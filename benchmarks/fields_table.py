@@ -187,8 +187,9 @@ def one_kernel(frame: Frame) -> Method:
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         middle, spread = given.values.mean(axis=0), given.values.std(axis=0) + 1e-12
         values = torch.from_numpy((given.values - middle) / spread).float()[None]
-        answer = condition(frame.inside(given.coords)[None], values, kernels=ONE_KERNEL).at(
-            frame.inside(places)[None])
+        coords, queries = (torch.from_numpy(frame.inside(some)).float()[None]
+                           for some in (given.coords, places))
+        answer = condition(coords, values, kernels=ONE_KERNEL).at(queries)
         return Forecast(middle + spread * answer.mean[0].double().numpy(),
                         sd=spread * answer.sd[0].double().numpy())
 

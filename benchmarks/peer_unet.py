@@ -38,7 +38,7 @@ from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases
 from sparsefield.gaussian import condition
 from sparsefield.place import Domain, grid_coords
-from sparsefield.train.progress import averaging_decay
+from sparsefield.train.optimise import averaging_decay
 
 
 class PlainUNet(nn.Module):

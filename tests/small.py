@@ -18,6 +18,7 @@ from sparsefield.model.checkpoint import FORMAT, save_checkpoint
 from sparsefield.train import loop
 
 ROOT = Path(__file__).parents[1]
+WHOLE = dict(epochs=3, dropout=0.1)  # the training that tests/train compares others with
 SIZE = dict(d_model=16, num_layers=2, neighbours=4, unet_width=8, flow_unet_width=4)
 NAMES = {"V1": (train_mamba, train_mamba.MAMBADiffusion, dict(heads=2)),
          "V2": (train_mamba_v2, train_mamba_v2.MAMBADiffusionV2, dict(perceiver_heads=2))}
@@ -48,7 +49,7 @@ def write_pictures(path: Path, channels: int, seed: int = 0, count: int = 60) ->
 
 
 def settings(data: Path, folder: Path, **changes) -> train_mamba_v2.Config:
-    """Of a V2 that trains on `write_ramps` in a second or two: two epochs of six steps."""
+    """Of a V2 that trains on `write_ramps` in a second: two epochs of six steps."""
     tiny = dict(
         data=str(data), save_dir=str(folder), d_model=16, num_layers=2, perceiver_iterations=1,
         perceiver_heads=2, neighbours=4, unet_width=8, flow_unet_width=4,

@@ -36,6 +36,6 @@ def test_a_number_depends_on_its_seed_and_place_alone():
 
 
 def test_what_happens_with_a_probability():
-    for probability in (0.0, 0.1, 0.9, 1.0):
+    for probability in (0.0, 0.1, 1.0):
         share = happens(seeds_of(1, range(2), CPU), 40_000, probability).double().mean(dim=1)
         assert (share - probability).abs().max() < 0.01

@@ -1,39 +1,37 @@
-"""Settings of a training: the one source of truth that flags, runners and checkpoints share."""
+"""Settings of a training, shared by flags, runners and checkpoints, and the model they make."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
+import numpy as np
+from torch import nn
+
+from sparsefield.data import Data, parse_pattern
+from sparsefield.data.batches import count_symmetries
 from sparsefield.errors import UserError, require_seed
 from sparsefield.model.bundled import BUNDLED, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
+from sparsefield.model.checkpoint import load_checkpoint
+from sparsefield.model.starting import OF_TRAINING
 
-Default = TypeVar("Default")
-
-
-def outside(default: Default) -> Default:
-    """A setting of where, how fast and how loudly a training runs; what is learnt is the same.
-
-    It may differ when a training goes on, and tells nothing when two are compared.
-    """
-    return field(default=default, metadata={"may_change": True, "is_learnt_from": False})
-
-
-def extensible(default: Default) -> Default:
-    """A setting that matters to what is learnt, and yet may differ when a training goes on."""
-    return field(default=default, metadata={"may_change": True})
+# Settings of where, how fast and how loudly a training runs: what is learnt is the same.
+BESIDE_LEARNING = frozenset({
+    "data_dir", "accumulate", "eval_every", "eval_pictures", "visualize_every", "save_every",
+    "keep_last", "resume", "save_dir", "device", "compile", "num_workers", "log_file", "dry_run",
+})
+MAY_CHANGE = BESIDE_LEARNING | {"epochs"}  # when a training goes on
+SD_FIELDS = 64  # from which the sd of the values is taken
 
 
 @dataclass
 class TrainingConfig:
-    """Settings that V1 and V2 share.
-
-    A setting is part of what is learnt, and a training goes on with the same value alone, unless
-    it is marked as `outside` or `extensible`.
+    """Settings that all models share; a training goes on with others in MAY_CHANGE alone.
 
     Attributes:
         given: names of the settings that the command line gave, even if they equal the defaults.
@@ -48,7 +46,7 @@ class TrainingConfig:
     """Validation data of its own, when `data` holds training fields only."""
     data_test: str | None = None
     """Test data of its own, likewise."""
-    data_dir: str | None = outside(None)
+    data_dir: str | None = None
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
     """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
@@ -62,11 +60,11 @@ class TrainingConfig:
     """Side in pixels of the pictures, where the data does not fix it."""
     observe: str = "random:0.2"
     """Which points are observed."""
-    epochs: int = extensible(1000)
+    epochs: int = 1000
     """Passes over the data; learning rate and averaging are laid out over all of them."""
     batch_size: int = 64
     """Pictures per optimiser step, over all processes."""
-    accumulate: int = outside(1)
+    accumulate: int = 1
     """Parts in which each batch is computed, one after the other, to save memory."""
     queries_min: int = 128
     """Fewest points asked for in a step."""
@@ -114,64 +112,61 @@ class TrainingConfig:
     order: str = "per_layer"
     """Scan order of the tokens: per_layer (another curve for every layer), hilbert,
     hilbert_transposed, raster or concat."""
-    eval_every: int = outside(10)
+    eval_every: int = 10
     """Epochs between validations."""
-    eval_pictures: int = outside(64)
+    eval_pictures: int = 64
     """Validation pictures."""
-    visualize_every: int = outside(50)
+    visualize_every: int = 50
     """Epochs between pictures."""
-    save_every: int = outside(10)
+    save_every: int = 10
     """Epochs between checkpoints."""
-    keep_last: int = outside(5)
+    keep_last: int = 5
     """Numbered checkpoints kept; older ones are deleted."""
-    resume: Literal["auto", "never", "must"] = outside("auto")
+    resume: Literal["auto", "never", "must"] = "auto"
     """Continue from the newest checkpoint: if there is one, never, or fail without one."""
-    save_dir: str = outside("checkpoints")
+    save_dir: str = "checkpoints"
     """Folder for checkpoints, pictures and metrics."""
     seed: int = 0
     """Of weights, data order, observations and noise."""
-    device: str = outside("auto")
+    device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 on CUDA and on CPUs that have instructions for it.
     Scans, norms and kriging stay float32."""
-    compile: bool = outside(False)
+    compile: bool = False
     """Compile the model with torch.compile."""
-    num_workers: int = outside(0)
+    num_workers: int = 0
     """Processes that prepare batches; 0 prepares them in between steps."""
-    log_file: str | None = outside(None)
+    log_file: str | None = None
     """Also append the log to this file."""
-    dry_run: bool = outside(False)
+    dry_run: bool = False
     """Print the resolved settings, refuse what a training would refuse, and stop."""
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be trained with, with the reason."""
         require_seed(self.seed)
-        for name in ("epochs", "batch_size", "accumulate", "queries_min", "eval_every",
-                     "eval_pictures", "visualize_every", "save_every", "keep_last", "image_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr={self.lr}: must be above 0, and finite")
-        if not self.grad_clip > 0:
-            raise UserError(f"grad_clip={self.grad_clip}: must be above 0 (inf: never)")
-        for name in ("warmup", "num_workers", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)}: must be 0 or more, and finite")
-        if self.queries_max < self.queries_min:
-            raise UserError(
-                f"queries_max={self.queries_max} is below queries_min={self.queries_min}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay}: give a number in [0, 1)")
-        for name in ("start_share", "zero_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: give a share in [0, 1]")
+        rules = (
+            (("epochs", "batch_size", "accumulate", "queries_min", "eval_every", "eval_pictures",
+              "visualize_every", "save_every", "keep_last", "image_size"),
+             lambda value: value >= 1, "must be at least 1"),
+            (("lr",), lambda value: 0 < value < math.inf, "must be above 0, and finite"),
+            (("grad_clip",), lambda value: value > 0, "must be above 0 (inf: never)"),
+            (("warmup", "num_workers", "weight_decay"), lambda value: 0 <= value < math.inf,
+             "must be 0 or more, and finite"),
+            (("queries_max",), lambda value: value >= self.queries_min,
+             f"is below queries_min={self.queries_min}"),
+            (("ema_decay",), lambda value: 0 <= value < 1, "give a number in [0, 1)"),
+            (("start_share", "zero_share"), lambda value: 0 <= value <= 1,
+             "give a share in [0, 1]"),
+        )
+        for names, is_fine, words in rules:
+            for name in names:
+                if not is_fine(getattr(self, name)):
+                    raise UserError(f"{name}={getattr(self, name)}: {words}")
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
             given = getattr(self, name)
-            if self.log_file and given and os.path.exists(self.log_file) and (
-                os.path.exists(given) and os.path.samefile(given, self.log_file)
-            ):
+            if (self.log_file and given and os.path.exists(self.log_file)
+                    and os.path.exists(given) and os.path.samefile(given, self.log_file)):
                 raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")
         for name in ("init_from", "start_from"):
             given = getattr(self, name)
@@ -185,21 +180,46 @@ class TrainingConfig:
                 )
 
 
-def may_change(config: type[TrainingConfig]) -> set[str]:
-    """Names of the settings that may differ when a training goes on."""
-    return {name for name, marks in _marks(config).items() if marks.get("may_change")}
+def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:
+    """Constructor arguments: the settings whose names the model's classes take, and the data's."""
+    names = _argument_names(model_class)
+    is_symmetric = data.train.is_symmetric and parse_pattern(config.observe).is_symmetric
+    return {
+        **{name: value for name, value in asdict(config).items() if name in names},
+        "channels": data.channels,
+        "value_sd": _value_sd(data),
+        "symmetries": count_symmetries(data.height, data.width) if is_symmetric else 1,
+        "max_frequency": max(data.height, data.width) / 2,
+    }
 
 
-def beside_learning(config: type[TrainingConfig]) -> set[str]:
-    """Names of the settings that what is learnt does not depend on."""
-    return {name for name, marks in _marks(config).items() if not marks.get("is_learnt_from", True)}
+def sized_as_init_from(config: TrainingConfig, model_class: type[nn.Module]) -> TrainingConfig:
+    """Settings whose model is that of `init_from`: sizes that were not set are taken from there.
+
+    A size that was set stays, and is refused when the weights are taken if it differs.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    if config.init_from is None:
+        return config
+    theirs = load_checkpoint(config.init_from)["model_args"]
+    own = _argument_names(model_class) - OF_TRAINING
+    return replace(config, **{
+        name: theirs[name] for name, value in asdict(config).items()
+        if name in own and name in theirs and name not in config.given
+        and value == getattr(type(config), name)
+    })
 
 
-def _marks(config: type[TrainingConfig]) -> dict[str, dict[str, Any]]:
-    """{setting: its marks}; a class that gives a setting another default leaves its marks."""
-    marks: dict[str, dict[str, Any]] = {}
-    for owner in reversed(config.__mro__):
-        for name in vars(owner).get("__annotations__", {}):
-            found = vars(owner)["__dataclass_fields__"][name].metadata
-            marks[name] = {**marks.get(name, {}), **found}
-    return marks
+def _argument_names(model_class: type[nn.Module]) -> set[str]:
+    return {name for owner in model_class.__mro__ if owner is not nn.Module
+            for name in inspect.signature(owner.__init__).parameters}
+
+
+def _value_sd(data: Data) -> float:
+    """Sd of the values in [-1, 1] around 0, of at most SD_FIELDS training fields evenly spread."""
+    indices = range(0, len(data.train), max(1, len(data.train) // SD_FIELDS))
+    fields = (data.train.training_example(i, np.random.default_rng(i)) for i in indices)
+    squares = [np.nanmean(field.astype(np.float64) ** 2) for field in fields]
+    return round(float(np.sqrt(np.mean(squares))), 4) or 1.0

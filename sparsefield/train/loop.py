@@ -11,40 +11,34 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sparsefield import cli
-from sparsefield.data import Batch, Data, open_as_configured
+from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
+from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import calibrate, samples_of
+from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.model.field import FieldModel
 from sparsefield.model.starting import take_start, take_weights
-from sparsefield.train.config import TrainingConfig
+from sparsefield.train.config import TrainingConfig, model_arguments, sized_as_init_from
 from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
-from sparsefield.train.optimise import Optimiser, SlotDropout
-from sparsefield.train.processes import StopRequest, World, join_world, stream
-from sparsefield.train.progress import (
-    Progress,
+from sparsefield.train.optimise import (
+    Optimiser,
+    SlotDropout,
     Stages,
     averaging_decay,
-    give_up_when_stuck,
     learning_rate,
 )
-from sparsefield.train.report import Reporter, announce
+from sparsefield.train.processes import StopRequest, World, join_world, stream
+from sparsefield.train.report import Progress, Reporter, announce
 from sparsefield.train.run import RunFolder, newest, refuse_contradictions, resume
-from sparsefield.train.setup import (
-    model_arguments,
-    open_batches,
-    pictures_at_once,
-    sized_as_init_from,
-    steps_per_epoch,
-    uses_bfloat16,
-)
 from sparsefield.train.validation import Validation
 
 log = logging.getLogger("sparsefield")
@@ -80,13 +74,14 @@ def train(
         torch.manual_seed(config.seed)
         model = model_class(**arguments).to(world.device)
         announce(config, model, data, world)
-        folder = RunFolder(config.save_dir, name)
+        training = Training(config, model, arguments, data, RunFolder(config.save_dir, name), world,
+                            initialise)
         if config.dry_run:
-            rehearse(config, model, arguments, data, folder, initialise, world)
+            training.rehearse()
             return
-        held = folder.locked() if world.is_first else nullcontext()
+        held = training.folder.locked() if world.is_first else nullcontext()
         with held, StopRequest(launched=world.size > 1) as stop:
-            Training(config, model, arguments, data, folder, world).run(stop, initialise)
+            training.run(stop)
     except (RuntimeError, MemoryError) as error:
         explanation = explain(error, config)
         if explanation is None:
@@ -101,46 +96,39 @@ class Training:
 
     Args:
         arguments: constructor arguments of the model. world: this process among all.
+        initialise: see `train`.
     Raises:
-        UserError: a batch that does not divide; or the folder's checkpoint cannot be gone on from.
+        UserError: a batch that does not divide.
     """
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        model: FieldModel,
-        arguments: dict,
-        data: Data,
-        folder: RunFolder,
-        world: World,
+        self, config: TrainingConfig, model: FieldModel, arguments: dict, data: Data,
+        folder: RunFolder, world: World, initialise: Initialise | None,
     ):
         self.config, self.model, self.arguments, self.data = config, model, arguments, data
-        self.folder, self.world = folder, world
-        self.per_epoch = steps_per_epoch(config, data)
+        self.folder, self.world, self.initialise = folder, world, initialise
+        self.per_epoch = max(1, len(data.train) // config.batch_size)
         self.total = config.epochs * self.per_epoch
-        self.at_once = pictures_at_once(config, world)
-        self.progress = Progress(world.device)
-        self.averaged = AveragedModel(model, multi_avg_fn=self._average)
-        self.optimiser = Optimiser(model, config.optimiser, config.lr, config.weight_decay)
-        self.persistent = {"model": model, "averaged": self.averaged,
-                           "optimiser": self.optimiser, "progress": self.progress}
-        resume(config, arguments, data, folder, self.persistent, world)
         self.stages = Stages.of(config, self.total)
-        if self.progress.start_ends >= 0:
-            self.stages = self.stages.extended(self.progress.start_ends, self.progress.step)
-        self.progress.start_ends = self.stages.start
-        self.batches = open_batches(
-            config, data, world, self.stages.start, model.has_flow_unet
+        self.batches = TrainingBatches(
+            data.train,
+            parse_pattern(config.observe),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            queries=(config.queries_min, config.queries_max),
+            draw_angles=partial(draw_angles, zero_share=config.zero_share),
+            starting=self.stages.start,
+            sees_whole=model.has_flow_unet,
+            rank=world.rank,
+            world_size=world.size,
         )
-        self.validation = Validation(
-            data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
-            (world.rank, world.size),
-        )
-
-        has_best = bool(world.from_first(lambda: folder.has_weights))
-        if self.progress.forget_best_unless(self.validation.count, has_best):
-            log.info("the best weights so far are not there, or were found on other validation "
-                     "pictures: best is reset")
+        share = len(self.batches.own_slots)
+        self.at_once = share // config.accumulate
+        if share % config.accumulate:
+            raise UserError(
+                f"accumulate={config.accumulate} does not divide the {share} pictures of a "
+                "process: change ACCUMULATE or BATCH_SIZE"
+            )
 
     @property
     def is_done(self) -> bool:
@@ -148,24 +136,72 @@ class Training:
 
     # --- from the first step to the last ----------------------------------------------------------
 
-    def run(self, stop: StopRequest, initialise: Initialise | None) -> None:
-        """All steps that are left, unless `stop` asks for an end, and the calibration."""
+    def rehearse(self) -> None:
+        """Raises UserError for what a start would refuse; changes nothing on the disk."""
+        self.batches[0]
+        checkpoint = newest(self.config, self.folder)
+        if checkpoint is None:
+            self.take_weights()
+        else:
+            refuse_contradictions(self.config, self.arguments, self.data, checkpoint, self.folder)
+
+    def run(self, stop: StopRequest) -> None:
+        """All steps that are left, unless `stop` asks for an end, and the calibration.
+
+        Raises:
+            UserError: the folder's checkpoint cannot be gone on from.
+        """
+        self.restore()
         if self.is_done:
             log.info("nothing left to do: all %d epochs are done; raise EPOCHS to go on",
                      self.config.epochs)
-            add_calibration(self.folder, self.validation, self.world)
+            self.add_calibration()
             return
-        self.prepare(initialise)
+        self.prepare()
         self.loop(stop)
         if self.is_done:
-            add_calibration(self.folder, self.validation, self.world)
+            self.add_calibration()
             self.reporter.finish()
 
-    def prepare(self, initialise: Initialise | None) -> None:
-        """What only a training that takes steps needs; a new one starts as `initialise` says."""
+    def restore(self) -> None:
+        """Go to where the newest checkpoint stands, if there is one."""
+        config, world = self.config, self.world
+        self.progress = Progress(world.device)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.optimiser = Optimiser(self.model, config.optimiser, config.lr, config.weight_decay)
+        self.persistent = {"model": self.model, "averaged": self.averaged,
+                           "optimiser": self.optimiser, "progress": self.progress}
+        resume(config, self.arguments, self.data, self.folder, self.persistent, world)
+        if 0 <= self.progress.start_ends <= self.progress.step:
+            # A start that is over stays so, or it would change under the flow that has learnt on it
+            self.stages = self.stages._replace(start=self.progress.start_ends)
+        self.progress.start_ends = self.batches.starting = self.stages.start
+        self.validation = Validation(
+            self.data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
+            (world.rank, world.size),
+        )
+        has_best = bool(world.from_first(lambda: self.folder.has_weights))
+        if self.progress.forget_best_unless(self.validation.count, has_best):
+            log.info("the best weights so far are not there, or were found on other validation "
+                     "pictures: best is reset")
+
+    def take_weights(self) -> None:
+        """Weights that a new training starts from, as the settings say, told in the log."""
+        lines = []
+        if self.config.init_from is not None:
+            lines.append(take_weights(self.model, self.arguments, self.config.init_from))
+        if self.initialise is not None:
+            lines += self.initialise(self.model)
+        if self.config.start_from is not None:
+            lines.append(take_start(self.model, self.config.start_from))
+        for line in lines:
+            log.info(line)
+
+    def prepare(self) -> None:
+        """What only a training that takes steps needs."""
         device = self.world.device
         if self.progress.step == 0:
-            take_what_is_given(self.config, self.model, self.arguments, initialise)
+            self.take_weights()
             self.averaged.module.load_state_dict(self.model.state_dict())
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
                                  self.progress, self.stages, self.per_epoch)
@@ -174,9 +210,10 @@ class Training:
         if self.config.compile:
             for part in filter(None, (self.model, self.model.unet)):
                 part.compile()
-        self.amp = torch.autocast(
-            device.type, torch.bfloat16, enabled=uses_bfloat16(self.config, self.world)
-        )
+        in_bfloat16 = self.config.precision == "bfloat16" or (
+            self.config.precision == "auto"
+            and (device.type == "cuda" or (device.type == "cpu" and has_fast_bfloat16())))
+        self.amp = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16)
         if self.progress.step == 0:
             self.validate()  # where training starts from: the prior, or nothing
 
@@ -192,7 +229,7 @@ class Training:
             self.reporter.working()
             shared = self.step(batch, stop.asked)
             self.reporter.step()
-            give_up_when_stuck(self.progress)
+            self.progress.give_up_when_stuck()
             # Processes agree on the step before this one, so that none waits for this one's result.
             stopping = bool(agreed[1]) if self.world.size > 1 else stop.asked
             agreed = shared
@@ -206,23 +243,22 @@ class Training:
 
     # --- one step ---------------------------------------------------------------------------------
 
-    def planned_rate(self) -> float:
-        """Learning rate of this step: each stage has a warm-up and a cosine of its own."""
-        first, end = self.stages.around(self.progress.step)
-        warmup = min(self.config.warmup, (end - first) // 5)
-        return learning_rate(self.progress.step - first, end - first, warmup, self.config.lr)
-
     def step(self, batch: Batch, asked_to_stop: bool) -> Tensor:
         """One step of the optimiser.
 
         Returns:
             (2,) over all processes: the loss, and how many were asked to stop before it.
         """
-        self.optimiser.rate = self.planned_rate()
+        first, end = self.stages.around(self.progress.step)
+        self.optimiser.rate = learning_rate(self.progress.step - first, end - first,
+                                            self.config.warmup, self.config.lr)
         shared = torch.tensor([0.0, float(asked_to_stop)]).to(self.world.device)
         shared[0] += self.backward(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        skipped = drop_unless_finite(self.model, norm)
+        skipped = ~norm.isfinite()  # decided on the device, so that no step waits for it
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(skipped, 0)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.progress.step += 1
@@ -237,9 +273,13 @@ class Training:
         loss_of = start_loss if in_start else velocity_loss
         known = self.forms(batch, with_draws=not in_start)
         total = torch.zeros((), device=self.world.device)
+        # What the model draws for a field follows from seed, step and slot alone.
+        seed = noise_seed(self.config.seed, self.progress.step)
+        seeds = seeds_of(seed, self.batches.own_slots, self.world.device)
+        torch.manual_seed(seed)  # should a model draw anything besides dropout
         for k in range(self.config.accumulate):
             rows = slice(k * self.at_once, (k + 1) * self.at_once)
-            self.seed_draws(k)
+            self.dropout.seed(seeds[rows])
             with self.amp:
                 loss = loss_of(self.model, batch.part(rows), known.part(rows)).mean()
                 loss = loss / self.config.accumulate
@@ -247,14 +287,6 @@ class Training:
             total += loss.detach() / self.world.size
         self.world.average_gradients(self.model)
         return total
-
-    def seed_draws(self, part: int) -> None:
-        """What the model draws for a part of the batch follows from seed, step and slot alone."""
-        seed, step = self.config.seed, self.progress.step
-        torch.manual_seed(noise_seed(seed, step))  # should it draw for other ends than dropout
-        first = self.batches.own_slots.start + part * self.at_once
-        slots = range(first, first + self.at_once)
-        self.dropout.seed(seeds_of(noise_seed(seed, step), slots, self.world.device))
 
     def _average(self, old: list[Tensor], new: list[Tensor], _: object) -> None:
         decay = averaging_decay(self.progress.step, self.config.ema_decay)
@@ -307,58 +339,18 @@ class Training:
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }
 
-
-def take_what_is_given(
-    config: TrainingConfig, model: FieldModel, arguments: dict, initialise: Initialise | None
-) -> None:
-    """Weights that a new training starts from, as the settings say, told in the log."""
-    lines = []
-    if config.init_from is not None:
-        lines.append(take_weights(model, arguments, config.init_from))
-    if initialise is not None:
-        lines += initialise(model)
-    if config.start_from is not None:
-        lines.append(take_start(model, config.start_from))
-    for line in lines:
-        log.info(line)
-
-
-def rehearse(
-    config: TrainingConfig, model: FieldModel, arguments: dict, data: Data, folder: RunFolder,
-    initialise: Initialise | None, world: World,
-) -> None:
-    """Raises UserError for what a start would refuse; changes nothing on the disk."""
-    pictures_at_once(config, world)
-    stages = Stages.of(config, config.epochs * steps_per_epoch(config, data))
-    open_batches(config, data, world, stages.start, model.has_flow_unet)[0]
-    checkpoint = newest(config, folder)
-    if checkpoint is None:
-        take_what_is_given(config, model, arguments, initialise)
-    else:
-        refuse_contradictions(config, arguments, data, checkpoint, folder)
-
-
-def drop_unless_finite(model: nn.Module, norm: Tensor) -> Tensor:
-    """Set all gradients to 0 where their norm is not finite; whether they were. Decided on the
-    device, so that no step waits for it."""
-    wrong: Tensor = ~norm.isfinite()
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(wrong, 0)
-    return wrong
-
-
-def add_calibration(folder: RunFolder, validation: Validation, world: World) -> None:
-    """Fit the spread of samples of the best weights, and keep it with them, if it is not there."""
-    if not world.is_first or not folder.best.exists():
-        return
-    checkpoint = load_checkpoint(folder.best)
-    if "calibration" in checkpoint:
-        return
-    model = build_model(checkpoint, world.device)
-    calibration = calibrate(samples_of(model), validation.every)
-    log.info("calibration: %s", calibration.describe())
-    folder.save_best({**checkpoint, "calibration": calibration._asdict()})
+    def add_calibration(self) -> None:
+        """Fit the spread of samples of the best weights, and keep it with them, if it is not there.
+        """
+        if not self.world.is_first or not self.folder.best.exists():
+            return
+        checkpoint = load_checkpoint(self.folder.best)
+        if "calibration" in checkpoint:
+            return
+        model = build_model(checkpoint, self.world.device)
+        calibration = calibrate(samples_of(model), self.validation.every)
+        log.info("calibration: %s", calibration.describe())
+        self.folder.save_best({**checkpoint, "calibration": calibration._asdict()})
 
 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:

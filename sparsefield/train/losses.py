@@ -40,8 +40,7 @@ class Known(NamedTuple):
 
 
 class ClosedForms:
-    """`forms(batch)` of fields on a grid, for a model; a pure function of the batch, up to
-    rounding."""
+    """`forms(batch)` of fields on a grid, for a model: a function of the batch alone."""
 
     def __init__(self, model: FieldModel, height: int, width: int, device: torch.device):
         self.model, self.domain = model, Domain.of_grid(height, width)

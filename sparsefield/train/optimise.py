@@ -1,11 +1,15 @@
-"""What turns gradients into steps: Muon for the matrices inside, AdamW for all else; dropout."""
+"""What turns gradients into steps: stages, learning rates, Muon and AdamW, averaging, dropout."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparsefield.hashed import STRIDE, happens
+from sparsefield.train.config import TrainingConfig
 
 BETAS = (0.9, 0.99)
 # What stands at the ends of a network, where a matrix is a table of inputs or outputs rather than a
@@ -13,14 +17,40 @@ BETAS = (0.9, 0.99)
 ENDS = ("input_proj", "query_proj", "decoder", "time_embedding")
 
 
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon is for it: a matrix between hidden features."""
-    return parameter.ndim == 2 and not name.startswith(ENDS) and not name.endswith("A_log")
+class Stages(NamedTuple):
+    """The steps at which the two stages end: "start", in which the grid U-Nets learn the mean and
+    sd that the flow starts from, and "flow", in which they stay as they are and the flow learns."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, total: int) -> Stages:
+        has_start = config.unet_width and config.start_from is None
+        return cls(round(config.start_share * total) if has_start else 0, total)
+
+    def name(self, step: int) -> str:
+        """Of the stage that a step is in."""
+        return "start" if step < self.start else "flow"
+
+    def around(self, step: int) -> tuple[int, int]:
+        """First step of the stage that a step is in, and its end."""
+        return (0, self.start) if step < self.start else (self.start, self.end)
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and filters decay; biases, norms, the scan's A_log, D, attention widths do not."""
-    return parameter.ndim > 1 and not name.endswith("A_log")
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Of a step of a stage of `total`: linear warm-up to `peak` over `warmup` steps, at most a
+    fifth of the stage, then half a cosine to zero (Loshchilov & Hutter 2017, SGDR)."""
+    warmup = min(warmup, total // 5)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def averaging_decay(count: int, decay: float) -> float:
+    """Decay of the moving average after `count` updates: short at first, so short runs work too."""
+    return min(decay, (1 + count) / (10 + count))
 
 
 class Optimiser:
@@ -30,17 +60,20 @@ class Optimiser:
     (Liu et al. 2025, "Muon is scalable", section 2.2) both go with the same rate.
 
     Args:
-        kind: "muon", or "adamw" for all parameters. rate: of the first step.
-        weight_decay: of what `is_decayed`.
+        kind: "muon" for the matrices between hidden features, or "adamw" for all parameters.
+        rate: of the first step.
+        weight_decay: of matrices and filters, not of biases, norms, the scan's A_log and D.
     """
 
     def __init__(self, model: nn.Module, kind: str, rate: float, weight_decay: float):
         hidden, decayed, free = [], [], []
         for name, parameter in model.named_parameters():
-            if kind == "muon" and is_hidden(name, parameter):
+            if parameter.ndim < 2 or name.endswith("A_log"):
+                free.append(parameter)
+            elif kind == "muon" and parameter.ndim == 2 and not name.startswith(ENDS):
                 hidden.append(parameter)
             else:
-                (decayed if is_decayed(name, parameter) else free).append(parameter)
+                decayed.append(parameter)
         groups = [{"params": decayed, "weight_decay": weight_decay},
                   {"params": free, "weight_decay": 0.0}]
         self.parts: list[torch.optim.Optimizer] = [
@@ -53,7 +86,7 @@ class Optimiser:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the last step that was taken, or is being taken."""
+        """Learning rate of the newest step."""
         return self.parts[0].param_groups[0]["lr"]
 
     @rate.setter
@@ -84,22 +117,18 @@ class Optimiser:
 class SlotDropout:
     """Draws the masks of all dropouts of a model, each field's from a seed of its own.
 
-    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) that drops anything is replaced. Its
-    masks are then the same in one process and in several, on any device, and however a batch is cut
-    into parts.
+    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) is replaced. Its masks are then the
+    same on any device, in one process and in several, and however a batch is cut into parts.
     """
 
     def __init__(self, model: nn.Module):
         self.state = torch.zeros(0, dtype=torch.long)  # (B,)
-        self.found = [
-            (parent, name, child) for parent in model.modules()
-            for name, child in parent.named_children()
-            if isinstance(child, (nn.Dropout, nn.Dropout2d)) and child.p > 0
-        ]
-        for parent, name, child in self.found:
-            whole = isinstance(child, nn.Dropout2d)
-            setattr(parent, name, _Dropout(child.p, self, whole_channels=whole))
-        if self.found:  # here, since only who trains should wait for the compiler's import
+        found = [(parent, name, child) for parent in model.modules()
+                 for name, child in parent.named_children()
+                 if isinstance(child, (nn.Dropout, nn.Dropout2d)) and child.p > 0]
+        for parent, name, child in found:
+            setattr(parent, name, _Dropout(child.p, self, isinstance(child, nn.Dropout2d)))
+        if found:  # here, since only who trains should wait for the compiler's import
             self.mask = torch.compiler.disable(self.mask)
 
     def seed(self, seeds: Tensor) -> None:
@@ -107,13 +136,7 @@ class SlotDropout:
         self.state = seeds
 
     def mask(self, x: Tensor, p: float) -> Tensor:
-        """What x (B, ...) is multiplied by: 0 with probability p, else 1 / (1 - p).
-
-        Raises:
-            ValueError: not as many fields as seeds.
-        """
-        if len(x) != len(self.state):
-            raise ValueError(f"{len(x)} fields, but {len(self.state)} seeds")
+        """What x (B, ...) is multiplied by: 0 with probability p, else 1 / (1 - p)."""
         self.state = self.state + STRIDE  # the next dropout's
         kept = happens(self.state, x[0].numel(), 1 - p)
         return (kept / (1 - p)).to(x.dtype).view(x.shape)

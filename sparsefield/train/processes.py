@@ -19,6 +19,8 @@ from sparsefield.data import Batch, TrainingBatches
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 
+log = logging.getLogger("sparsefield")
+
 Produced = TypeVar("Produced")
 
 
@@ -83,10 +85,8 @@ class World:
 def join_world(device: str) -> World:
     """Join the processes that torchrun started, or be the only one.
 
-    Args:
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
     Raises:
-        UserError: the device is not there.
+        UserError: the device ("auto", "cpu", "cuda", "cuda:1", "mps") is not there.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -97,9 +97,6 @@ def join_world(device: str) -> World:
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)
-
-
-log = logging.getLogger("sparsefield")
 
 
 def stream(
@@ -143,8 +140,8 @@ class StopRequest:
     """Within it, SIGTERM, SIGHUP or Ctrl-C ask to stop after the current step; a second at once.
 
     Args:
-        launched: by torchrun, which passes on signals that the rank has often got already: what
-            follows within ECHO seconds is the same request. Its death is a request, too.
+        launched: by torchrun, whose death is a request, too. It passes on signals that the rank has
+            often got already: what follows within ECHO seconds is the same request.
     """
 
     ECHO = 5.0
@@ -157,11 +154,11 @@ class StopRequest:
         numbers = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup: outlive the terminal
             numbers.append(signal.SIGHUP)
-        self.former = {number: signal.signal(number, self._ask) for number in numbers}
+        self.earlier = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self.former.items():
+        for number, handler in self.earlier.items():
             signal.signal(number, handler)
 
     @property

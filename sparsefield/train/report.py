@@ -13,16 +13,18 @@ from dataclasses import asdict
 from datetime import timedelta
 
 import torch
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsefield.data import Data
+from sparsefield.errors import UserError
 from sparsefield.evaluate import plots
+from sparsefield.model.field import FieldModel
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
+from sparsefield.train.optimise import Stages
 from sparsefield.train.processes import World
-from sparsefield.train.progress import Stages
 from sparsefield.train.run import RunFolder
 from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
@@ -30,9 +32,10 @@ log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
 SAMPLE_STEPS = 8
+PATIENCE = 20  # non-finite steps in a row after which training gives up
 
 
-def announce(config: TrainingConfig, model: nn.Module, data: Data, world: World) -> None:
+def announce(config: TrainingConfig, model: FieldModel, data: Data, world: World) -> None:
     """Log what is about to be trained, on what, with what."""
     count = sum(p.numel() for p in model.parameters())
     log.info("settings: %s", json.dumps(asdict(config)))
@@ -49,49 +52,116 @@ def announce(config: TrainingConfig, model: nn.Module, data: Data, world: World)
     )
 
 
-class Reporter:
-    """Measures and reports; nothing that it does changes what is trained.
+class Progress:
+    """How far training is: what must survive a restart besides weights and optimiser.
 
-    Args:
-        stages: of the training. per_epoch: steps.
+    The sums of an epoch stay on the device, so that no step waits for them.
     """
 
+    def __init__(self, device: torch.device):
+        self.step = 0
+        self.best_loss = math.inf  # of the stage that the training is in
+        self.best: dict[str, float] = {}  # its validation
+        self.best_of = 0  # validation pictures
+        self.best_stage = ""
+        self.validation: dict[str, float] = {}  # the newest
+        self.seconds = 0.0
+        self.start_ends = -1  # the last step of stage "start", as last planned
+        names = ("loss", "grad_norm", "steps", "skipped", "skipped_in_a_row")
+        self.sums = {name: torch.zeros((), device=device) for name in names}
+
+    def state_dict(self) -> dict:
+        return {**vars(self), "sums": {name: float(sum_) for name, sum_ in self.sums.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state["sums"].items():
+            self.sums[name].fill_(value)
+        vars(self).update({**state, "sums": self.sums})
+
+    def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
+        """The best so far counts on the same validation pictures alone, and if its weights are
+        there. Whether one was forgotten."""
+        forgets = math.isfinite(self.best_loss) and not (is_there and self.best_of == pictures)
+        if forgets:
+            self.best_loss, self.best = math.inf, {}
+        self.best_of = pictures
+        return forgets
+
+    def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
+        """Whether a validation has the lowest loss so far of the stage of the last step."""
+        self.validation = numbers
+        if stage != self.best_stage:
+            self.best_loss, self.best_stage = math.inf, stage
+        is_best = numbers["loss"] < self.best_loss
+        if is_best:
+            self.best_loss, self.best = numbers["loss"], numbers
+        return is_best
+
+    def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
+        """Count a step; of a skipped one only that it was skipped."""
+        taken = 1 - skipped
+        self.sums["loss"] += loss.nan_to_num(0, 0, 0) * taken
+        self.sums["grad_norm"] += norm.nan_to_num(0, 0, 0) * taken
+        self.sums["steps"] += taken
+        self.sums["skipped"] += skipped
+        self.sums["skipped_in_a_row"] = (self.sums["skipped_in_a_row"] + 1) * skipped
+
+    def close_epoch(self) -> dict[str, float]:
+        """Means over the epoch, and the steps skipped since the start; the next epoch begins."""
+        steps = max(float(self.sums["steps"]), 1)
+        means = {name: float(self.sums[name]) / steps for name in ("loss", "grad_norm")}
+        for name in ("loss", "grad_norm", "steps"):
+            self.sums[name].zero_()
+        return {**means, "skipped": int(self.sums["skipped"])}
+
+    def give_up_when_stuck(self) -> None:
+        """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
+        if self.step % PATIENCE == 0 and self.sums["skipped_in_a_row"] >= PATIENCE:
+            raise UserError(
+                f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
+                "lower LR, or look for extreme values in the data; checkpoints are as they were"
+            )
+
+
+class Reporter:
+    """Measures and reports; nothing that it does changes what is trained."""
+
     def __init__(
-        self,
-        config: TrainingConfig,
-        validation: Validation,
-        folder: RunFolder,
-        world: World,
-        progress,
-        stages: Stages,
-        per_epoch: int,
+        self, config: TrainingConfig, validation: Validation, folder: RunFolder, world: World,
+        progress: Progress, stages: Stages, per_epoch: int,
     ):
         self.config, self.validation, self.folder = config, validation, folder
         self.world, self.progress = world, progress
-        self.stages, self.total, self.per_epoch = stages, stages.end, per_epoch
-        self.waited = self.worked = 0.0
+        self.stages, self.per_epoch = stages, per_epoch
+        self.waited = self.worked = 0.0  # seconds in this epoch
         self.steps = 0
         self.clock = time.perf_counter()
         on_terminal = world.is_first and sys.stderr.isatty()
         self.bar = tqdm(
-            total=self.total, initial=progress.step, unit="step", disable=not on_terminal,
+            total=stages.end, initial=progress.step, unit="step", disable=not on_terminal,
             dynamic_ncols=True, smoothing=0.05,
         )
         if on_terminal:
             self._redirect = logging_redirect_tqdm([log])
             self._redirect.__enter__()
-        self.baselines = self._mean_over_ranks_by_name(validation.baselines())
+        parts = world.gather(validation.baselines())
+        self.baselines = {name: mean_numbers([r for part in parts for r in part[name]])
+                          for name in SHOWN_BASELINES}
 
-    # --- time ------------------------------------------------------------------------------------
+    @property
+    def epochs(self) -> int:
+        """How many are done."""
+        return self.progress.step // self.per_epoch
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage of the last step."""
+        return self.stages.name(max(0, self.progress.step - 1))
 
     def _lap(self) -> float:
         now = time.perf_counter()
         passed, self.clock = now - self.clock, now
         return passed
-
-    def _count(self, seconds: float) -> float:
-        self.progress.seconds += seconds
-        return seconds
 
     def waiting(self) -> None:
         """The loop starts to wait for data."""
@@ -99,15 +169,17 @@ class Reporter:
 
     def working(self) -> None:
         """Data has come; the step starts."""
-        self.waited += self._count(self._lap())
+        passed = self._lap()
+        self.waited += passed
+        self.progress.seconds += passed
 
     def step(self) -> None:
         """A step is done."""
-        self.worked += self._count(self._lap())
+        passed = self._lap()
+        self.worked += passed
+        self.progress.seconds += passed
         self.steps += 1
         self.bar.update()
-
-    # --- numbers ---------------------------------------------------------------------------------
 
     def epoch(self, rate: float) -> None:
         """Close an epoch: a log line, a record, the curves."""
@@ -121,28 +193,25 @@ class Reporter:
             "minutes": self.progress.seconds / 60,
         }
         step = self.progress.step
-        stage = self.stages.last(step)
-        left = timedelta(seconds=round((self.total - step) * seconds / self.steps))
-        epoch = step // self.per_epoch
+        left = timedelta(seconds=round((self.stages.end - step) * seconds / self.steps))
         log.info(
             "epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  "
             "waits %.1f%%  left %s%s",
-            epoch, self.config.epochs, step, stage, numbers["loss"], numbers["grad_norm"], rate,
-            numbers["samples_per_s"], 100 * numbers["data_wait"], left,
+            self.epochs, self.config.epochs, step, self.stage, numbers["loss"],
+            numbers["grad_norm"], rate, numbers["samples_per_s"], 100 * numbers["data_wait"], left,
             f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "",
         )
         self.waited = self.worked = 0.0
         self.steps = 0
         if self.world.is_first:
-            self.folder.record(step, epoch=epoch, stage=stage, **numbers)
+            self.folder.record(step, epoch=self.epochs, stage=self.stage, **numbers)
 
-    def validate(self, model: nn.Module) -> bool:
+    def validate(self, model: FieldModel) -> bool:
         """Evaluate the averaged weights; whether they are the best of their stage so far."""
-        stage = self.stages.last(self.progress.step)
-        own = self.validation.evaluate(model, stage)
+        own = self.validation.evaluate(model, self.stage)
         results = [r for part in self.world.gather(own) for r in part]
         numbers = mean_numbers(results)
-        is_best = self.progress.note_validation(numbers, stage)
+        is_best = self.progress.note_validation(numbers, self.stage)
         beside = "  ".join(
             f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
             for name in SHOWN_BASELINES
@@ -150,13 +219,12 @@ class Reporter:
         log.info(
             "validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / SSIM %.3f"
             "  |  %s",
-            len(results), stage, numbers["loss"], " *best*" if is_best else "",
+            len(results), self.stage, numbers["loss"], " *best*" if is_best else "",
             numbers["psnr"], numbers["ssim"], beside,
         )
         if self.world.is_first:
-            step = self.progress.step
             self.folder.record(
-                step, epoch=step // self.per_epoch, stage=stage,
+                self.progress.step, epoch=self.epochs, stage=self.stage,
                 minutes=self.progress.seconds / 60,
                 **{f"val_{name}": value for name, value in numbers.items()},
             )
@@ -167,19 +235,13 @@ class Reporter:
                 )
         return is_best
 
-    def _mean_over_ranks_by_name(self, own: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
-        parts = self.world.gather(own)
-        return {name: mean_numbers([r for part in parts for r in part[name]]) for name in own}
-
-    # --- pictures --------------------------------------------------------------------------------
-
-    def picture(self, model: nn.Module, data: Data) -> None:
+    def picture(self, model: FieldModel, data: Data) -> None:
         """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
         if not self.world.is_first:
             return
         cases = self.validation.cases
         shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
-        path = self.folder.path / f"pictures_epoch_{self.progress.step // self.per_epoch:04d}.png"
+        path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
         columns = {
             "posterior mean": shown.sample(model, **MEAN).fields,
             "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,

@@ -1,7 +1,4 @@
-"""The folder that a training writes to, and going on from what it holds.
-
-One training at a time: checkpoints, metrics, pictures.
-"""
+"""The folder that a training writes to, and going on from what it holds."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from sparsefield.model.checkpoint import (
     save_safetensors,
     write_atomically,
 )
-from sparsefield.train.config import TrainingConfig, may_change
+from sparsefield.train.config import MAY_CHANGE, TrainingConfig
 from sparsefield.train.processes import World
 
 log = logging.getLogger("sparsefield")
@@ -43,12 +40,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path, name: str):
         self.path, self.name = Path(path), name
-        self.latest, self.best = self._file("latest"), self._file("best")
+        self.latest, self.best = self.path / f"{name}_latest.pth", self.path / f"{name}_best.pth"
         self.records = self.path / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
-
-    def _file(self, suffix: str) -> Path:
-        return self.path / f"{self.name}_{suffix}.pth"
 
     @property
     def has_weights(self) -> bool:
@@ -57,10 +51,10 @@ class RunFolder:
 
     def numbered(self) -> list[Path]:
         """Checkpoints of epochs, oldest first."""
-        pattern = re.compile(rf"{re.escape(self.name)}_epoch_(\d+)\.pth")
-        found = [(int(match[1]), path) for path in self.path.glob(f"{self.name}_epoch_*.pth")
-                 if (match := pattern.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        found = {path: path.stem.removeprefix(f"{self.name}_epoch_")
+                 for path in self.path.glob(f"{self.name}_epoch_*.pth")}
+        return sorted((path for path, epoch in found.items() if epoch.isdecimal()),
+                      key=lambda path: int(found[path]))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -80,21 +74,18 @@ class RunFolder:
                 f"save_dir={self.path} cannot be written ({error.strerror}): choose another folder"
             ) from error
         try:
-            self._prepare(holder)
+            with self.tolerating("lock file"):
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                # What a killed training left half written.
+                ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)"
+                                  r"\.(pth|safetensors)|metrics\.jsonl)\.\d+\.tmp")
+                for left in self.path.glob(".*.tmp"):
+                    if ours.fullmatch(left.name):
+                        left.unlink()
             yield
         finally:
             self._close_writer()
             lock.release()
-
-    def _prepare(self, holder: Path) -> None:
-        """Say who holds the folder; remove what a killed training left half written."""
-        with self.tolerating("lock file"):
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-            ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)"
-                              r"\.(pth|safetensors)|metrics\.jsonl)\.\d+\.tmp")
-            for left in self.path.glob(".*.tmp"):
-                if ours.fullmatch(left.name):
-                    left.unlink()
 
     @contextmanager
     def tolerating(self, what: str) -> Iterator[None]:
@@ -144,12 +135,12 @@ class RunFolder:
     def save(self, checkpoint: dict, numbered: bool, keep: int) -> bool:
         """Write the checkpoint as latest and, with `numbered`, under its epoch; then prune.
 
-        A failing disk costs nothing but this checkpoint: it is logged, the files on disk stay,
-        and False is returned. "latest" comes last: where it stands, all before it is written.
+        Whether the disk took it. "latest" comes last: where it stands, all before it is written.
         """
         with self.tolerating("checkpoint"):
             if numbered:
-                save_checkpoint(self._file(f"epoch_{checkpoint['epoch']:04d}"), checkpoint)
+                name = f"{self.name}_epoch_{checkpoint['epoch']:04d}.pth"
+                save_checkpoint(self.path / name, checkpoint)
             save_checkpoint(self.latest, checkpoint)
             for old in self.numbered()[:-keep]:
                 old.unlink()
@@ -159,10 +150,7 @@ class RunFolder:
     def save_best(self, checkpoint: dict) -> bool:
         """Write the best weights, as .safetensors and .pth, without what only resuming needs.
 
-        The .pth comes last: where it says that it is calibrated, so does the other.
-
-        Returns:
-            whether the disk took them.
+        Whether the disk took them. The .pth comes last: where it is calibrated, so is the other.
         """
         slim = {key: value for key, value in checkpoint.items() if key != "resume"}
         with self.tolerating("best checkpoint"):
@@ -212,36 +200,32 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Forget records after `step`, which will be written again, and one cut off by a crash.
 
-        Lines that this training did not write stay.
+        Lines that no training wrote stay.
         """
-        lines = self._lines()
-        if not lines:
-            return
-        *whole, last = lines  # the last line is empty, or was cut off
-        kept = [line for line in whole
-                if ((record := _record(line)) is None and not _is_cut_off(line))
-                or (record is not None and record["step"] <= step)]
-        if last and _record(last) is None and not _is_cut_off(last):
-            kept.append(last)
-        with self.tolerating("metrics"):
-            content = "".join(line + "\n" for line in kept)
-            write_atomically(self.records, content.encode(errors="surrogateescape"))
+        kept = []
+        for line in self._lines():
+            record = _record(line)
+            is_ours = line.startswith(START) or START.startswith(line)
+            if record["step"] <= step if record else not is_ours:
+                kept.append(line + "\n")
+        if self.records.exists():
+            with self.tolerating("metrics"):
+                write_atomically(self.records, "".join(kept).encode(errors="surrogateescape"))
 
     def set_aside(self) -> None:
-        """Move a former training's files into a subfolder of their own, old_1, old_2, ..."""
+        """Move an earlier training's files into a subfolder of their own, old_1, old_2, ..."""
         patterns = (f"{self.name}_latest.pth", f"{self.name}_best.*",
                     f"{self.name}_epoch_*.pth", "metrics.jsonl", "tensorboard",
                     "training_loss.png", "pictures_epoch_*.png")
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return
-        numbers = [int(path.name[4:]) for path in self.path.glob("old_*")
-                   if path.name[4:].isdecimal()]
-        old = self.path / f"old_{1 + max(numbers, default=0)}"
+        numbers = [path.name[4:] for path in self.path.glob("old_*")]
+        old = self.path / f"old_{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
         old.mkdir()
         for path in files:
             path.rename(old / path.name)
-        log.info("the former training in %s is now in %s", self.path, old)
+        log.info("the earlier training in %s is now in %s", self.path, old)
 
 
 START = '{"step": '  # of every line of metrics.jsonl that a training writes
@@ -257,18 +241,8 @@ def _record(line: str) -> dict | None:
     return record if is_ours else None
 
 
-def _is_cut_off(line: str) -> bool:
-    """Whether a line is the beginning of a record, and no more."""
-    return bool(line) and _record(line) is None and (
-        line.startswith(START) or START.startswith(line)) and not line.rstrip().endswith("}")
-
-
 def resume(
-    config: TrainingConfig,
-    arguments: dict,
-    data: Data,
-    folder: RunFolder,
-    persistent: dict,
+    config: TrainingConfig, arguments: dict, data: Data, folder: RunFolder, persistent: dict,
     world: World,
 ) -> None:
     """Set everything persistent to where the newest checkpoint of the folder stands, if any.
@@ -306,7 +280,7 @@ def resume(
 
 
 def newest(config: TrainingConfig, folder: RunFolder) -> dict | None:
-    """The checkpoint that a training would go on from; None: it would start anew.
+    """The checkpoint that a training would go on from, if any.
 
     Raises:
         UserError: as `resume`.
@@ -324,14 +298,13 @@ def refuse_contradictions(
 
     A setting that did not exist when the checkpoint was written had its present default.
     """
-    free = may_change(type(config))
     now = {**asdict(config), **arguments, "data": data.fingerprint}
     then = {**asdict(type(config)()), **checkpoint["config"], **checkpoint["model_args"],
             "data": checkpoint["data"]["fingerprint"]}
     different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
-                 if key not in free and then.get(key) != value]
+                 if key not in MAY_CHANGE and then.get(key) != value]
     if different:
         raise UserError(
             f"{folder.path} holds a training with {', '.join(different)}: give its settings to go "
-            "on, another SAVE_DIR to train anew, or RESUME=never to set the old one aside"
+            "on, another SAVE_DIR for a new one, or RESUME=never to set the old one aside"
         )

@@ -23,7 +23,7 @@ MEAN = {"method": "mean"}  # how a posterior mean is computed
 
 
 class _Group(NamedTuple):
-    """Cases that are computed together: which, as a batch, and what is known of them."""
+    """Cases that are computed together."""
 
     which: list[int]
     batch: Batch
@@ -57,7 +57,7 @@ class Validation:
         points = batch_size * math.prod(split.example(0).shape[:2])
         self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
         self.cases = self.every.subset(range(len(indices))[rank::size])
-        self._groups: list[_Group] | None = None
+        self._groups: list[_Group] = []
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
         """Numbers per picture of the methods in SHOWN_BASELINES."""
@@ -80,12 +80,10 @@ class Validation:
 
     def groups(self, model: FieldModel) -> list[_Group]:
         """All cases with their closed forms, made once."""
-        if self._groups is None:
+        if not self._groups:
             forms = ClosedForms(model, *self.cases.shape(self.cases.rows), self.cases.device)
-            self._groups = []
-            for which in self.cases.groups():
-                batch = self._batch(which)
-                self._groups.append(_Group(which, batch, forms(batch)))
+            batches = [(which, self._batch(which)) for which in self.cases.groups()]
+            self._groups = [_Group(which, batch, forms(batch)) for which, batch in batches]
         return self._groups
 
     def _batch(self, which: list[int]) -> Batch:

@@ -5,7 +5,6 @@ import torch
 
 from sparsefield.device import has_float64, pick_device
 from sparsefield.errors import UserError
-from sparsefield.flow.samplers import adaptive
 from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
 from sparsefield.model.grid_unet import Lattice
@@ -48,13 +47,6 @@ def points(count: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
             torch.rand(2, count, channels, generator=generator))
 
 
-def test_the_simulation_refuses_float64():
-    tensor = torch.zeros(2).as_subclass(OnMps)
-    assert tensor.device == MPS
-    with pytest.raises(TypeError):
-        tensor.double()
-
-
 def test_the_closed_form_on_a_device_without_float64(moves_to_mps):
     coords, values = points(30, 3)
     queries, _ = points(50, 3)
@@ -86,15 +78,6 @@ def test_masks_of_dropout_there(monkeypatch):
     expected = net(torch.ones(2, 50))
     masks.seed(seeds.as_subclass(OnMps))
     assert torch.equal(net(torch.ones(2, 50).as_subclass(OnMps)).cpu(), expected)
-
-
-def test_the_adaptive_sampler_counts_its_angles_in_float32_there(monkeypatch):
-    seen = []
-    monkeypatch.setattr("torchdiffeq.odeint", lambda f, z, ends, **_: seen.append(ends) or [z])
-    z = torch.ones(1, 4, 1)
-    for start in (z, z.as_subclass(OnMps)):
-        adaptive(lambda state, theta: -state, start, [0.0, 1.0], None)
-    assert [ends.dtype for ends in seen] == [torch.float64, torch.float32]
 
 
 def test_auto_does_not_pick_what_lacks_float64(monkeypatch):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import write_checkpoint, write_pictures
+from small import settings, write_checkpoint, write_pictures
 
 import train_mamba_v2
 from sparsefield.errors import UserError
@@ -32,27 +32,17 @@ def names(lines: list[str], start: str) -> set[str]:
     return {line.split(": ")[1].split(" ")[0] for line in lines if line.startswith(start)}
 
 
-def test_everything_shared_is_taken_at_equal_width(v1):
-    model = v2(16)
+@pytest.mark.parametrize(("width", "fitting"), [(16, SHARED), (32, {"unet", "fourier"})])
+def test_what_fits_is_taken_whole_and_reported(v1, width, fitting):
+    model = v2(width)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines = take_shared_components(model, v1, "MAMBADiffusion")
-    assert names(lines, "taken") == SHARED
-    assert names(lines, "not taken") == {"mamba", "perceiver"}
+    assert names(lines, "taken") == fitting
+    assert names(lines, "not taken") == SHARED - fitting | {"mamba", "perceiver"}
     theirs = load_checkpoint(v1)["weights"]
     for name, value in model.state_dict().items():
-        source = theirs if name.split(".")[0] in SHARED else before
-        assert torch.equal(value, source[name]), name
-
-
-def test_at_another_width_only_unets_and_frequencies_fit_and_it_is_reported(v1):
-    model = v2(32)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    lines = take_shared_components(model, v1, "MAMBADiffusion")
-    assert names(lines, "taken") == {"unet", "fourier"}
-    assert names(lines, "not taken") == SHARED - {"unet", "fourier"} | {"mamba", "perceiver"}
-    for name, value in model.state_dict().items():
-        if not name.startswith(("unet", "fourier")):
-            assert torch.equal(value, before[name]), name  # not even the decoder's bias
+        source = theirs if name.split(".")[0] in fitting else before
+        assert torch.equal(value, source[name]), name  # not even the decoder's bias
 
 
 def test_another_class_or_no_file_is_refused(tmp_path, v1):
@@ -64,11 +54,9 @@ def test_another_class_or_no_file_is_refused(tmp_path, v1):
 
 def test_a_training_starts_from_v1_and_says_what_it_took(v1, tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures.npz", channels=3)
-    command = ["--data", str(pictures), "--epochs", "1", "--d_model", "16", "--num_layers", "2",
-               "--perceiver_heads", "2", "--neighbours", "4", "--unet_width", "8",
-               "--flow_unet_width", "4", "--batch_size", "18", "--queries_min", "8",
-               "--queries_max", "16", "--lr", "1e-12", "--eval_pictures", "1", "--device", "cpu",
-               "--init_from_v1", v1, "--save_dir", str(tmp_path / "v2")]
+    given = settings(pictures, tmp_path / "v2", epochs=1, batch_size=18, lr=1e-12, init_from_v1=v1)
+    command = [word for name, value in vars(given).items() if value is not None
+               for word in (f"--{name}", str(value))]
     train_mamba_v2.main(command)
     assert f"taken from {v1}: decoder" in capsys.readouterr().out
     trained = load_checkpoint(tmp_path / "v2/mamba_v2_latest.pth")["weights"]

@@ -11,11 +11,10 @@ from sparsefield.flow import path
 from sparsefield.gaussian import condition
 from sparsefield.model.attention import Attention
 from sparsefield.model.mamba import Mamba
-from sparsefield.model.tokens import ORDERS, hilbert_index, scan_order
+from sparsefield.model.tokens import ORDERS, hilbert_index
 from sparsefield.place import Observed, grid_coords
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
-DEFAULT_PARAMETERS = 6841635
 SMALL = dict(d_model=32, num_layers=2, perceiver_iterations=1, perceiver_heads=4, neighbours=4)
 
 
@@ -67,9 +66,7 @@ def wake(model: MAMBADiffusionV2) -> MAMBADiffusionV2:
 
 
 def test_default_size_is_pinned():
-    count = sum(p.numel() for p in MAMBADiffusionV2().parameters())
-    assert count == DEFAULT_PARAMETERS
-    assert 6.5e6 <= count <= 7.5e6
+    assert sum(p.numel() for p in MAMBADiffusionV2().parameters()) == 6_841_635
 
 
 def test_block_has_the_names_and_shapes_of_mamba_ssm():
@@ -89,33 +86,12 @@ def test_block_reads_in_one_direction_only(reverse):
     assert touched.tolist() == [(k >= 4) if reverse else (k <= 4) for k in range(9)]
 
 
-def test_steps_depend_on_the_input():
-    """Selectivity: doubling a linear, time-invariant system's input would double its output."""
-    block, x = Mamba(16).double(), torch.randn(1, 9, 16, dtype=torch.float64)
-    assert not torch.allclose(block(2 * x), 2 * block(x), rtol=1e-3)
-
-
-def test_last_token_moves_first_output():
-    stack, x = BidirectionalMAMBA(16, num_layers=2), torch.randn(1, 30, 16, requires_grad=True)
-    stack(x)[0, 0].sum().backward()
-    assert x.grad[0, -1].abs().sum() > 0
-
-
-def test_one_way_stack_does_not_look_ahead():
-    stack = BidirectionalMAMBA(16, num_layers=2, two_way=False)
+@pytest.mark.parametrize("two_way", [True, False])
+def test_the_last_token_moves_the_first_output_unless_all_layers_read_forward(two_way):
+    stack = BidirectionalMAMBA(16, num_layers=2, two_way=two_way)
     x = torch.randn(1, 30, 16, requires_grad=True)
     stack(x)[0, 0].sum().backward()
-    assert (x.grad[0, 1:] == 0).all()
-
-
-def test_reversed_input_gives_reversed_output_with_tied_weights():
-    stack = BidirectionalMAMBA(16, num_layers=4).double()
-    stack.backward_layers.load_state_dict(stack.forward_layers.state_dict())
-    half = stack.merge.weight[:, :16].detach().clone()
-    with torch.no_grad():
-        stack.merge.weight[:, 16:] = half
-    x = torch.randn(2, 11, 16, dtype=torch.float64)
-    torch.testing.assert_close(stack(x.flip(1)), stack(x).flip(1))
+    assert bool(x.grad[0, 1:].any()) == two_way
 
 
 @pytest.mark.parametrize("self_attention", [True, False])
@@ -142,8 +118,7 @@ def test_attention_bias_is_the_squared_distance():
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("prior", ["fitted", "none"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("prior", "channels"), [("fitted", 3), ("none", 1)])
 def test_every_parameter_gets_a_gradient(prior, channels):
     model = wake(MAMBADiffusionV2(**SMALL, prior=prior, channels=channels))
     loss_of(model, make_scene(channels)).backward()
@@ -157,14 +132,6 @@ def test_an_untrained_model_is_the_closed_form():
     form = model.closed_form(scene.observed, scene.query_coords)
     answer = condition(scene.input_coords, scene.input_values).at(scene.query_coords)
     assert torch.equal(form.mean, answer.mean) and torch.equal(form.sd, answer.sd)
-
-
-def test_without_a_prior_noise_is_independent_and_as_wide_as_the_data():
-    model, scene = MAMBADiffusionV2(**SMALL, prior="none", value_sd=0.3), make_scene(size=1)
-    form = model.closed_form(scene.observed, scene.query_coords)
-    assert (form.mean == 0).all() and torch.allclose(form.sd, torch.tensor(0.3))
-    draws = form.noise([torch.Generator().manual_seed(k) for k in range(2000)])[:, :, 0]
-    assert (draws.T.cov() - torch.eye(20)).abs().max() < 0.15
 
 
 def test_at_the_start_the_draw_is_not_seen():
@@ -207,14 +174,6 @@ def test_hilbert_curve_visits_every_cell_by_single_steps():
     torch.testing.assert_close(steps, torch.ones(255))
 
 
-def test_hilbert_order_is_the_same_at_every_resolution():
-    """A query between two others in the order of a coarse grid stays so on a finer one."""
-    coarse, fine = grid_coords(8, 8)[None], grid_coords(24, 24)[None]
-    order = scan_order(coarse, fine, "hilbert").order[0, 0]
-    coarse_only = order[order < 64]
-    assert coarse_only.tolist() == hilbert_index(coarse[0]).argsort().tolist()
-
-
 @pytest.mark.parametrize("legal", [
     dict(num_layers=12, perceiver_iterations=3, perceiver_heads=16),
     dict(d_state=5, order="concat", prior="none", neighbours=0),
@@ -226,25 +185,18 @@ def test_other_legal_values_work(legal):
     assert velocity(model, make_scene()).shape == (2, 20, 3)
 
 
-@pytest.mark.parametrize("illegal, named", [
-    (dict(num_layers=7), "num_layers=7"),
-    (dict(num_layers=-2), "num_layers=-2"),
-    (dict(perceiver_heads=5), "heads=5"),
-    (dict(perceiver_heads=0), "heads=0"),
-    (dict(perceiver_iterations=-1), "perceiver_iterations=-1"),
-    (dict(d_model=0), "d_model=0"),
-    (dict(d_state=0), "d_state=0"),
-    (dict(dropout=1.0), "dropout=1.0"),
-    (dict(prior="hope"), "prior='hope'"),
-    (dict(order="random"), "order='random'"),
-    (dict(neighbours=-1), "neighbours=-1"),
+@pytest.mark.parametrize("illegal", [
+    dict(num_layers=7), dict(num_layers=-2), dict(perceiver_heads=5), dict(perceiver_heads=0),
+    dict(perceiver_iterations=-1), dict(d_model=0), dict(d_state=0), dict(dropout=1.0),
+    dict(prior="hope"), dict(order="random"), dict(neighbours=-1),
 ])
-def test_illegal_values_are_refused_by_name(illegal, named):
-    with pytest.raises(UserError, match=named):
+def test_illegal_values_are_refused_by_name(illegal):
+    (name, value), = illegal.items()
+    with pytest.raises(UserError, match=f"{name.removeprefix('perceiver_')}={value!r}"):
         MAMBADiffusionV2(**{**SMALL, **illegal})
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 3])
 def test_few_observations_and_repeated_ones(count):
     scene = make_scene(inputs=count)
     model = wake(MAMBADiffusionV2(**SMALL))
@@ -262,10 +214,10 @@ def test_one_batch_is_learnt_by_heart():
     model, scene = MAMBADiffusionV2(**SMALL), make_scene()
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(250):
+    for _ in range(100):
         loss = loss_of(model, scene)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.02 * losses[0]
+    assert losses[-1] < 0.1 * losses[0]

@@ -95,11 +95,3 @@ def test_ranks_whose_launcher_dies_save_and_end(data, tmp_path):
     printed = job.stdout.read()  # ends with the last rank
     assert "the same command goes on from here" in printed
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans), 10)
-
-
-@pytest.mark.long
-def test_a_batch_that_does_not_divide_is_refused_once_per_process(data, tmp_path):
-    config = settings(data, tmp_path, batch_size=9)
-    done = subprocess.run(command(config, 2), cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode != 0
-    assert "error: the batch of 9 does not divide among 2 processes" in done.stderr

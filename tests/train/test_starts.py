@@ -1,0 +1,195 @@
+"""The two stages of a training, and trainings that start from the weights of another."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from small import WHOLE, settings, train, write_checkpoint, write_pictures
+
+import train_mamba_v2
+from sparsefield.errors import UserError
+from sparsefield.model.channels import for_channels
+from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
+from sparsefield.train.optimise import Stages
+from sparsefield.train.validation import Validation
+
+
+@pytest.fixture
+def earlier(whole):
+    return whole / "mamba_v2_latest.pth"
+
+
+def weights_of(path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["weights"]
+
+
+def is_same(one, other, part: str) -> bool:
+    """Whether a part of the grid U-Nets is the same."""
+    names = [name for name in one if name.startswith(f"unet.{part}.")]
+    return bool(names) and all(torch.equal(one[name], other[name]) for name in names)
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "start"), [
+    ({}, 50), (dict(start_share=0.2), 20), (dict(unet_width=0), 0), (dict(start_from="a.pth"), 0),
+])
+def test_stages_of_a_training(data, tmp_path, changes, start):
+    stages = Stages.of(settings(data, tmp_path, **changes), 100)
+    assert stages == (start, 100)
+    assert {stages.around(step) for step in range(start)} <= {(0, start)}
+    assert {stages.around(step) for step in range(start, 100)} == {(start, 100)}
+
+
+def test_the_weights_that_are_kept_have_a_trained_flow(data, tmp_path, monkeypatch):
+    """Whatever their means are: those of the start may well be better."""
+    numbers = iter(range(100))
+    evaluate = Validation.evaluate
+
+    def worse_and_worse(self, model, stage):
+        worse = {"mse": float(next(numbers))}
+        return [{**found, **worse} for found in evaluate(self, model, stage)]
+
+    monkeypatch.setattr(Validation, "evaluate", worse_and_worse)
+    train(settings(data, tmp_path, epochs=3, lr=3e-3))
+    best = load_checkpoint(tmp_path / "mamba_v2_best.pth")
+    assert best["step"] > 9 and best["calibration"]
+    for name in ("decoder.3.weight", "unet.flow.last.weight"):
+        assert best["weights"][name].abs().max() > 0, name
+
+
+def test_the_start_stays_as_it_is_however_often_a_training_is_made_longer(data, copied):
+    def state() -> dict:
+        return load_checkpoint(copied / "mamba_v2_latest.pth")["resume"]
+
+    before = state()["model"]
+    for epochs in (4, 6):
+        train(settings(data, copied, **{**WHOLE, "epochs": epochs}))
+        assert state()["progress"]["start_ends"] == 9
+    after = state()["model"]
+    assert is_same(before, after, "shift") and is_same(before, after, "scale")
+    assert not is_same(before, after, "flow")
+
+
+# --- the start of another ------------------------------------------------------------------------
+
+
+def test_a_start_that_is_taken_stays_as_it_is_and_the_flow_learns(data, earlier, tmp_path):
+    train(settings(data, tmp_path, epochs=1, start_from=str(earlier)))
+    before, after = weights_of(earlier), weights_of(tmp_path / "mamba_v2_latest.pth")
+    assert is_same(before, after, "shift") and is_same(before, after, "scale")
+    assert not is_same(before, after, "flow")
+
+
+def test_a_start_without_a_flow_gets_one(data, earlier, tmp_path, capsys):
+    old, checkpoint = tmp_path / "old.pth", load_checkpoint(earlier)
+    weights = {name: weight for name, weight in checkpoint["weights"].items()
+               if not name.startswith("unet.flow.")}
+    sizes = {**checkpoint["model_args"], "flow_unet_width": 0}
+    save_checkpoint(old, {**checkpoint, "weights": weights, "model_args": sizes})
+    train(settings(data, tmp_path / "new", epochs=1, start_from=str(old)))
+    assert "that of the flow is new" in capsys.readouterr().out
+    before, after = weights_of(old), weights_of(tmp_path / "new" / "mamba_v2_latest.pth")
+    assert is_same(before, after, "shift") and is_same(before, after, "scale")
+    assert any(name.startswith("unet.flow.") for name in after)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(unet_width=4), "another size: set UNET_WIDTH"),
+    (dict(flow_unet_width=8), "another size: set UNET_WIDTH and FLOW_UNET_WIDTH"),
+    (dict(unet_width=0), "this model has no grid U-Nets"),
+])
+def test_a_start_that_does_not_fit_is_refused(data, earlier, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(settings(data, tmp_path, dry_run=True, start_from=str(earlier), **changes))
+
+
+# --- all weights of another ----------------------------------------------------------------------
+
+
+def test_a_training_starts_where_the_other_ended(data, earlier, tmp_path, capsys):
+    command = settings(data, tmp_path, epochs=1, init_from=str(earlier), lr=1e-12)
+    train(command)
+    assert f"weights taken from {earlier}" in capsys.readouterr().out
+    after = weights_of(tmp_path / "mamba_v2_latest.pth")
+    for name, before in weights_of(earlier).items():
+        torch.testing.assert_close(after[name], before, rtol=1e-5, atol=1e-6)
+    train(command)
+    assert "weights taken" not in capsys.readouterr().out  # it goes on instead
+
+
+def test_every_part_learns_on_with_other_measurements(data, earlier, tmp_path):
+    train(settings(data, tmp_path, init_from=str(earlier), observe="random:0.1-0.5", dropout=0.1))
+    before, after = weights_of(earlier), weights_of(tmp_path / "mamba_v2_latest.pth")
+    for part in ("unet.shift.", "unet.scale.", "unet.flow.", "mamba.", "perceiver."):
+        names = [name for name in before if name.startswith(part)]
+        assert names and not all(torch.equal(before[name], after[name]) for name in names)
+
+
+def test_sizes_that_are_not_set_are_the_checkpoints(data, earlier, tmp_path):
+    command = train_mamba_v2.Config(data=str(data), save_dir=str(tmp_path), epochs=1, batch_size=8,
+                                    eval_pictures=1, init_from=str(earlier), device="cpu")
+    train(command)
+    ended = load_checkpoint(tmp_path / "mamba_v2_latest.pth")
+    theirs = load_checkpoint(earlier)["model_args"]
+    assert {**ended["model_args"], "dropout": 0.1} == theirs
+    train(replace(command, epochs=2))  # goes on
+    assert load_checkpoint(tmp_path / "mamba_v2_latest.pth")["step"] == 12
+
+
+def test_a_size_on_the_command_line_is_not_replaced_even_if_it_is_the_default(data, capsys):
+    command = ["--data", str(data), "--dry_run", "True", "--init_from", "bundled"]
+    assert train_mamba_v2.Config.d_model == 256
+    with pytest.raises(UserError, match="train with --d_model 64"):
+        train_mamba_v2.main([*command, "--d_model", "256"])
+    capsys.readouterr()
+    train_mamba_v2.main(command)
+    settings_line = capsys.readouterr().out.splitlines()[0].removeprefix("settings: ")
+    assert json.loads(settings_line)["d_model"] == 64
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    (dict(d_model=32), "train with --d_model 16"),
+    (dict(unet_width=16, neighbours=2), "train with --unet_width 8 --neighbours 4"),
+    (dict(perceiver_heads=4), "train with --perceiver_heads 2"),  # fits, and means something else
+    (dict(order="hilbert"), "train with --order per_layer"),
+])
+def test_another_model_is_refused_with_what_to_say(data, earlier, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(settings(data, tmp_path, dry_run=True, init_from=str(earlier), **changes))
+
+
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
+def test_fewer_channels_start_from_what_colours_taught(earlier, tmp_path, capsys, flag):
+    grey = write_pictures(tmp_path / "grey.npz", channels=1)
+    train(settings(grey, tmp_path / "v2", epochs=1, lr=1e-12, **{flag: str(earlier)}))
+    assert f"taken from {earlier}, of 3 channels, for 1" in capsys.readouterr().out
+    expected = for_channels(load_checkpoint(earlier), 1)["weights"]
+    name = "unet.shift.first.weight"
+    torch.testing.assert_close(weights_of(tmp_path / "v2" / "mamba_v2_latest.pth")[name],
+                               expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
+def test_more_channels_are_refused(data, tmp_path, flag):
+    grey = write_checkpoint(tmp_path / "one.pth", "V2",
+                            write_pictures(tmp_path / "grey.npz", channels=1))
+    with pytest.raises(UserError, match=rf"{flag}=.*have 1 channel\(s\), the data 3: give another"):
+        train(settings(data, tmp_path / "v2", dry_run=True, **{flag: str(grey)}))
+
+
+def test_v1_is_no_v2(data, tmp_path):
+    v1 = write_checkpoint(tmp_path / "v1.pth", "V1", data)
+    with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
+        train(settings(data, tmp_path / "v2", dry_run=True, init_from=str(v1)))
+
+
+@pytest.mark.parametrize("flag", ["init_from", "start_from"])
+def test_weights_that_would_be_moved_away_are_refused_and_stay(data, earlier, tmp_path, flag):
+    own = tmp_path / "mamba_v2_best.pth"
+    own.write_bytes(earlier.read_bytes())
+    with pytest.raises(UserError, match=f"{flag}=.* lies in save_dir=.*: set another SAVE_DIR"):
+        train(settings(data, tmp_path, **{flag: str(own)}))
+    assert own.read_bytes() == earlier.read_bytes()
