@@ -21,7 +21,7 @@ from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
     one_thread,
-    restricted_likelihood,
+    scores,
     weights,
 )
 from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
@@ -66,7 +66,7 @@ class _Part(NamedTuple):
     precision: Tensor
 
     def change(self, white: Tensor) -> Tensor:
-        """What whitened contrasts (U, M - p, F) add to the level at the places: (U, P + L, F)."""
+        """What whitened contrasts (U, M - 1, F) add to the level at the places: (U, P + L, F)."""
         return (white.mT @ self.kriged.whitened).mT  # as rows: a CPU multiplies them faster
 
 
@@ -81,7 +81,6 @@ class _Mask:
         self.places, self.observed = places, observed
         coords = places[observed]
         self.sites = Sites.of(candidates(BANK, len(observed)), coords)
-        self.log_det = self.sites.log_det()
         self.near = closeness(places, coords, spacing)
         self._parts: dict[int, _Part] = {}
 
@@ -173,20 +172,20 @@ class GridPosterior:
     def _answer(self, mask: _Mask, values: Tensor, seeds: Tensor | None) -> GridAnswer:
         """Of n fields of a mask: values (n, M, C), seeds (n,)."""
         count = len(values)
-        columns = mask.sites.whiten(values.movedim(0, 1).flatten(1))      # (K, M - p, n C)
-        white = _by_field(columns, count)                                 # (n, K, M - p, C)
-        weight = weights(restricted_likelihood(white, mask.log_det)).to(values)
-        every = Mixture(weight, covariance_of_channels(white))
+        columns = mask.sites.whiten(values.movedim(0, 1).flatten(1))      # (K, M - 1, n C)
+        white = _by_field(columns, count)                                 # (n, K, M - 1, C)
+        weight = weights(scores(mask.sites, white)).to(values)
+        every = Mixture(weight, covariance_of_channels(mask.sites, white))
         parts = mask.parts(weight)
         mixture = Mixture(*(_of(parts, x) for x in every))                # (n, U) of them
         change = torch.cat([part.change(columns[part.rows]) for part in parts])
         weighed = torch.cat([part.sites.weigh(columns[part.rows]) for part in parts])
-        onto = parts[0].kriged.onto                                       # (P + L, p)
-        answer = mixture.answer(onto @ values[:, : onto.shape[1]], _by_field(change, count),
+        answer = mixture.answer(values[:, :1], _by_field(change, count),
                                 torch.cat([part.kriged.variance for part in parts]))
         loo = mixture.leave_one_out(values, _by_field(weighed, count),
                                     torch.cat([part.precision for part in parts]))
-        answer = answer.scaled(local_amplitude(mask.near, loo.z))
+        answer = answer.scaled(
+            local_amplitude(mask.near, loo.z, every.rough(mask.sites.kernels)))
         drawn = values[:, :0] if seeds is None else self._draws(mask, every, seeds)
         return GridAnswer(*answer, loo.sd, loo.z, drawn)
 
@@ -204,8 +203,8 @@ class GridPosterior:
         for part in parts:
             roots = grid_roots(part.sites.kernels, self.height, self.width, self.grid.device)
             fields = (columns.mT @ roots.mT).mT                           # (U, P, n C)
-            known, onto = fields[:, mask.observed], part.kriged.onto
-            kriged = onto @ known[:, : onto.shape[1]] + part.change(part.sites.whiten(known))
+            known = fields[:, mask.observed]
+            kriged = known[:, :1] + part.change(part.sites.whiten(known))
             sd = part.kriged.variance[:, :points, None].sqrt()
             errors.append((fields - kriged[:, :points]) / sd)
         chosen = Mixture(*(_of(parts, x) for x in heaviest))

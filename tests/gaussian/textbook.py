@@ -16,7 +16,7 @@ def gamma(kernel, a, b):
     across = np.array([-along[1], along[0]])
     step = a[:, None] - b[None]
     stretched = (step @ along) ** 2 / kernel.ratio + (step @ across) ** 2 * kernel.ratio
-    return stretched ** (kernel.exponent / 2)
+    return stretched ** (kernel.smoothness / 2)
 
 
 class Kriging:
