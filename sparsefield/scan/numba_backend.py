@@ -132,7 +132,7 @@ def _save(ctx, inputs, output):
 def _gradients(ctx, dout, _):
     *tensors, starts = ctx.saved_tensors
     grads = _backward(*tensors, ctx.delta_softplus, ctx.reverse, starts, dout)
-    present = (grad if x is not None else None for grad, x in zip(grads, tensors))
+    present = (grad if x is not None else None for grad, x in zip(grads, tensors, strict=True))
     return *present, None, None, None
 
 

@@ -72,7 +72,7 @@ class _SelectiveScan(torch.autograd.Function):
         dz = None if z is None else torch.empty_like(z)
         dA = torch.zeros_like(A)
         end = torch.zeros_like(starts[0])                                    # (B, S, E)
-        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts))):
+        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts, strict=True))):
             x = u[span]                                                      # (T, B, E)
             raw = delta[span] + delta_bias
             dt = _step_size(raw, ctx.delta_softplus)

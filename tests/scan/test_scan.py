@@ -103,7 +103,7 @@ assert torch.equal(block(x), found)
 def test_optional_inputs(name):
     for given, softplus in itertools.product(itertools.product([False, True], repeat=3), (0, 1)):
         inputs = make_inputs(9)
-        for key, keep in zip(("D", "z", "delta_bias"), given):
+        for key, keep in zip(("D", "z", "delta_bias"), given, strict=True):
             if not keep:
                 del inputs[key]
         if not softplus:

@@ -43,7 +43,7 @@ def test_values_and_gradients(monkeypatch, shape, reverse):
     for backend in ("torch", "auto"):
         monkeypatch.setenv("SCAN", backend)
         got = run(causal_conv_silu, [x.float() for x in leaves], reverse, dout)
-        for a, b in zip(got, want):
+        for a, b in zip(got, want, strict=True):
             assert (a - b).norm() <= 1e-6 * b.norm()
 
 
@@ -53,5 +53,5 @@ def test_bfloat16_in_memory_is_float32_inside():
     want = run(definition, [x.double() for x in leaves], True, dout)
     got = run(causal_conv_silu, [leaves[0], *(x.float() for x in leaves[1:])], True, dout)
     assert got[0].dtype == got[1].dtype == torch.bfloat16
-    for a, b in zip(got, want):
+    for a, b in zip(got, want, strict=True):
         assert (a - b).norm() <= 2**-7 * b.norm()
