@@ -57,7 +57,7 @@ class _SelectiveScan(torch.autograd.Function):
         du, ddelta, dz, dB, dC, dy = (torch.empty_like(x) for x in (u, delta, z, B, C, u))
         dA = torch.zeros_like(A)
         end = torch.zeros_like(starts[0])                                    # (B, S, E)
-        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts))):
+        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts, strict=True))):
             x = u[span]                                                      # (T, B, E)
             raw = delta[span] + delta_bias
             dt = F.softplus(raw)

@@ -74,7 +74,7 @@ def npz(field: Field) -> bytes:
 
 def csv(field: Field, grid: Grid, names: Sequence[str]) -> bytes:
     """A row for each cell: x, y, and mean and sd of every channel."""
-    columns = dict(zip(grid.names, field.coords.reshape(-1, 2).T))
+    columns = dict(zip(grid.names, field.coords.reshape(-1, 2).T, strict=True))
     for c, prefix in enumerate(_prefixes(names)):
         columns[f"{prefix}mean"] = field.mean[..., c].reshape(-1)
         columns[f"{prefix}sd"] = field.sd[..., c].reshape(-1)
@@ -98,7 +98,7 @@ def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) ->
     kind = np.float64 if field.samples.nbytes < MOST_BYTES else np.float32
     said = {"units": units} if units else {}
     variables = {}
-    for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
+    for c, (name, prefix) in enumerate(zip(names, _prefixes(names), strict=True)):
         variables[f"{prefix}mean"] = ((y, x), field.mean[..., c].astype(np.float64), {
             "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
         variables[f"{prefix}sd"] = ((y, x), field.sd[..., c].astype(np.float64), {
@@ -222,12 +222,12 @@ def overview(
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
                     s=np.clip(6000 / len(given.coords), 1, 25),
                     marker="s" if given.is_picture else "o")
-    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]]):
+    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]], strict=True):
         image = axis.imshow(shown(values), **style, **colours)
     sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
     most = np.nanquantile(sd, MOST_SHOWN) or None
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
-    for axis, title in zip(axes, titles):
+    for axis, title in zip(axes, titles, strict=True):
         axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
         axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver

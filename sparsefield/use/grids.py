@@ -198,7 +198,7 @@ def grid_like(path: str) -> Grid:
     kept = tuple({key: str(v.attrs[key]) for key in ("standard_name", "units", "long_name")
                   if key in v.attrs} for v in (x, y))
     if is_longitude(x):
-        kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept))
+        kept = tuple(DEGREES[axis] | own for axis, own in zip("xy", kept, strict=True))
         kept[0]["units"], kept[1]["units"] = DEGREES["x"]["units"], DEGREES["y"]["units"]
     return Grid(x.values, y.values, (str(x.name), str(y.name)), kept)
 

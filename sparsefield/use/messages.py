@@ -165,4 +165,4 @@ def in_numbers(given: Measurements, field: Field) -> str:
     if not are_other_things(given):
         return f"mean {mean.mean():.4g}, typical sd {np.sqrt((sd**2).mean()):.2g}"
     return "; ".join(f"{name}: mean {m:.4g}, typical sd {s:.2g}"
-                     for name, m, s in zip(given.names, mean, sd))
+                     for name, m, s in zip(given.names, mean, sd, strict=True))

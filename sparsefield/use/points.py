@@ -96,7 +96,8 @@ def words_of(name: str) -> list[str]:
 def are_colours(names: Sequence[str]) -> bool:
     """Whether three names are those of red, green and blue."""
     return len(names) == 3 and all(
-        len(words_of(n)) == 1 and words_of(n)[0] in known for n, known in zip(names, COLOURS))
+        len(words_of(n)) == 1 and words_of(n)[0] in known
+        for n, known in zip(names, COLOURS, strict=True))
 
 
 def clean(
@@ -119,9 +120,9 @@ def clean(
     coords, values = without(coords, missing), without(values, missing)
     noise = None if noise is None else without(noise, missing)
     if missing != []:
-        for name, column in zip(names or ["values"] * values.shape[1], values.T):
+        for name, column in zip(names or ["values"] * values.shape[1], values.T, strict=True):
             refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
-        for axis, column in zip("xy", coords.T):
+        for axis, column in zip("xy", coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
     noises = [] if noise is None else [noise]
     kept = np.isfinite(np.column_stack([coords, values, *noises])).all(axis=1)
@@ -132,7 +133,8 @@ def clean(
         if len(names) > 1 and lacks.min() < (~kept).sum():
             log.warning("WARNING: they are left out of every column, though %s; --value takes one "
                         "column, with all that was measured of it",
-                        ", ".join(f"{name} lacks {lack}" for name, lack in zip(names, lacks)))
+                        ", ".join(f"{name} lacks {lack}"
+                                  for name, lack in zip(names, lacks, strict=True)))
     coords, values = coords[kept], values[kept]
     noise = None if noise is None else noise[kept]
     if len(coords) == 0:
@@ -233,8 +235,9 @@ def merge_repeats(
         return places, values, noise
     log.info("%d of %d measurements share a place with another: averaged to %d points",
              count[count > 1].sum(), len(places), len(first))
-    channels = [_mean_of_each(which.reshape(-1), *pair) for pair in zip(values.T, noise.T)]
-    means, sds, scatters = (np.stack(parts, axis=1) for parts in zip(*channels))
+    channels = [_mean_of_each(which.reshape(-1), *pair)
+                for pair in zip(values.T, noise.T, strict=True)]
+    means, sds, scatters = (np.stack(parts, axis=1) for parts in zip(*channels, strict=True))
     differ = scatters > SAME_PLACE * np.ptp(values, axis=0)
     if differ.any():
         worst = np.sqrt((scatters**2).sum(axis=0) / np.maximum(differ.sum(axis=0), 1))

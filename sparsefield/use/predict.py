@@ -508,7 +508,7 @@ def _together(
     if settings.find_noise:
         places, weights = (torch.from_numpy(a) for a in (observed.places, observed.noise))
         found = np.array([estimate_noise(places.float(), *pair)
-                          for pair in zip(inside.T, weights.T)])
+                          for pair in zip(inside.T, weights.T, strict=True)])
         noise = observed.noise * found
         log.info("noise found in the measurements: sd %s%s",
                  ", ".join(f"{sd:.3g}" for sd in found * half_widths),

@@ -167,7 +167,7 @@ class _Columns:
         found = set()
         for pair in pairs:
             sides = []
-            for known, fixed in zip(pair, chosen):
+            for known, fixed in zip(pair, chosen, strict=True):
                 having = [k for k in free if known & set(words_of(self.names[k]))]
                 alone = [k for k in having if len(words_of(self.names[k])) == 1]
                 sides.append([fixed] if fixed is not None else alone or having)

@@ -133,7 +133,7 @@ def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
     spread = high - low
     alike = np.where(low == 0, 0.5, 0.5 * np.abs(low))
     margin = np.where(spread > 0, MARGIN * spread, alike)
-    return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
+    return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
 def excess(values: np.ndarray, scale: Scale) -> float:

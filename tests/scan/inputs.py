@@ -35,7 +35,7 @@ def run(name: str, inputs: dict[str, Tensor], dtype=torch.float64, **flags) -> d
     rng = torch.Generator().manual_seed(1)
     weight = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, list(leaves.values()), weight)
-    found = {"out": out.detach()} | dict(zip(leaves, grads))
+    found = {"out": out.detach()} | dict(zip(leaves, grads, strict=True))
     return {key: x.double().cpu() for key, x in found.items()}
 
 

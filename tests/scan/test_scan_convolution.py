@@ -42,5 +42,5 @@ def test_values_and_gradients(monkeypatch, shape, reverse, backend, dtype, bound
     monkeypatch.setenv("SCAN", backend)
     got = run(causal_conv_silu, [x, weight, bias], reverse, dout)
     assert got[0].dtype == got[1].dtype == dtype
-    for a, b in zip(got, want):
+    for a, b in zip(got, want, strict=True):
         assert (a - b).norm() <= bound * b.norm()
