@@ -274,7 +274,7 @@ def difference(
             of them, hidden over given points (Nadeau & Bengio 2003, "Inference for the
             Generalization Error", the corrected resampled t test).
     """
-    change = np.array([a.crps - b.crps for a, b in zip(scores, kriging)])
+    change = np.array([a.crps - b.crps for a, b in zip(scores, kriging, strict=True)])
     count, error = len(change), np.inf
     if count > 1:
         error = student.ppf(0.975, count - 1) * change.std(ddof=1) * (1 / count + overlap) ** 0.5

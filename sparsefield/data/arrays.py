@@ -139,11 +139,11 @@ def array_data(
         for part in parts:
             refuse_codes(part, "mark points that do not exist with NaN")
     scale = Scale(bounds, units)
-    for part, survey in zip(parts, surveys):
+    for part, survey in zip(parts, surveys, strict=True):
         check_inside(part.source, survey.low, survey.high, scale, warns=value_range is not None)
     train, val, test = (
         ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
-        for part, survey in zip(parts, surveys)
+        for part, survey in zip(parts, surveys, strict=True)
     )
     fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
     return Data(name, height, width, scale, fingerprint.hexdigest(), train, val, test)

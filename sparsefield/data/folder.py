@@ -240,7 +240,7 @@ class _Reader:
             results = pool.map(self._read, paths)
             bar = tqdm(results, f"reading {folder}", len(paths), disable=None, leave=False)
             found = []
-            for path, result in zip(paths, bar):
+            for path, result in zip(paths, bar, strict=True):
                 if isinstance(result, str):
                     skipped[path] = result
                 else:

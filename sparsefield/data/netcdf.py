@@ -414,14 +414,15 @@ def open_netcdf(
     main = read_fields(path, variables)
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
     others = [file and read_fields(file, variables) for file in (val, test)]
-    for file, other in zip((val, test), others):
+    for file, other in zip((val, test), others, strict=True):
         if other and other.values.shape[3] != main.values.shape[3]:
             raise UserError(f"{file}: {other.values.shape[3]} variables, {path} has "
                             f"{main.values.shape[3]}")
         if other and other.units and main.units and other.units != main.units:
             raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
     parts = [main.values] * 3 if all(others) else _split(path, main, size)
-    parts[1:] = [other.values if other else part for other, part in zip(others, parts[1:])]
+    parts[1:] = [other.values if other else part
+                 for other, part in zip(others, parts[1:], strict=True)]
     if value_range is None:
         refuse_codes(Part(str(path), parts[0], 0, len(parts[0])), "mark it as _FillValue")
     lows, highs = (np.stack([f(part, axis=(0, 1, 2)) for part in parts]).astype(float)
@@ -429,12 +430,12 @@ def open_netcdf(
     bounds = given_range(value_range, main.values.shape[3]) if value_range else tuple(
         map(wide_enough, lows[0].tolist(), highs[0].tolist()))
     scale = Scale(bounds, units or main.units)
-    for file, low, high in zip((path, val or path, test or path), lows, highs):
+    for file, low, high in zip((path, val or path, test or path), lows, highs, strict=True):
         check_inside(str(file), low, high, scale, warns=value_range is not None)
     train, validation, testing = (
         TileSplit(part, size, scale, f"{path} ({name})", most)
         for part, name, most in zip(parts, ("training", "validation", "test"),
-                                    (None, MOST_FROZEN, MOST_FROZEN)))
+                                    (None, MOST_FROZEN, MOST_FROZEN), strict=True))
     digest = hashlib.sha256(f"{size} {[part.shape for part in parts]}".encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part))

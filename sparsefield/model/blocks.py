@@ -40,7 +40,7 @@ def cut_blocks(query_coords: Tensor, block_size: int, halo: int) -> list[Block]:
     return [
         Block(torch.from_numpy(np.stack([index for _, index in same])).to(query_coords.device),
               same[0][0])
-        for same in zip(*per_field)
+        for same in zip(*per_field, strict=True)
     ]
 
 

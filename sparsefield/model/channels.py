@@ -83,6 +83,6 @@ def mixed_inputs(weight: Tensor, layout: Layout, mix: Tensor) -> Tensor:
     sizes = [size or len(mix) for size in layout]
     parts = [
         torch.tensordot(part, mix, dims=([1], [0])).movedim(-1, 1) if size == CHANNEL else part
-        for part, size in zip(weight.split(sizes, dim=1), layout)
+        for part, size in zip(weight.split(sizes, dim=1), layout, strict=True)
     ]
     return torch.cat(parts, dim=1)

@@ -110,7 +110,7 @@ class Optimiser:
         """Raises ValueError if it is the state of other parameters or another kind."""
         if len(state["parts"]) != len(self.parts):
             raise ValueError("the state of another kind of optimiser")
-        for part, own in zip(self.parts, state["parts"]):
+        for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(own)
 
 

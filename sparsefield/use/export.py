@@ -74,7 +74,7 @@ def dataset(
     x, y = grid.names
     said = {"units": units} if units else {}
     variables = {}
-    for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
+    for c, (name, prefix) in enumerate(zip(names, _prefixes(names), strict=True)):
         variables[f"{prefix}mean"] = ((y, x), field.mean[..., c], {
             "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
         variables[f"{prefix}sd"] = ((y, x), field.sd[..., c], {
@@ -196,14 +196,14 @@ def overview(
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
                     s=np.clip(6000 / len(given.coords), 1, 25),
                     marker="s" if given.is_picture else "o")
-    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]]):
+    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]], strict=True):
         image = axis.imshow(shown(values), **style, **colours)
     sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
     most = np.nanquantile(sd, MOST_SHOWN) or None
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
     which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
     for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
-                                  "sd", "sample 1", "sample 2")):
+                                  "sd", "sample 1", "sample 2"), strict=True):
         axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
         axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver

@@ -23,7 +23,7 @@ ROUNDING = 1e-9  # degrees
 
 def require_degrees(source: str, coords: np.ndarray) -> None:
     """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
-    for what, values, most in zip(("longitude", "latitude"), coords.T, (FARTHEST, 90)):
+    for what, values, most in zip(("longitude", "latitude"), coords.T, (FARTHEST, 90), strict=True):
         wrong = np.unique(values[np.abs(values) > most])
         if len(wrong):
             raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "

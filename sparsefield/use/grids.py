@@ -66,7 +66,7 @@ class Frame:
         x, y = sides(rectangle)
         scaled_by = (x, y) if self.aspect == "free" else (max(x, y),) * 2
         domain = Domain(*(side * old / new for side, old, new in zip(
-            self.domain, self.scaled_by, scaled_by)))
+            self.domain, self.scaled_by, scaled_by, strict=True)))
         return type(self)(rectangle, scaled_by, self.lonlat, domain)
 
     @property
@@ -162,7 +162,7 @@ class Grid:
         kept = tuple({key: str(axis.attrs[key]) for key in ("standard_name", "units", "long_name")
                       if key in axis.attrs} for axis in axes)
         if is_longitude(x):
-            kept = tuple(own | known for own, known in zip(kept, GLOBAL))
+            kept = tuple(own | known for own, known in zip(kept, GLOBAL, strict=True))
         return cls(x.values, y.values, (str(x.name), str(y.name)), kept)
 
     @property

@@ -113,21 +113,22 @@ def clean(
     found = replace(found, coords=without(found.coords, codes),
                     values=without(found.values, missing),
                     noise=None if found.noise is None else without(found.noise, codes))
+    names = found.names or ("values",) * found.values.shape[1]
     if missing != []:
-        for name, column in zip(found.names or ["values"] * found.values.shape[1], found.values.T):
+        for name, column in zip(names, found.values.T, strict=True):
             refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
-        for axis, column in zip("xy", found.coords.T):
+        for axis, column in zip("xy", found.coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
     kept = np.isfinite(np.column_stack([found.coords, found.values, noise])).all(axis=1)
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~kept).sum(), len(kept))
-        lacks = np.isnan(found.values[~kept]).sum(axis=0)
-        if len(found.names) > 1 and lacks.min() < (~kept).sum():
+        lacks = dict(zip(names, np.isnan(found.values[~kept]).sum(axis=0), strict=True))
+        if len(lacks) > 1 and min(lacks.values()) < (~kept).sum():
             log.warning("WARNING: they are left out of every column, though %s; --value takes one "
                         "column, with all that was measured of it",
-                        ", ".join(f"{name} lacks {n}" for name, n in zip(found.names, lacks)))
+                        ", ".join(f"{name} lacks {count}" for name, count in lacks.items()))
         found = found.of(kept)
     if not len(found.coords):
         raise UserError(f"{source}: holds no measurement")

@@ -374,7 +374,7 @@ def _found_noise(places: np.ndarray, values: Tensor, relative: np.ndarray) -> np
     """(C,) sd of the noise of values (M, C); relative: (M, C), see `estimate_noise`."""
     coords = torch.from_numpy(places).float()
     return np.array([estimate_noise(coords, *pair)
-                     for pair in zip(values.T, torch.from_numpy(relative).T)])
+                     for pair in zip(values.T, torch.from_numpy(relative).T, strict=True)])
 
 
 def _sample(

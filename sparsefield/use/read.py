@@ -266,7 +266,7 @@ class _Columns:
         options = set()
         for pair in PAIRS:
             sides = [self._called(words, used) if fixed is None else [fixed]
-                     for words, fixed in zip(pair, chosen)]
+                     for words, fixed in zip(pair, chosen, strict=True)]
             options |= {(i, j) for i, j in itertools.product(*sides) if i != j}
         if len(options) == 1:
             return options.pop()

@@ -164,7 +164,7 @@ def own_range(values: np.ndarray) -> Ranges:
                         "mean: not measured? then give --missing, else convert the units")
     alike = np.where(low == 0, 0.5, 0.5 * np.abs(low))
     margin = np.where(high > low, MARGIN * (high - low), alike)
-    return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
+    return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
 def excess(values: np.ndarray, scale: Scale) -> float:

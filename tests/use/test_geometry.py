@@ -155,7 +155,7 @@ def test_pairs_of_noisy_and_of_smooth_fields_are_left_alone():
     for values in (rng.normal(size=120), truth(coords)):
         given = coords, values[:, None], np.zeros((120, 1))
         found = merge_twins(*given, 0.1)
-        for a, b in zip(given, found):
+        for a, b in zip(given, found, strict=True):
             np.testing.assert_array_equal(a, b)
 
 

@@ -20,7 +20,7 @@ def read(path, content, name="t.csv", **options):
 
 
 def rows(found):
-    return [(*c, *v) for c, v in zip(found.coords.tolist(), found.values.tolist())]
+    return [(*c, *v) for c, v in zip(found.coords.tolist(), found.values.tolist(), strict=True)]
 
 
 def table(header: str, order: str = "xyv", separator: str = ",") -> str:
