@@ -88,7 +88,7 @@ class ArraySplit:
         self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
         shape = part.fields(0, 1).shape[1:3]
         self.tile = tile or shape
-        self.room = [side - size + 1 for side, size in zip(shape, self.tile)]
+        self.room = np.subtract(shape, self.tile) + 1
         self.places = _places(part, tile, most) if tile else np.pad(
             np.arange(len(part))[:, None], ((0, 0), (0, 2)))
 
@@ -120,7 +120,7 @@ class ArraySplit:
 def _places(part: Part, size: tuple[int, int], most: int | None) -> np.ndarray:
     """(n, 3): field, top and left of tiles side by side, of which half of the points exist."""
     exists = ~np.isnan(part.fields(0, len(part))).any(axis=-1)
-    tops, lefts = (range(0, side - step + 1, step) for side, step in zip(exists.shape[1:], size))
+    tops, lefts = (range(0, exists.shape[k + 1] - size[k] + 1, size[k]) for k in range(2))
     shares = np.stack([exists[:, top:top + size[0], left:left + size[1]].mean(axis=(1, 2))
                        for top in tops for left in lefts], axis=1)
     field, tile = np.nonzero(shares >= LEAST_SHARE)
@@ -197,11 +197,11 @@ def array_data(
         for part in parts:
             _refuse_codes(part)
     scale = Scale(bounds, units)
-    for part, survey in zip(parts, surveys):
+    for part, survey in zip(parts, surveys, strict=True):
         _check_inside(part.source, survey, scale, warns=value_range is not None)
     splits = [ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3,
-                         has_gaps=survey.has_gaps, tile=tile, most=most)
-              for part, survey, most in zip(parts, surveys, (None, MOST_FROZEN, MOST_FROZEN))]
+                         has_gaps=survey.has_gaps, tile=tile, most=MOST_FROZEN if number else None)
+              for number, (part, survey) in enumerate(zip(parts, surveys, strict=True))]
     fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
     if tile:
         fingerprint.update(str(tile).encode())

@@ -359,7 +359,7 @@ def _read_folder(folder: Path, image_size: int, channels: int | None) -> list[Fo
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(partial(_read, image_size=image_size, channels=channels), paths)
         bar = tqdm(results, f"reading {folder}", len(paths), disable=None, leave=False)
-        for path, result in zip(paths, bar):
+        for path, result in zip(paths, bar, strict=True):
             if isinstance(result, str):
                 skipped[path] = result
                 continue

@@ -354,14 +354,14 @@ def open_netcdf(
     """
     main = read_fields(path, variables)
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
-    own = [file and read_fields(file, variables) for file in (val, test)]
-    for file, other in zip((val, test), own):
-        if other and other.units and main.units and other.units != main.units:
-            raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
-    fields = [main.values] * 3 if all(own) else _split(path, main, size)
-    fields[1:] = [other.values if other else part for other, part in zip(own, fields[1:])]
-    parts = [Part(str(file), part, 0, len(part))
-             for file, part in zip((path, val or path, test or path), fields)]
+    fields = [main.values] * 3 if val and test else _split(path, main, size)
+    parts = [Part(str(path), part, 0, len(part)) for part in fields]
+    for number, file in ((1, val), (2, test)):
+        if file:
+            other = read_fields(file, variables)
+            if other.units and main.units and other.units != main.units:
+                raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
+            parts[number] = Part(str(file), other.values, 0, len(other.values))
     return array_data(path.name, parts, value_range, units or main.units, tile=size,
                       rows_up=main.rows_up)
 

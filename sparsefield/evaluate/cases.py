@@ -38,7 +38,6 @@ from sparsefield.data import (
 )
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import pixel_scale, to_unit
-from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
@@ -293,7 +292,6 @@ class Cases:
                 seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
                 points=self.points,
                 domain=Domain.of_grid(self.rows, self.columns),
-                bfloat16=self.device.type == "cpu" and has_fast_bfloat16(),
                 **sampler,
             )
 

@@ -97,7 +97,8 @@ def variogram(kernels: tuple[Kernel, ...], a: Tensor, b: Tensor) -> Tensor:
     """
     matrix, shape, half = _constants(kernels, a.shape[-1], a.device, a.dtype)
     distance2: Tensor | None = None
-    for one, other in zip(_stretched(matrix, a), _stretched(matrix, b)):  # (..., U, P), (..., U, Q)
+    sides = zip(_stretched(matrix, a), _stretched(matrix, b), strict=True)
+    for one, other in sides:                                              # (..., U, P), (..., U, Q)
         step = one[..., :, None] - other[..., None, :]
         distance2 = step.square_() if distance2 is None else distance2.addcmul_(step, step)
     assert distance2 is not None
@@ -222,7 +223,7 @@ def features(kernel: Kernel, coords: Tensor) -> Tensor:
     along, sd, slope = _waves(kernel, coords.device, coords.shape[1])
     first, *others = coords.to(along).unbind(dim=1)
     phase = torch.outer(first, along[0])
-    for x, along_x in zip(others, along[1:]):
+    for x, along_x in zip(others, along[1:], strict=True):
         phase.addcmul_(x[:, None], along_x)
     waves = _turns(phase) * sd
     return torch.cat([torch.view_as_real(waves).flatten(1), coords.float() @ slope], dim=1)

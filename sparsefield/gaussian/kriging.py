@@ -220,7 +220,7 @@ class Sites:
             sound = [i for i in range(len(rows)) if not bad[i]]
             if sound:
                 parts.append(([rows[i] for i in sound], single.take(sound)))
-            lost = [k for k, is_bad in zip(rows, bad) if is_bad]
+            lost = [k for k, is_bad in zip(rows, bad, strict=True) if is_bad]
             if lost:
                 parts.append((lost, factored(lost, torch.float64)))
         return cls(kernels, parts)
@@ -254,7 +254,8 @@ class Sites:
 
     def krige(self, queries: Tensor) -> Kriged:
         """See Factored.krige."""
-        onto, whitened, variance = zip(*(part.krige(queries) for _, part in self.parts))
+        found = [part.krige(queries) for _, part in self.parts]
+        onto, whitened, variance = zip(*found, strict=True)
         return Kriged(onto[0].float(), self._joined([x.float() for x in whitened], -3),
                       self._joined([x.float() for x in variance], -2))
 

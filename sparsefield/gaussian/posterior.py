@@ -103,7 +103,7 @@ class Posterior:
         """What the other observations predict for each: each (B, M, C)."""
         with torch.no_grad(), full_precision(self.device):
             found = [[x[field.observed.back] for x in field.leave_one_out] for field in self.fields]
-        return LeaveOneOut(*(self._unfolded(column) for column in zip(*found)))
+        return LeaveOneOut(*(self._unfolded(column) for column in zip(*found, strict=True)))
 
     @torch.no_grad()
     def at(self, queries: Tensor, done: Done | None = None) -> Answer:
@@ -114,14 +114,14 @@ class Posterior:
         """
         found = []
         with full_precision(self.device):
-            for field, places in zip(self.fields, self._places(queries)):
+            for field, places in zip(self.fields, self._places(queries), strict=True):
                 parts = []
                 for piece in places.split(field.at_once):
                     parts.append(field.answer(piece))
                     if done is not None:
                         done()
-                found.append([torch.cat(column) for column in zip(*parts)])
-        mean, sd, spread = (self._unfolded(column) for column in zip(*found))
+                found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+        mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
     @torch.no_grad()
@@ -284,7 +284,7 @@ class _FromNearest(_Field):
             if noise is not None:
                 sd = (sd.square() + noise[rows, None]).sqrt()
             parts.append(LeaveOneOut(mean, sd, (values[rows] - mean) / sd))
-        return LeaveOneOut(*(torch.cat(column) for column in zip(*parts)))
+        return LeaveOneOut(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def answer(self, queries: Tensor) -> Answer:
         fitted, values, index = self._around(queries)
@@ -320,10 +320,10 @@ class PosteriorNoise:
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
         self.at_observed = [Waves(kernel, field.observed.coords)
-                            for kernel, field in zip(self.kernels, self.fields)]
+                            for kernel, field in zip(self.kernels, self.fields, strict=True)]
         most = max(64, WAVES_HELD // (len(places) * FEATURES))
         self.pieces = [own.split(min(field.at_once, most))
-                       for field, own in zip(self.fields, places)]
+                       for field, own in zip(self.fields, places, strict=True)]
         each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
         self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}

@@ -89,7 +89,7 @@ def test_rows_of_a_map_grow_with_latitude_whichever_way_the_file_goes(tmp_path):
 def test_rows_without_coordinates_stay(tmp_path):
     path = tmp_path / "a.nc"
     with netcdf_file(path, "w") as file:
-        for dim, size in zip(("step", "row", "column"), FIELD.shape):
+        for dim, size in zip(("step", "row", "column"), FIELD.shape, strict=True):
             file.createDimension(dim, size)
         file.createVariable("q", "f", ("step", "row", "column"))[:] = FIELD
     data = open_data(str(path))
@@ -165,7 +165,7 @@ def test_attributes_that_tell_what_was_measured(tmp_path, name):
 
 @pytest.mark.parametrize("dims", [("lat", "lon", "time"), ("lon", "level", "time", "lat")])
 def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
-    named = dict(zip(("level", *ALL), (1, *FIELD.shape)))
+    named = dict(zip(("level", *ALL), (1, *FIELD.shape), strict=True))
     stored = np.moveaxis(FIELD, [ALL.index(d) for d in dims if d in ALL], [0, 1, 2]).reshape(
         [named[d] for d in dims])
     with netcdf_file(tmp_path / "a.nc", "w") as file:
@@ -184,7 +184,7 @@ def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
 def test_time_is_the_axis_of_steps_wherever_it_stands(tmp_path, dims):
     """Beside axes without coordinates."""
     with netcdf_file(tmp_path / "a.nc", "w") as file:
-        for name, size in zip(("month", "row", "column"), FIELD.shape):
+        for name, size in zip(("month", "row", "column"), FIELD.shape, strict=True):
             file.createDimension(name, size)
         axis = file.createVariable("month", "d", ("month",))
         axis[:], axis.units = months()["time"]

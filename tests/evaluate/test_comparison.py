@@ -140,7 +140,7 @@ def test_samples_stand_beside_what_an_exact_posterior_has(compared):
 def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp_path):
     """Factors that shrink: the ratio follows, and PSNR rises although nothing got better."""
     shrunk = {}
-    for (key, path), factor in zip(checkpoints.items(), (0.25, 0.5)):
+    for (key, path), factor in zip(checkpoints.items(), (0.25, 0.5), strict=True):
         checkpoint = load_checkpoint(path)
         checkpoint["calibration"] = {"spread": factor, "raw": 0.8, "calibrated": 0.9,
                                      "pictures": 8, "fitted_on": 8}
@@ -313,7 +313,7 @@ def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
 def test_models_that_cannot_be_compared_are_refused(checkpoints, tmp_path, case, reason):
     pair = dict(checkpoints)
     if case == "swapped":
-        pair = dict(zip(pair, reversed(pair.values())))
+        pair = dict(zip(pair, reversed(pair.values()), strict=True))
     elif case == "range":
         checkpoint = load_checkpoint(pair["v2_checkpoint"])
         checkpoint["data"]["value_range"] = [[0.0, 300.0]] * 3

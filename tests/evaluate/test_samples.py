@@ -45,7 +45,7 @@ def test_a_calibrated_ensemble_covers_points_blocks_and_luminance():
     numbers = evaluate_samples(*ensemble(), NOTHING)
     stated = min(0.9, largest_coverage(20))
     assert numbers["coverage_90"] == pytest.approx(stated, abs=0.03)
-    for name, tolerance in zip(COVERAGES[1:], (0.06, 0.1, 0.06)):
+    for name, tolerance in zip(COVERAGES[1:], (0.06, 0.1, 0.06), strict=True):
         assert numbers[name] == pytest.approx(stated, abs=tolerance)
     ratio = spread_error_ratio([numbers["variance"]], [numbers["squared_error"]])
     assert ratio == pytest.approx(1, abs=0.05)
