@@ -19,7 +19,7 @@ from sparsefield.evaluate.cases import Cases, area_average, spread
 from sparsefield.gaussian import GridPosterior, posterior
 from sparsefield.hashed import noise_seed
 from sparsefield.model.field import GaussianModel
-from sparsefield.train.validation import Validation
+from sparsefield.train.report import Validation
 from train_mamba_v2 import MAMBADiffusionV2
 
 RANDOM_SHARE = "random:0.05-0.5"
