@@ -9,19 +9,21 @@
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
     python reconstruct.py --help                                     # every setting, explained
 
-INPUT is a picture (8 or 16 bits, floats, or .npy; known pixels by --mask, --observe, or those that
-are neither transparent nor NaN), a .csv or .parquet of x, y and value columns (which became which
-is printed), a NetCDF (.nc, .cdf) with such variables of one dimension, an .npz with `coords` (M, 2)
-and `values` (M, C), or - for CSV on standard input. Without --checkpoint colour pictures go through
-the bundled model, and everything else through the closed form: kriging fitted to the
-measurements, with samples and uncertainty, without training.
+INPUT is one of:
+  a picture (8 or 16 bits, floats, or .npy). Its known pixels are given by --mask or --observe; else
+  they are those that are neither transparent nor NaN;
+  a .csv or .parquet table with columns x, y and value; which column became which is printed;
+  a NetCDF file (.nc, .cdf) with such variables of one dimension;
+  an .npz file with `coords` (M, 2) and `values` (M, C);
+  - for CSV on standard input.
+Without --checkpoint, colour pictures are reconstructed by the bundled model, and everything else by
+the closed form: kriging fitted to the measurements, with samples and uncertainty, without training.
 
-Written into --out, in the units of the input: field.npz (coords, mean, sd, samples), mean.png,
-sample_1.png ..., reconstruction.png with everything side by side, and for lists of points
-field.csv, field.nc (CF) and, where rasterio is installed, field.tif. Files there that this command
-did not write are never replaced. With --holdout nothing is written: a share of the measurements is
-hidden, predicted by this and by other methods, and scored; where the bundled model is not
-used by itself, but could be, it is one of them.
+These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
+samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
+points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif. Other files in
+that folder are never replaced. With --holdout nothing is written: a share of the measurements is
+hidden, predicted by this and by other methods, and scored.
 """
 
 from __future__ import annotations
@@ -31,24 +33,30 @@ if __name__ == "__main__":
 
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
+import math
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from sparsefield import cli, load
-from sparsefield.evaluate.calibration import SETTINGS
+from sparsefield.errors import UserError
+from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
+from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.outputs import OutputFolder
 from sparsefield.model.bundled import BUNDLED
-from sparsefield.use import holdout, messages
+from sparsefield.use import holdout
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Field, Reconstructor
+from sparsefield.use.predict import Field, Reconstructor, Settings
 from sparsefield.use.read import read_measurements
-from sparsefield.use.values import own_range, transformed
+from sparsefield.use.values import are_within_bytes, own_range, transformed, unlike_training
+
+BUNDLED_OBSERVES = "random:0.2"  # measured points in its training
 
 
 @dataclass
@@ -56,164 +64,213 @@ class Config:
     """Settings of a reconstruction."""
 
     input: Annotated[str, tyro.conf.Positional]
-    """A picture, .csv, .parquet, .npz, or - for CSV on standard input."""
+    """A picture, .csv, .parquet, .nc, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
-    """Trained model, V1 or V2; bundled: the V2 of this project; none: the closed form alone
-    (kriging fitted to the measurements), for any values, without training. Default: for colour
-    pictures bundled, else none."""
+    """Trained model: a file of V1 or V2; bundled: the V2 of this project; none: the closed form
+    alone, for any values. Default: bundled for colour pictures, else none."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
-    """Of points: a NetCDF file, on whose grid the field is asked for."""
+    """For points: reconstruct on the grid of this NetCDF file."""
     holdout: float | None = None
     """Hide this share of the measured places, predict them, print the scores and write nothing."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     mask: str | None = None
-    """Of a picture: which pixels are known (white, and not transparent)."""
+    """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
-    """Of a picture: try with random:0.2, grid:4, block:0.3 or lines:8 of it."""
+    """For a picture, to try: take random:0.2, grid:4, block:0.3 or lines:8 of it as known."""
     extent: tuple[float, float, float, float] | None = None
-    """Of points: x0 x1 y0 y1 of the field; default the smallest rectangle around them. Points
-    outside are used, too."""
+    """For points: x0 x1 y0 y1 of the field. Default: the smallest rectangle around the points.
+    Points outside it are used, too."""
     x: str | None = None
-    """Of a table: the column of x, by name or number from 1; default by the usual names."""
+    """For a table: the column of x, by name or by number from 1. Default: found by usual names."""
     y: str | None = None
-    """Of a table: the column of y."""
+    """For a table: the column of y."""
     value: tuple[str, ...] | None = None
-    """Of a table: the column of the values, or several; default all others."""
+    """For a table: one or more columns of values. Default: all others."""
     decimal: str = "."
-    """Of a table: what stands before decimals; , for numbers such as 3,14."""
+    """For a table: the decimal separator; , for numbers such as 3,14."""
     missing: tuple[str, ...] | None = None
-    """Values that mean: not measured, such as -9999; none takes all numbers as they are."""
+    """Values that mean "not measured", such as -9999; none: all numbers were measured."""
     aspect: Literal["auto", "equal", "free"] = "auto"
-    """equal: x and y have one scale; free: each its own, as for distance and depth; auto: free
+    """equal: x and y have one scale; free: each has its own, as for distance and depth; auto: free
     where their spans differ by more than 10 times."""
     lonlat: bool = False
-    """x and y are degrees of longitude and latitude: distances are chords through the globe, and
-    the 180th meridian is no border. For the closed form."""
+    """x and y are degrees of longitude and latitude. Distances are then chords through the globe,
+    and the 180th meridian is no border. For the closed form only."""
     transform: Literal["log", "sqrt"] | None = None
-    """Of values that cannot be negative; results are in their units, the mean that of samples."""
+    """Transform values that cannot be negative. Results are in the original units, and the mean is
+    that of the samples."""
     reach: float | None = None
-    """Of points: farther than this from all measurements (in units of x; with --lonlat in km) the
-    field is left empty; a logarithm runs away there. Of y, where it has a scale of its own, as
-    large a part of its span."""
+    """For points: leave the field empty farther than this from all measurements, in units of x, or
+    in km with --lonlat."""
     noise_sd: str | None = None
     """Standard deviation of the noise in the values, in their units: a number, a column of a table,
-    or auto to find it; 0 keeps them exactly. Default: a column noise_sd if there is one, else 0."""
+    or auto to estimate it; 0 keeps the values exactly. Default: a column noise_sd if there is one,
+    else 0."""
     value_range: tuple[float, ...] | None = None
-    """Lowest and highest value to expect, where the units are not those of the training data; for
-    all channels, or two numbers for each."""
+    """Lowest and highest value to expect, where the units are not those of the training data: two
+    numbers for all channels, or two for each."""
     units: str | None = None
-    """For colour bars and files, where it differs from the data's."""
+    """Units of the values for colour bars and files. Default: those of the data."""
     num_steps: int = SETTINGS["num_steps"]
-    """Steps of Heun's rule, two evaluations each; the calibration was fitted at the default."""
+    """Steps of the sampler (Heun's rule). The uncertainty was calibrated at the default."""
     seed: int = 0
-    """Of noise, and of --observe."""
+    """Seed of the samples and of --observe and --holdout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     out: str = "reconstruction"
-    """Folder for what is written: new, empty, or of an earlier reconstruction."""
+    """Folder for the results: new, empty, or of an earlier reconstruction."""
     overwrite: bool = False
-    """Write into out also where it holds other files, which are left alone."""
+    """Write into --out even if it holds other files. These are left alone."""
 
 
 def reconstruct(config: Config) -> None:
     """The command. Raises UserError for input that cannot be used."""
     cli.log_to()
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
-    given = read(config, (chosen and chosen.channels) or 3)
+    given = read_measurements(
+        config.input, channels=(chosen and chosen.channels) or 3, mask=config.mask,
+        observe=config.observe, x=config.x, y=config.y, value=config.value,
+        missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
+        lonlat=config.lonlat, seed=config.seed,
+    )
     own_range(transformed(config.transform, given.values))  # refused before writing
-    asked = what_is_asked(
+    given, asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach,
     )
-    if not config.noise_sd:
-        asked.require_unknown(config.mask or config.input)
-    model = messages.choose_model(chosen, asked.given, asked.shape, config.lonlat, config.device)
-    if config.holdout is None:
-        write(config, model, asked)
-    else:
-        hold_out(config, model, asked)
+    if not config.noise_sd and given.shape == asked.shape and (
+        len(given.coords) == math.prod(asked.shape)
+    ):
+        raise UserError(f"{config.mask or config.input}: every pixel is known, so nothing is to be "
+                        "reconstructed; make unknown pixels black in the mask, or ask for more "
+                        "with --resolution")
+    model = choose_model(config, chosen, given, asked)
+    (write if config.holdout is None else hold_out)(config, model, given, asked)
 
 
-def read(config: Config, channels: int) -> Measurements:
-    """The measurements, with the noise that was given."""
-    return read_measurements(
-        config.input, channels=channels, mask=config.mask, observe=config.observe,
-        extent=config.extent, x=config.x, y=config.y, value=config.value, missing=config.missing,
-        noise_sd=config.noise_sd, decimal=config.decimal, lonlat=config.lonlat, seed=config.seed,
-    )
+def choose_model(
+    config: Config, chosen: Reconstructor | None, given: Measurements, asked: Asked
+) -> Reconstructor:
+    """The model that was chosen, with a warning where it has not learnt such measurements; else
+    the bundled one where it has, and the closed form where not."""
+    if chosen is not None:
+        observe = str(chosen.checkpoint.get("config", {}).get("observe", ""))
+        of_colours = chosen.is_of_pictures and chosen.channels == 3
+        if not chosen.is_closed_form and (
+            why := unlike_training(given, asked.shape, observe, of_colours)
+        ):
+            cli.log.warning("WARNING: %s was not trained on such measurements: %s; --checkpoint "
+                            "none needs no training", chosen.path, why)
+        return chosen
+    if config.lonlat:
+        return load("none", config.device)
+    if why := unlike_training(given, asked.shape, BUNDLED_OBSERVES, of_colours=True):
+        cli.log.info("the bundled model is not used: %s; --checkpoint %s uses it all the same, "
+                     "check it with --holdout 0.2", why, BUNDLED)
+        return load("none", config.device)
+    return load(BUNDLED, config.device)
 
 
-def write(config: Config, model: Reconstructor, asked: Asked) -> None:
+def settings_of(config: Config) -> dict[str, Any]:
+    """Those of the samples, as of `sparsefield.use.predict.Settings`."""
+    said = {"value_range": config.value_range} if config.value_range else {}
+    return {"num_steps": config.num_steps, "seed": config.seed, **said}
+
+
+def write(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
     """Reconstruct, write all files, and say what was done."""
     from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
 
-    given = asked.given
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
     ], config.overwrite)
     started = time.monotonic()
-    field = field_of(config, model, asked)
-    if config.reach is not None:
-        field = field.within(config.reach, given.coords, config.lonlat, asked.frame)
-    units = config.units or messages.units_of(model, given)
-    out.write(export.contents(field, asked, units))
-    for line in messages.account(model, given, field):
-        cli.log.info("%s", line)
-    cli.log.info(
-        "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
-        config.input, f"{len(given.coords):,}", *asked.shape, messages.in_numbers(given, field),
-        len(field.samples), time.monotonic() - started, config.out,
-    )
-
-
-def field_of(config: Config, model: Reconstructor, asked: Asked) -> Field:
-    """The field, with a bar that shows how far it is."""
-    given = asked.given
     with tqdm(desc="reconstructing", unit="call", disable=None, leave=False) as bar:
         def progress(calls: int, total: int | None) -> None:
             bar.total = total
             bar.update(calls - bar.n)
 
-        return model.reconstruct(
-            given.coords, given.values, asked.shape, axes=asked.grid and asked.grid.axes,
-            extent=given.extent, region=given.region, num_samples=config.num_samples,
-            noise_sd="auto" if config.noise_sd == "auto" else given.noise_sd,
-            value_range=config.value_range or messages.picture_range(model, given),
-            num_steps=config.num_steps, seed=config.seed, lonlat=config.lonlat,
-            transform=config.transform, aspect=asked.frame.aspect, missing=[],
-            separately=messages.are_separate(model, given), progress=progress,
-        )
+        field = model.answer(given, asked, Settings(
+            **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
+            noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
+            progress=progress))
+    out.write(export.contents(field, given, asked, units_of(config, model, given)))
+    for line in account(model, given, field):
+        cli.log.info("%s", line)
+    cli.log.info(
+        "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
+        config.input, f"{len(given.coords):,}", *asked.shape, in_numbers(given, field),
+        len(field.samples), time.monotonic() - started, config.out,
+    )
 
 
-def hold_out(config: Config, model: Reconstructor, asked: Asked) -> None:
+def units_of(config: Config, model: Reconstructor, given: Measurements) -> str | None:
+    """Of the values: as the user, the file or the training data give them."""
+    trained = None if given.is_picture or model.is_closed_form else model.scale.units
+    return config.units or given.units or trained
+
+
+def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
     """Print how well hidden measurements are predicted, by this and by other methods; where values
     are different things, of each on its own."""
-    given = asked.given
     kept, hidden = holdout.split(given, config.holdout, config.seed)
-    also = None
-    if (config.checkpoint is None and model.is_closed_form and not config.lonlat
-            and messages.can_be_tried(given)):
-        also = load(BUNDLED, config.device)
+    is_by_default = config.checkpoint is None and model.is_closed_form and not config.lonlat
+    can_be_grey = given.are_quantities or given.values.shape[1] != 3
     methods = holdout.all_methods(
-        model, given, asked.frame, transform=config.transform,
-        find_noise=config.noise_sd == "auto", seed=config.seed, num_steps=config.num_steps,
-        value_range=config.value_range, also=also,
+        model, given, asked, transform=config.transform, find_noise=config.noise_sd == "auto",
+        also=load(BUNDLED, config.device) if is_by_default and (
+            can_be_grey or are_within_bytes(given.values)) else None,
+        **settings_of(config),
     )
-    found = holdout.forecasts(methods, kept, hidden.coords)
+    scores = holdout.compare(methods, kept, hidden)
     cli.log.info("%s of %s measurements hidden, predicted from the others (seed %d):",
                  f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
-    each = enumerate(given.names) if messages.are_other_things(given) else [(None, "")]
-    for channel, name in each:
-        if name:
-            cli.log.info("%s:", name)
-        scored = holdout.scores_of(found, hidden, channel)
-        for line in holdout.table(scored, config.units or messages.units_of(model, given)):
+    parts = {"": scores} if not given.are_quantities else {
+        f"{name}:": [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
+    for name, part in parts.items():
+        for line in (*filter(None, [name]), *holdout.table(part, units_of(config, model, given)),
+                     holdout.verdict(part)):
             cli.log.info("%s", line)
-        cli.log.info("%s", holdout.verdict(scored))
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def account(model: Reconstructor, given: Measurements, field: Field) -> list[str]:
+    """Lines to print: the model, what it read, where the uncertainty comes from."""
+    lines = [] if model.is_closed_form else [f"model: {model.path}"]
+    if field.variogram:
+        lines.append(f"closed form fitted to the measurements: {field.variogram}")
+    channels, samples = given.values.shape[1], len(field.samples)
+    if model.is_of_pictures and not given.is_picture:
+        if channels == 3 == model.channels and not given.are_quantities:
+            lines.append("three channels, read as red, green and blue of 0 to 255; if they are "
+                         "something else, choose one with --value")
+        else:
+            lines.append(f"{channels} channel(s), each on its own, as shades of grey")
+    if fitted := model.checkpoint.get("calibration"):
+        lines.append(f"uncertainty, calibrated: {describe(fitted)}")
+        if largest_coverage(samples) < LEVEL:
+            lines.append(f"uncertainty: of the {samples} samples here, intervals are "
+                         f"{interval_name(LEVEL, samples)}")
+    elif model.is_closed_form:
+        lines.append("no trained model: the closed form alone, with its own uncertainty")
+    else:
+        lines.append("uncertainty: not calibrated (the training has not come to its end)")
+    return lines
+
+
+def in_numbers(given: Measurements, field: Field) -> str:
+    """Mean and sd over the field: of all channels together, or of each where they differ."""
+    mean, sd = np.nanmean(field.mean, axis=(0, 1)), np.sqrt(np.nanmean(field.sd**2, axis=(0, 1)))
+    if not given.are_quantities:
+        return f"mean {mean.mean():.4g}, typical sd {np.sqrt((sd**2).mean()):.2g}"
+    return "; ".join(f"{name}: mean {m:.4g}, typical sd {s:.2g}"
+                     for name, m, s in zip(given.names, mean, sd, strict=True))
 
 
 def main(arguments: list[str] | None = None) -> None:

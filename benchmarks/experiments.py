@@ -93,7 +93,7 @@ def score(folder: Path, given: argparse.Namespace) -> dict:
 
 
 def difference(one: list[dict], other: list[dict]) -> str:
-    pairs = np.array([a["psnr"] - b["psnr"] for a, b in zip(one, other)])
+    pairs = np.array([a["psnr"] - b["psnr"] for a, b in zip(one, other, strict=True)])
     mean, low, high = paired_bootstrap(pairs)
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 

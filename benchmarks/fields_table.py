@@ -138,7 +138,7 @@ def grid_case(data, index: int) -> Case:
     truth = data.to_physical(case["truth"]).reshape(-1, data.channels)
     coords = grid_coords(data.height, data.width).double().numpy()
     hidden = np.setdiff1d(np.flatnonzero(~np.isnan(truth[:, 0])), case["observed"])
-    parts = [Measurements(coords[i], truth[i], UNIT, units=data.units)
+    parts = [Measurements(coords[i], truth[i], units=data.units)
              for i in (case["observed"], hidden)]
     return Case(*parts, Frame.of(coords, aspect="equal", region=UNIT), (data.height, data.width))
 
@@ -151,7 +151,7 @@ def methods(
 ) -> Iterator[tuple[str, Method]]:
     """By name, for one case."""
     settings = dict(lonlat=case.frame.lonlat, aspect="equal", seed=0, num_steps=4,
-                    separately=False)
+                    separately=False, extent=UNIT if case.shape else None)
     kriging = partial(holdout.by_model, load("none"), **settings)
     for name, model in trained.items():
         yield name, holdout.by_model(model, transform=None, **settings)
@@ -274,7 +274,7 @@ def difference(
             of them, hidden over given points (Nadeau & Bengio 2003, "Inference for the
             Generalization Error", the corrected resampled t test).
     """
-    change = np.array([a.crps - b.crps for a, b in zip(scores, kriging)])
+    change = np.array([a.crps - b.crps for a, b in zip(scores, kriging, strict=True)])
     count, error = len(change), np.inf
     if count > 1:
         error = student.ppf(0.975, count - 1) * change.std(ddof=1) * (1 / count + overlap) ** 0.5

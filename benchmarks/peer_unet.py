@@ -146,7 +146,7 @@ class Peer:
     def psnr(self, turns: int = 1) -> float:
         """Mean over the frozen pictures, in dB; averaged over 8 flips and turns, if 8."""
         found = []
-        for case, (inputs, mean, sd) in zip(self.cases, self.frozen):
+        for case, (inputs, mean, sd) in zip(self.cases, self.frozen, strict=True):
             with self.amp:
                 z = [turned(self.averaged(turned(inputs.to(self.device), n)).float(), n, back=True)
                      for n in range(turns)]

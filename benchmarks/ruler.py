@@ -107,7 +107,7 @@ def seconds(val: Path, before: Path, folder: Path, rounds: int = 3) -> dict[str,
     for name, (work, given) in works.items():
         pairs = [[work(root, given, folder / f"{name} {i} {k}")
                   for k, root in enumerate((before, ROOT))] for i in range(rounds)]
-        old, new = (statistics.median(part) for part in zip(*pairs))
+        old, new = (statistics.median(part) for part in zip(*pairs, strict=True))
         found[name] = [old, new, statistics.median(b / a for a, b in pairs)]
     return found
 

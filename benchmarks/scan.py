@@ -31,6 +31,9 @@ from common import (
 from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests" / "scan"))
+
+import reference
 
 from sparsefield import scan
 
@@ -55,7 +58,7 @@ def make_inputs(batch: int, length: int) -> dict[str, Tensor]:
     return {name: x.requires_grad_() for name, x in inputs.items()}
 
 
-def mambapy_scan(pscan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
+def mambapy_scan(pscan, u, delta, A, B, C, D, z, delta_bias) -> Tensor:
     """What mambapy does around its parallel scan (its `selective_scan`), softplus to gate."""
     dt = F.softplus(delta + delta_bias[:, None]).transpose(1, 2)          # (B, L, E)
     drive = (dt * u.transpose(1, 2))[..., None] * B.transpose(1, 2)[:, :, None]
@@ -66,7 +69,7 @@ def mambapy_scan(pscan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> 
 
 def renamed(scan_fn, u, delta, **others) -> Tensor:
     """transformers' function is ours but for two names."""
-    return scan_fn(u, delta, **others)
+    return scan_fn(u, delta, **others, delta_softplus=True)
 
 
 def others() -> dict[str, Callable[..., Tensor]]:
@@ -87,19 +90,17 @@ def others() -> dict[str, Callable[..., Tensor]]:
     return found
 
 
-def methods() -> dict[str, Callable[..., Tensor]]:
-    ours = {label: scan.load_backend(name).selective_scan for label, name in BACKENDS.items()
-            if not isinstance(scan.load_backend(name), str)}
-    return ours | others()
+def own(name: str) -> Callable[..., Tensor]:
+    return (reference if name == "reference" else scan.load_backend(name)).selective_scan
 
 
 def forward(method: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        method(**inputs, delta_softplus=True)
+        method(**inputs)
 
 
 def both(method: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:
-    out = method(**inputs, delta_softplus=True)
+    out = method(**inputs)
     torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out))
 
 
@@ -110,7 +111,7 @@ def floor(batch: int, length: int) -> Callable[[], Tensor]:
 
 def compare_backends(rounds: int) -> None:
     inputs = make_inputs(16, 409)
-    ways = methods()
+    ways = {label: own(name) for label, name in BACKENDS.items()} | others()
     ahead = interleave({FLOOR: floor(16, 409)} | {
         name: partial(forward, method, inputs) for name, method in ways.items()
     }, rounds)
@@ -129,7 +130,7 @@ def compare_backends(rounds: int) -> None:
 
 def compare_lengths(rounds: int) -> None:
     """Cost of an element as the sequence grows, relative to that of 4,096 steps."""
-    method = scan.load_backend("numba").selective_scan
+    method = own("numba")
     lengths = [2**k for k in range(8, 15)]
     inputs = {length: make_inputs(1, length) for length in lengths}
     found = {work: interleave({length: partial(work, method, inputs[length]) for length in lengths},
@@ -150,7 +151,7 @@ def compare_memory() -> None:
 
 
 def print_memory(name: str, length: int) -> None:
-    method, inputs = scan.load_backend(name).selective_scan, make_inputs(4, length)
+    method, inputs = own(name), make_inputs(4, length)
     both(method, make_inputs(1, 64))    # code is loaded
     print_added_memory(partial(both, method, inputs))
 

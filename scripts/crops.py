@@ -47,7 +47,7 @@ def crops_of(
         width, height = (max(side, round(size * scale)) for size in picture.size)
         left, top = rng.integers(width - side + 1), rng.integers(height - side + 1)
         box = (left / width, top / height, (left + side) / width, (top + side) / height)
-        box = tuple(part * size for part, size in zip(box, 2 * picture.size))
+        box = tuple(part * size for part, size in zip(box, 2 * picture.size, strict=True))
         crop = np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS, box=box))
         if crop.mean(axis=2).std() >= FLAT_SD or rng.random() < flat:
             found.append(crop)

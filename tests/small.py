@@ -78,7 +78,7 @@ def assert_same(a: object, b: object) -> None:
             assert_same(a[key], b[key])
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b)
-        for x, y in zip(a, b):
+        for x, y in zip(a, b, strict=True):
             assert_same(x, y)
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b)

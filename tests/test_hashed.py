@@ -25,7 +25,7 @@ def test_numbers_are_uniform_and_unrelated():
 def test_normal_numbers():
     z = normal(seeds_of(0, range(4), CPU), 50_000).double()
     moments = [(z**k).mean(dim=1) for k in (1, 2, 3, 4)]
-    for found, expected, bound in zip(moments, (0, 1, 0, 3), (0.02, 0.03, 0.08, 0.2)):
+    for found, expected, bound in zip(moments, (0, 1, 0, 3), (0.02, 0.03, 0.08, 0.2), strict=True):
         assert (found - expected).abs().max() < bound
 
 

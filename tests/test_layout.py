@@ -40,6 +40,13 @@ def parts_of_ours(path: Path) -> set[str]:
             if name[0] == "sparsefield" and len(name) > 1 and name[1] in there}
 
 
+def test_linting_forbids_a_zip_that_ends_with_the_shorter():
+    """Such a one left a method out of a chart."""
+    rules = PROJECT["tool"]["ruff"]["lint"]
+    assert "B" in rules["select"] and "per-file-ignores" not in rules
+    assert not [rule for rule in rules["ignore"] if rule.startswith("B")]
+
+
 @pytest.mark.parametrize("wing", FLOORS)
 def test_a_wing_imports_only_wings_below_it(wing):
     below = {other for other, floor in FLOORS.items() if floor < FLOORS[wing]}

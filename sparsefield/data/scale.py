@@ -82,7 +82,7 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
     if len(given) not in (2, 2 * channels):
         each = f", or {channels} times lo hi" if channels > 1 else ""
         raise UserError(f"--value_range {text}: give lo hi for all channels{each}")
-    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2])))
+    pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2]), strict=True))
     if not all(low < high and np.isfinite(high - low) for low, high in pairs):
         raise UserError(f"--value_range {text}: give low high, each lo must be below its hi, and "
                         "both finite")

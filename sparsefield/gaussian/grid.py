@@ -146,10 +146,11 @@ class GridPosterior:
                 mask = self._mask(mask_ids[b], observed[b], None if cells is None else cells[b])
                 own = torch.stack([values[b] for b in fields])
                 drawn = None if seeds is None else torch.stack([seeds[b] for b in fields])
-                rows.update(zip(fields, zip(*self._answer(mask, own, drawn))))
+                answers = zip(*self._answer(mask, own, drawn), strict=True)
+                rows.update(zip(fields, answers, strict=True))
         self._forget(set(mask_ids))
         return GridAnswer(*(torch.stack(column) for column in
-                            zip(*(rows[b] for b in range(len(values))))))
+                            zip(*(rows[b] for b in range(len(values))), strict=True)))
 
     def _mask(self, number: int, observed: Tensor, cells: Tensor | None) -> _Mask:
         if number in self.masks:

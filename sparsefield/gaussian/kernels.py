@@ -296,7 +296,7 @@ def features(kernel: Kernel, coords: Tensor) -> Tensor:
     along, sd, slope = _waves(kernel, coords.device, coords.shape[1])
     first, *others = coords.to(along).unbind(dim=1)
     phase = torch.outer(first, along[0])
-    for x, along_x in zip(others, along[1:]):
+    for x, along_x in zip(others, along[1:], strict=True):
         phase.addcmul_(x[:, None], along_x)
     waves = _turns(phase) * sd
     return torch.cat([torch.view_as_real(waves).flatten(1), coords.float() @ slope], dim=1)

@@ -74,7 +74,8 @@ def condition(
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
-    return Posterior(coords.float(), values.float(), noise_sd, domain, kernels or BANK, covariates, trend)
+    return Posterior(coords.float(), values.float(), noise_sd, domain, kernels or BANK, covariates,
+                     trend)
 
 
 class Posterior:
@@ -124,7 +125,7 @@ class Posterior:
         """What the other observations predict for each: each (B, M, C)."""
         with torch.no_grad(), full_precision(self.device):
             found = [[x[field.observed.back] for x in field.leave_one_out] for field in self.fields]
-        return LeaveOneOut(*(self._unfolded(column) for column in zip(*found)))
+        return LeaveOneOut(*(self._unfolded(column) for column in zip(*found, strict=True)))
 
     @torch.no_grad()
     def at(self, queries: Tensor, done: Done | None = None) -> Answer:
@@ -141,8 +142,8 @@ class Posterior:
                     parts.append(field.answer(*piece))
                     if done is not None:
                         done()
-                found.append([torch.cat(column) for column in zip(*parts)])
-        mean, sd, spread = (self._unfolded(column) for column in zip(*found))
+                found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+        mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
     @torch.no_grad()
@@ -407,7 +408,7 @@ class PosteriorNoise:
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
         self.at_observed = [Waves(kernel, field.observed.coords)
-                            for kernel, field in zip(self.kernels, self.fields)]
+                            for kernel, field in zip(self.kernels, self.fields, strict=True)]
         points = places[0][0].shape[0]
         most = max(64, WAVES_HELD // (len(places) * FEATURES))
         self.pieces = [_pieces(own, min(field.at_once, most))

@@ -16,41 +16,31 @@ from torch import Tensor, nn
 from sparsefield.scan import selective_scan
 from sparsefield.scan.convolution import causal_conv_silu
 
+CONV_TAPS, EXPAND = 4, 2
+STEP_SIZES = 0.001, 0.1  # range that they start in
+
 
 class Mamba(nn.Module):
     """in_proj, depthwise causal convolution, selective scan, gate, out_proj (figure 3 there).
 
     Args:
-        d_model: D. d_state: S. d_conv: taps of the convolution. expand: E / D.
-        dt_min, dt_max: range of the step sizes that the bias of dt_proj starts with.
+        d_model: D. d_state: S.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-    ):
+    def __init__(self, d_model: int, d_state: int = 16):
         super().__init__()
-        inner, rank = expand * d_model, math.ceil(d_model / 16)
+        inner, rank = EXPAND * d_model, math.ceil(d_model / 16)
         self.sizes = (rank, d_state, d_state)
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
+        self.conv1d = nn.Conv1d(inner, inner, CONV_TAPS, groups=inner)
         self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
-        self._init_dt(dt_min, dt_max)
-
-    def _init_dt(self, dt_min: float, dt_max: float) -> None:
-        """Step sizes log-uniform in [dt_min, dt_max] at the start: softplus(bias) = dt."""
-        nn.init.uniform_(self.dt_proj.weight, -self.sizes[0] ** -0.5, self.sizes[0] ** -0.5)
-        low, high = math.log(dt_min), math.log(dt_max)
-        dt = torch.empty_like(self.dt_proj.bias).uniform_(low, high).exp()
+        # Step sizes are log-uniform at the start: softplus(bias) = dt.
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        dt = torch.empty_like(self.dt_proj.bias).uniform_(*map(math.log, STEP_SIZES)).exp()
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
@@ -62,18 +52,9 @@ class Mamba(nn.Module):
         x = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias, reverse)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)
         delta = F.linear(dt, self.dt_proj.weight)                         # (B, L, E)
-        y = selective_scan(
-            x.transpose(1, 2),                                            # (B, E, L)
-            delta.transpose(1, 2),                                        # (B, E, L)
-            -self.A_log.float().exp(),                                    # (E, S)
-            B.transpose(1, 2),                                            # (B, S, L)
-            C.transpose(1, 2),                                            # (B, S, L)
-            self.D.float(),
-            z=z.transpose(1, 2),
-            delta_bias=self.dt_proj.bias.float(),
-            delta_softplus=True,
-            reverse=reverse,
-        ).transpose(1, 2)                                                 # (B, L, E)
+        A = -self.A_log.float().exp()                                     # (E, S)
+        y = selective_scan(x.mT, delta.mT, A, B.mT, C.mT, self.D.float(), z.mT,
+                           self.dt_proj.bias.float(), reverse).mT         # (B, L, E)
         return self.out_proj(y)                                           # (B, L, D)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsefield.scan import backend_name
+from sparsefield.scan import choose_backend
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = False) -> Tensor:
@@ -23,14 +23,11 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = Fa
     Returns:
         (B, L, E) in the dtype of x.
     """
-    if backend_name(x.device, x.dtype) == "numba":
-        from sparsefield.scan import numba_convolution as fast
-
-        if weight.shape[2] <= fast.MAX_TAPS:
-            x = x.transpose(1, 2)                                        # (B, E, L)
-            return fast.causal_conv_silu(x, weight[:, 0], bias, reverse).transpose(1, 2)
     length, taps = x.shape[1], weight.shape[2]
+    name, fast = choose_backend(x.device.type, x.dtype)
+    if name == "numba" and taps <= fast.MAX_TAPS:
+        return fast.causal_conv_silu(x.mT, weight[:, 0], bias, reverse).mT
     weight = weight.flip(-1) if reverse else weight
-    y = F.conv1d(x.transpose(1, 2), weight, bias, padding=taps - 1, groups=x.shape[2])
+    y = F.conv1d(x.mT, weight, bias, padding=taps - 1, groups=x.shape[2])
     y = y[..., taps - 1 :] if reverse else y[..., :length]               # (B, E, L)
-    return F.silu(y.transpose(1, 2))
+    return F.silu(y.mT)

@@ -1,164 +1,252 @@
-"""The selective scan on a CPU: fused forward and backward kernels, no compiler needed.
+"""The selective scan and the convolution before it on a CPU: fused kernels, no compiler needed.
 
-The kernels are in numba_kernels.py, how they run in numba_runtime.py. bfloat16 tensors are read
-and written as they are; everything inside is float32.
+The kernels (numba_kernels.py) are compiled on first use and cached on disk. bfloat16 tensors are
+read and written as they are; everything inside is float32.
+
+The kernels release the GIL and run on as many threads as `torch.get_num_threads()` says. numba's
+own thread pools are not used: the one that is always there aborts the process when two Python
+threads meet in it, and the OpenMP one brings a second OpenMP beside torch's. The threads sleep
+between calls, start on first use, and anew in a forked child, so DataLoader workers are safe.
+
+Results are the same bits for any number of threads: each task owns its outputs, and sums over
+tasks are taken afterwards in one fixed order.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numba
 import numpy as np
 import torch
 from numba import types
+from numba.np.numpy_support import from_dtype
 from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
-from sparsefield.scan.numba_runtime import (
-    RANGE,
-    VALUES,
-    as_array,
-    compiled,
-    empty_like,
-    floats,
-    memory_dtype,
-    needs_operator,
-    run,
-    tasks,
-    tiles,
-)
+from sparsefield.scan import register_gradients
 
-_STARTS = types.Array(types.float32, 4, "C")
+MAX_TAPS = kernels.CHUNK + 1  # of the convolution
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool = False,
 ) -> Tensor:
     """See `sparsefield.scan.selective_scan`."""
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    forward = _forward if needs_operator() else _scan
-    return forward(*inputs, delta_softplus, reverse, keep)[0]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    forward = _forward if _needs_operator() else _scan
+    return forward(*inputs, reverse, keep)[0]
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
+    return (_conv_forward if _needs_operator() else _convolve)(x, weight, bias, reverse)
+
+
+def _needs_operator() -> bool:
+    """Whether a kernel must be called as an operator of torch, which gradients and compilers see.
+
+    Otherwise it is called directly: the first call of an operator loads torch's compiler (seconds).
+    """
+    return torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+# --- the scan ------------------------------------------------------------------------------------
 
 
 def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, keep: bool,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
-    dtype = memory_dtype(u, delta, z)
-    out = empty_like(u, dtype)
-    starts = u.new_empty(_starts_shape(u, A, keep), dtype=torch.float32)
-    kernel = compiled(kernels.forward, *_input_types(dtype), VALUES[dtype], _STARTS, *RANGE)
+    dtype = _memory_dtype(u, delta, z)
+    out, starts = _empty_like(u, dtype), _empty_starts(u, A, keep)
     arrays = _arrays(dtype, u, delta, A, B, C, D, z, delta_bias)
-    flags = (z is not None, delta_softplus, reverse)
-    run(kernel, tasks(u), *arrays, *flags, as_array(out, dtype), starts.numpy())
+    _run(kernels.forward, u, *arrays, reverse, _as_array(out, dtype), starts.numpy())
     return out.to(u.dtype), starts
 
 
-_forward = torch.library.custom_op(
-    "sparsefield::selective_scan", _scan, mutates_args=(), device_types="cpu"
-)
+_operator = functools.partial(torch.library.custom_op, mutates_args=(), device_types="cpu")
+_forward = _operator("sparsefield::selective_scan", _scan)
 
 
 @_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep):
-    out = empty_like(u, memory_dtype(u, delta, z)).to(u.dtype)
-    return out, u.new_empty(_starts_shape(u, A, keep), dtype=torch.float32)
+def _(u, delta, A, B, C, D, z, delta_bias, reverse, keep):
+    return _empty_like(u, _memory_dtype(u, delta, z)).to(u.dtype), _empty_starts(u, A, keep)
 
 
-@torch.library.custom_op(
-    "sparsefield::selective_scan_backward", mutates_args=(), device_types="cpu"
-)
+@_operator("sparsefield::selective_scan_backward")
 def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, starts: Tensor, dout: Tensor,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool, starts: Tensor, dout: Tensor,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty for a missing z): of u, delta and z
-    in the precision that the kernel reads them in, of the others in float32.
-    """
+    """Gradients of the eight tensors: of u, delta and z in the precision that the kernel reads them
+    in, of the others in float32."""
     (batch, channels, length), states = u.shape, A.shape[1]
-    dtype = memory_dtype(u, delta, z)
-    du, ddelta = empty_like(u, dtype), empty_like(delta, dtype)
-    dz = _no_gate(u, dtype) if z is None else empty_like(z, dtype)
+    du, ddelta, dz = _empty_gradients(u, delta, z)
     dA = np.empty((batch, channels, states), np.float32)
-    dB, dC = (np.empty((tiles(u), batch, length, states), np.float32) for _ in "BC")
-    dD, ddelta_bias = (np.empty((batch, channels), np.float32) for _ in range(2))
-    x = VALUES[dtype]
-    kernel = compiled(
-        kernels.backward, *_input_types(dtype), _STARTS, x,
-        x, x, floats(3), floats(4), floats(4), floats(2), x, floats(2), *RANGE,
-    )
-    run(
-        kernel, tasks(u),
-        *_arrays(dtype, u, delta, A, B, C, D, z, delta_bias), z is not None, delta_softplus,
-        reverse, starts.numpy(), as_array(dout, dtype),
-        as_array(du, dtype), as_array(ddelta, dtype), dA, dB, dC, dD, as_array(dz, dtype),
-        ddelta_bias,
-    )
-    # numpy adds along the first axis row by row: the same order always.
-    dA, dB, dC, dD, ddelta_bias = (
-        torch.from_numpy(parts.sum(0)) for parts in (dA, dB, dC, dD, ddelta_bias)
-    )
-    return [du, ddelta, dA, dB.transpose(1, 2), dC.transpose(1, 2), dD, dz, ddelta_bias]
+    dB, dC = (np.empty((_tiles(u), batch, length, states), np.float32) for _ in "BC")
+    dD, dbias = (np.empty((batch, channels, 1), np.float32) for _ in range(2))
+    arrays = _arrays(du.dtype, u, delta, A, B, C, D, z, delta_bias)
+    dout, *sequences = (_as_array(x, du.dtype) for x in (dout, du, ddelta, dz))
+    _run(kernels.backward, u, *arrays, reverse, starts.numpy(), dout, *sequences,
+         dA, dB, dC, dD, dbias)
+    dA, dB, dC, dD, dbias = map(_summed, (dA, dB, dC, dD, dbias))
+    return [du, ddelta, dA, dB.mT, dC.mT, dD[:, 0], dz, dbias[:, 0]]
 
 
-@_backward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, starts, dout):
-    def empty(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=torch.float32)
-
-    (batch, channels, length), states = u.shape, A.shape[1]
-    dB, dC = (empty(batch, length, states).transpose(1, 2) for _ in "BC")
-    dtype = memory_dtype(u, delta, z)
-    dz = _no_gate(u, dtype) if z is None else empty_like(z, dtype)
-    return [empty_like(u, dtype), empty_like(delta, dtype), empty(channels, states), dB, dC,
-            empty(channels), dz, empty(channels)]
+def _empty_gradients(u: Tensor, delta: Tensor, z: Tensor) -> list[Tensor]:
+    dtype = _memory_dtype(u, delta, z)
+    return [_empty_like(x, dtype) for x in (u, delta, z)]
 
 
-def _save(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
+register_gradients(_forward, _backward, _empty_gradients)
 
 
-def _gradients(ctx, dout, _):
-    *tensors, starts = ctx.saved_tensors
-    grads = _backward(*tensors, ctx.delta_softplus, ctx.reverse, starts, dout)
-    present = (grad if x is not None else None for grad, x in zip(grads, tensors))
-    return *present, None, None, None
-
-
-torch.library.register_autograd("sparsefield::selective_scan", _gradients, setup_context=_save)
-
-
-def _starts_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, int, int, int]:
+def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     chunks = -(-u.shape[2] // kernels.CHUNK)
-    return (u.shape[0] if keep else 0, chunks, tiles(u), A.shape[1] * kernels.TILE)
-
-
-def _no_gate(u: Tensor, dtype: torch.dtype) -> Tensor:
-    return u.new_empty(0, 0, 0, dtype=dtype)
-
-
-def _input_types(dtype: torch.dtype) -> tuple[types.Type, ...]:
-    """u, delta, A, B, C, D, z, delta_bias and the three flags."""
-    x = VALUES[dtype]
-    flags = (types.boolean,) * 3
-    return x, x, floats(2), floats(3), floats(3), floats(1), x, floats(1), *flags
+    return u.new_empty(u.shape[0] if keep else 0, chunks, _tiles(u), A.shape[1] * kernels.TILE,
+                       dtype=torch.float32)
 
 
 def _arrays(dtype, u, delta, A, B, C, D, z, delta_bias) -> list[np.ndarray]:
-    zeros = torch.zeros(A.shape[0])
-    D = zeros if D is None else D
-    delta_bias = zeros if delta_bias is None else delta_bias
-    u, delta, z = (as_array(x, dtype) for x in (u, delta, u if z is None else z))
-    A, B, C, D, delta_bias = map(as_array, (A, B, C, D, delta_bias))
+    u, delta, z = (_as_array(x, dtype) for x in (u, delta, z))
+    A, B, C, D, delta_bias = map(_as_array, (A, B, C, D[:, None], delta_bias[:, None]))
     return [u, delta, A, B, C, D, z, delta_bias]
+
+
+# --- the convolution -----------------------------------------------------------------------------
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+    dtype = _memory_dtype(x)
+    out = _empty_like(x, dtype)
+    _run(kernels.conv_forward, x, _as_array(x, dtype), _as_array(weight), _as_array(bias[:, None]),
+         reverse, _as_array(out, dtype))
+    return out.to(x.dtype)
+
+
+_conv_forward = _operator("sparsefield::causal_conv_silu", _convolve)
+
+
+@_conv_forward.register_fake
+def _(x, weight, bias, reverse):
+    return _empty_like(x, _memory_dtype(x)).to(x.dtype)
+
+
+@_operator("sparsefield::causal_conv_silu_backward")
+def _conv_backward(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, dout: Tensor
+) -> list[Tensor]:
+    """Gradients of x, weight and bias."""
+    dtype = _memory_dtype(x)
+    dx = _empty_like(x, dtype)
+    dweight, dbias = (np.empty((len(x), len(weight), taps), np.float32)
+                      for taps in (weight.shape[1], 1))
+    _run(kernels.conv_backward, x, _as_array(x, dtype), _as_array(weight),
+         _as_array(bias[:, None]), reverse, _as_array(dout, dtype), _as_array(dx, dtype), dweight,
+         dbias)
+    return [dx, _summed(dweight), _summed(dbias)[:, 0]]
+
+
+@_conv_backward.register_fake
+def _(x, weight, bias, reverse, dout):
+    parts = (y.new_empty(y.shape, dtype=torch.float32) for y in (weight, bias))
+    return [_empty_like(x, _memory_dtype(x)), *parts]
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, dout):
+    return *_conv_backward(*ctx.saved_tensors, ctx.reverse, dout), None
+
+
+_conv_forward.register_autograd(_gradients, setup_context=_save)
+
+
+# --- how kernels run -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _compiled(kernel, *kinds):
+    """The kernel for arrays of (dtype, ndim), in any strides so that one version serves every
+    memory order, and flags; from the disk cache after the first run."""
+    arguments = [types.boolean if kind is bool else types.Array(from_dtype(kind[0]), kind[1], "A")
+                 for kind in kinds]
+    signature = types.void(*arguments, types.intp, types.intp)
+    try:
+        return numba.njit(signature, nogil=True, cache=True)(kernel)
+    except RuntimeError as error:    # no folder that can be written to
+        if "cannot cache function" not in str(error):
+            raise
+        return numba.njit(signature, nogil=True)(kernel)
+
+
+def _run(kernel, x: Tensor, *args: np.ndarray | bool) -> None:
+    """Share the tasks of x (B, E, L) among the threads, in four helpings each so that a slow core
+    gets fewer."""
+    function = _compiled(kernel, *(bool if isinstance(given, bool) else (given.dtype, given.ndim)
+                                   for given in args))
+    tasks = x.shape[0] * _tiles(x)
+    threads = min(torch.get_num_threads(), tasks)
+    edges = np.linspace(0, tasks, 4 * threads + 1).astype(int)
+    ranges = iter([(begin, end) for begin, end in pairwise(edges) if begin < end])
+
+    def work() -> None:
+        for begin, end in ranges:
+            function(*args, begin, end)
+
+    helpers = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="selective_scan")
+
+
+if hasattr(os, "register_at_fork"):    # not on Windows; threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _tiles(x: Tensor) -> int:
+    """Tiles of channels of x (B, E, L)."""
+    return -(-x.shape[1] // kernels.TILE)
+
+
+def _memory_dtype(*tensors: Tensor) -> torch.dtype:
+    """The precision of which the kernels read these tensors (B, E, L): bfloat16 if all are in it
+    and their channels come in whole tiles, else float32."""
+    narrow = all(x.dtype == torch.bfloat16 and x.shape[1] % kernels.TILE == 0 for x in tensors)
+    return torch.bfloat16 if narrow else torch.float32
+
+
+def _as_array(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """x as the kernels read it: float32 in any strides, or the bits of bfloat16 by channels."""
+    x = x.detach().to(dtype)
+    if dtype != torch.bfloat16:
+        return x.numpy()
+    x = x if x.stride(1) == 1 else x.mT.contiguous().mT
+    return x.view(torch.int16).numpy()
+
+
+def _empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dense memory in the order of x: (B, L, E) behind a (B, E, L) view, or plain."""
+    if x.stride(1) < x.stride(2) or dtype == torch.bfloat16:
+        return x.new_empty(x.mT.shape, dtype=dtype).mT
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _summed(parts: np.ndarray) -> Tensor:
+    """numpy adds along the first axis row by row: the same order always."""
+    return torch.from_numpy(parts.sum(0))

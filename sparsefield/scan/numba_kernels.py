@@ -1,5 +1,4 @@
-"""The CPU kernels of the selective scan and of the convolution before it, compiled by numba on
-first use and cached on disk.
+"""The CPU kernels of the selective scan and of the convolution before it, compiled by numba.
 
 A task is one batch entry and one tile of `TILE` channels; it walks along the sequence in chunks
 of `CHUNK` steps. A vector holds 16 channels (one AVX-512 register; LLVM splits it where registers
@@ -32,15 +31,14 @@ CHUNK = 32
 # loops of the kernels from being vectorised well (measured: 3 times slower). So the vectors are
 # spelled out. 'contract' allows a * b + c in one instruction; nothing assumes finite numbers.
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
-_SHORTS = ir.VectorType(ir.IntType(16), LANES)
+_INT = ir.IntType(32)
+_FLOATS, _INTS, _SHORTS = (ir.VectorType(kind, LANES)
+                           for kind in (ir.FloatType(), _INT, ir.IntType(16)))
 _FAST = ("contract",)
 
 
 def _each(value: int) -> ir.Constant:
     return ir.Constant(_INTS, [value] * LANES)
-
 
 
 class VectorType(types.Type):
@@ -57,38 +55,34 @@ class VectorModel(models.PrimitiveModel):
 vector = VectorType()
 
 
-def _binary(emit):
-    """An intrinsic (vector, vector) -> vector from a function of builder and operands."""
+def _instruction(result, *arguments):
+    """Decorates a function of the LLVM builder and the values of one or two arguments."""
 
-    @intrinsic
-    def operation(typing_context, a, b):
-        return vector(vector, vector), lambda context, builder, sig, args: emit(builder, *args)
+    def made(emit):
+        def lower(context, builder, signature, values):
+            value = emit(builder, *values)
+            return context.get_dummy_value() if result == types.none else value
 
-    return operation
+        typed = result(*arguments), lower
+        if len(arguments) == 1:
+            return intrinsic(lambda typing_context, a: typed)
+        return intrinsic(lambda typing_context, a, b: typed)
 
-
-_add = _binary(lambda builder, a, b: builder.fadd(a, b, flags=_FAST))
-_sub = _binary(lambda builder, a, b: builder.fsub(a, b, flags=_FAST))
-_mul = _binary(lambda builder, a, b: builder.fmul(a, b, flags=_FAST))
-_div = _binary(lambda builder, a, b: builder.fdiv(a, b))
-# NaN in `a` stays NaN: a comparison with it is false.
-maximum = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a))
-minimum = _binary(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), b, a))
+    return made
 
 
-@intrinsic
-def full(typing_context, x):
-    """All lanes equal to the float32 x."""
-
-    def emit(context, builder, sig, args):
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        one = builder.insert_element(undefined, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(one, undefined, _each(0))
-
-    return vector(types.float32), emit
+@_instruction(vector, types.float32)
+def full(builder, x):
+    """All lanes equal to x."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    one = builder.insert_element(undefined, x, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(one, undefined, _each(0))
 
 
-def _overload_operator(symbol, operation):
+def _operator(symbol, emit):
+    """Let a symbol stand for an instruction of two vectors, or of a vector and a number."""
+    operation = _instruction(vector, vector, vector)(emit)
+
     @overload(symbol)
     def choose(a, b):
         if a == vector and b == vector:
@@ -100,124 +94,76 @@ def _overload_operator(symbol, operation):
         return None  # not for these types
 
 
-for _symbol, _operation in (
-    (operator.add, _add), (operator.sub, _sub), (operator.mul, _mul), (operator.truediv, _div)
-):
-    _overload_operator(_symbol, _operation)
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_FAST))
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_FAST))
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_FAST))
+_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 
 
-@intrinsic
-def load(typing_context, address):
+# NaN in `a` stays NaN: a comparison with it is false.
+maximum, minimum = (_instruction(vector, vector, vector)(emit) for emit in (
+    lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a),
+    lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), b, a),
+))
+
+
+@_instruction(vector, types.intp)
+def load(builder, address):
     """The 16 floats at a memory address."""
-
-    def emit(context, builder, sig, args):
-        found = builder.load(builder.inttoptr(args[0], _FLOATS.as_pointer()))
-        found.align = 4
-        return found
-
-    return vector(types.intp), emit
+    return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
 
 
-@intrinsic
-def store(typing_context, address, value):
-    def emit(context, builder, sig, args):
-        stored = builder.store(args[1], builder.inttoptr(args[0], _FLOATS.as_pointer()))
-        stored.align = 4
-        return context.get_dummy_value()
-
-    return types.none(types.intp, vector), emit
+@_instruction(types.none, types.intp, vector)
+def store(builder, address, value):
+    builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
 
 
-@intrinsic
-def _load_bfloat16(typing_context, address):
+@_instruction(vector, types.intp)
+def _load_bfloat16(builder, address):
     """16 bfloat16 as floats: they are the upper halves."""
-
-    def emit(context, builder, sig, args):
-        halves = builder.load(builder.inttoptr(args[0], _SHORTS.as_pointer()))
-        halves.align = 2
-        wide = builder.shl(builder.zext(halves, _INTS), _each(16))
-        return builder.bitcast(wide, _FLOATS)
-
-    return vector(types.intp), emit
+    halves = builder.load(builder.inttoptr(address, _SHORTS.as_pointer()), align=2)
+    return builder.bitcast(builder.shl(builder.zext(halves, _INTS), _each(16)), _FLOATS)
 
 
-@intrinsic
-def _store_bfloat16(typing_context, address, value):
+@_instruction(types.none, types.intp, vector)
+def _store_bfloat16(builder, address, value):
     """16 floats as bfloat16, rounded to nearest, ties to even; NaN stays NaN."""
-
-    def emit(context, builder, sig, args):
-        bits = builder.bitcast(args[1], _INTS)
-        odd = builder.and_(builder.lshr(bits, _each(16)), _each(1))
-        rounded = builder.add(bits, builder.add(odd, _each(0x7FFF)))
-        is_nan = builder.fcmp_unordered("uno", args[1], args[1])
-        rounded = builder.select(is_nan, _each(0x7FC00000), rounded)
-        halves = builder.trunc(builder.lshr(rounded, _each(16)), _SHORTS)
-        stored = builder.store(halves, builder.inttoptr(args[0], _SHORTS.as_pointer()))
-        stored.align = 2
-        return context.get_dummy_value()
-
-    return types.none(types.intp, vector), emit
+    bits = builder.bitcast(value, _INTS)
+    odd = builder.and_(builder.lshr(bits, _each(16)), _each(1))
+    rounded = builder.add(bits, builder.add(odd, _each(0x7FFF)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    rounded = builder.select(is_nan, _each(0x7FC00000), rounded)
+    halves = builder.trunc(builder.lshr(rounded, _each(16)), _SHORTS)
+    builder.store(halves, builder.inttoptr(address, _SHORTS.as_pointer()), align=2)
 
 
-def _load_as(x, address):
-    """16 neighbours of the array x, which tells how they are stored."""
-
-
-def _store_as(x, address, value):
-    """The reverse of `_load_as`."""
-
-
-@overload(_load_as, inline="always")
-def _(x, address):
-    if x.dtype == types.int16:
-        return lambda x, address: _load_bfloat16(address)
-    return lambda x, address: load(address)
-
-
-@overload(_store_as, inline="always")
-def _(x, address, value):
-    if x.dtype == types.int16:
-        return lambda x, address, value: _store_bfloat16(address, value)
-    return lambda x, address, value: store(address, value)
-
-
-@intrinsic
-def _power_of_two(typing_context, r):
+@_instruction(vector, vector)
+def _power_of_two(builder, r):
     """2**n where n is in the low bits of r = n + 1.5 * 2**23; n from -127 (0) to 128 (inf)."""
-
-    def emit(context, builder, sig, args):
-        n = builder.add(builder.bitcast(args[0], _INTS), _each(127))
-        return builder.bitcast(builder.shl(n, _each(23)), _FLOATS)
-
-    return vector(vector), emit
+    n = builder.add(builder.bitcast(r, _INTS), _each(127))
+    return builder.bitcast(builder.shl(n, _each(23)), _FLOATS)
 
 
-@intrinsic
-def lane_sum(typing_context, x):
+@_instruction(types.float32, vector)
+def lane_sum(builder, x):
     """Sum of the 16 lanes by halving, always in the same order."""
-
-    def emit(context, builder, sig, args):
-        x, width = args[0], LANES
-        while width > 1:
-            width //= 2
-            halves = [
-                ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(start, start + width)))
-                for start in (0, width)
-            ]
-            low, high = (builder.shuffle_vector(x, x, half) for half in halves)
-            x = builder.fadd(low, high)
-        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
-
-    return types.float32(vector), emit
+    width = LANES
+    while width > 1:
+        width //= 2
+        low, high = (
+            builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(_INT, width),
+                                                     list(range(start, start + width))))
+            for start in (0, width)
+        )
+        x = builder.fadd(low, high)
+    return builder.extract_element(x, ir.Constant(_INT, 0))
 
 
 # --------------------------------------------------------------------------------------- functions
 
-LOG2_E = math.log2(math.e)
-LN_2 = math.log(2)
+LOG2_E, LN_2 = math.log2(math.e), math.log(2)
 _ROUND = 1.5 * 2.0**23
-_EXP2 = tuple(LN_2**k / math.factorial(k) for k in range(1, 7))
-_E1, _E2, _E3, _E4, _E5, _E6 = _EXP2
+_E1, _E2, _E3, _E4, _E5, _E6 = (LN_2**k / math.factorial(k) for k in range(1, 7))
 
 
 @njit
@@ -246,7 +192,7 @@ def softplus(x):
 
 
 # ----------------------------------------------------------------------------------- scratch memory
-# Rows of a chunk are (CHUNK, TILE), states (S, TILE), flat and addressed in bytes.
+# Rows of a chunk are (CHUNK, TILE), columns (states or taps, TILE), flat and addressed in bytes.
 
 VECTOR = 4 * LANES
 ROW = 4 * TILE
@@ -261,31 +207,51 @@ def _scratch(floats):
 
 
 @njit
-def _read_rows(x, b, e0, first, step, n, rows):
-    """rows[i] = x[b, e0 : e0 + TILE, first + step * i]; channels that do not exist read as 0."""
-    width = min(TILE, x.shape[1] - e0)
+def _rows():
+    return _scratch(CHUNK * TILE)
+
+
+@njit
+def _direction(length, start, reverse):
+    """Where step `start` of the reading order lies, and how far it is to the next."""
+    return (length - 1 - start, -1) if reverse else (start, 1)
+
+
+@njit
+def _read_rows(x, b, e0, start, n, reverse, rows):
+    """rows[i] = x[b, e0 : e0 + TILE] at step start + i in reading order; 0 before the first step
+    and for channels that do not exist."""
+    missing, width = max(0, -start), min(TILE, x.shape[1] - e0)
+    rows[: missing * TILE] = 0
+    first, step = _direction(x.shape[2], start, reverse)
     if x.strides[1] == x.itemsize and width == TILE:
         source = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
-        for i in range(n):
+        for i in range(missing, n):
             for e in range(0, TILE, LANES):
                 from_ = source + i * step * x.strides[2] + e * x.itemsize
-                store(rows.ctypes.data + i * ROW + 4 * e, _load_as(x, from_))
+                value = load(from_) if x.itemsize == 4 else _load_bfloat16(from_)
+                store(rows.ctypes.data + i * ROW + 4 * e, value)
     else:
         for e in range(TILE):
-            for i in range(n):
+            for i in range(missing, n):
                 rows[i * TILE + e] = x[b, e0 + e, first + step * i] if e < width else 0
 
 
 @njit
-def _write_rows(x, b, e0, first, step, n, rows):
-    """x[b, e0 : e0 + TILE, first + step * i] = rows[i]"""
+def _write_rows(x, b, e0, start, n, reverse, rows):
+    """The reverse."""
     width = min(TILE, x.shape[1] - e0)
+    first, step = _direction(x.shape[2], start, reverse)
     if x.strides[1] == x.itemsize and width == TILE:
         target = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
         for i in range(n):
             for e in range(0, TILE, LANES):
                 to = target + i * step * x.strides[2] + e * x.itemsize
-                _store_as(x, to, load(rows.ctypes.data + i * ROW + 4 * e))
+                value = load(rows.ctypes.data + i * ROW + 4 * e)
+                if x.itemsize == 4:
+                    store(to, value)
+                else:
+                    _store_bfloat16(to, value)
     else:
         for e in range(width):
             for i in range(n):
@@ -293,27 +259,39 @@ def _write_rows(x, b, e0, first, step, n, rows):
 
 
 @njit
-def _read_tile(A, D, delta_bias, e0, a, d, bias):
-    """The tile's columns of A (times log2(e), for exp2), D and delta_bias; 0 past the end."""
+def _read_columns(x, e0, columns):
+    """columns[k] = x[e0 : e0 + TILE, k]; 0 past the end."""
     for e in range(TILE):
-        inside = e0 + e < A.shape[0]
-        d[e] = D[e0 + e] if inside else 0
-        bias[e] = delta_bias[e0 + e] if inside else 0
-        for s in range(A.shape[1]):
-            a[s * TILE + e] = A[e0 + e, s] * np.float32(LOG2_E) if inside else 0
-
-
-# ----------------------------------------------------------------------------------------- kernels
+        for k in range(x.shape[1]):
+            columns[k * TILE + e] = x[e0 + e, k] if e0 + e < x.shape[0] else 0
 
 
 @njit
-def _step_sizes(dt, bias, use_softplus, n):
+def _write_columns(x, e0, columns):
+    for e in range(min(TILE, x.shape[0] - e0)):
+        for k in range(x.shape[1]):
+            x[e0 + e, k] = columns[k * TILE + e]
+
+
+# ----------------------------------------------------------------------------------------- the scan
+
+
+@njit
+def _read_parameters(A, D, delta_bias, e0, a, d, bias):
+    """`a` is A times log2(e), for exp2."""
+    _read_columns(A, e0, a)
+    a *= np.float32(LOG2_E)
+    _read_columns(D, e0, d)
+    _read_columns(delta_bias, e0, bias)
+
+
+@njit
+def _step_sizes(dt, bias, n):
     """From delta to step size, in place. Rows first: no state waits for a softplus."""
     for i in range(n):
         for offset in range(0, ROW, VECTOR):
             at = dt.ctypes.data + i * ROW + offset
-            dt_i = load(at) + load(bias.ctypes.data + offset)
-            store(at, softplus(dt_i) if use_softplus else dt_i)
+            store(at, softplus(load(at) + load(bias.ctypes.data + offset)))
 
 
 @njit
@@ -345,44 +323,36 @@ def _advance(B, C, b, first, step, n, a, d, u, dt, y, h, decays, keep):
 
 
 @njit
-def _apply_gate(y, z, n):
+def _gate(y, z, n):
     for at in range(0, n * ROW, VECTOR):
         z_i = load(z.ctypes.data + at)
         store(y.ctypes.data + at, load(y.ctypes.data + at) * z_i * sigmoid(z_i))
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, gated, use_softplus, reverse, out, starts, begin, end
-):
+def forward(u, delta, A, B, C, D, z, delta_bias, reverse, out, starts, begin, end):
     """Tasks begin to end of the scan; `starts` (B, chunks, tiles, S * TILE), if not empty, keeps
-    the state before each chunk for the backward.
-    """
-    channels, length, states = u.shape[1], u.shape[2], A.shape[1]
-    tiles = (channels + TILE - 1) // TILE
-    a, h = _scratch(states * TILE), _scratch(states * TILE)
-    d, bias = _scratch(TILE), _scratch(TILE)
-    u_rows, dt_rows, z_rows, y_rows = (
-        _scratch(CHUNK * TILE), _scratch(CHUNK * TILE), _scratch(CHUNK * TILE),
-        _scratch(CHUNK * TILE),
-    )
+    the state before each chunk for the backward. D and delta_bias are (E, 1)."""
+    length, states = u.shape[2], A.shape[1]
+    tiles = (u.shape[1] + TILE - 1) // TILE
+    a, h, d, bias = _scratch(states * TILE), _scratch(states * TILE), _scratch(TILE), _scratch(TILE)
+    u_rows, dt_rows, z_rows, y_rows = _rows(), _rows(), _rows(), _rows()
     for task in range(begin, end):
         b, tile = task // tiles, task % tiles
         e0 = tile * TILE
-        _read_tile(A, D, delta_bias, e0, a, d, bias)
+        _read_parameters(A, D, delta_bias, e0, a, d, bias)
         h[:] = 0
         for start in range(0, length, CHUNK):
             n = min(CHUNK, length - start)
-            first, step = (length - 1 - start, -1) if reverse else (start, 1)
+            first, step = _direction(length, start, reverse)
             if len(starts):
                 starts[b, start // CHUNK, tile] = h
-            _read_rows(u, b, e0, first, step, n, u_rows)
-            _read_rows(delta, b, e0, first, step, n, dt_rows)
-            _step_sizes(dt_rows, bias, use_softplus, n)
+            _read_rows(u, b, e0, start, n, reverse, u_rows)
+            _read_rows(delta, b, e0, start, n, reverse, dt_rows)
+            _read_rows(z, b, e0, start, n, reverse, z_rows)
+            _step_sizes(dt_rows, bias, n)
             _advance(B, C, b, first, step, n, a, d, u_rows, dt_rows, y_rows, h, h, False)
-            if gated:
-                _read_rows(z, b, e0, first, step, n, z_rows)
-                _apply_gate(y_rows, z_rows, n)
-            _write_rows(out, b, e0, first, step, n, y_rows)
+            _gate(y_rows, z_rows, n)
+            _write_rows(out, b, e0, start, n, reverse, y_rows)
 
 
 @njit
@@ -439,102 +409,63 @@ def _retreat(B, C, b, first, step, n, a, d, u, dt, dy, h, decays, g_end, da, dd,
 
 
 @njit
-def _step_size_backward(ddelta, delta, bias, dbias, use_softplus, n):
+def _step_sizes_backward(ddelta, delta, bias, dbias, n):
     """ddelta from the gradient of the step size, in place; dbias accumulates."""
     for i in range(n):
         for offset in range(0, ROW, VECTOR):
-            at = ddelta.ctypes.data + i * ROW + offset
-            grad = load(at)
-            if use_softplus:
-                raw = load(delta.ctypes.data + i * ROW + offset) + load(bias.ctypes.data + offset)
-                grad = grad * sigmoid(raw)
+            at, dbias_at = ddelta.ctypes.data + i * ROW + offset, dbias.ctypes.data + offset
+            raw = load(delta.ctypes.data + i * ROW + offset) + load(bias.ctypes.data + offset)
+            grad = load(at) * sigmoid(raw)
             store(at, grad)
-            dbias_at = dbias.ctypes.data + offset
             store(dbias_at, load(dbias_at) + grad)
 
 
 def backward(
-    u, delta, A, B, C, D, z, delta_bias, gated, use_softplus, reverse, starts, dout,
-    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, begin, end,
+    u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout,
+    du, ddelta, dz, dA, dB, dC, dD, ddelta_bias, begin, end,
 ):
     """Tasks begin to end of the backward. Sums are left in parts, so that their order is fixed:
-    dA (B, E, S), dD and ddelta_bias (B, E) per batch entry, dB and dC (tiles, B, L, S) per tile.
-    """
-    channels, length, states = u.shape[1], u.shape[2], A.shape[1]
-    tiles = (channels + TILE - 1) // TILE
-    rows, block = CHUNK * TILE, states * TILE
+    dA (B, E, S), dD, ddelta_bias (B, E, 1) per batch entry, dB, dC (tiles, B, L, S) per tile."""
+    length, states = u.shape[2], A.shape[1]
+    tiles, block = (u.shape[1] + TILE - 1) // TILE, states * TILE
     a, g_end, da = _scratch(block), _scratch(block), _scratch(block)
     h, decays = _scratch((CHUNK + 1) * block), _scratch(CHUNK * block)
     sum_b, sum_c = _scratch(states * LANES), _scratch(states * LANES)
     d, bias, dd, dbias = _scratch(TILE), _scratch(TILE), _scratch(TILE), _scratch(TILE)
-    u_rows, delta_rows, dt_rows, z_rows = (
-        _scratch(rows), _scratch(rows), _scratch(rows), _scratch(rows))
-    y_rows, dy_rows, du_rows, ddt_rows, dz_rows = (
-        _scratch(rows), _scratch(rows), _scratch(rows), _scratch(rows), _scratch(rows))
+    u_rows, delta_rows, dt_rows, z_rows, y_rows = _rows(), _rows(), _rows(), _rows(), _rows()
+    dy_rows, du_rows, ddt_rows, dz_rows = _rows(), _rows(), _rows(), _rows()
     for task in range(begin, end):
         b, tile = task // tiles, task % tiles
         e0 = tile * TILE
-        _read_tile(A, D, delta_bias, e0, a, d, bias)
-        g_end[:] = 0
-        da[:] = 0
-        dd[:] = 0
-        dbias[:] = 0
-        for chunk in range((length - 1) // CHUNK, -1, -1):
-            start = chunk * CHUNK
+        _read_parameters(A, D, delta_bias, e0, a, d, bias)
+        for sums in (g_end, da, dd, dbias):
+            sums[:] = 0
+        for start in range((length - 1) // CHUNK * CHUNK, -1, -CHUNK):
             n = min(CHUNK, length - start)
-            first, step = (length - 1 - start, -1) if reverse else (start, 1)
-            h[:block] = starts[b, chunk, tile]
-            _read_rows(u, b, e0, first, step, n, u_rows)
-            _read_rows(delta, b, e0, first, step, n, delta_rows)
-            _read_rows(dout, b, e0, first, step, n, dy_rows)
+            first, step = _direction(length, start, reverse)
+            h[:block] = starts[b, start // CHUNK, tile]
+            _read_rows(u, b, e0, start, n, reverse, u_rows)
+            _read_rows(delta, b, e0, start, n, reverse, delta_rows)
+            _read_rows(z, b, e0, start, n, reverse, z_rows)
+            _read_rows(dout, b, e0, start, n, reverse, dy_rows)
             dt_rows[:] = delta_rows
-            _step_sizes(dt_rows, bias, use_softplus, n)
+            _step_sizes(dt_rows, bias, n)
             _advance(B, C, b, first, step, n, a, d, u_rows, dt_rows, y_rows, h, decays, True)
-            if gated:
-                _read_rows(z, b, e0, first, step, n, z_rows)
-                _gate_backward(dy_rows, dz_rows, y_rows, z_rows, n)
-                _write_rows(dz, b, e0, first, step, n, dz_rows)
+            _gate_backward(dy_rows, dz_rows, y_rows, z_rows, n)
             _retreat(B, C, b, first, step, n, a, d, u_rows, dt_rows, dy_rows, h, decays, g_end,
                      da, dd, sum_b, sum_c, du_rows, ddt_rows, dB[tile, b], dC[tile, b])
-            _step_size_backward(ddt_rows, delta_rows, bias, dbias, use_softplus, n)
-            _write_rows(du, b, e0, first, step, n, du_rows)
-            _write_rows(ddelta, b, e0, first, step, n, ddt_rows)
-        for e in range(min(TILE, channels - e0)):
-            dD[b, e0 + e] = dd[e]
-            ddelta_bias[b, e0 + e] = dbias[e]
-            for s in range(states):
-                dA[b, e0 + e, s] = da[s * TILE + e]
+            _step_sizes_backward(ddt_rows, delta_rows, bias, dbias, n)
+            _write_rows(du, b, e0, start, n, reverse, du_rows)
+            _write_rows(ddelta, b, e0, start, n, reverse, ddt_rows)
+            _write_rows(dz, b, e0, start, n, reverse, dz_rows)
+        _write_columns(dA[b], e0, da)
+        _write_columns(dD[b], e0, dd)
+        _write_columns(ddelta_bias[b], e0, dbias)
 
 
 # ------------------------------------------------------- the convolution before the scan, and SiLU
-# Tensors are (B, E, L) like those of the scan, weight is (E, taps). Steps are counted in reading
-# order; a chunk's rows come after the `taps - 1` rows before them.
-
-
-@njit
-def _read_taps(weight, bias, e0, w, d):
-    """The tile's columns of weight (as (taps, TILE)) and bias; 0 past the end."""
-    for e in range(TILE):
-        inside = e0 + e < weight.shape[0]
-        d[e] = bias[e0 + e] if inside else 0
-        for k in range(weight.shape[1]):
-            w[k * TILE + e] = weight[e0 + e, k] if inside else 0
-
-
-@njit
-def _read_steps(x, b, e0, start, n, reverse, rows):
-    """rows[i] = the tile's channels at step start + i, 0 before the first step."""
-    missing = max(0, -start)
-    rows[: missing * TILE] = 0
-    start, n = start + missing, n - missing
-    first, step = (x.shape[2] - 1 - start, -1) if reverse else (start, 1)
-    _read_rows(x, b, e0, first, step, n, rows[missing * TILE :])
-
-
-@njit
-def _write_steps(x, b, e0, start, n, reverse, rows):
-    first, step = (x.shape[2] - 1 - start, -1) if reverse else (start, 1)
-    _write_rows(x, b, e0, first, step, n, rows)
+# Tensors are (B, E, L) like those of the scan, weight is (E, taps), bias (E, 1). A chunk's rows
+# come after the `taps - 1` rows before them.
 
 
 @njit
@@ -551,21 +482,22 @@ def _convolve(x, w, d, taps, n, y):
 
 def conv_forward(x, weight, bias, reverse, out, begin, end):
     """Tasks begin to end of out = silu(causal convolution of x)."""
-    channels, length, taps = x.shape[1], x.shape[2], weight.shape[1]
-    tiles = (channels + TILE - 1) // TILE
+    length, taps = x.shape[2], weight.shape[1]
+    tiles = (x.shape[1] + TILE - 1) // TILE
     w, d = _scratch(taps * TILE), _scratch(TILE)
-    x_rows, y_rows = _scratch((taps - 1 + CHUNK) * TILE), _scratch(CHUNK * TILE)
+    x_rows, y_rows = _scratch((taps - 1 + CHUNK) * TILE), _rows()
     for task in range(begin, end):
         b, e0 = task // tiles, task % tiles * TILE
-        _read_taps(weight, bias, e0, w, d)
+        _read_columns(weight, e0, w)
+        _read_columns(bias, e0, d)
         for start in range(0, length, CHUNK):
             n = min(CHUNK, length - start)
-            _read_steps(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
+            _read_rows(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
             _convolve(x_rows, w, d, taps, n, y_rows)
             for at in range(y_rows.ctypes.data, y_rows.ctypes.data + n * ROW, VECTOR):
                 y = load(at)
                 store(at, y * sigmoid(y))
-            _write_steps(out, b, e0, start, n, reverse, y_rows)
+            _write_rows(out, b, e0, start, n, reverse, y_rows)
 
 
 @njit
@@ -596,35 +528,32 @@ def _add_weight_gradients(x, dy, taps, n, dw, db):
 
 
 def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end):
-    """Tasks begin to end of the backward; dweight (B, E, taps) and dbias (B, E) are parts."""
-    channels, length, taps = x.shape[1], x.shape[2], weight.shape[1]
-    tiles = (channels + TILE - 1) // TILE
+    """Tasks begin to end of the backward; dweight (B, E, taps) and dbias (B, E, 1) are parts."""
+    length, taps = x.shape[2], weight.shape[1]
+    tiles = (x.shape[1] + TILE - 1) // TILE
     w, d, dw, db = _scratch(taps * TILE), _scratch(TILE), _scratch(taps * TILE), _scratch(TILE)
     flipped, zero = _scratch(taps * TILE), _scratch(TILE)
-    x_rows, dy_rows = (_scratch((taps - 1 + CHUNK) * TILE), _scratch((taps - 1 + CHUNK) * TILE))
-    y_rows, dx_rows = _scratch(CHUNK * TILE), _scratch(CHUNK * TILE)
+    x_rows, dy_rows = _scratch((taps - 1 + CHUNK) * TILE), _scratch((taps - 1 + CHUNK) * TILE)
+    y_rows, dx_rows = _rows(), _rows()
     for task in range(begin, end):
         b, e0 = task // tiles, task % tiles * TILE
-        _read_taps(weight, bias, e0, w, d)
-        for k in range(taps):
-            flipped[k * TILE : (k + 1) * TILE] = w[(taps - 1 - k) * TILE : (taps - k) * TILE]
-        dw[:] = 0
-        db[:] = 0
-        dy_rows[:] = 0
+        _read_columns(weight, e0, w)
+        _read_columns(bias, e0, d)
+        _read_columns(weight[:, ::-1], e0, flipped)
+        for sums in (dw, db, dy_rows):
+            sums[:] = 0
         for start in range((length - 1) // CHUNK * CHUNK, -1, -CHUNK):
             n = min(CHUNK, length - start)
             # Gradients of the steps after this chunk, which its last steps reach. After the last
             # step there are none.
             for i in range((taps - 1) * TILE):
                 dy_rows[n * TILE + i] = dy_rows[i] if start + n < length else 0
-            _read_steps(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
-            _read_steps(dout, b, e0, start, n, reverse, dy_rows)
+            _read_rows(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
+            _read_rows(dout, b, e0, start, n, reverse, dy_rows)
             _convolve(x_rows, w, d, taps, n, y_rows)
             _silu_backward(y_rows, dy_rows, n)
             _add_weight_gradients(x_rows, dy_rows, taps, n, dw, db)
             _convolve(dy_rows, flipped, zero, taps, n, dx_rows)
-            _write_steps(dx, b, e0, start, n, reverse, dx_rows)
-        for e in range(min(TILE, channels - e0)):
-            dbias[b, e0 + e] = db[e]
-            for k in range(taps):
-                dweight[b, e0 + e, k] = dw[k * TILE + e]
+            _write_rows(dx, b, e0, start, n, reverse, dx_rows)
+        _write_columns(dweight[b], e0, dw)
+        _write_columns(dbias[b], e0, db)

@@ -14,77 +14,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsefield.scan.reference import compute_dtype
-
 CHUNK = 32
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool = False,
 ) -> Tensor:
     """See `sparsefield.scan.selective_scan`."""
-    out_dtype = u.dtype
-    dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias)
-    # Without a skip or a bias the scan is the one with zeros there.
-    D = A.new_zeros(A.shape[0]) if D is None else D
-    delta_bias = A.new_zeros(A.shape[0]) if delta_bias is None else delta_bias
-    u, delta, B, C = (x.to(dtype).permute(2, 0, 1) for x in (u, delta, B, C))
-    z = None if z is None else z.to(dtype).permute(2, 0, 1)
-    A, D, delta_bias = A.to(dtype).t(), D.to(dtype), delta_bias.to(dtype)
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    # Half-precision scans overflow.
+    dtype = torch.float64 if torch.float64 in {x.dtype for x in inputs} else torch.float32
+    sequences = (x.to(dtype).permute(2, 0, 1) for x in (u, delta, z, B, C))
     with torch.autocast(u.device.type, enabled=False):
-        out = _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    return out.permute(1, 2, 0).to(out_dtype)
+        out = _SelectiveScan.apply(*sequences, A.to(dtype).t(), D.to(dtype), delta_bias.to(dtype),
+                                   reverse)
+    return out.permute(1, 2, 0).to(u.dtype)
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """u, delta, z: (L, B, E); A: (S, E); B, C: (L, B, S); D, delta_bias: (E,)."""
+    """u, delta, z: (L, B, E); B, C: (L, B, S); A: (S, E); D, delta_bias: (E,)."""
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    def forward(ctx, u, delta, z, B, C, A, D, delta_bias, reverse):
         out = torch.empty_like(u)
         h = u.new_zeros(u.shape[1], *A.shape)                                # (B, S, E)
         starts = []
         for span in _spans(len(u), reverse):
             starts.append(h)
-            dt = _step_size(delta[span] + delta_bias, delta_softplus)        # (T, B, E)
+            dt = F.softplus(delta[span] + delta_bias)                        # (T, B, E)
             decay, drive = _discretise(dt, u[span], A, B[span])              # (T, B, S, E)
             after, _, h = _chunk_states(h, decay, drive, reverse)
-            y = _read_out(after, C[span], D, u[span])                        # (T, B, E)
-            out[span] = y if z is None else y * F.silu(z[span])
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, *starts)
-        ctx.delta_softplus, ctx.reverse = delta_softplus, reverse
+            out[span] = _read_out(after, C[span], D, u[span]) * F.silu(z[span])
+        ctx.save_for_backward(u, delta, z, B, C, A, D, delta_bias, *starts)
+        ctx.reverse = reverse
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
-        u, delta, A, B, C, D, z, delta_bias, *starts = ctx.saved_tensors
-        du, ddelta, dB, dC, dy = (torch.empty_like(x) for x in (u, delta, B, C, u))
-        dz = None if z is None else torch.empty_like(z)
+        u, delta, z, B, C, A, D, delta_bias, *starts = ctx.saved_tensors
+        du, ddelta, dz, dB, dC, dy = (torch.empty_like(x) for x in (u, delta, z, B, C, u))
         dA = torch.zeros_like(A)
         end = torch.zeros_like(starts[0])                                    # (B, S, E)
-        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts))):
+        for span, start in reversed(list(zip(_spans(len(u), ctx.reverse), starts, strict=True))):
             x = u[span]                                                      # (T, B, E)
             raw = delta[span] + delta_bias
-            dt = _step_size(raw, ctx.delta_softplus)
+            dt = F.softplus(raw)
             decay, drive = _discretise(dt, x, A, B[span])                    # (T, B, S, E)
             after, before, _ = _chunk_states(start, decay, drive, ctx.reverse)
 
-            dy[span] = grad_out[span]
-            if z is not None:
-                y = _read_out(after, C[span], D, x)
-                gate = torch.sigmoid(z[span])
-                dz[span] = grad_out[span] * y * gate * (1 + z[span] * (1 - gate))
-                dy[span] *= z[span] * gate
+            y = _read_out(after, C[span], D, x)
+            gate = torch.sigmoid(z[span])
+            dz[span] = grad_out[span] * y * gate * (1 + z[span] * (1 - gate))
+            dy[span] = grad_out[span] * (z[span] * gate)
             dC[span] = (after * dy[span, :, None]).sum(-1)                   # (T, B, S)
 
             g = dy[span, :, None] * C[span, ..., None]                       # (T, B, S, E)
@@ -94,20 +77,15 @@ class _SelectiveScan(torch.autograd.Function):
             dB[span] = (g * (dt * x)[:, :, None]).sum(-1)                    # (T, B, S)
             dA += (g_decay * dt[:, :, None]).sum((0, 1))                     # (S, E)
             du[span] = g_input * dt + D * dy[span]
-            ddt = (g_decay * A).sum(2) + g_input * x                         # (T, B, E)
-            ddelta[span] = ddt * torch.sigmoid(raw) if ctx.delta_softplus else ddt
+            ddelta[span] = ((g_decay * A).sum(2) + g_input * x) * torch.sigmoid(raw)
         dD = (dy * u).sum((0, 1))
-        return du, ddelta, dA, dB, dC, dD, dz, ddelta.sum((0, 1)), None, None
+        return du, ddelta, dz, dB, dC, dA, dD, ddelta.sum((0, 1)), None
 
 
 def _spans(length: int, reverse: bool) -> list[slice]:
     """The chunks in the order in which the scan visits them."""
     spans = [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
     return spans[::-1] if reverse else spans
-
-
-def _step_size(raw: Tensor, delta_softplus: bool) -> Tensor:
-    return F.softplus(raw) if delta_softplus else raw
 
 
 def _discretise(dt: Tensor, u: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,27 +19,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsefield.scan import register_gradients
+
 BLOCK = 16        # channels of a program
 CHUNK = 32        # steps between two states that are kept
 PER_WARP = 256    # states that a warp holds, 8 a thread: with more the backward spills
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool = False,
 ) -> Tensor:
     """See `sparsefield.scan.selective_scan`."""
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return _forward(*inputs, delta_softplus, reverse, keep)[0]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return _forward(*inputs, reverse, keep)[0]
 
 
 # --------------------------------------------------------------------------------------- operators
@@ -47,132 +41,85 @@ def selective_scan(
 
 @torch.library.custom_op("sparsefield::selective_scan_triton", mutates_args=())
 def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, keep: bool,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
-    out = _empty_like(u)
-    starts = u.new_empty(_starts_shape(u, A, keep), dtype=torch.float32)
-    arguments = _arguments(u, delta, A, B, C, D, z, delta_bias)
+    out, starts = _empty_like(u), _empty_starts(u, A, keep)
+    grid, sizes, constants = _plan(u, A)
     with torch.cuda.device_of(u):
-        _forward_kernel[_grid(u)](
-            *arguments, out, starts, *_sizes(u, A),
-            GATED=z is not None, SOFTPLUS=delta_softplus, REVERSE=reverse, KEEP=keep,
-            STATES=_padded(A), BLOCK=BLOCK, CHUNK=CHUNK, num_warps=_warps(A),
-        )
+        _forward_kernel[grid](*_arguments(u, delta, A, B, C, D, z, delta_bias), out, starts, *sizes,
+                              REVERSE=reverse, KEEP=keep, **constants)
     return out, starts
 
 
 @_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep):
-    return _empty_like(u), u.new_empty(_starts_shape(u, A, keep), dtype=torch.float32)
+def _(u, delta, A, B, C, D, z, delta_bias, reverse, keep):
+    return _empty_like(u), _empty_starts(u, A, keep)
 
 
 @torch.library.custom_op("sparsefield::selective_scan_triton_backward", mutates_args=())
 def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, delta_softplus: bool, reverse: bool, starts: Tensor, dout: Tensor,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool, starts: Tensor, dout: Tensor,
 ) -> list[Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias (empty for a missing z): of u, delta and z
-    in their dtypes, of the others in float32.
+    """Gradients of the eight tensors: of u, delta and z in their dtypes, of the others in float32.
     """
-    def empty(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=torch.float32)
-
     (batch, channels, length), states = u.shape, A.shape[1]
-    du, ddelta = _empty_like(u), _empty_like(delta)
-    dz = u.new_empty(0, 0, 0) if z is None else _empty_like(z)
-    dA = empty(batch, channels, states)
-    dD, ddelta_bias = empty(batch, channels), empty(batch, channels)
-    dB, dC = (empty(_tiles(u), batch, length, states) for _ in "BC")
-    scratch = empty(batch, _tiles(u), CHUNK, BLOCK, _padded(A))
-    arguments = _arguments(u, delta, A, B, C, D, z, delta_bias)
+    (_, tiles), sizes, constants = _plan(u, A)
+    du, ddelta, dz = _empty_gradients(u, delta, z)
+    dA, dB, dC, dD, dbias, scratch = (u.new_empty(shape, dtype=torch.float32) for shape in (
+        (batch, channels, states), (tiles, batch, length, states), (tiles, batch, length, states),
+        (batch, channels), (batch, channels), (batch, tiles, CHUNK, BLOCK, constants["STATES"]),
+    ))
     dout = _by_channel(dout)
     with torch.cuda.device_of(u):
-        _backward_kernel[_grid(u)](
-            *arguments, starts, dout, dout.stride(0), dout.stride(2), scratch,
-            du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, *_sizes(u, A),
-            GATED=z is not None, SOFTPLUS=delta_softplus, REVERSE=reverse,
-            STATES=_padded(A), BLOCK=BLOCK, CHUNK=CHUNK, num_warps=_warps(A),
+        _backward_kernel[batch, tiles](
+            *_arguments(u, delta, A, B, C, D, z, delta_bias), starts, dout, dout.stride(0),
+            dout.stride(2), scratch, du, ddelta, dA, dB, dC, dD, dz, dbias, *sizes,
+            REVERSE=reverse, **constants,
         )
-    dA, dB, dC, dD, ddelta_bias = (parts.sum(0) for parts in (dA, dB, dC, dD, ddelta_bias))
-    return [du, ddelta, dA, dB.transpose(1, 2), dC.transpose(1, 2), dD, dz, ddelta_bias]
+    dA, dB, dC, dD, dbias = (parts.sum(0) for parts in (dA, dB, dC, dD, dbias))
+    return [du, ddelta, dA, dB.mT, dC.mT, dD, dz, dbias]
 
 
-@_backward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, starts, dout):
-    def empty(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=torch.float32)
+def _empty_gradients(u: Tensor, delta: Tensor, z: Tensor) -> list[Tensor]:
+    return [_empty_like(x) for x in (u, delta, z)]
 
+
+register_gradients(_forward, _backward, _empty_gradients)
+
+
+def _plan(u: Tensor, A: Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int]]:
+    """Grid, sizes and constants of both kernels."""
     (batch, channels, length), states = u.shape, A.shape[1]
-    dB, dC = (empty(batch, length, states).transpose(1, 2) for _ in "BC")
-    dz = u.new_empty(0, 0, 0) if z is None else _empty_like(z)
-    return [_empty_like(u), _empty_like(delta), empty(channels, states), dB, dC, empty(channels),
-            dz, empty(channels)]
+    padded = triton.next_power_of_2(states)  # as Triton's blocks must be
+    constants = {"STATES": padded, "BLOCK": BLOCK, "CHUNK": CHUNK,
+                 "num_warps": max(1, min(8, BLOCK * padded // PER_WARP))}
+    return ((batch, -(-channels // BLOCK)), (channels, length, states, -(-length // CHUNK)),
+            constants)
 
 
-def _save(ctx, inputs, output):
-    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx, dout, _):
-    *tensors, starts = ctx.saved_tensors
-    grads = _backward(*tensors, ctx.delta_softplus, ctx.reverse, starts, dout)
-    present = (grad if x is not None else None for grad, x in zip(grads, tensors))
-    return *present, None, None, None
-
-
-torch.library.register_autograd(
-    "sparsefield::selective_scan_triton", _gradients, setup_context=_save
-)
-
-
-def _tiles(u: Tensor) -> int:
-    return -(-u.shape[1] // BLOCK)
-
-
-def _grid(u: Tensor) -> tuple[int, int]:
-    return u.shape[0], _tiles(u)
-
-
-def _sizes(u: Tensor, A: Tensor) -> tuple[int, int, int, int]:
-    return u.shape[1], u.shape[2], A.shape[1], -(-u.shape[2] // CHUNK)
-
-
-def _padded(A: Tensor) -> int:
-    """Triton's blocks have powers of two of elements."""
-    return triton.next_power_of_2(A.shape[1])
-
-
-def _warps(A: Tensor) -> int:
-    return max(1, min(8, BLOCK * _padded(A) // PER_WARP))
-
-
-def _starts_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, int, int, int]:
-    return (u.shape[0] if keep else 0, -(-u.shape[2] // CHUNK), *A.shape)
+def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
+    chunks = -(-u.shape[2] // CHUNK)
+    return u.new_empty(u.shape[0] if keep else 0, chunks, *A.shape, dtype=torch.float32)
 
 
 def _by_channel(x: Tensor) -> Tensor:
     """x (B, E, L) with neighbouring channels next to each other in memory."""
-    return x if x.stride(1) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x if x.stride(1) == 1 else x.mT.contiguous().mT
 
 
 def _empty_like(x: Tensor) -> Tensor:
     """(B, E, L) on dense (B, L, E) memory."""
-    batch, channels, length = x.shape
-    return x.new_empty(batch, length, channels).transpose(1, 2)
+    return x.new_empty(x.mT.shape).mT
 
 
 def _arguments(u, delta, A, B, C, D, z, delta_bias) -> list[Tensor | int]:
     """What both kernels read, as their first parameters say."""
-    zeros = A.new_zeros(A.shape[0], dtype=torch.float32)
-    A, D, delta_bias = (
-        zeros if x is None else x.float().contiguous() for x in (A, D, delta_bias)
-    )
-    B, C = (x.transpose(1, 2).float().contiguous() for x in (B, C))         # (B, L, S)
-    values = [_by_channel(x) for x in (u, delta, u if z is None else z)]
+    A, D, delta_bias = (x.float().contiguous() for x in (A, D, delta_bias))
+    B, C = (x.mT.float().contiguous() for x in (B, C))                      # (B, L, S)
+    values = [_by_channel(x) for x in (u, delta, z)]
     strides = [stride for x in values for stride in (x.stride(0), x.stride(2))]
     return [*values, *strides, A, B, C, D, delta_bias]
 
@@ -202,13 +149,6 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _step_size(raw, SOFTPLUS: tl.constexpr):
-    if SOFTPLUS:
-        return _softplus(raw)
-    return raw
-
-
-@triton.jit
 def _time(i, length, REVERSE: tl.constexpr):
     """Where the step that is read as number i lies."""
     if REVERSE:
@@ -220,7 +160,7 @@ def _time(i, length, REVERSE: tl.constexpr):
 def _forward_kernel(
     u, delta, z, u_batch, u_step, delta_batch, delta_step, z_batch, z_step, A, B, C, D, delta_bias,
     out, starts, channels, length, states, chunks,
-    GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, KEEP: tl.constexpr,
+    REVERSE: tl.constexpr, KEEP: tl.constexpr,
     STATES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
@@ -244,13 +184,11 @@ def _forward_kernel(
             raw = tl.load(delta + b * delta_batch + t * delta_step + e, mask=e_in, other=0.0)
             b_t = tl.load(B + (b * length + t) * states + s, mask=s_in, other=0.0)
             c_t = tl.load(C + (b * length + t) * states + s, mask=s_in, other=0.0)
-            dt = _step_size(raw.to(tl.float32) + bias, SOFTPLUS)
+            dt = _softplus(raw.to(tl.float32) + bias)
             h = tl.exp(dt[:, None] * a) * h + (dt * u_t)[:, None] * b_t[None, :]
             y = tl.sum(h * c_t[None, :], axis=1) + d * u_t
-            if GATED:
-                z_t = tl.load(z + b * z_batch + t * z_step + e, mask=e_in, other=0.0)
-                z_t = z_t.to(tl.float32)
-                y = y * z_t * _sigmoid(z_t)
+            z_t = tl.load(z + b * z_batch + t * z_step + e, mask=e_in, other=0.0).to(tl.float32)
+            y = y * z_t * _sigmoid(z_t)
             tl.store(out + (b * length + t) * channels + e, y, mask=e_in)
 
 
@@ -259,8 +197,7 @@ def _backward_kernel(
     u, delta, z, u_batch, u_step, delta_batch, delta_step, z_batch, z_step, A, B, C, D, delta_bias,
     starts, dout, dout_batch, dout_step, scratch,
     du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, channels, length, states, chunks,
-    GATED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
-    STATES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    REVERSE: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):
     """dA, dD, ddelta_bias are parts per batch entry; dB, dC (tiles, B, L, S) parts per block."""
     b = tl.program_id(0).to(tl.int64)
@@ -281,8 +218,7 @@ def _backward_kernel(
 
     g_end = tl.zeros((BLOCK, STATES), dtype=tl.float32)    # decay times g of the step after
     sum_a = tl.zeros((BLOCK, STATES), dtype=tl.float32)
-    sum_d = tl.zeros((BLOCK,), dtype=tl.float32)
-    sum_bias = tl.zeros((BLOCK,), dtype=tl.float32)
+    sum_d, sum_bias = tl.zeros((BLOCK,), dtype=tl.float32), tl.zeros((BLOCK,), dtype=tl.float32)
     for k in range(chunks):
         chunk = chunks - 1 - k
         begin = chunk * CHUNK
@@ -294,7 +230,7 @@ def _backward_kernel(
             u_t = tl.load(u + b * u_batch + t * u_step + e, mask=e_in, other=0.0).to(tl.float32)
             raw = tl.load(delta + b * delta_batch + t * delta_step + e, mask=e_in, other=0.0)
             b_t = tl.load(B + (b * length + t) * states + s, mask=s_in, other=0.0)
-            dt = _step_size(raw.to(tl.float32) + bias, SOFTPLUS)
+            dt = _softplus(raw.to(tl.float32) + bias)
             h = tl.exp(dt[:, None] * a) * h + (dt * u_t)[:, None] * b_t[None, :]
         tl.debug_barrier()    # the scratch memory is written
         for j in range(n):
@@ -306,19 +242,16 @@ def _backward_kernel(
             b_t = tl.load(B + (b * length + t) * states + s, mask=s_in, other=0.0)
             c_t = tl.load(C + (b * length + t) * states + s, mask=s_in, other=0.0)
             before = tl.load(states_before + i * BLOCK * STATES)
-            raw = raw.to(tl.float32) + bias
-            dy = dy.to(tl.float32)
-            dt = _step_size(raw, SOFTPLUS)
+            raw, dy = raw.to(tl.float32) + bias, dy.to(tl.float32)
+            dt = _softplus(raw)
             decay = tl.exp(dt[:, None] * a)
             after = decay * before + (dt * u_t)[:, None] * b_t[None, :]
             here = (b * length + t) * channels + e
-            if GATED:
-                z_t = tl.load(z + b * z_batch + t * z_step + e, mask=e_in, other=0.0)
-                z_t = z_t.to(tl.float32)
-                gate = _sigmoid(z_t)
-                y = tl.sum(after * c_t[None, :], axis=1) + d * u_t
-                tl.store(dz + here, dy * y * gate * (1.0 + z_t * (1.0 - gate)), mask=e_in)
-                dy = dy * z_t * gate
+            z_t = tl.load(z + b * z_batch + t * z_step + e, mask=e_in, other=0.0).to(tl.float32)
+            gate = _sigmoid(z_t)
+            y = tl.sum(after * c_t[None, :], axis=1) + d * u_t
+            tl.store(dz + here, dy * y * gate * (1.0 + z_t * (1.0 - gate)), mask=e_in)
+            dy = dy * z_t * gate
 
             g = dy[:, None] * c_t[None, :] + g_end
             db = tl.sum(g * (dt * u_t)[:, None], axis=0)
@@ -331,9 +264,7 @@ def _backward_kernel(
             sum_a += g_decay * dt[:, None]
             sum_d += dy * u_t
             tl.store(du + here, g_input * dt + d * dy, mask=e_in)
-            grad = tl.sum(g_decay * a, axis=1) + g_input * u_t
-            if SOFTPLUS:
-                grad = grad * _sigmoid(raw)
+            grad = (tl.sum(g_decay * a, axis=1) + g_input * u_t) * _sigmoid(raw)
             sum_bias += grad
             tl.store(ddelta + here, grad, mask=e_in)
         tl.debug_barrier()    # the scratch memory is read

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas
 import xarray
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
@@ -19,36 +18,41 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from sparsefield.evaluate.plots import MISSING, as_png, plt
-from sparsefield.use.grids import Asked, Frame, Grid, grid_of
+from sparsefield.use.grids import Asked, Grid
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import MOST_SAMPLES, Field
 
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
-MOST_BYTES = 1 << 31  # of a variable in a classic NetCDF file
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
          *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
 
 
-def contents(field: Field, asked: Asked, units: str | None) -> dict[str, bytes]:
+def contents(
+    field: Field, given: Measurements, asked: Asked, units: str | None
+) -> dict[str, bytes]:
     """Everything that a reconstruction leaves, by name; units: of the values."""
-    given, frame = asked.given, asked.frame
-    grid = asked.grid or grid_of(field.coords, frame.lonlat)
-    seen = given if given.is_picture else replace(given, extent=grid.extent)
-    shown = field if given.is_picture else _growing(field)
     names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
-    files = {"field.npz": npz(field), "mean.png": picture(shown.mean, given)}
+    shown = field if given.is_picture else _growing(field)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples)
+    files = {"field.npz": buffer.getvalue(), "mean.png": picture(shown.mean, given),
+             "reconstruction.png": overview(shown, given, asked, units, names[0])}
     for k, sample in enumerate(shown.samples):
         files[f"sample_{k + 1}.png"] = picture(sample, given)
-    files["reconstruction.png"] = overview(shown, seen, frame, units, names[0])
     if given.is_picture:
         return files
-    files["field.csv"] = csv(field, grid, names)
-    files["field.nc"] = netcdf(field, grid, names, units)
-    if (found := geotiff(field, grid, names, units)) is not None:
+    x, y = asked.grid.names
+    data = dataset(field, asked.grid, names, units)
+    table = data.drop_dims("realization").to_dataframe([y, x]).reset_index()
+    table = table[[x, y, *table.columns[2:]]]
+    files["field.csv"] = table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
+    files["field.nc"] = bytes(data.to_netcdf(engine="scipy"))
+    if (found := geotiff(data, asked.grid, units)) is not None:
         files["field.tif"] = found
     return files
 
@@ -63,23 +67,29 @@ def _growing(field: Field) -> Field:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def npz(field: Field) -> bytes:
-    """coords, mean, sd and samples, as they stand in `Field`."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples
-    )
-    return buffer.getvalue()
-
-
-def csv(field: Field, grid: Grid, names: Sequence[str]) -> bytes:
-    """A row for each cell: x, y, and mean and sd of every channel."""
-    columns = dict(zip(grid.names, field.coords.reshape(-1, 2).T))
-    for c, prefix in enumerate(_prefixes(names)):
-        columns[f"{prefix}mean"] = field.mean[..., c].reshape(-1)
-        columns[f"{prefix}sd"] = field.sd[..., c].reshape(-1)
-    table = pandas.DataFrame(columns)
-    return table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
+def dataset(
+    field: Field, grid: Grid, names: Sequence[str], units: str | None
+) -> xarray.Dataset:
+    """Mean, sd and samples of every channel on (y, x), by the CF conventions 1.8."""
+    x, y = grid.names
+    said = {"units": units} if units else {}
+    variables = {}
+    for c, (name, prefix) in enumerate(zip(names, _prefixes(names), strict=True)):
+        variables[f"{prefix}mean"] = ((y, x), field.mean[..., c], {
+            "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
+        variables[f"{prefix}sd"] = ((y, x), field.sd[..., c], {
+            "long_name": f"posterior standard deviation of {name}",
+            "cell_methods": "realization: standard_deviation", **said})
+        variables[f"{prefix}samples"] = (("realization", y, x), field.samples[..., c], {
+            "long_name": f"posterior samples of {name}", **said})
+    number = np.arange(len(field.samples), dtype=np.int32) + 1
+    axes = {x: (x, grid.x, {"axis": "X", **grid.attributes[0]}, {"_FillValue": None}),
+            y: (y, grid.y, {"axis": "Y", **grid.attributes[1]}, {"_FillValue": None}),
+            "realization": ("realization", number, {"standard_name": "realization",
+                                                    "long_name": "number of the sample"})}
+    return xarray.Dataset(variables, axes, {
+        "Conventions": "CF-1.8", "title": "field reconstructed from sparse measurements",
+        "source": field.how})
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
@@ -92,64 +102,33 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     return [f"{name if name[0].isalpha() else 'value_' + name}_" for name in unique]
 
 
-def netcdf(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes:
-    """Classic NetCDF by the CF conventions 1.8: mean, sd and samples, each on (y, x)."""
-    x, y = grid.names
-    kind = np.float64 if field.samples.nbytes < MOST_BYTES else np.float32
-    said = {"units": units} if units else {}
-    variables = {}
-    for c, (name, prefix) in enumerate(zip(names, _prefixes(names))):
-        variables[f"{prefix}mean"] = ((y, x), field.mean[..., c].astype(np.float64), {
-            "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
-        variables[f"{prefix}sd"] = ((y, x), field.sd[..., c].astype(np.float64), {
-            "long_name": f"posterior standard deviation of {name}",
-            "cell_methods": "realization: standard_deviation", **said})
-        variables[f"{prefix}samples"] = (
-            ("realization", y, x), field.samples[..., c].astype(kind),
-            {"long_name": f"posterior samples of {name}", **said})
-    number = np.arange(len(field.samples), dtype=np.int32) + 1
-    axes = {x: (x, grid.x, {"axis": "X", **grid.attributes[0]}),
-            y: (y, grid.y, {"axis": "Y", **grid.attributes[1]}),
-            "realization": ("realization", number, {"standard_name": "realization",
-                                                    "long_name": "number of the sample"})}
-    data = xarray.Dataset(variables, axes, {
-        "Conventions": "CF-1.8", "title": "field reconstructed from sparse measurements",
-        "source": field.how})
-    for axis in (x, y):
-        data[axis].encoding["_FillValue"] = None
-    return bytes(data.to_netcdf(engine="scipy"))
-
-
-def geotiff(field: Field, grid: Grid, names: Sequence[str], units: str | None) -> bytes | None:
-    """Bands of mean and sd of every channel, north up; None without rioxarray or even steps."""
+def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None:
+    """A band of every mean and sd, north up; None without rioxarray or even steps."""
     if importlib.util.find_spec("rioxarray") is None:
         return None
     import rasterio
     import rioxarray  # noqa: F401 (the accessor rio)
     from rasterio.transform import from_bounds
 
-    for axis in grid.axes:
+    for axis in (grid.x, grid.y):
         steps = np.abs(np.diff(axis))
         if len(steps) and np.ptp(steps) > REGULAR * steps.mean():
             log.info("no field.tif: the steps of the grid are uneven")
             return None
-    field = _growing(field)
-    bands = np.stack([part[::-1, :, c] for c in range(len(names))
-                      for part in (field.mean, field.sd)])
-    labels = tuple(f"{name} {what}" for name in names for what in ("mean", "sd"))
-    array = xarray.DataArray(bands.astype(np.float64), dims=("band", "y", "x"),
-                             attrs={"long_name": labels})
+    x, y = grid.names
     x0, x1, y0, y1 = grid.extent
-    array = array.rio.write_transform(from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)))
-    array = array.rio.write_nodata(np.nan)
+    bands = data.drop_dims("realization").sortby(x).sortby(y, ascending=False).to_dataarray("band")
+    bands.attrs = {"long_name": tuple(bands["band"].values)}
+    bands = bands.rio.set_spatial_dims(x, y).rio.write_nodata(np.nan).rio.write_transform(
+        from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)))
     if grid.is_global:
-        array = array.rio.write_crs("EPSG:4326")
+        bands = bands.rio.write_crs("EPSG:4326")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "field.tif"
-        array.rio.to_raster(path, compress="deflate")
+        bands.rio.to_raster(path, compress="deflate", recalc_transform=False)
         if units:
             with rasterio.open(path, "r+") as file:
-                file.units = (units,) * len(labels)
+                file.units = (units,) * file.count
         return path.read_bytes()
 
 
@@ -175,7 +154,7 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
 
     RGB of pictures in colour, else the first channel: in grey of pictures.
     """
-    unit = _unit(values if given.downward else values[::-1], given)
+    unit = _unit(values if given.is_picture else values[::-1], given)
     if given.is_picture:
         pixels = unit if unit.shape[2] == 3 else unit[..., 0]
     else:
@@ -187,52 +166,49 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
 
 
 def overview(
-    field: Field, given: Measurements, frame: Frame, units: str | None, name: str
+    field: Field, given: Measurements, asked: Asked, units: str | None, name: str
 ) -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input.
 
     RGB of pictures in colour, whose sd is the mean over the colours; else the first channel.
 
     Args:
-        field: with x and y growing, but of pictures y downward. frame: whose scales the axes have.
-        name: of the first channel.
+        field: with x and y growing, but of pictures y downward. name: of the first channel.
     """
-    x0, x1, y0, y1 = given.extent
-    edges = (x0, x1, y1, y0) if given.downward else given.extent
-    aspect = frame.scaled_by[0] / frame.scaled_by[1]
+    x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
+    edges = (x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1)
+    aspect = asked.frame.scaled_by[0] / asked.frame.scaled_by[1]
     ratio = aspect * (y1 - y0) / (x1 - x0)
     is_rgb = given.is_picture and field.mean.shape[2] == 3
+    style = {"extent": edges, "origin": "upper" if given.is_picture else "lower",
+             "interpolation": "nearest"}
     low, high = limits_of(given)
     colours = {} if is_rgb else {
-        "vmin": low, "vmax": high,
-        "cmap": "gray" if given.is_picture and given.value_range else "viridis"}
-    style = {"extent": edges, "origin": "upper" if given.downward else "lower",
-             "interpolation": "nearest"}
-    figure, axes = plt.subplots(
-        1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
-        layout="constrained",
-    )
-    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
-    titles = [f"{len(given.coords):,} measurements{which}", "posterior mean", "sd", "sample 1",
-              "sample 2"]
+        "vmin": low, "vmax": high, "cmap": "gray" if given.value_range else "viridis"}
 
     def shown(values: np.ndarray) -> np.ndarray:
         return _unit(values, given) if is_rgb else values[..., 0]
 
+    figure, axes = plt.subplots(
+        1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
+        layout="constrained",
+    )
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
                     s=np.clip(6000 / len(given.coords), 1, 25),
                     marker="s" if given.is_picture else "o")
-    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]]):
+    for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]], strict=True):
         image = axis.imshow(shown(values), **style, **colours)
     sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
     most = np.nanquantile(sd, MOST_SHOWN) or None
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
-    for axis, title in zip(axes, titles):
+    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
+    for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
+                                  "sd", "sample 1", "sample 2"), strict=True):
         axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
         axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver
     axes[0].set(xlim=edges[:2], ylim=edges[2:])
-    if frame.lonlat:
+    if asked.frame.lonlat:
         axes[0].xaxis.set_major_locator(MaxNLocator(4))
         axes[0].xaxis.set_major_formatter(lambda x, _: degrees((x + 180) % 360 - 180, "EW"))
         axes[0].yaxis.set_major_formatter(lambda y, _: degrees(y, "NS"))

@@ -21,35 +21,15 @@ EARTH = 6371.0  # km
 ROUNDING = 1e-9  # degrees
 
 
-def require_degrees(source: str, coords: np.ndarray, are_points: bool = True) -> None:
-    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90.
-
-    Args:
-        are_points: and not the corners of something, none of which can be left out.
-    """
-    if not len(coords):
-        return
-    lon, lat = coords.T
-    for what, values, most in (("longitude", lon, FARTHEST), ("latitude", lat, 90)):
+def require_degrees(source: str, coords: np.ndarray) -> None:
+    """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
+    for what, values, most in zip(("longitude", "latitude"), coords.T, (FARTHEST, 90), strict=True):
         wrong = np.unique(values[np.abs(values) > most])
-        if len(wrong) == 1 and are_points:
-            raise UserError(
-                f"{source}: a {what} of {wrong[0]:.7g}, and --lonlat takes {-most:g} to {most:g}; "
-                f"if it is a mistake, leave it out with --missing {wrong[0]:.7g}"
-            )
         if len(wrong):
             raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "
                             f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "
-                            f"exchanged{' (give --x and --y)' if are_points else ''}, or are these "
-                            "metres (no --lonlat)?")
-
-
-def refuse_exchanged(source: str, coords: np.ndarray) -> None:
-    """Raises UserError where (M, 2) can be degrees only as latitude, longitude."""
-    lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
-    if lon <= 90 < lat <= WIDEST:
-        raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
-                        "are exchanged; give --x and --y")
+                            "exchanged (give --x and --y), or are these metres (no --lonlat)? "
+                            f"Leave out what is a mistake: --missing {wrong[-1]:.7g}")
 
 
 def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:

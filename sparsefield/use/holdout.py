@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import coverage, crps_of_values
-from sparsefield.use.grids import Frame
-from sparsefield.use.messages import are_separate, picture_range
+from sparsefield.evaluate.metrics import crps_of_values
+from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import Reconstructor
 
@@ -27,8 +26,7 @@ SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(NamedTuple):
     """What a method predicts of N hidden values of C channels.
 
     Attributes:
@@ -39,10 +37,8 @@ class Forecast:
     samples: np.ndarray | None = None
     sd: np.ndarray | None = None
 
-    def of(self, channels: slice | list[int]) -> Forecast:
-        """The same of some channels."""
-        return Forecast(*(None if part is None else part[..., channels]
-                          for part in (self.mean, self.samples, self.sd)))
+
+Method = Callable[[Measurements, np.ndarray], Forecast]  # from measurements, at places (N, 2)
 
 
 @dataclass(frozen=True)
@@ -50,38 +46,51 @@ class Score:
     """How well a method predicted the hidden values, in their units.
 
     Attributes:
-        rmse: of the mean. crps: mean continuous ranked probability score, of a method without an
-            uncertainty the mean absolute error. covered: share of the values in their 90 %
-            intervals, None without. seconds: it took. each: (N C,) CRPS of every value.
+        squared: (N, C), squared error of the mean. each: (N, C), continuous ranked probability
+            score; of a method without an uncertainty the absolute error. inside: (N, C), whether
+            it is in its 90 % interval; None without an uncertainty. seconds: it took.
     """
 
     name: str
-    rmse: float
-    covered: float | None
-    seconds: float
+    squared: np.ndarray
     each: np.ndarray
+    inside: np.ndarray | None
+    seconds: float
+
+    @classmethod
+    def of(cls, name: str, forecast: Forecast, hidden: Measurements, seconds: float) -> Self:
+        """That of a forecast; where measurements have noise, it is given noise, too."""
+        truth, error = hidden.values, hidden.values - forecast.mean
+        noise = np.zeros((len(truth), 1)) if hidden.noise is None else hidden.noise[:, None]
+        each, inside = np.abs(error), None
+        if forecast.samples is not None:
+            normal = np.random.default_rng(0).normal(size=forecast.samples.shape)
+            samples = forecast.samples + normal * noise
+            each = crps_of_values(samples, truth)
+            low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0,
+                                    method="weibull")
+            inside = (truth >= low) & (truth <= high)
+        elif forecast.sd is not None:
+            sd = np.sqrt(forecast.sd**2 + noise**2)
+            each = gaussian_crps(error / sd, sd)
+            inside = np.abs(error / sd) < scipy.special.ndtri((1 + LEVEL) / 2)
+        return cls(name, error**2, each, inside, seconds)
+
+    def of_channel(self, channel: int) -> Self:
+        return replace(self, squared=self.squared[:, channel], each=self.each[:, channel],
+                       inside=None if self.inside is None else self.inside[:, channel])
+
+    @property
+    def rmse(self) -> float:
+        return float(np.sqrt(self.squared.mean()))
 
     @property
     def crps(self) -> float:
         return float(self.each.mean())
 
-
-def score(name: str, forecast: Forecast, hidden: Measurements, seconds: float) -> Score:
-    """That of a forecast of hidden measurements; where they have noise, it is given noise, too."""
-    truth = hidden.values
-    noise = np.zeros(len(truth)) if hidden.noise is None else hidden.noise
-    rmse = float(np.sqrt(((forecast.mean - truth) ** 2).mean()))
-    if forecast.samples is not None:
-        error = np.random.default_rng(0).normal(size=forecast.samples.shape) * noise[:, None]
-        samples = (forecast.samples + error).reshape(len(forecast.samples), -1)
-        return Score(name, rmse, coverage(samples, truth.reshape(-1), LEVEL), seconds,
-                     crps_of_values(samples, truth.reshape(-1)))
-    if forecast.sd is None:
-        return Score(name, rmse, None, seconds, np.abs(forecast.mean - truth).reshape(-1))
-    sd = np.sqrt(forecast.sd**2 + noise[:, None] ** 2)
-    z = (truth - forecast.mean) / sd
-    covered = float((np.abs(z) < scipy.special.ndtri((1 + LEVEL) / 2)).mean())
-    return Score(name, rmse, covered, seconds, gaussian_crps(z, sd).reshape(-1))
+    @property
+    def covered(self) -> float | None:
+        return None if self.inside is None else float(self.inside.mean())
 
 
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
@@ -113,7 +122,7 @@ def verdict(scores: list[Score]) -> str:
     if not best.crps:
         return f"{best.name} predicts all of it exactly: nothing is to be compared"
     change = (first.each - best.each) / best.crps
-    error = 1.96 * change.std() / len(change) ** 0.5
+    error = 1.96 * change.std() / change.size**0.5
     low, high = change.mean() - error, change.mean() + error
     numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
     if high < 0:
@@ -121,9 +130,6 @@ def verdict(scores: list[Score]) -> str:
     if low > 0:
         return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
     return f"{first.name} is level with {best.name}, the best of the others: {numbers}"
-
-
-Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
@@ -141,66 +147,44 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
                         f"and two left, of {LEAST_POINTS} or more")
     chosen = np.random.default_rng(seed).permutation(len(places))[:hidden]
     is_hidden = np.isin(which.reshape(-1), chosen)
-    kept, hidden = (
-        replace(given, coords=given.coords[part], values=given.values[part],
-                noise=None if given.noise is None else given.noise[part])
-        for part in (~is_hidden, is_hidden))
-    return kept, hidden
-
-
-def forecasts(
-    methods: dict[str, Method], given: Measurements, places: np.ndarray,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, tuple[Forecast, float]]:
-    """What all methods that have an answer predict at places (N, 2), in their order, and in how
-    many seconds of a clock; others are named in the log."""
-    found = {}
-    for name, method in methods.items():
-        started = clock()
-        try:
-            found[name] = method(given, places), clock() - started
-        except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
-            log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
-    return found
-
-
-def scores_of(
-    found: dict[str, tuple[Forecast, float]], hidden: Measurements, channel: int | None = None
-) -> list[Score]:
-    """Scores of `forecasts`: of all channels together, or of one."""
-    chosen = slice(None) if channel is None else [channel]
-    hidden = replace(hidden, values=hidden.values[:, chosen])
-    return [score(name, forecast.of(chosen), hidden, seconds)
-            for name, (forecast, seconds) in found.items()]
+    return given.of(~is_hidden), given.of(is_hidden)
 
 
 def compare(
     methods: dict[str, Method], given: Measurements, hidden: Measurements,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Score]:
-    """Scores of `forecasts`, over all channels together."""
-    return scores_of(forecasts(methods, given, hidden.coords, clock), hidden)
+    """Scores of all methods that have an answer, in their order; others are named in the log."""
+    scores = []
+    for name, method in methods.items():
+        started = clock()
+        try:
+            forecast = method(given, hidden.coords)
+        except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
+            log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
+            continue
+        scores.append(Score.of(name, forecast, hidden, clock() - started))
+    return scores
 
 
 # --- methods --------------------------------------------------------------------------------------
 
 
 def all_methods(
-    model: Reconstructor, given: Measurements, frame: Frame, *, transform: str | None,
-    find_noise: bool, seed: int, num_steps: int, value_range: Sequence[float] | None = None,
-    also: Reconstructor | None = None,
+    model: Reconstructor, given: Measurements, asked: Asked, *, transform: str | None,
+    find_noise: bool, also: Reconstructor | None = None, **settings: Any,
 ) -> dict[str, Method]:
     """What is compared, by name: first the one at hand, then others that need no training.
 
     Args:
-        also: a model to try beside it.
+        also: a model to try beside it. settings: of `Reconstructor.at`.
     """
     def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
-        return by_model(which, find_noise, transform=transform, seed=seed, num_steps=num_steps,
-                        value_range=value_range or picture_range(which, given),
-                        separately=are_separate(which, given), lonlat=frame.lonlat,
-                        aspect=frame.aspect)
+        return by_model(which, find_noise, lonlat=frame.lonlat, aspect=frame.aspect,
+                        extent=asked.extent, transform=transform,
+                        **(which.reads(given) | settings))
 
+    frame = asked.frame
     closed_form = Reconstructor.load("none", str(model.device))
     kriging = by(closed_form, None)
     if model.is_closed_form and transform is None and not find_noise:
@@ -223,10 +207,10 @@ def by_model(model: Reconstructor, find_noise: bool = False, **settings: Any) ->
     """A model's samples of what would be measured; settings: of `Reconstructor.at`."""
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
-        found = model.at(
-            places, given.coords, given.values, extent=given.extent, region=given.region,
-            num_samples=SAMPLES, noise_sd="auto" if find_noise else given.noise_sd, missing=[],
-            with_noise=find_noise, **settings)
+        noise_sd = "auto" if find_noise else 0.0 if given.noise is None else given.noise
+        found = model.at(places, given.coords, given.values, region=given.region,
+                         num_samples=SAMPLES, noise_sd=noise_sd, missing=[], with_noise=find_noise,
+                         **settings)
         return Forecast(found.mean, found.samples)
 
     return method

@@ -1,74 +1,50 @@
-"""Values at scattered points: what was measured, where, and which rectangle is asked for."""
+"""Measurements: scattered values, what is wrong with them, and several at one place."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import scipy
 
-from sparsefield.data.files import refuse_lone_extreme
+from sparsefield.data.files import is_code, refuse_lone_extreme
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 
 log = logging.getLogger("sparsefield")
 
-LARGEST = 512  # rows or columns of a field that is asked for
 MOST_POINTS = 100_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
 
-COLOURS = ({"red", "r"}, {"green", "g"}, {"blue", "b"})
-
 Extent = tuple[float, float, float, float]  # x0, x1, y0, y1
-
-
-class Table(NamedTuple):
-    """The columns of a table that were chosen, NaN where a value is missing.
-
-    Attributes:
-        coords: (M, 2). values: (M, C). names: of the values.
-        noise: (M,) sd of the noise in them, or None. units: of the values, where the file has them.
-        on_globe: whether the names say that places are longitude and latitude.
-    """
-
-    coords: np.ndarray
-    values: np.ndarray
-    names: tuple[str, ...]
-    noise: np.ndarray | None = None
-    units: str | None = None
-    on_globe: bool = False
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Scattered values, and the rectangle that is asked for.
+    """What was measured.
 
     Attributes:
         coords: (M, 2) float64, x and y. values: (M, C) float64.
-        extent: x0, x1, y0, y1 of the rectangle.
-        shape: (H, W) of the picture that they come from, None for scattered points.
-        names: of the C channels. downward: whether y grows downward, as in pictures.
+        names: of the C channels, where they are known ("column 4" is none). units: of the values.
+        noise: (M,) sd of the noise in the values; None where it is not known, or 0.
+        shape: (H, W) of the picture that they come from, whose x and y are pixels, y downward; None
+            of scattered points.
         value_range: of pictures, what is black and white; None where the file has none.
-        noise: (M,) sd of the noise in the values, None where the file has none.
-        units: of the values, likewise.
     """
 
     coords: np.ndarray
     values: np.ndarray
-    extent: Extent
-    shape: tuple[int, int] | None = None
     names: tuple[str, ...] = ()
-    downward: bool = False
-    value_range: tuple[float, float] | None = None
     noise: np.ndarray | None = None
     units: str | None = None
+    shape: tuple[int, int] | None = None
+    value_range: tuple[float, float] | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -77,115 +53,95 @@ class Measurements:
     @property
     def region(self) -> Extent | None:
         """The rectangle that they stand for, where it is known: that of a whole picture."""
-        return self.extent if self.is_picture else None
+        return None if self.shape is None else (0.0, self.shape[1], 0.0, self.shape[0])
 
     @property
-    def noise_sd(self) -> np.ndarray | float:
-        """The argument of that name of `Reconstructor.reconstruct`."""
-        return 0.0 if self.noise is None else self.noise
+    def are_colours(self) -> bool:
+        """Whether the channels are named red, green and blue."""
+        names = [name.lower() for name in self.names]
+        return names in (["red", "green", "blue"], ["r", "g", "b"])
+
+    @property
+    def are_quantities(self) -> bool:
+        """Whether there are several channels whose names say that they are no colours."""
+        is_named = len(self.names) > 1 and not all(n.startswith("column ") for n in self.names)
+        return is_named and not self.are_colours
+
+    def of(self, chosen: np.ndarray) -> Self:
+        """Those that are chosen, by (M,) bool."""
+        noise = None if self.noise is None else self.noise[chosen]
+        return replace(self, coords=self.coords[chosen], values=self.values[chosen], noise=noise)
+
+    def turned(self, middle: float | None = None) -> Self:
+        """With longitudes around a middle; None: where they are closest together."""
+        lon = globe.around(self.coords[:, 0], middle)
+        return replace(self, coords=np.column_stack([lon, self.coords[:, 1]]))
 
 
-def words_of(name: str) -> list[str]:
-    """Words of a column's name without numbers: "coords.x1", "siteLat (deg)" -> coords, x; site,
-    lat. What stands in brackets is a unit."""
-    text = re.sub(r"[(\[{].*?[)\]}]", " ", str(name))
-    text = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
-    return re.findall(r"[^\W\d_]+", text)
+def as_given(
+    coords: np.ndarray, values: np.ndarray, noise_sd: float | Sequence[float] = 0.0,
+    missing: Sequence[float] | None = None, lonlat: bool = False,
+) -> Measurements:
+    """Measurements that a program gives, see `Reconstructor.reconstruct`; masked ones are left out.
 
-
-def are_colours(names: Sequence[str]) -> bool:
-    """Whether three names are those of red, green and blue."""
-    return len(names) == 3 and all(
-        len(words_of(n)) == 1 and words_of(n)[0] in known for n, known in zip(names, COLOURS))
+    Raises:
+        UserError: no real numbers, other shapes, NaN or infinity that is not masked; see `clean`.
+    """
+    masks = [np.ma.getmaskarray(array) for array in (coords, values)]
+    coords, values = pair_of("", coords, values)
+    hidden = masks[0].any(axis=1) | masks[1].reshape(values.shape).any(axis=1)
+    if not (np.isfinite(coords[~hidden]).all() and np.isfinite(values[~hidden]).all()):
+        raise UserError("coords or values hold NaN or infinity: leave those points out")
+    values[hidden] = np.nan
+    found = Measurements(coords, values, noise=noise_of(noise_sd, len(values)))
+    return clean("measurements", found, missing, lonlat)
 
 
 def clean(
-    source: str, coords: np.ndarray, values: np.ndarray, names: tuple[str, ...],
-    extent: Sequence[float] | None, missing: Sequence[float] | None,
-    noise: np.ndarray | None = None, lonlat: bool = False, units: str | None = None,
+    source: str, found: Measurements, missing: Sequence[float] | None, lonlat: bool = False
 ) -> Measurements:
-    """Measurements without those that have no place or value.
+    """Measurements without those that lack a number, which are counted in the log.
 
     Args:
-        coords: (M, 2). values: (M, C). names: of the C channels, or none.
-        extent: the rectangle that is asked for; None: the smallest around the measurements, with
-            lonlat across the 180th meridian if that is smaller.
-        missing: numbers that mean: not measured. None refuses what looks like one, a list other
+        missing: values that mean: not measured. None refuses what looks like one, a list other
             codes than those in it, [] nothing.
-        noise: (M,) sd of the noise in the values. lonlat: whether places are on a globe.
+        lonlat: whether places are on a globe; their longitudes are turned to be close together.
     Raises:
-        UserError: nothing is left, there are too many, or the extent is none.
+        UserError: nothing is left, there are too many, or numbers that cannot be.
     """
-    coords, values = without(coords, missing), without(values, missing)
-    noise = None if noise is None else without(noise, missing)
+    codes = [number for number in missing or () if is_code(number)]
+    found = replace(found, coords=without(found.coords, codes),
+                    values=without(found.values, missing),
+                    noise=None if found.noise is None else without(found.noise, codes))
+    names = found.names or ("values",) * found.values.shape[1]
     if missing != []:
-        for name, column in zip(names or ["values"] * values.shape[1], values.T):
+        for name, column in zip(names, found.values.T, strict=True):
             refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
-        for axis, column in zip("xy", coords.T):
+        for axis, column in zip("xy", found.coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
-    noises = [] if noise is None else [noise]
-    kept = np.isfinite(np.column_stack([coords, values, *noises])).all(axis=1)
+    noise = np.zeros(len(found.values)) if found.noise is None else found.noise
+    kept = np.isfinite(np.column_stack([found.coords, found.values, noise])).all(axis=1)
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~kept).sum(), len(kept))
-        lacks = np.isnan(values[~kept]).sum(axis=0)
-        if len(names) > 1 and lacks.min() < (~kept).sum():
+        lacks = dict(zip(names, np.isnan(found.values[~kept]).sum(axis=0), strict=True))
+        if len(lacks) > 1 and min(lacks.values()) < (~kept).sum():
             log.warning("WARNING: they are left out of every column, though %s; --value takes one "
                         "column, with all that was measured of it",
-                        ", ".join(f"{name} lacks {lack}" for name, lack in zip(names, lacks)))
-    coords, values = coords[kept], values[kept]
-    noise = None if noise is None else noise[kept]
-    if len(coords) == 0:
+                        ", ".join(f"{name} lacks {count}" for name, count in lacks.items()))
+        found = found.of(kept)
+    if not len(found.coords):
         raise UserError(f"{source}: holds no measurement")
-    if len(np.unique(coords, axis=0)) > MOST_POINTS:
-        raise UserError(f"{source}: {len(coords):,} points, at most {MOST_POINTS:,} can be used: "
-                        "average neighbours, or leave rows out")
-    if noise is not None and not (noise >= 0).all():
-        raise UserError(f"{source}: the noise's sd is {noise.min():g} in places; give 0 or more")
-    if extent is not None:
-        require_extent(extent, lonlat)
-    if lonlat:
-        globe.require_degrees(source, coords)
-        coords[:, 0] = globe.around(coords[:, 0], middle_of(extent))
-    if extent is None:
-        extent = bounds(source, coords, lonlat)
-    else:
-        tell_of_outside(coords, extent, "the extent")
-    return Measurements(coords, values, tuple(extent), names=names, noise=noise, units=units)
-
-
-def middle_of(extent: Sequence[float] | None) -> float | None:
-    """Middle x of a rectangle."""
-    return None if extent is None else (extent[0] + extent[1]) / 2
-
-
-def tell_of_outside(coords: np.ndarray, extent: Sequence[float], what: str) -> None:
-    """Log how many measurements (M, 2) lie outside a rectangle that is asked for; warn where it
-    lies beside all of them."""
-    x0, x1, y0, y1 = extent
-    outside = ~((coords >= (x0, y0)) & (coords <= (x1, y1))).all(axis=1)
-    low, high = coords.min(axis=0), coords.max(axis=0)
-    if (high < (x0, y0)).any() or (low > (x1, y1)).any():
-        log.warning("WARNING: all measurements (x %.6g to %.6g, y %.6g to %.6g) lie beside %s "
-                    "(x %.6g to %.6g, y %.6g to %.6g)", low[0], high[0], low[1], high[1], what,
-                    x0, x1, y0, y1)
-    elif outside.any():
-        log.info("%d of %d measurements lie outside %s; they are used, too", outside.sum(),
-                 len(coords), what)
-
-
-def require_extent(extent: Sequence[float], lonlat: bool, name: str = "--extent") -> None:
-    """Raises UserError for four numbers that are no rectangle."""
-    if real_array("extent", extent).shape != (4,):
-        raise UserError(f"extent {extent}: give x0, x1, y0, y1")
-    x0, x1, y0, y1 = extent
-    words = f"{name} {x0:g} {x1:g} {y0:g} {y1:g}"
-    if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
-        raise UserError(f"{words}: give x0 < x1 and y0 < y1, finite")
-    if lonlat:
-        globe.require_degrees(words, np.array([[x0, y0], [x1, y1]]), are_points=False)
-        if x1 - x0 > globe.WIDEST:
-            raise UserError(f"{words}: longitudes span 360 degrees at most")
+    if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
+        raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
+                        "used: average neighbours, or leave rows out")
+    if noise[kept].min() < 0:
+        raise UserError(f"{source}: the noise's sd is {noise[kept].min():g} in places; give 0 or "
+                        "more")
+    if not lonlat:
+        return found
+    globe.require_degrees(source, found.coords)
+    return found.turned()
 
 
 def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
@@ -194,8 +150,45 @@ def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
         return numbers
     with np.errstate(over="ignore"):
         codes = np.asarray(missing, np.float64)
-        is_code = np.isin(numbers, codes) | np.isin(numbers, codes.astype(np.float32))
-    return np.where(is_code, np.nan, numbers)
+        is_missing = np.isin(numbers, codes) | np.isin(numbers, codes.astype(np.float32))
+    return np.where(is_missing, np.nan, numbers)
+
+
+def pair_of(source: str, coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (M, 2) and values (M, C), of (M,) too. Raises UserError for what is none."""
+    coords, values = real_array(f"{source}coords", coords), real_array(f"{source}values", values)
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or coords.shape != (len(values), 2) or values.shape[1] == 0:
+        raise UserError(f"{source}coords {coords.shape} and values {values.shape}: give (M, 2) and "
+                        "(M,) or (M, C); one row for each point")
+    return coords, values
+
+
+def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
+    """(count,) sd of the noise of every value. Raises UserError for what is no such number."""
+    noise = real_array("noise_sd", noise_sd)
+    if noise.shape not in ((), (count,)):
+        raise UserError(f"noise_sd {noise.shape}: give one number, or one for each of the {count} "
+                        "points")
+    if not (np.isfinite(noise).all() and (noise >= 0).all()):
+        raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the "
+                        "units of the values")
+    return np.broadcast_to(noise, count).copy()
+
+
+def real_array(name: str, array: np.ndarray) -> np.ndarray:
+    """A copy as float64. Raises UserError for what is no array of real numbers."""
+    try:
+        found = np.asarray(array)
+        if found.dtype.kind not in "buifO":
+            raise TypeError(f"{found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} must be an array of real numbers ({reason})") from None
+
+
+# --- extents --------------------------------------------------------------------------------------
 
 
 def bounds(source: str, coords: np.ndarray, lonlat: bool = False) -> Extent:
@@ -207,10 +200,24 @@ def bounds(source: str, coords: np.ndarray, lonlat: bool = False) -> Extent:
                         "these? leave those points out, or give their --missing")
     sides = high - low
     grow = np.where(sides > 0, 0.0, sides.max() or 1.0) / 2
-    low, high = low - grow, high + grow
+    (x0, y0), (x1, y1) = (low - grow).tolist(), (high + grow).tolist()
+    return (x0, x1, max(y0, -90.0), min(y1, 90.0)) if lonlat else (x0, x1, y0, y1)
+
+
+def checked_extent(name: str, extent: Sequence[float], lonlat: bool) -> Extent:
+    """x0 x1 y0 y1. Raises UserError for what is no rectangle."""
+    numbers = real_array(name, extent)
+    words = f"{name} {' '.join(f'{number:g}' for number in numbers.reshape(-1))}"
+    if numbers.shape != (4,):
+        raise UserError(f"{words}: give x0, x1, y0, y1")
+    x0, x1, y0, y1 = numbers.tolist()
+    if not (np.isfinite((x1 - x0, y1 - y0)).all() and x0 < x1 and y0 < y1):
+        raise UserError(f"{words}: give x0 < x1 and y0 < y1, finite")
     if lonlat:
-        low[1], high[1] = max(low[1], -90.0), min(high[1], 90.0)
-    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
+        globe.require_degrees(words, numbers.reshape(2, 2).T)
+        if x1 - x0 > globe.WIDEST:
+            raise UserError(f"{words}: longitudes span 360 degrees at most")
+    return x0, x1, y0, y1
 
 
 # --- several measurements of one place ------------------------------------------------------------
@@ -233,29 +240,26 @@ def merge_repeats(
         return places, values, noise
     log.info("%d of %d measurements share a place with another: averaged to %d points",
              count[count > 1].sum(), len(places), len(first))
-    channels = [_mean_of_each(which.reshape(-1), *pair) for pair in zip(values.T, noise.T)]
-    means, sds, scatters = (np.stack(parts, axis=1) for parts in zip(*channels))
+    which = which.reshape(-1)
+
+    def summed(numbers: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(first), values.shape[1]))
+        np.add.at(total, which, numbers)
+        return total
+
+    is_exact = noise == 0
+    exact = summed(is_exact)                                               # (P, C)
+    weights = np.where(exact[which] > 0, is_exact, np.maximum(noise, 1e-100) ** -2.0)
+    total = summed(weights)
+    means = summed(weights * values) / total
+    scatters = np.sqrt(summed(is_exact * (values - means[which]) ** 2) / np.maximum(exact - 1, 1))
     differ = scatters > SAME_PLACE * np.ptp(values, axis=0)
     if differ.any():
         worst = np.sqrt((scatters**2).sum(axis=0) / np.maximum(differ.sum(axis=0), 1))
         log.warning("WARNING: at %d places repeated values differ (by an sd of %s) and no noise is "
                     "given: their means are taken as exact; --noise_sd auto finds the noise",
                     differ.any(axis=1).sum(), ", ".join(f"{sd:.3g}" for sd in worst))
-    return places[first], means, sds
-
-
-def _mean_of_each(
-    which: np.ndarray, values: np.ndarray, noise: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, sd of its noise, and scatter of exact values, of each group; all arguments (M,)."""
-    is_exact = noise == 0
-    has_exact = np.bincount(which, is_exact) > 0
-    weights = np.where(has_exact[which], is_exact, np.maximum(noise, 1e-100) ** -2.0)
-    total = np.bincount(which, weights)
-    mean = np.bincount(which, weights * values) / total
-    squares = np.bincount(which, is_exact * (values - mean[which]) ** 2)
-    scatter = np.sqrt(squares / np.maximum(np.bincount(which, is_exact) - 1, 1))
-    return mean, np.where(has_exact, 0.0, total**-0.5), scatter
+    return places[first], means, np.where(exact > 0, 0.0, total**-0.5)
 
 
 def merge_twins(
@@ -278,46 +282,17 @@ def merge_twins(
     difference = np.abs(values - values[nearest])                         # (M, C)
     usual = np.sqrt((difference[~is_near] ** 2).mean(axis=0))
     most = DISAGREE * np.sqrt(usual**2 + noise**2 + noise[nearest] ** 2)
-    mutual = nearest[nearest] == np.arange(len(places))
-    pairs = np.flatnonzero(is_near & mutual & (difference > most).any(axis=1))
+    is_mutual = nearest[nearest] == np.arange(len(places))
+    pairs = np.flatnonzero(is_near & is_mutual & (difference > most).any(axis=1))
     first = pairs[pairs < nearest[pairs]]
     if not len(first):
         return places, values, noise
     second = nearest[first]
-    shown = np.unravel_index((difference[first] - most[first]).argmax(), difference[first].shape)
-    log.warning("WARNING: %d pair%s of points next to each other differ%s by up to %.3g, where "
-                "neighbours differ by %.3g: each pair is taken as one noisy measurement",
-                len(first), "s" * (len(first) > 1), "s" * (len(first) == 1),
-                difference[first][shown], usual[shown[1]])
+    log.warning("WARNING: %d pair(s) of points next to each other differ by up to %s, where "
+                "neighbours differ by %s: each pair is taken as one noisy measurement", len(first),
+                *(", ".join(f"{size:.3g}" for size in sizes)
+                  for sizes in (difference[first].max(axis=0), usual)))
     values, noise = values.copy(), noise.copy()
     values[first] = (values[first] + values[second]) / 2
-    noise[first] = np.maximum(difference[first] / 2,
-                              np.hypot(noise[first], noise[second]) / 2)
+    noise[first] = np.maximum(difference[first], np.hypot(noise[first], noise[second])) / 2
     return tuple(np.delete(part, second, axis=0) for part in (places, values, noise))
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-
-def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
-    """(count,) sd of the noise of every value. Raises UserError for what is no such number."""
-    noise = real_array("noise_sd", noise_sd)
-    if noise.shape not in ((), (1,), (count,)):
-        raise UserError(f"noise_sd {noise.shape}: give one number, or one for each of the {count} "
-                        "points")
-    if not (np.isfinite(noise).all() and (noise >= 0).all()):
-        raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the "
-                        "units of the values")
-    return np.broadcast_to(noise, count).copy()
-
-
-def real_array(name: str, array: np.ndarray) -> np.ndarray:
-    """An array as float64. Raises UserError for what is no array of real numbers."""
-    try:
-        found = np.asarray(array)
-        if found.dtype.kind not in "buifO":
-            raise TypeError(f"{found.dtype}")
-        return found.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name} must be an array of real numbers ({reason})") from None

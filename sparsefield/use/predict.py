@@ -14,7 +14,6 @@ import scipy
 import torch
 from torch import Tensor, nn
 
-from sparsefield.data.files import refuse_lone_extreme
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
@@ -23,33 +22,19 @@ from sparsefield.flow.sampling import Progress, sample
 from sparsefield.gaussian import estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
-from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
-from sparsefield.use import globe
-from sparsefield.use.grids import Frame, axes_grid, cells, grid_shape
-from sparsefield.use.points import (
-    MOST_POINTS,
-    SAME_PLACE,
-    Extent,
-    bounds,
-    merge_repeats,
-    merge_twins,
-    noise_of,
-    real_array,
-    require_extent,
-    without,
-)
+from sparsefield.model.transfer import for_channels
+from sparsefield.use import globe, points
+from sparsefield.use.grids import Asked, Frame, Grid, grid_shape
+from sparsefield.use.points import Extent, Measurements
 from sparsefield.use.values import (
-    check_transform,
     choose_scale,
     excess,
     is_of_pictures,
     own_range,
-    require_inside,
     transformed,
     transformed_noise,
-    transformed_range,
     untransformed,
 )
 
@@ -77,21 +62,6 @@ class Field:
     samples: np.ndarray
     how: str
     variogram: str = ""
-
-    def within(
-        self, reach: float, coords: np.ndarray, lonlat: bool = False, frame: Frame | None = None
-    ) -> Field:
-        """NaN where the nearest of the measured places coords (M, 2) is farther than `reach`.
-
-        Args:
-            reach: in the units of x and y; with lonlat in km on the Earth. frame: see
-                `Frame.beyond`; default one scale for both axes.
-        """
-        frame = frame or Frame.of(coords, aspect="equal", lonlat=lonlat)
-        far = frame.beyond(reach, self.coords.reshape(-1, 2), coords)
-        far = far.reshape(*self.coords.shape[:-1], 1)
-        return replace(self, **{name: np.where(far, np.nan, getattr(self, name))
-                                for name in ("mean", "sd", "samples")})
 
 
 @dataclass(frozen=True)
@@ -121,7 +91,6 @@ class Settings:
             default: one about as large as around them.
         progress: called as progress(model calls so far, all).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
-        channel: which of those that are drawn apart; each has draws of its own. Not for callers.
     """
 
     num_samples: int = 16
@@ -137,27 +106,29 @@ class Settings:
     region: Sequence[float] | None = None
     progress: Progress | None = None
     with_noise: bool = False
-    channel: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UserError for numbers and names that cannot be used."""
-        for name in ("num_samples", "num_steps", "seed"):
-            if not isinstance(getattr(self, name), (int, np.integer)):
-                raise UserError(f"{name}={getattr(self, name)!r}: give a whole number")
-        if not 2 <= self.num_samples <= MOST_SAMPLES:
-            raise UserError(f"num_samples={self.num_samples}: an uncertainty needs at least 2, "
-                            f"and at most {MOST_SAMPLES:,} are kept")
-        if self.num_steps < 1:
-            raise UserError(f"num_steps={self.num_steps}: give at least 1")
+        """Raises UserError for numbers that cannot be used."""
+        for name, low, high in (("num_samples", 2, MOST_SAMPLES), ("num_steps", 1, 2**31)):
+            number = getattr(self, name)
+            if not isinstance(number, (int, np.integer)) or not low <= number <= high:
+                raise UserError(f"{name}={number!r}: give a whole number from {low} to {high:,}")
         require_seed(self.seed)
-        check_transform(self.transform)
         if self.region is not None:
-            require_extent(self.region, self.lonlat, "region")
+            points.checked_extent("region", self.region, self.lonlat)
 
     @property
-    def find_noise(self) -> bool:
-        """Whether the noise is to be found."""
+    def finds_noise(self) -> bool:
         return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
+
+    def given(self, coords: np.ndarray, values: np.ndarray) -> Measurements:
+        """The measurements of a program, checked."""
+        noise_sd = 0.0 if self.finds_noise else self.noise_sd
+        return points.as_given(coords, values, noise_sd, self.missing, self.lonlat)
+
+    def frame(self, given: Measurements, extent: Extent) -> Frame:
+        return Frame.of(given.coords, aspect=self.aspect, lonlat=self.lonlat, region=self.region,
+                        asked=extent)
 
 
 class Reconstructor:
@@ -177,7 +148,7 @@ class Reconstructor:
         self.network, self.checkpoint, self.device = network, checkpoint, device
         self.path = str(path)
         self.channels = self.scale = None
-        self.spread = 1.0
+        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
         if not checkpoint:
             return
         data = checkpoint["data"]
@@ -188,7 +159,6 @@ class Reconstructor:
         except (KeyError, TypeError, ValueError):
             raise UserError("the checkpoint does not say what its data were (channels, "
                             "value_range): it is damaged, or of another version") from None
-        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Self:
@@ -207,31 +177,23 @@ class Reconstructor:
     @property
     def is_of_pictures(self) -> bool:
         """Whether it was trained on pictures of 8 bits."""
-        return self.scale is not None and is_of_pictures(self.scale)
+        return is_of_pictures(self.scale)
 
-    def require_channels(self, channels: int) -> None:
-        """Raises UserError for a number of values a point that it cannot read."""
-        if not (self.is_closed_form or self.is_of_pictures or channels == self.channels):
-            raise UserError(f"{channels} value(s) a point, the model was trained on "
-                            f"{self.channels}: choose columns with --value, or another checkpoint")
-
-    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
-        """How it sees values (M, C); see `choose_scale`."""
-        if self.scale is not None:
-            return choose_scale(self.scale, values, value_range)
-        if value_range is not None:
-            require_inside(values, Scale(given_range(value_range, values.shape[1])))
-        return Scale(own_range(values))  # the closed form has no range of its own
+    def reads(self, given: Measurements) -> dict[str, Any]:
+        """The `Settings` by which it reads measurements of a file: whether channels are different
+        things, and what is black and white in a picture."""
+        is_in_colour = given.values.shape[1] == self.channels == 3
+        is_deep = is_in_colour and given.value_range != (0.0, 255.0)
+        separately = given.are_quantities or (self.is_closed_form and not given.is_picture)
+        return {"separately": separately, "value_range": given.value_range if is_deep else None}
 
     @cached_property
-    def of_one_channel(self) -> Reconstructor:
+    def grey_network(self) -> nn.Module:
         """What a model of colour pictures knows, for one channel of whatever unit and range."""
-        checkpoint = for_channels(self.checkpoint, 1)
-        return _OneChannel(build_model(checkpoint, self.device), checkpoint, self.device, self.path)
+        return build_model(for_channels(self.checkpoint, 1), self.device)
 
     def reconstruct(
         self, coords: np.ndarray, values: np.ndarray, resolution: int | Sequence[int] = 64, *,
-        axes: tuple[np.ndarray, np.ndarray] | None = None,
         extent: Sequence[float] | None = None, **settings: Any,
     ) -> Field:
         """The field on a grid, from values at scattered points.
@@ -244,8 +206,6 @@ class Reconstructor:
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
             resolution: cells of the longer side (the other follows), or (rows, columns).
-            axes: x (W,) and y (H,) of a grid of your own, instead of `resolution`; its points may
-                lie anywhere, also outside the extent.
             extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
                 around the points.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
@@ -255,18 +215,12 @@ class Reconstructor:
             UserError: an argument that cannot be used, with the reason.
         """
         settings = Settings(**settings)
-        given = _given_places(self, coords, values, settings)
-        if extent is not None:
-            require_extent(extent, settings.lonlat, "extent")
-        if axes is None:
-            extent = _default_extent(given[0], settings.lonlat) if extent is None else extent
-            observed = observe(self, *given, extent, settings)
-            where = cells(grid_shape(resolution, extent, observed.frame.scaled_by), extent)
-        else:
-            where = axes_grid(axes)
-            observed = observe(self, *given, extent or bounds("axes", where.reshape(-1, 2)),
-                               settings)
-        return answer(self, where, observed, settings)
+        given = settings.given(coords, values)
+        extent = (_default_extent(given, settings.lonlat) if extent is None else
+                  points.checked_extent("extent", extent, settings.lonlat))
+        frame = settings.frame(given, extent)
+        shape = grid_shape(resolution, extent, frame.scaled_by)
+        return self.answer(given, Asked(Grid.over(extent, shape).places, extent, frame), settings)
 
     def at(
         self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
@@ -279,29 +233,66 @@ class Reconstructor:
                 it; the closed form's answer does not depend on it.
         """
         settings = Settings(**settings)
-        if np.ma.is_masked(places):
-            raise UserError("some of the places are masked: leave these out")
-        places, _, _ = as_given(places, np.zeros(len(places)), [])
-        given = _given_places(self, coords, values, settings)
+        is_masked = np.ma.is_masked(places)
+        places = points.real_array("places", places)
+        if is_masked or places.shape[1:] != (2,) or not np.isfinite(places).all():
+            raise UserError(f"places {places.shape}: give (N, 2), finite and not masked")
         if settings.lonlat:
             globe.require_degrees("places", places)
-        if extent is not None:
-            require_extent(extent, settings.lonlat, "extent")
-        observed = observe(self, *given, extent or bounds("places", places), settings)
-        return answer(self, places, observed, settings)
+        given = settings.given(coords, values)
+        extent = (points.bounds("places", places) if extent is None else
+                  points.checked_extent("extent", extent, settings.lonlat))
+        return self.answer(given, Asked(places, extent, settings.frame(given, extent)), settings)
+
+    def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
+        """The field that is asked for, of measurements that are checked.
+
+        Raises:
+            UserError: the model cannot read such measurements.
+        """
+        measured = observe(self, given, asked, settings)
+        queries = measured.frame.inside(asked.places.reshape(-1, 2))
+        drawn = [_draw(self, queries, measured, group, settings)
+                 for group in self._groups(measured.values.shape[1], settings)]
+        mean, sd, samples = (np.concatenate([getattr(part, name) for part in drawn], axis=-1)
+                             for name in ("mean", "sd", "samples"))
+        if settings.transform is not None:
+            samples = untransformed(settings.transform, samples)
+            mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
+        shape = *asked.shape, -1
+        mean, sd, samples = mean.reshape(shape), sd.reshape(shape), samples.reshape(
+            len(samples), *shape)
+        if asked.is_far is not None:
+            mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
+        return Field(asked.places, mean, sd, samples, drawn[0].how,
+                     " | ".join(part.variogram for part in drawn if part.variogram))
+
+    def _groups(self, channels: int, settings: Settings) -> list[slice]:
+        """Channels that are read together: all, or each on its own, as different things."""
+        takes_any = self.is_closed_form or self.is_of_pictures
+        is_one_field = self.is_closed_form or channels == self.channels
+        if is_one_field and not (settings.separately and takes_any):
+            return [slice(0, channels)]
+        return [slice(channel, channel + 1) for channel in range(channels)]
 
 
-class _OneChannel(Reconstructor):
-    """See `Reconstructor.of_one_channel`."""
+def _default_extent(given: Measurements, lonlat: bool) -> Extent:
+    """The unit square; on a globe the narrowest rectangle around the points.
 
-    is_of_pictures = False
-
-    def scale_for(self, values: np.ndarray, value_range: Sequence[float] | None) -> Scale:
-        return choose_scale(Scale(own_range(values)), values, value_range)
+    Raises:
+        UserError: points outside the unit square.
+    """
+    if lonlat:
+        return points.bounds("coords", given.coords, lonlat)
+    outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
+    if outside.any():
+        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
+                        "y0, y1)")
+    return 0.0, 1.0, 0.0, 1.0
 
 
 @dataclass(frozen=True)
-class Observed:
+class Measured:
     """Measurements as a model takes them, each at a place of its own.
 
     Attributes:
@@ -317,210 +308,108 @@ class Observed:
 
 
 def observe(
-    model: Reconstructor, coords: np.ndarray, values: np.ndarray, noise: np.ndarray,
-    asked: Extent, settings: Settings,
-) -> Observed:
-    """Measurements, as `as_given` returns them, for a model.
-
-    Args:
-        asked: the rectangle that holds all places that are asked for.
-    Raises:
-        UserError: an argument that cannot be used, with the reason.
-    """
-    model.require_channels(values.shape[1])
-    frame = Frame.of(coords, aspect=settings.aspect, lonlat=settings.lonlat, asked=asked,
-                     region=settings.region, in_unit=not model.is_closed_form)
-    noise = np.repeat(noise[:, None], values.shape[1], axis=1)
-    places, values, noise = merge_repeats(frame.inside(coords), values, noise)
-    if not settings.find_noise:  # else it is relative
+    model: Reconstructor, given: Measurements, asked: Asked, settings: Settings
+) -> Measured:
+    """Measurements for a model. Raises UserError where it cannot read them."""
+    channels = given.values.shape[1]
+    if not (model.is_closed_form or model.is_of_pictures or channels == model.channels):
+        raise UserError(f"{channels} value(s) a point, the model was trained on {model.channels}: "
+                        "choose columns with --value, or another checkpoint")
+    if asked.frame.lonlat and not model.is_closed_form:
+        raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or give "
+                        "--checkpoint none")
+    frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
+    noise = np.zeros(len(given.values)) if given.noise is None else given.noise
+    noise = np.ones(len(noise)) if settings.finds_noise else noise
+    noise = np.repeat(noise[:, None], channels, axis=1)
+    places, values, noise = points.merge_repeats(frame.inside(given.coords), given.values, noise)
+    if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
-        places, values, noise = merge_twins(places, values, noise, spacing)
+        places, values, noise = points.merge_twins(places, values, noise, spacing)
         noise = transformed_noise(settings.transform, noise, values)
     for c in np.flatnonzero(np.ptp(values, axis=0) == 0):
         log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere is unknown, and the sd "
                     "is a guess", "the only value" if len(values) == 1 else "all values",
-                    f" of channel {c + 1}" if values.shape[1] > 1 else "", values[0, c])
-    if len(places) > MOST_POINTS:
-        raise UserError(f"{len(places):,} points: give 1 to {MOST_POINTS:,}")
-    return Observed(frame, places, transformed(settings.transform, values), noise)
+                    f" of channel {c + 1}" if channels > 1 else "", values[0, c])
+    return Measured(frame, places, transformed(settings.transform, values), noise)
 
 
-def _given_places(
-    model: Reconstructor, coords: np.ndarray, values: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`as_given`, where at least one point is left; on a globe they must be degrees."""
-    coords, values, noise = as_given(coords, values, settings.missing,
-                                     1.0 if settings.find_noise else settings.noise_sd)
-    if not len(coords):
-        raise UserError(f"0 points: give 1 to {MOST_POINTS:,}")
-    if settings.lonlat:
-        if not model.is_closed_form:
-            raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or "
-                            "give --checkpoint none")
-        globe.require_degrees("coords", coords)
-    return coords, values, noise
-
-
-def _default_extent(coords: np.ndarray, lonlat: bool) -> Extent:
-    """The unit square; on a globe the narrowest rectangle around points (M, 2).
-
-    Raises:
-        UserError: points outside the unit square.
-    """
-    if lonlat:
-        lon = globe.around(coords[:, 0])
-        return bounds("coords", np.column_stack([lon, coords[:, 1]]), lonlat)
-    outside = (coords < 0).any(axis=1) | (coords > 1).any(axis=1)
-    if outside.any():
-        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
-                        "y0, y1)")
-    return 0.0, 1.0, 0.0, 1.0
-
-
-def as_given(
-    coords: np.ndarray, values: np.ndarray, missing: Sequence[float] | None,
-    noise_sd: float | Sequence[float] = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coordinates (M, 2), values (M, C) and their noise's sd (M,) in float64, as a program gives.
-
-    Points that are masked (numpy.ma), or whose value is in `missing`, are left out and counted in
-    the log. `missing` None refuses a value that looks like one that means: not measured.
-
-    Raises:
-        UserError: no real numbers, other shapes, NaN or infinity that is not masked.
-    """
-    masks = [np.ma.getmaskarray(a) for a in (coords, values)]
-    coords, values = real_array("coords", coords), real_array("values", values)
-    values = values[:, None] if values.ndim == 1 else values
-    if coords.ndim != 2 or coords.shape[1:] != (2,) or values.ndim != 2 or (
-        len(coords) != len(values) or values.shape[1] == 0
-    ):
-        raise UserError(f"coords {coords.shape} and values {values.shape}: give (M, 2) and "
-                        "(M,) or (M, C); one row for each point")
-    kept = ~(masks[0].any(axis=1) | masks[1].reshape(values.shape).any(axis=1))
-    if not (np.isfinite(coords[kept]).all() and np.isfinite(values[kept]).all()):
-        raise UserError("coords or values hold NaN or infinity: leave those points out")
-    kept &= np.isfinite(without(values, missing)).all(axis=1)
-    if not kept.all():
-        log.info("%d of %d points are masked or missing: left out", (~kept).sum(), len(kept))
-    noise = noise_of(noise_sd, len(coords))[kept]
-    coords, values = coords[kept], values[kept]
-    if missing is None:
-        for c in range(values.shape[1]):
-            refuse_lone_extreme(f"values, channel {c + 1}", values[:, c])
-    return coords, values, noise
-
-
-def draw(
-    model: Reconstructor, queries: np.ndarray, observed: Observed, values: Tensor,
-    noise: np.ndarray | None, settings: Settings, clip: bool,
+def _draw(
+    model: Reconstructor, queries: np.ndarray, measured: Measured, channels: slice,
+    settings: Settings,
 ) -> Field:
-    """Mean and samples at queries; sd is that of the draws that the flow starts from.
+    """Some channels at queries (N, D), in the units of `measured`."""
+    values, noise = measured.values[:, channels], measured.noise[:, channels]
+    ranges = settings.value_range
+    if ranges is not None:
+        pairs = np.array(given_range(ranges, measured.values.shape[1]))[channels]
+        ranges = transformed(settings.transform, pairs).tolist()
+    is_grey = model.is_of_pictures and model.channels != 1 == values.shape[1]
+    network, trained = (model.grey_network, None) if is_grey else (model.network, model.scale)
+    scale = choose_scale(trained, values, ranges)
+    if model.is_closed_form:  # whatever the range, its answer is the same
+        scale = Scale(own_range(values))
+    half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
+    inside = torch.from_numpy(scale.to_inside(values))
+    found = 0.0
+    if settings.finds_noise:
+        found = _found_noise(measured.places, inside, noise)
+        log.info("noise found in the measurements: sd %s%s",
+                 ", ".join(f"{sd:.3g}" for sd in found * half_widths),
+                 f" of their {settings.transform}" if settings.transform else "")
+    noise = noise * found if settings.finds_noise else noise / half_widths
+    drawn = _sample(model, network, queries, measured, inside, noise, channels.start, settings)
+    mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
+    if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
+        mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
+    if settings.with_noise:
+        rng = np.random.default_rng((settings.seed, channels.start))
+        samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
+    samples = scale.to_physical(samples)
+    sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
+    return replace(drawn, mean=scale.to_physical(mean), sd=sd, samples=samples)
+
+
+def _found_noise(places: np.ndarray, values: Tensor, relative: np.ndarray) -> np.ndarray:
+    """(C,) sd of the noise of values (M, C); relative: (M, C), see `estimate_noise`."""
+    coords = torch.from_numpy(places).float()
+    return np.array([estimate_noise(coords, *pair)
+                     for pair in zip(values.T, torch.from_numpy(relative).T, strict=True)])
+
+
+def _sample(
+    model: Reconstructor, network: nn.Module, queries: np.ndarray, measured: Measured,
+    values: Tensor, noise: np.ndarray, channel: int, settings: Settings,
+) -> Field:
+    """Mean and samples at queries (N, D); sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
 
     Args:
-        queries: (N, 2), on a globe (N, 3). values: (M, C) float32, what a model sees.
-        noise: (M, C) sd of the noise in the values; None: they are exact.
-        clip: nothing lies outside of -1 ... 1.
+        values: (M, C) float32, what the network sees. noise: (M, C), sd of the noise in them.
+        channel: the first of these; each has draws of its own.
     """
-    known = scipy.spatial.cKDTree(observed.places).query(
-        queries, distance_upper_bound=SAME_PLACE)[1]               # (N,) the observation there
-    known[known == len(observed.places)] = -1                      # there is none
-    if noise is not None:
-        known[(known >= 0) & (noise[known] > 0).any(axis=1)] = -1
-    asked = np.flatnonzero(known < 0)
+    distance, nearest = scipy.spatial.cKDTree(measured.places).query(
+        queries, distance_upper_bound=points.SAME_PLACE)                          # (N,)
+    is_known = np.isfinite(distance)
+    is_known[is_known] = (noise[nearest[is_known]] == 0).all(axis=1)
     samples = np.empty((settings.num_samples, len(queries), values.shape[1]), dtype=np.float32)
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
-    samples[:, known >= 0] = mean[known >= 0] = values.numpy()[known[known >= 0]]
-    if not len(asked):
+    samples[:, is_known] = mean[is_known] = values.numpy()[nearest[is_known]]
+    if is_known.all():
         return Field(queries, mean, sd, samples, "every cell is a measured point")
-    device = model.device
+    asked, device = ~is_known, model.device
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
-             for part in (queries[asked], observed.places, values)]
-    seeds = [noise_seed(settings.seed, settings.channel, k + 1)
-             for k in range(settings.num_samples)]
+             for part in (queries[asked], measured.places, values, noise)]
+    seeds = [noise_seed(settings.seed, channel, k + 1) for k in range(settings.num_samples)]
     result = sample(
-        model.network, *parts, seeds=[seeds], num_steps=settings.num_steps,
-        noise_sd=None if noise is None else torch.from_numpy(noise)[None].float().to(device),
+        network, *parts[:3], seeds=[seeds], num_steps=settings.num_steps,
+        noise_sd=parts[3] if noise.any() else None,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
-        domain=observed.frame.domain,
+        domain=measured.frame.domain,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
     samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
-    if clip:
-        samples, mean = samples.clip(-1, 1), mean.clip(-1, 1)
     how = "draws of the closed form" if model.is_closed_form else result.how
     return Field(queries, mean, sd, samples, how, result.variogram)
-
-
-def answer(
-    model: Reconstructor, where: np.ndarray, observed: Observed, settings: Settings
-) -> Field:
-    """A model's answer at places (..., 2), in the units of the user.
-
-    Raises:
-        UserError: a value_range that is none or does not fit.
-    """
-    found = _channels(model, observed.frame.inside(where.reshape(-1, 2)), observed, settings)
-    mean, sd, samples = found.mean, found.sd, found.samples
-    if settings.transform is not None:
-        samples = untransformed(settings.transform, samples)
-        mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
-    shape = where.shape[:-1]
-    return replace(found, coords=where, mean=mean.reshape(*shape, -1), sd=sd.reshape(*shape, -1),
-                   samples=samples.reshape(len(samples), *shape, -1))
-
-
-def _channels(
-    model: Reconstructor, queries: np.ndarray, observed: Observed, settings: Settings
-) -> Field:
-    """All channels together, or each on its own: where they are different things."""
-    channels = observed.values.shape[1]
-    value_range = transformed_range(settings.transform, settings.value_range)
-    alone = model.is_of_pictures and channels not in (1, model.channels)
-    has_learnt_them = not model.is_of_pictures and channels == model.channels
-    if channels == 1 or has_learnt_them or not (settings.separately or alone):
-        return _together(model, queries, observed, value_range, settings)
-    ranges = [None] * channels if value_range is None else given_range(value_range, channels)
-    parts = []
-    for c in range(channels):
-        one = replace(observed, values=observed.values[:, [c]], noise=observed.noise[:, [c]])
-        parts.append(_together(model, queries, one, ranges[c], replace(settings, channel=c)))
-    joined = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1)
-              for name in ("mean", "sd", "samples")}
-    variogram = " | ".join(part.variogram for part in parts if part.variogram)
-    return replace(parts[0], variogram=variogram, **joined)
-
-
-def _together(
-    model: Reconstructor, queries: np.ndarray, observed: Observed,
-    value_range: Sequence[float] | None, settings: Settings,
-) -> Field:
-    """The answer of one call of the model, brought back from -1 ... 1."""
-    if model.is_of_pictures and model.channels != 1 == observed.values.shape[1]:
-        model = model.of_one_channel
-    scale = model.scale_for(observed.values, value_range)
-    inside = torch.from_numpy(scale.to_inside(observed.values))
-    half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
-    noise = observed.noise / half_widths
-    if settings.find_noise:
-        places, weights = (torch.from_numpy(a) for a in (observed.places, observed.noise))
-        found = np.array([estimate_noise(places.float(), *pair)
-                          for pair in zip(inside.T, weights.T)])
-        noise = observed.noise * found
-        log.info("noise found in the measurements: sd %s%s",
-                 ", ".join(f"{sd:.3g}" for sd in found * half_widths),
-                 f" of their {settings.transform}" if settings.transform else "")
-    is_within = excess(observed.values, scale) <= 0
-    drawn = draw(model, queries, observed, inside, noise if noise.any() else None, settings,
-                 clip=model.is_of_pictures and is_within)
-    samples, sd = drawn.samples, drawn.sd
-    if settings.with_noise and settings.find_noise:
-        rng = np.random.default_rng((settings.seed, settings.channel))
-        samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
-
-    samples = scale.to_physical(samples)
-    sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
-    return replace(drawn, mean=scale.to_physical(drawn.mean), sd=sd, samples=samples)

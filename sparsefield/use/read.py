@@ -1,52 +1,61 @@
-"""A person's own measurements, from a picture, a table or an array, in the units that they have."""
+"""A person's own measurements, from a picture, a table or an array, in the units that they have.
+
+pandas reads text and Parquet, xarray NetCDF. What is not clear is refused with a line that names
+the flag to give.
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import gzip
+import io
+import itertools
 import logging
+import re
+import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 
-from sparsefield.data.files import parse_missing, refuse_foreign, refuse_lone_extreme, require_file
+from sparsefield.data import files
+from sparsefield.data.netcdf import ENDINGS, describe, read_dataset, units_of
 from sparsefield.data.patterns import parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
-from sparsefield.use.globe import WIDEST, refuse_exchanged
-from sparsefield.use.points import (
-    LARGEST,
-    MOST_POINTS,
-    Measurements,
-    Table,
-    clean,
-    noise_of,
-    real_array,
-)
+from sparsefield.use import globe
+from sparsefield.use.grids import LARGEST
+from sparsefield.use.points import MOST_POINTS, Measurements, clean, noise_of, pair_of, real_array
 
 log = logging.getLogger("sparsefield")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif",
             ".avif", ".jp2", ".ppm", ".pgm", ".npy")
 GIVE = "give a picture, a .csv, .parquet, .nc or .npz, or - for CSV on standard input"
+# Words in the names of x and y, in pairs that belong together.
+PAIRS = (
+    ({"x", "xcoord"}, {"y", "ycoord"}),
+    ({"lon", "long", "lng", "longitude", "länge", "längengrad"},
+     {"lat", "latitude", "breite", "breitengrad"}),
+    ({"easting", "eastings", "east", "rechtswert"}, {"northing", "northings", "north", "hochwert"}),
+)
+# Words in the names of columns that say which, when or in what order; values only when chosen.
+LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
+          "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
+          "month", "day", "hour", "minute", "second"}
+NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
 
 def read_measurements(
-    source: str,
-    *,
-    channels: int,
-    mask: str | None = None,
-    observe: str | None = None,
-    extent: Sequence[float] | None = None,
-    x: str | None = None,
-    y: str | None = None,
-    value: Sequence[str] | None = None,
-    missing: Sequence[str] | None = None,
-    noise_sd: str | None = None,
-    decimal: str = ".",
-    lonlat: bool = False,
-    seed: int = 0,
+    source: str, *, channels: int, mask: str | None = None, observe: str | None = None,
+    x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
+    missing: Sequence[str] | None = None, noise_sd: str | None = None, decimal: str = ".",
+    lonlat: bool = False, seed: int = 0,
 ) -> Measurements:
     """Measurements of a file, checked and cleaned; what was left out is logged.
 
@@ -55,19 +64,11 @@ def read_measurements(
             and value columns; a NetCDF with such variables of one dimension; an .npz with `coords`
             (M, 2) and `values` (M,) or (M, C); or "-", CSV on standard input.
         channels: 1 or 3 turns pictures grey or coloured.
-        mask, observe: of pictures: the points that are known, as a picture (white: known) or a
-            rule; else the points that are not transparent.
-        extent: x0 x1 y0 y1 of the field, default the smallest rectangle around the points; with
-            lonlat x1 may be below x0, across the 180th meridian.
-        x, y, value: of tables: names of columns, or their numbers from 1.
         missing: numbers or words that mean: not measured. Without it a number that looks like it
             is refused; ("none",) takes all numbers as they are.
-        noise_sd: of the noise in the values: a number, in their units; of tables: a column, by its
-            name; default one of the name noise_sd. auto: it is to be found. With a number or auto
-            none is read.
-        decimal: of tables: what stands before decimals, "." or ",".
-        lonlat: of points: x and y are degrees of longitude and latitude.
-        seed: of rules that draw points.
+        noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
+            the name noise_sd; with a number or auto it is not read.
+        seed: of `observe`. All else as of reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -75,32 +76,32 @@ def read_measurements(
     if source != "-":
         if not path.exists():
             raise UserError(f"{path} does not exist: {GIVE}")
-        require_file(path)
-        refuse_foreign(path, GIVE)
+        files.require_file(path)
+        files.refuse_foreign(path, GIVE)
     number, column = _number_or_column(noise_sd)
-    numbers, words = parse_missing(missing)
+    numbers, words = files.parse_missing(missing)
+    is_chosen = any(given is not None for given in (x, y, value, column))
     if source != "-" and path.suffix.lower() in PICTURES:
-        if extent is not None:
-            raise UserError("--extent is for scattered points: a picture has its pixels")
-        if lonlat or any(given is not None for given in (x, y, value, column)):
+        if lonlat or is_chosen:
             raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
                             "are for lists of points, and this is a picture")
-        given = measure_picture(path, channels, mask, observe, seed, numbers)
+        found = measure_picture(path, channels, mask, observe, seed, numbers)
     else:
         if mask or observe:
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
                             "of measurements every point is known")
-        found = _read_points(source, x, y, value, [*words, *(missing or [])], column,
-                             noise_sd is None or column is not None, decimal)
-        if found.on_globe and not lonlat:
-            _tell_of_globe(source, found.coords, x is not None or y is not None)
-        if lonlat and extent is not None and extent[1] < extent[0]:
-            extent = (extent[0], extent[1] + WIDEST, *extent[2:])
-        given = clean(source, found.coords, found.values, found.names, extent, numbers,
-                      found.noise, lonlat, found.units)
-    if number is None:
-        return given
-    return replace(given, noise=noise_of(number, len(given.coords)) if number else None)
+        if path.suffix.lower() == ".npz":
+            if is_chosen:
+                raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
+                                "table; an .npz has coords, values and, if any, noise_sd")
+            found = _read_npz(path)
+        else:
+            table = _read_table(source, words, decimal)
+            found = _Columns(source, *table).measurements(x, y, value, column, lonlat)
+        if noise_sd is not None and column is None:
+            found = replace(found, noise=None)
+        found = clean(source, found, numbers, lonlat)
+    return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
 
 def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
@@ -113,79 +114,18 @@ def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
         return None, noise_sd
 
 
-def _read_points(
-    source: str, x: str | None, y: str | None, value: Sequence[str] | None,
-    missing: Sequence[str], noise: str | None, reads_noise: bool, decimal: str,
-) -> Table:
-    try:
-        if Path(source).suffix.lower() != ".npz":
-            from sparsefield.use.tables import read_table  # pandas: pictures need not wait for it
-
-            return read_table(source, x, y, value, missing, noise, reads_noise, decimal)
-        if any(column is not None for column in (x, y, value, noise)):
-            raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
-                            "table; an .npz has coords, values and, if any, noise_sd")
-        return _read_npz(Path(source), reads_noise)
-    except PermissionError:
-        raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror})") from None
-
-
-def _tell_of_globe(source: str, coords: np.ndarray, axes_are_chosen: bool) -> None:
-    """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
-    if not axes_are_chosen:
-        refuse_exchanged(source, coords)
-    if np.ptp(coords[:, 0]) > WIDEST / 2:
-        log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
-                    "may be near to each other: --lonlat", source, np.ptp(coords[:, 0]))
-    else:
-        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
-                 source)
-
-
-def _read_npz(path: Path, reads_noise: bool) -> Table:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
-                      if name in file.files}
-    except PermissionError:
-        raise
-    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
-            zipfile.LargeZipFile) as error:
-        raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
-    if lacking := {"coords", "values"} - set(arrays):
-        raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
-                        "(M, 2), values (M,) or (M, C)")
-    arrays = {name: real_array(f"{path}: {name}", array) for name, array in arrays.items()}
-    coords, values = arrays["coords"], arrays["values"]
-    noise = arrays.get("noise_sd") if reads_noise else None
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2 or coords.shape != (len(values), 2) or values.shape[1] == 0:
-        raise UserError(f"{path}: coords {coords.shape} and values {values.shape} must be of "
-                        "shapes (M, 2) and (M,) or (M, C): a row for each point")
-    if noise is not None and noise.shape != (len(values),):
-        raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
-                        f"({len(values)},)")
-    return Table(coords, values, (), noise)
-
-
-NOTHING_TOLD = ("nothing says which pixels are known: give --mask mask.png (white: known), a "
-                "picture with transparent pixels, or --observe random:0.2 to try")
-
+# --- pictures -------------------------------------------------------------------------------------
 
 def measure_picture(
     path: Path, channels: int, mask: str | None, observe: str | None, seed: int,
     missing: Sequence[float] | None = None,
 ) -> Measurements:
-    """The known pixels of a picture.
+    """The known pixels of a picture; arguments as of `read_measurements`.
 
     Pixels that are transparent, NaN, or of a value in `missing` are never known; of the others,
-    those that `mask` shows in white or `observe` chooses, or all.
+    those that `mask` shows in white or `observe` chooses, or all. Pictures of 8 bits become grey or
+    coloured as the model is; grey ones of more bits stay one channel, of the numbers in the file.
 
-    Args:
-        channels: 1 or 3 turns pictures of 8 bits a channel grey or coloured. Grey pictures of
-            more bits stay one channel, of the numbers in the file.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -196,14 +136,8 @@ def measure_picture(
         raise UserError(f"{path}: the model's fields have {channels} channels and a picture has 1 "
                         "or 3: give an .npz with coords and values")
     if picture.is_8_bit or picture.channels > channels:
-        picture = picture.with_channels(min(channels, 3) if channels in (1, 3) else 1)
-    chosen = None
-    if mask:
-        chosen = read_mask(Path(mask))
-        if chosen.shape != picture.shape:
-            raise UserError("--mask {}: is {} x {} pixels, {} is {} x {}: make them equal".format(
-                mask, *chosen.shape[::-1], path, *picture.shape[::-1]))
-    elif observe and max(picture.shape) > LARGEST:
+        picture = picture.with_channels(channels if channels in (1, 3) else 1)
+    if observe and max(picture.shape) > LARGEST:
         factor = -(-max(picture.shape) // LARGEST)
         picture = picture.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
@@ -211,26 +145,22 @@ def measure_picture(
     if missing:
         there = there & ~np.isin(picture.values, missing).all(axis=2)
     elif missing is None and picture.white is None:
-        refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
-    points = _points(path, there, chosen, mask, observe, seed)
+        files.refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
+    points = _points(path, there, mask, observe, seed)
     rows, columns = np.divmod(points, picture.shape[1])
-    height, width = picture.shape
     return Measurements(
         np.stack([columns + 0.5, rows + 0.5], axis=1),
         picture.values[rows, columns].astype(np.float64),
-        (0.0, float(width), 0.0, float(height)),
-        (height, width),
         ("red", "green", "blue") if picture.channels == 3 else ("grey",),
-        downward=True,
+        shape=picture.shape,
         value_range=None if picture.white is None else (0.0, float(picture.white)),
     )
 
 
 def _points(
-    path: Path, there: np.ndarray, chosen: np.ndarray | None, mask: str | None,
-    observe: str | None, seed: int,
+    path: Path, there: np.ndarray, mask: str | None, observe: str | None, seed: int
 ) -> np.ndarray:
-    """(M,) int64: the pixels that are known."""
+    """The pixels that are known, (M,) int64, of those that are there, (H, W) bool."""
     if not there.any():
         raise UserError(f"{path}: no pixel has a value: all are transparent or missing")
     if observe and there.sum() == 1:
@@ -238,9 +168,17 @@ def _points(
                         "give a larger picture")
     if observe:
         return parse_pattern(observe).draw(there, np.random.default_rng(seed))
-    if chosen is None and there.all():
-        raise UserError(f"{path}: {NOTHING_TOLD}")
-    known = there if chosen is None else there & chosen
+    known = there
+    if mask:
+        known = read_mask(Path(mask))
+        if known.shape != there.shape:
+            raise UserError("--mask {}: is {} x {} pixels, {} is {} x {}: make them equal".format(
+                mask, *known.shape[::-1], path, *there.shape[::-1]))
+        known = known & there
+    elif there.all():
+        raise UserError(f"{path}: nothing says which pixels are known: give --mask mask.png "
+                        "(white: known), a picture with transparent pixels, or --observe "
+                        "random:0.2 to try")
     points = np.flatnonzero(known)
     if len(points) == 0:
         raise UserError(f"{mask}: no pixel is known; paint known pixels white in the mask")
@@ -249,3 +187,298 @@ def _points(
         raise UserError(f"{path}: {every}{len(points):,} known pixels, at most {MOST_POINTS:,} can "
                         "be used: make the picture smaller, or fewer pixels white in the mask")
     return points
+
+
+# --- tables: which column is what -----------------------------------------------------------------
+
+
+def words_of(name: str) -> list[str]:
+    """Words of a column's name without numbers: "coords.x1", "siteLat (deg)" -> coords, x; site,
+    lat. What stands in brackets is a unit."""
+    text = re.sub(r"[(\[{].*?[)\]}]", " ", name)
+    text = re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()
+    return re.findall(r"[^\W\d_]+", text)
+
+
+class _Columns:
+    """The columns of a table, by places from 0; units: of some by name."""
+
+    def __init__(self, source: str, table: pandas.DataFrame, units: dict[str, str | None]):
+        self.source, self.table, self.units = source, table, units
+        self.names = [str(name).strip() for name in table.columns]
+        self.seen = f"{source}: columns {', '.join(self.names)}"
+        if len(self.names) < 3:
+            raise UserError(f"{source}: {len(self.names)} column(s) ({', '.join(self.names)}); "
+                            "give x, y and one or more values in every row")
+
+    def measurements(
+        self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
+        lonlat: bool,
+    ) -> Measurements:
+        """Those of the columns that are chosen, or known by their names, which is logged."""
+        if noise is None and "noise_sd" in map(str.lower, self.names):
+            noise = "noise_sd"
+        k_noise = None if noise is None else self.find(noise, "--noise_sd")
+        chosen = [self.find(name, "--value") for name in value or ()]
+        k_x, k_y = self.axes(x, y, [*chosen, k_noise])
+        chosen = chosen or self.values(k_x, k_y, k_noise)
+        names = tuple(self.names[k] for k in chosen)
+        left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
+                if k not in (k_x, k_y, *chosen, k_noise)]
+        log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
+                 self.names[k_y], "s" if len(names) > 1 else "", ", ".join(names),
+                 "" if k_noise is None else f", noise_sd = {self.names[k_noise]}",
+                 f"; left out: {', '.join(left)}" if left else "")
+        coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
+        words = set(words_of(self.names[k_y]))
+        if words & PAIRS[1][1] and not words & {"grid", "rotated"} and not lonlat:
+            _tell_of_globe(self.source, coords, x is not None or y is not None)
+        return Measurements(
+            coords, np.stack([self.numbers(k, "value") for k in chosen], axis=1), names,
+            None if k_noise is None else self.numbers(k_noise, "noise_sd"),
+            self.units.get(names[0]) if len(names) == 1 else None)
+
+    def find(self, wanted: str, flag: str) -> int:
+        """A column by its name, or its number from 1. Raises UserError where it is not one."""
+        wanted = wanted.strip()
+        places = [k for k, name in enumerate(self.names) if name == wanted] or [
+            k for k, name in enumerate(self.names) if name.lower() == wanted.lower()]
+        if not places and wanted.isdecimal() and 1 <= int(wanted) <= len(self.names):
+            return int(wanted) - 1
+        if len(places) != 1:
+            found = f"{len(places)} of them; give its" if places else "none of them; give a name or"
+            raise UserError(f"{self.seen}: {flag} {wanted} is {found} number, 1 to "
+                            f"{len(self.names)}")
+        return places[0]
+
+    def axes(self, x: str | None, y: str | None, taken: Sequence[int | None]) -> tuple[int, int]:
+        """x and y: as chosen, else by the words of their names.
+
+        Raises:
+            UserError: none is known, or several may be meant.
+        """
+        chosen = [None if axis is None else self.find(axis, flag)
+                  for axis, flag in ((x, "--x"), (y, "--y"))]
+        used = [k for k in (*chosen, *taken) if k is not None]
+        if len(set(used)) < len(used):
+            raise UserError(f"{self.seen}: x, y and each value must be columns of their own; "
+                            "choose with --x, --y, --value and --noise_sd")
+        options = set()
+        for pair in PAIRS:
+            sides = [self._called(words, used) if fixed is None else [fixed]
+                     for words, fixed in zip(pair, chosen, strict=True)]
+            options |= {(i, j) for i, j in itertools.product(*sides) if i != j}
+        if len(options) == 1:
+            return options.pop()
+        what = " or ".join(f"({self.names[i]}, {self.names[j]})" for i, j in sorted(options))
+        raise UserError(f"{self.seen}: " + (f"x and y may be {what}; choose with --x and --y"
+                                            if what else "which are x and y? give --x and --y"))
+
+    def _called(self, words: set[str], used: Sequence[int]) -> list[int]:
+        """Columns that are not used whose names are one of some words, or else have one of them."""
+        having = [k for k, name in enumerate(self.names)
+                  if k not in used and words & set(words_of(name))]
+        return [k for k in having if len(words_of(self.names[k])) == 1] or having
+
+    def values(self, *taken: int | None) -> list[int]:
+        """All other columns with numbers but labels.
+
+        Raises:
+            UserError: there is none, or two columns have one name.
+        """
+        rest = [k for k, name in enumerate(self.names)
+                if k not in taken and not set(words_of(name)) <= LABELS]
+        rest = [k for k in rest if self._holds_numbers(k)] or rest
+        if not rest:
+            raise UserError(f"{self.seen}: no value column is left beside x, y and the noise's sd; "
+                            "choose one with --value")
+        names = [self.names[k].lower() for k in (*rest, *taken) if k is not None]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{self.seen}: {twice!r} is there {names.count(twice)} times; choose "
+                            "with --x, --y and --value, by number")
+        return rest
+
+    def _holds_numbers(self, k: int) -> bool:
+        """Whether some entries are numbers, or none is there."""
+        column = self.table.iloc[:, k]
+        return np.isfinite(_as_numbers(column)).any() or column.isna().all()
+
+    def numbers(self, k: int, flag: str) -> np.ndarray:
+        """A column as float64, NaN where an entry is missing. Raises UserError for words."""
+        column = self.table.iloc[:, k]
+        numbers = _as_numbers(column)
+        is_word = np.isnan(numbers) & column.notna().to_numpy()
+        if is_word.any():
+            row = int(is_word.argmax())
+            entry = str(column.iloc[row])
+            hint = " (a decimal comma? give --decimal ,)" if re.fullmatch(
+                r"[-+]?\d*(,|\s+)\d+([eE][-+]?\d+)?", entry) else ""
+            raise UserError(f"{self.source}: {entry!r} in column {self.names[k]!r}, measurement "
+                            f"{row + 1}, is no number{hint}; mend it, put # before its line, "
+                            f"choose other columns with --{flag}, or name it with --missing")
+        return numbers
+
+
+def _as_numbers(column: pandas.Series) -> np.ndarray:
+    """float64, NaN for words; dates and truths are no numbers."""
+    if column.dtype.kind in "bMm":
+        return np.full(len(column), np.nan)
+    return pandas.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
+    """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
+    lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
+    if lon <= 90 < lat <= globe.WIDEST and not are_chosen:
+        raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
+                        "are exchanged; give --x and --y")
+    span = np.ptp(coords[:, 0])
+    if span > globe.WIDEST / 2:
+        log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
+                    "may be near to each other: --lonlat", source, span)
+    else:
+        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
+                 source)
+
+
+# --- tables: files --------------------------------------------------------------------------------
+
+
+def _read_table(
+    source: str, missing: Sequence[str], decimal: str
+) -> tuple[pandas.DataFrame, dict[str, str | None]]:
+    """The columns of a file under their names, and their units where it has them."""
+    kind = Path(source).suffix.lower()
+    try:
+        if kind in ENDINGS:
+            return _read_netcdf(Path(source))
+        if kind in (".parquet", ".pq"):
+            return _read_parquet(source), {}
+        return _read_text(source, missing, decimal), {}
+    except PermissionError:
+        raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.DataFrame:
+    """The table in a text, whose columns are separated by tabs, semicolons, commas, bars or spaces.
+
+    The first row names them, unless it has two numbers or more: then they are x, y and values.
+    """
+    if decimal not in (".", ","):
+        raise UserError(f"--decimal {decimal}: give . or ,")
+    lines = [line.strip(" ") for line in _content(source).splitlines()]
+    rows = [line for line in lines
+            if line.strip(" ,;|\t\N{NO-BREAK SPACE}") and line[0] not in "#%"]
+    if not rows:
+        raise UserError(f"{source}: no readable table of x,y,value rows: it is empty")
+    separator = next((s for s in "\t;,|" if s in rows[0] and s != decimal), r"\s+")
+    options = dict(header=None, sep=separator, skipinitialspace=True, index_col=False)
+    try:
+        first = pandas.read_csv(io.StringIO(rows[0]), dtype=str, keep_default_na=False, **options)
+        names = [name.strip() for name in first.iloc[0]]
+        numbers = pandas.to_numeric([name.replace(",", ".") for name in names], errors="coerce")
+        has_header = bool(np.isfinite(numbers).sum() < 2)
+        table = pandas.read_csv(
+            io.StringIO("\n".join(rows[has_header:])), decimal=decimal,
+            na_values=[*NO_VALUE, *missing], **options,
+        ) if rows[has_header:] else first.iloc[:0]
+    except (ValueError, OverflowError, MemoryError) as error:  # ParserError is a ValueError
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: no readable table of x,y,value rows ({reason}); rows that are "
+                        "no measurements begin with #") from None
+    while names and not names[-1]:
+        names.pop()
+    if table.iloc[:, len(names):].isna().all(axis=None):  # a separator at the end of each line
+        table = table.iloc[:, :len(names)]
+    if not has_header:
+        _refuse_names_in_comments(source, lines)
+        names = ["x", "y", *(f"column {k + 1}" for k in range(2, table.shape[1]))]
+    if len(names) != table.shape[1]:
+        hint = ("are these decimal commas? put semicolons between the columns, and give --decimal ,"
+                if separator == "," and table.shape[1] > len(names) else
+                "give each column one name, in quotes if it has the separator in it")
+        raise UserError(f"{source}: the line on top has {len(names)} names ({', '.join(names)}), "
+                        f"the rows {table.shape[1]} entries; {hint}")
+    return table.set_axis(names, axis=1)
+
+
+def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
+    """Raises UserError for a comment that names axes, as numpy.savetxt writes it: the columns may
+    be in another order than x, y, value."""
+    known = set().union(*PAIRS[0], *PAIRS[1])
+    for line in lines:
+        if line[:1] in ("#", "%") and len(known & set(words_of(line))) >= 2:
+            raise UserError(f"{source}: the comment {line!r} names columns, and comments are not "
+                            f"read; remove its {line[0]}")
+
+
+def _content(source: str) -> str:
+    """The text of a source in UTF-8, UTF-16 or Latin-1, unpacked where it is gzip. Raises UserError
+    for what is no text."""
+    content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{source}: no readable gzip ({error})") from None
+    kind = files.kind_by_beginning(content)
+    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "latin-1"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if kind is None and "\0" not in text:
+                return text
+    raise UserError(f"{source}: no table of x,y,value rows but {kind or 'no text'}; give a CSV")
+
+
+def _read_parquet(source: str) -> pandas.DataFrame:
+    try:
+        return pandas.read_parquet(source)
+    except ImportError:
+        raise UserError(f"{source}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
+                        ) from None
+    except PermissionError:
+        raise
+    except Exception as error:  # pyarrow raises a great many kinds for a broken file
+        raise UserError(f"{source}: no readable Parquet ({' '.join(str(error).split())})") from None
+
+
+def _read_netcdf(path: Path) -> tuple[pandas.DataFrame, dict[str, str | None]]:
+    """The variables along the dimension that most share, a column each, and their units."""
+    dataset = read_dataset(path)
+    variables = [dataset[name] for name in dataset.variables if dataset[name].dtype.kind in "iuf"]
+    counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
+    if not counts or max(counts.values()) < 3:
+        fields = ", ".join(describe(v) for v in variables if len(v.dims) > 1)
+        training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
+        raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
+                        f"dimension{training}")
+    along = max(counts, key=counts.get)
+    lists = {str(v.name): v for v in variables if v.dims == along}
+    return (pandas.DataFrame({name: v.values for name, v in lists.items()}),
+            {name: units_of(v) for name, v in lists.items()})
+
+
+def _read_npz(path: Path) -> Measurements:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
+                      if name in file.files}
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
+    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
+            zipfile.LargeZipFile) as error:
+        raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
+    if lacking := {"coords", "values"} - set(arrays):
+        raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
+                        "(M, 2), values (M,) or (M, C)")
+    coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
+    noise = arrays.get("noise_sd")
+    if noise is not None and noise.shape != (len(values),):
+        raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
+                        f"({len(values)},)")
+    return Measurements(coords, values, noise=None if noise is None else real_array(
+        f"{path}: noise_sd", noise))

@@ -1,34 +1,44 @@
-"""Values as a model sees them: their range, which becomes -1 ... 1, and transforms."""
+"""Values as a model sees them: whether it has learnt such, their range, and transforms."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from sparsefield.data.scale import Scale, given_range, pixel_scale
+from sparsefield.data.scale import Scale, pixel_scale
 from sparsefield.errors import UserError
+from sparsefield.use.points import Measurements
 
 log = logging.getLogger("sparsefield")
 
 TRANSFORMS = ("log", "sqrt")
+MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
+FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
+ROUNDING = 1e-6
+NARROW = 0.01  # of the range: all values look alike to the model
+MOST = 1e30  # what float32, of which files and models are, holds with its squares' roots to spare
+
+UNUSUAL = 5.0  # times fewer or more measured points a cell: another kind of problem
+
+Ranges = Sequence[tuple[float, float]]  # low and high of each channel
 
 
-def check_transform(name: str | None) -> None:
-    """Raises UserError for what is neither None nor one of TRANSFORMS."""
-    if name is not None and name not in TRANSFORMS:
-        raise UserError(f"transform {name!r}: give {' or '.join(TRANSFORMS)}, or leave it out")
+# --- transforms -----------------------------------------------------------------------------------
 
 
 def transformed(name: str | None, values: np.ndarray) -> np.ndarray:
     """Values of any shape in their units, as the model is to see them.
 
     Raises:
-        UserError: values that have no logarithm, or no root.
+        UserError: an unknown transform, or values that have no logarithm, or no root.
     """
     if name is None:
         return values
+    if name not in TRANSFORMS:
+        raise UserError(f"transform {name!r}: give {' or '.join(TRANSFORMS)}, or leave it out")
     lowest = float(values.min(initial=np.inf))
     if lowest < 0 or (name == "log" and lowest == 0):
         needs = ("only numbers above 0 have a logarithm; give sqrt" if name == "log" else
@@ -56,70 +66,92 @@ def transformed_noise(name: str | None, noise: np.ndarray, values: np.ndarray) -
     return noise / size if name == "log" else noise / (2 * np.sqrt(size))
 
 
-def transformed_range(
-    name: str | None, value_range: Sequence[float] | None
-) -> Sequence[float] | None:
-    """low high, or so for each channel, in the units of transformed values."""
-    if value_range is None or name is None:
-        return value_range
-    return transformed(name, np.asarray(value_range, dtype=np.float64)).tolist()
+# --- what was learnt ------------------------------------------------------------------------------
 
 
-MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
-FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
-ROUNDING = 1e-6
-NARROW = 0.01  # of the range: all values look alike to the model
-MOST = 1e30  # what float32, of which files and models are, holds with its squares' roots to spare
-
-
-def is_of_pictures(trained: Scale) -> bool:
-    """Whether a model was trained on pictures of 8 bits."""
-    return trained.value_range == pixel_scale(trained.channels).value_range
-
-
-def choose_scale(
-    trained: Scale, values: np.ndarray, value_range: Sequence[float] | None
-) -> Scale:
-    """The scale of a model's channels for these values.
+def unlike_training(
+    given: Measurements, shape: Sequence[int], observe: str, of_colours: bool
+) -> str | None:
+    """Why a model has not learnt such measurements, in words; None: it has.
 
     Args:
-        trained: the scale of the training data. values: (M, C) finite, C that of the model.
-        value_range: of the user: low high, or so for each channel.
-    Raises:
-        UserError: no range; values that lie far outside of it; values that cannot be colours.
+        shape: rows and columns that are asked for. observe: the rule of its training.
+        of_colours: whether it was trained on colour pictures of 8 bits.
     """
-    channels = values.shape[1]
-    if value_range is not None:
-        pairs = given_range(value_range, channels)
-        require_inside(values, Scale(pairs))
-        return Scale(pairs, trained.units)
-    outside = excess(values, trained)
+    is_in_colour = given.value_range is not None if given.is_picture else (
+        given.are_colours and are_within_bytes(given.values))
+    if of_colours and not is_in_colour:
+        channels = given.values.shape[1]
+        return (f"these are {channels} channel{'s' * (channels > 1)} of numbers from "
+                f"{given.values.min():.4g} to {given.values.max():.4g}, and it was trained on "
+                "colour pictures of 0 to 255")
+    shares = [float(share) for rule in re.findall(
+        r"random:([\d.]+)(?:-([\d.]+))?(?:,|$)", observe) for share in rule if share]
+    rows, columns = given.shape or shape  # a picture counts by its own pixels
+    share = len(given.coords) / (rows * columns)
+    if not shares or min(shares) / UNUSUAL <= share <= max(shares) * UNUSUAL:
+        return None
+    trained = " to ".join(f"{share:g}" for share in sorted({min(shares), max(shares)}))
+    return f"{share:.2%} of the cells are measured, and in its training {trained} of them were"
+
+
+def are_within_bytes(values: np.ndarray) -> bool:
+    """Whether all values are such as pixels of 8 bits have, 0 to 255."""
+    return bool(values.min() >= 0 and values.max() <= 255)
+
+
+# --- ranges ---------------------------------------------------------------------------------------
+
+
+def is_of_pictures(trained: Scale | None) -> bool:
+    """Whether a model was trained on pictures of 8 bits."""
+    return trained is not None and trained.value_range == pixel_scale(trained.channels).value_range
+
+
+def choose_scale(trained: Scale | None, values: np.ndarray, ranges: Ranges | None) -> Scale:
+    """How a model sees values (M, C), all finite.
+
+    Args:
+        trained: the scale of the training data; None: the model takes any values.
+        ranges: those of the user.
+    Raises:
+        UserError: values that lie far outside of the range, are too large, or cannot be colours.
+    """
     found = f"values from {values.min():.6g} to {values.max():.6g}"
+    if ranges is not None:
+        scale = Scale(tuple(ranges), trained and trained.units)
+        outside = excess(values, scale)
+        if outside > FAR:
+            raise UserError(f"{found} lie far outside --value_range {scale.describe()}: widen it")
+        if outside > ROUNDING:
+            log.warning("WARNING: %s leave --value_range %s; they are kept, but widen it", found,
+                        scale.describe())
+        return scale
+    if trained is None:
+        return Scale(own_range(values))
+    outside, limits = excess(values, trained), trained.describe()
     if outside <= ROUNDING:
-        spread = np.ptp(values, axis=0)
         widths = np.diff(trained.value_range, axis=1)[:, 0]
-        if 0 < (spread / widths).max() < NARROW:
+        if 0 < (np.ptp(values, axis=0) / widths).max() < NARROW:
             log.warning("WARNING: %s are less than a hundredth of the range of the training data "
-                        "(%s); if theirs is another, give --value_range low high", found,
-                        trained.describe())
+                        "(%s); if theirs is another, give --value_range low high", found, limits)
         return trained
-    if is_of_pictures(trained) and channels > 1:
+    if is_of_pictures(trained):
+        if trained.channels == 1:
+            return Scale(own_range(values))
         raise UserError(f"{found} are no colours of 0 to 255: choose one column with --value, or, "
                         "if they are colours, say what is darkest and brightest with --value_range "
                         "low high")
-    if is_of_pictures(trained):
-        return Scale(own_range(values))
     if outside <= FAR:
-        log.warning("WARNING: %s leave the range of the training data (%s)", found,
-                    trained.describe())
+        log.warning("WARNING: %s leave the range of the training data (%s)", found, limits)
         return trained
     log.warning("WARNING: %s lie far outside the training data (%s): their own range is used "
                 "instead; if that is not meant, convert the units, or give --value_range low high",
-                found, trained.describe())
+                found, limits)
     return Scale(own_range(values), trained.units)
 
 
-def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
+def own_range(values: np.ndarray) -> Ranges:
     """For each channel of (M, C), the range of its values with a margin; half of a value that all
     have on either side of it.
 
@@ -130,10 +162,9 @@ def own_range(values: np.ndarray) -> tuple[tuple[float, float], ...]:
     if max(-low.min(), high.max()) > MOST:
         raise UserError(f"values from {low.min():.3g} to {high.max():.3g} are too large; do they "
                         "mean: not measured? then give --missing, else convert the units")
-    spread = high - low
     alike = np.where(low == 0, 0.5, 0.5 * np.abs(low))
-    margin = np.where(spread > 0, MARGIN * spread, alike)
-    return tuple(zip((low - margin).tolist(), (high + margin).tolist()))
+    margin = np.where(high > low, MARGIN * (high - low), alike)
+    return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
 def excess(values: np.ndarray, scale: Scale) -> float:
@@ -141,14 +172,3 @@ def excess(values: np.ndarray, scale: Scale) -> float:
     low, high = np.asarray(scale.value_range).T
     return float((np.maximum(low - values.min(axis=0), values.max(axis=0) - high)
                   / (high - low)).max())
-
-
-def require_inside(values: np.ndarray, scale: Scale) -> None:
-    """Raises UserError for values (M, C) far outside of a range; warns of some that leave it."""
-    outside = excess(values, scale)
-    found = f"values from {values.min():.6g} to {values.max():.6g}"
-    if outside > FAR:
-        raise UserError(f"{found} lie far outside --value_range {scale.describe()}: widen it")
-    if outside > ROUNDING:
-        log.warning("WARNING: %s leave --value_range %s; they are kept, but widen it", found,
-                    scale.describe())

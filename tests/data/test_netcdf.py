@@ -89,7 +89,7 @@ def test_rows_of_a_map_grow_with_latitude_whichever_way_the_file_goes(tmp_path):
 def test_rows_without_coordinates_stay(tmp_path):
     path = tmp_path / "a.nc"
     with netcdf_file(path, "w") as file:
-        for dim, size in zip(("step", "row", "column"), FIELD.shape):
+        for dim, size in zip(("step", "row", "column"), FIELD.shape, strict=True):
             file.createDimension(dim, size)
         file.createVariable("q", "f", ("step", "row", "column"))[:] = FIELD
     data = open_data(str(path))
@@ -165,7 +165,7 @@ def test_attributes_that_tell_what_was_measured(tmp_path, name):
 
 @pytest.mark.parametrize("dims", [("lat", "lon", "time"), ("lon", "level", "time", "lat")])
 def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
-    named = dict(zip(("level", *ALL), (1, *FIELD.shape)))
+    named = dict(zip(("level", *ALL), (1, *FIELD.shape), strict=True))
     stored = np.moveaxis(FIELD, [ALL.index(d) for d in dims if d in ALL], [0, 1, 2]).reshape(
         [named[d] for d in dims])
     with netcdf_file(tmp_path / "a.nc", "w") as file:
@@ -178,6 +178,21 @@ def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
     fields = read_fields(tmp_path / "a.nc")
     np.testing.assert_array_equal(fields.values[..., 0], FIELD)
     assert sorted(set(fields.years)) == [1990, 1991, 1992, 1993]
+
+
+@pytest.mark.parametrize("dims", [ALL, ("lat", "lon", "time")])
+def test_time_is_the_axis_of_steps_wherever_it_stands(tmp_path, dims):
+    """Beside axes without coordinates."""
+    with netcdf_file(tmp_path / "a.nc", "w") as file:
+        for name, size in zip(("month", "row", "column"), FIELD.shape, strict=True):
+            file.createDimension(name, size)
+        axis = file.createVariable("month", "d", ("month",))
+        axis[:], axis.units = months()["time"]
+        here = [("month", "row", "column")[ALL.index(dim)] for dim in dims]
+        file.createVariable("t", "f", here)[:] = FIELD.transpose([ALL.index(dim) for dim in dims])
+    fields = read_fields(tmp_path / "a.nc")
+    np.testing.assert_array_equal(fields.values[..., 0], FIELD)
+    assert len(fields.years) == 48
 
 
 @pytest.mark.parametrize("units, calendar, times", [
@@ -265,7 +280,7 @@ REFUSED = {
     "infinite": ({"t": (ALL, np.where(FIELD > 22, np.inf, FIELD).astype(np.float32))}, {},
                  "infinite values"),
     "a code": ({"t": (ALL, np.where(FIELD > 22, -9999, FIELD).astype(np.float32))}, {},
-               "mark it as _FillValue"),
+               "_FillValue"),
     "mostly land": ({"t": (ALL, np.where(FIELD > 22, FIELD, np.nan).astype(np.float32))}, {},
                     "no tile of 20 x 24 points of which half exist"),
     "one small field": ({"t": (("lat", "lon"), FIELD[0])}, {}, "cannot be split"),

@@ -161,5 +161,5 @@ def test_autocast_around_it_changes_nothing():
 
     expected = found()
     with torch.autocast("cpu", torch.bfloat16):
-        for one, other in zip(found(), expected):
+        for one, other in zip(found(), expected, strict=True):
             assert torch.equal(one, other)

@@ -26,7 +26,7 @@ def fields(height, width, count=4, seed=0):
 
 
 def assert_close(one, other, draws=5e-3):
-    for name, a, b in zip(one._fields, one, other):
+    for name, a, b in zip(one._fields, one, other, strict=True):
         tolerance = {"draws": draws, "loo_z": 1e-3}.get(name, 1e-5)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=tolerance)
 
@@ -49,7 +49,7 @@ def test_a_field_does_not_depend_on_the_batch_or_on_what_was_asked_before():
     seeds, used = torch.arange(4), GridPosterior(16, 16, CPU)
     whole = used([5, 6, -1, 5], observed, values, seeds, cells)
     again = used([5, 6, -1, 5], observed, values, seeds, cells)
-    for a, b in zip(whole, again):
+    for a, b in zip(whole, again, strict=True):
         assert torch.equal(a, b)
     for b, number in enumerate([5, 6, 7, 8]):
         alone = GridPosterior(16, 16, CPU)(

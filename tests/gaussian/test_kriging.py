@@ -54,8 +54,8 @@ def scores(coords, values, noise_variance=None, amplitude2=None, kernels=BANK):
 
 def test_variograms_are_the_powers_of_the_stretched_distance():
     a = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(0)).double()
-    for places, rows in zip(a.numpy(), variogram(BANK, a, a)):
-        for kernel, row in zip(BANK, rows):
+    for places, rows in zip(a.numpy(), variogram(BANK, a, a), strict=True):
+        for kernel, row in zip(BANK, rows, strict=True):
             np.testing.assert_allclose(row, gamma(kernel, places, places), atol=1e-12)
 
 
@@ -69,7 +69,7 @@ def test_scores_with_noise_are_the_restricted_likelihood():
     coords, values = field(channels=1)
     noise_variance = np.sort(np.random.default_rng(1).uniform(0.01, 0.5, len(coords)))
     tried = [(BANK[k], a) for k, a in [(0, 0.5), (2, 1.0), (2, 4.0), (8, 1.0)]]
-    kernels, amplitudes = zip(*tried)
+    kernels, amplitudes = zip(*tried, strict=True)
     amplitude2 = torch.tensor(amplitudes)
     found = scores(coords, values, torch.tensor(noise_variance) / amplitude2[:, None], amplitude2,
                    kernels)
@@ -168,13 +168,13 @@ def test_an_observation_has_its_value_and_no_uncertainty():
 def test_a_field_does_not_depend_on_its_batch_or_on_what_else_is_asked():
     fields = [field(seed=seed, kernel=kernel)
               for seed, kernel in enumerate((Kernel(0.8), Kernel(1.6), BANK[7]))]
-    coords, values = (torch.tensor(np.stack(x)) for x in zip(*fields))
+    coords, values = (torch.tensor(np.stack(x)) for x in zip(*fields, strict=True))
     at = torch.tensor(np.stack([queries(seed=seed) for seed in range(3)]))
     posterior = condition(coords, values)
     together = posterior.at(at)
     for each in posterior.fields:
         each.at_once = 4
-    for one, other in zip(posterior.at(at), together):
+    for one, other in zip(posterior.at(at), together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     for i in range(3):
         alone = condition(coords[i : i + 1], values[i : i + 1]).at(at[i : i + 1])

@@ -1,7 +1,5 @@
 """The causal convolution before the scan: the fused kernels against `conv1d`."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +8,7 @@ from torch import Tensor
 from sparsefield.scan.convolution import causal_conv_silu
 
 SHAPES = [(2, 1, 5, 4), (2, 40, 37, 4), (1, 33, 64, 1), (2, 50, 128, 4), (1, 3, 64, 33),
-          (2, 100, 64, 33), (1, 30, 16, 40)]
+          (2, 100, 64, 33), (1, 30, 16, 40)]  # batch, length, channels, taps
 
 
 def definition(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
@@ -28,30 +26,21 @@ def run(function, leaves: list[Tensor], reverse: bool, dout: Tensor) -> list[Ten
     return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))]
 
 
-def make_inputs(batch: int, length: int, channels: int, taps: int) -> list[Tensor]:
-    """x, weight, bias and a gradient of the output."""
-    torch.manual_seed(0)
-    sizes = (batch, length, channels), (channels, 1, taps), (channels,), (batch, length, channels)
-    return [torch.randn(size, dtype=torch.float64) for size in sizes]
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(monkeypatch, shape, reverse):
-    *leaves, dout = make_inputs(*shape)
-    want = run(definition, leaves, reverse, dout)
-    for backend in ("torch", "auto"):
-        monkeypatch.setenv("SCAN", backend)
-        got = run(causal_conv_silu, [x.float() for x in leaves], reverse, dout)
-        for a, b in zip(got, want):
-            assert (a - b).norm() <= 1e-6 * b.norm()
-
-
-def test_bfloat16_in_memory_is_float32_inside():
-    *leaves, dout = make_inputs(2, 50, 128, 4)
-    leaves[0], dout = leaves[0].bfloat16(), dout.bfloat16()
-    want = run(definition, [x.double() for x in leaves], True, dout)
-    got = run(causal_conv_silu, [leaves[0], *(x.float() for x in leaves[1:])], True, dout)
-    assert got[0].dtype == got[1].dtype == torch.bfloat16
-    for a, b in zip(got, want):
-        assert (a - b).norm() <= 2**-7 * b.norm()
+@pytest.mark.parametrize("backend, dtype, bound", [
+    ("torch", torch.float32, 1e-6), ("auto", torch.float32, 1e-6), ("auto", torch.bfloat16, 2**-7)])
+def test_values_and_gradients(monkeypatch, shape, reverse, backend, dtype, bound):
+    torch.manual_seed(0)
+    batch, length, channels, taps = shape
+    x, weight, bias, dout = (torch.randn(size).to(kind) for size, kind in (
+        ((batch, length, channels), dtype), ((channels, 1, taps), torch.float32),
+        ((channels,), torch.float32), ((batch, length, channels), dtype)))
+    if dtype == torch.bfloat16 and taps > 33:
+        pytest.skip("conv1d wants one dtype")
+    want = run(definition, [y.double() for y in (x, weight, bias)], reverse, dout.double())
+    monkeypatch.setenv("SCAN", backend)
+    got = run(causal_conv_silu, [x, weight, bias], reverse, dout)
+    assert got[0].dtype == got[1].dtype == dtype
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() <= bound * b.norm()

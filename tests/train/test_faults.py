@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import WHOLE, assert_same, records, settings, train
+from small import WHOLE, assert_same, records, settings, train, write_untrained
 
 from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
+from sparsefield.model import checkpoint as files
 from sparsefield.model.checkpoint import (
+    build_model,
     load_checkpoint,
     load_model,
     save_checkpoint,
     save_safetensors,
 )
 from sparsefield.train import loop as training
-from sparsefield.train import run as runfolder
+from sparsefield.train.config import TrainingConfig
 from sparsefield.train.run import RunFolder
 
 
@@ -180,11 +182,37 @@ def test_left_overs_of_a_killed_training_are_removed(data, tmp_path, capsys):
     assert [record["step"] for record in records(tmp_path)] == [0, 6, 6]  # validations and loss
 
 
+def test_a_log_that_is_the_data_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(UserError, match="is the file of data"):
+        TrainingConfig(data=str(tmp_path / "a.npy"), log_file=str(tmp_path / "a.npy")).check()
+
+
+def test_a_training_leaves_the_files_of_others(tmp_path):
+    theirs = {".notes.tmp": "mine", ".mamba_v2_latest.pth.tmp": "mine", ".report.7.tmp": "mine"}
+    ours = (".mamba_v2_latest.pth.7.tmp", ".mamba_v2_epoch_0010.pth.7.tmp", ".metrics.jsonl.7.tmp",
+            ".mamba_v2_best.safetensors.7.tmp")
+    for name in (*theirs, *ours):
+        (tmp_path / name).write_text("mine")
+    lines = ['{"epoch": 3, "mine": 1}', "my own line", '["x"]', '{"step": 1, "epoch": 0}',
+             '{"step": 9, "epoch": 1}', '{"step": 2, "lo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    folder = RunFolder(tmp_path, "mamba_v2")
+    with folder.locked():
+        folder.rewind(5)
+    assert {p.name for p in tmp_path.glob(".*.tmp")} == set(theirs)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines[:4]
+    assert folder.read_records() == [{"step": 1, "epoch": 0}]
+    (tmp_path / "metrics.jsonl").write_text("no line end")
+    folder.rewind(-1)
+    assert (tmp_path / "metrics.jsonl").read_text() == "no line end\n"
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsefield.train.loop.start_loss",
+    monkeypatch.setitem(training.LOSSES, "start",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match=r"out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
@@ -243,7 +271,7 @@ def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrat
 
     for name in ("save_checkpoint", "save_safetensors"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(runfolder, name, killed)
+            patch.setattr(files, name, killed)
             folder.save_best(calibrated)
         states = ["calibration" in load_checkpoint(best.with_suffix(ending))
                   for ending in (".pth", ".safetensors")]
@@ -280,3 +308,16 @@ def test_weights_of_an_earlier_flow_are_refused_with_what_to_do(whole, tmp_path,
     save(tmp_path / f"earlier.{ending}", checkpoint)
     with pytest.raises(UserError, match="Train again, or use commit f7b6c33"):
         load_checkpoint(tmp_path / f"earlier.{ending}")
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: {f"module.{k}": v for k, v in w.items()}, "DistributedDataParallel"),
+    (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, "torch.compile"),
+    (lambda w: {k: v * float("nan") for k, v in w.items()}, "NaN or infinity (in "),
+    (lambda w: {k: 5 for k in w}, "is no tensor"),
+])
+def test_weights_that_no_training_of_ours_left(tmp_path, change, words):
+    path = write_untrained(tmp_path / "m.pth", change=change)
+    with pytest.raises(UserError) as refused:
+        build_model(load_checkpoint(path))
+    assert words in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -67,3 +68,13 @@ def test_training_beside_shipped_weights_sets_them_aside(data, shipped, tmp_path
 def test_weights_are_shared_in_one_format(shipped, tmp_path):
     with pytest.raises(UserError, match="shared as"):
         ship.ship(shipped[0], tmp_path / "best.pth")
+
+
+def test_shipping_onto_itself_or_onto_what_is_no_checkpoint(shipped, tmp_path):
+    source = Path(shutil.copy(shipped[0], tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match="is the checkpoint that is read"):
+        ship.ship(source, source)
+    (tmp_path / "b.safetensors").write_text("mine")
+    with pytest.raises(UserError, match=r"b\.safetensors"):
+        ship.ship(source, tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_text() == "mine"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import write_untrained
 
-import reconstruct as script
-from sparsefield import cli, load
+from sparsefield import load
+from sparsefield.use import predict
+from sparsefield.use.grids import Frame, grid_shape
 from sparsefield.use.points import merge_repeats, merge_twins
 
 RNG = np.random.default_rng(3)
@@ -44,31 +44,27 @@ def test_a_field_on_a_part_is_that_part_of_the_field():
         np.testing.assert_allclose(part.samples.reshape(2, -1, 1), same.samples, atol=1e-4)
 
 
-def test_the_command_uses_what_lies_outside_the_extent(tmp_path, capsys):
+def test_the_command_uses_what_lies_outside_the_extent(command):
     rows = np.column_stack([PLACES, truth(PLACES)])
-    np.savetxt(tmp_path / "a.csv", rows, delimiter=",", header="x,y,v", comments="")
-    given = [str(tmp_path / "a.csv"), "--num_samples", "2", "--resolution", "8",
-             "--out", str(tmp_path / "out"), "--extent", ".35", ".65", ".35", ".65"]
-    assert cli.run(lambda: script.main(given)) == 0
-    assert "measurements lie outside the extent; they are used, too" in capsys.readouterr().out
-    with np.load(tmp_path / "out/field.npz") as field:
+    np.savetxt("a.csv", rows, delimiter=",", header="x,y,v", comments="")
+    code, out, _ = command("a.csv", "--extent", .35, .65, .35, .65)
+    assert code == 0 and "measurements lie outside the field (x 0.35 to 0.65" in out
+    assert "they are used, too" in out and "WARNING" not in out
+    with np.load("out/field.npz") as field:
         error = field["mean"][..., 0] - truth(field["coords"])
     assert np.sqrt((error**2).mean()) < 0.03
 
 
 @pytest.mark.parametrize("name", ["none", "trained"])
-def test_y_of_a_table_grows_upward_and_an_axis_may_fall(tmp_path, name):
-    model = load("none" if name == "none" else write_untrained(tmp_path / "m.pth", 1, (-2, 3)))
-    axis = (np.arange(8) + 0.5) / 8
-    up, down = (model.reconstruct(PLACES, truth(PLACES), axes=(axis, y), num_samples=2,
-                                  num_steps=1) for y in (axis, axis[::-1]))
-    np.testing.assert_allclose(up.mean, down.mean[::-1], atol=1e-3)
-    assert up.mean[-1].mean() > up.mean[0].mean()
+def test_y_of_a_table_grows_upward(paths, name):
+    model = load("none" if name == "none" else paths["sea"])
+    field = model.reconstruct(PLACES, truth(PLACES), 8, num_samples=2, num_steps=1,
+                              value_range=(-2, 3))
+    assert field.mean[-1].mean() > field.mean[0].mean()
+    assert field.coords[-1, 0, 1] > field.coords[0, 0, 1]
 
 
-def test_a_trained_model_sees_data_and_places_within_its_square(tmp_path, monkeypatch):
-    from sparsefield.use import predict
-
+def test_a_trained_model_sees_data_and_places_within_its_square(paths, monkeypatch):
     seen = []
     original = predict.sample
 
@@ -76,12 +72,42 @@ def test_a_trained_model_sees_data_and_places_within_its_square(tmp_path, monkey
         seen.extend([queries, places])
         return original(network, queries, places, *rest, **options)
 
-    watched.__signature__ = __import__("inspect").signature(original)
     monkeypatch.setattr(predict, "sample", watched)
-    model = load(write_untrained(tmp_path / "m.pth", 1, (-2, 3)))
-    model.reconstruct(100 * PLACES + 7, truth(PLACES), 8, num_samples=2, num_steps=1,
-                      extent=(50, 400, 0, 60))
+    load(paths["sea"]).reconstruct(100 * PLACES + 7, truth(PLACES), 8, num_samples=2, num_steps=1,
+                                   extent=(50, 400, 0, 60))
     assert min(x.min() for x in seen) >= 0 and max(x.max() for x in seen) <= 1
+
+
+@pytest.mark.parametrize("width, height, aspect, shape", [
+    (1, 1, "auto", (64, 64)), (10, 5, "auto", (32, 64)), (10, 5, "free", (64, 64)),
+    (10, 1, "auto", (6, 64)), (100_000, 100, "auto", (64, 64)), (100_000, 100, "equal", (1, 64)),
+    (1, 11, "auto", (64, 64)), (5, 0, "auto", (1, 64)),
+])
+def test_scales_of_the_axes(width, height, aspect, shape):
+    coords = np.array([[5, 0], [5 + width, height]])
+    frame = Frame.of(coords, aspect=aspect)
+    assert grid_shape(64, (5, 5 + width, 0, height), frame.scaled_by) == shape
+    assert frame.domain.side == pytest.approx(1) and (frame.inside(coords) >= 0).all()
+
+
+def test_a_section_is_read_along_both_of_its_axes(paths):
+    """Distance 0 ... 100,000 and depth 0 ... 100: what was measured in a corner is found there."""
+    distance, depth = np.meshgrid(np.linspace(0, 1e5, 6), np.linspace(0, 100, 6))
+    coords = np.stack([distance.ravel(), depth.ravel()], 1)
+    field = load(paths["sea"]).reconstruct(coords, 10 - 5 * coords[:, 1] / 100, 16, num_samples=2,
+                                           num_steps=1, extent=(0, 1e5, 0, 100))
+    assert field.mean.shape == (16, 16, 1)
+    down = field.mean[..., 0].mean(axis=1)
+    assert np.allclose(down, 10 - 5 * (np.arange(16) + 0.5) / 16, atol=0.3)
+
+
+def test_a_section_on_the_command_line(command):
+    np.savetxt("a.csv", np.column_stack([PLACES * (100_000, 100), truth(PLACES)]), delimiter=",",
+               header="distance,depth,t", comments="")
+    axes = "--x", "distance", "--y", "depth"
+    _, out, _ = command("a.csv", *axes)
+    assert "each axis has a scale of its own (--aspect equal" in out and "-> 8x8" in out
+    assert "-> 1x8" in command("a.csv", *axes, "--aspect", "equal")[1]
 
 
 # --- repeats and twins ----------------------------------------------------------------------------
@@ -116,7 +142,7 @@ def test_a_twin_that_disagrees_is_noise_at_its_place_alone(caplog):
     with caplog.at_level("WARNING", logger="sparsefield"):
         twins = model.at(QUERIES, coords, disagreeing, num_samples=2)
         at_twin = model.at(PLACES[7:8], coords, disagreeing, num_samples=2)
-    assert "1 pair of points next to each other differs" in caplog.text
+    assert "1 pair(s) of points next to each other differ" in caplog.text
     assert np.median(twins.sd) < 1.5 * np.median(plain.sd)
     assert at_twin.sd.item() > 0.03 and twins.sd.max() < 2 * plain.sd.max()
     error = [np.sqrt(((a.mean[:, 0] - truth(QUERIES)) ** 2).mean()) for a in (plain, twins)]
@@ -129,7 +155,7 @@ def test_pairs_of_noisy_and_of_smooth_fields_are_left_alone():
     for values in (rng.normal(size=120), truth(coords)):
         given = coords, values[:, None], np.zeros((120, 1))
         found = merge_twins(*given, 0.1)
-        for a, b in zip(given, found):
+        for a, b in zip(given, found, strict=True):
             np.testing.assert_array_equal(a, b)
 
 

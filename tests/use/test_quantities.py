@@ -7,30 +7,12 @@ import logging
 import numpy as np
 import pytest
 from scipy.io import netcdf_file
-from small import write_untrained
 
-import reconstruct as script
-from sparsefield import cli, load
+from sparsefield import load
 from sparsefield.errors import UserError
 
 ROWS = np.random.default_rng(0).uniform(size=(60, 2))
 WAVE = np.sin(5 * ROWS[:, 0]) + ROWS[:, 1]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """command(arguments) runs reconstruct.py in tmp_path and gives (code, out, err)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        given = [*map(str, arguments)]
-        given += [] if "--num_samples" in given else ["--num_samples", "2"]
-        given += [] if "--observe" in given else ["--resolution", "8"]
-        code = cli.run(lambda: script.main(given))
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def table(name: str, columns: dict[str, np.ndarray]) -> str:
@@ -97,73 +79,26 @@ def test_quantities_are_scored_and_told_one_by_one(command):
     assert code == 0 and "temp: mean" in out and "; salt: mean" in out
 
 
-def test_a_model_reads_the_channels_that_it_has_learnt_together(command, tmp_path):
+def test_a_model_reads_the_channels_that_it_has_learnt_together(command, paths):
     """By the names of a table they are different things."""
-    two = write_untrained(tmp_path / "two.pth", 2, (-10.0, 10.0))
+    two = paths["wind"]
     winds = table("w.csv", {"u wind": WAVE, "v wind": 5 * ROWS[:, 1] - 3})
     code, _, err = command(winds, "--checkpoint", two, "--out", "out")
     assert code == 0, err
     with np.load("out/field.npz") as file:
         given = load(two).reconstruct(
-            ROWS, np.stack([WAVE, 5 * ROWS[:, 1] - 3], axis=1), (8, 8), num_samples=2,
+            ROWS, np.stack([WAVE, 5 * ROWS[:, 1] - 3], axis=1), (8, 8), num_samples=2, num_steps=1,
             extent=(*_ends(ROWS[:, 0]), *_ends(ROWS[:, 1])), seed=0)
         assert file["mean"].shape == (8, 8, 2)
         np.testing.assert_allclose(file["mean"], given.mean, atol=1e-4)
         south_north = file["mean"][-1, :, 1].mean() - file["mean"][0, :, 1].mean()
     assert south_north == pytest.approx(5 * np.ptp(ROWS[:, 1]) * 7 / 8, rel=0.1)
     code, out, err = command(winds, "--checkpoint", two, "--holdout", "0.2")
-    assert code == 0 and "\nu wind:\n" in out and "this (two.pth)" in out, err
+    assert code == 0 and "\nu wind:\n" in out and "this (wind.pth)" in out, err
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
-
-
-def test_a_column_with_gaps_is_said_to_cost_the_others(command):
-    salt = np.where(np.arange(60) < 50, np.nan, WAVE)
-    code, out, _ = command(table("m.csv", {"temp": WAVE, "salt": salt}), "--out", "out")
-    assert code == 0 and "50 of 60 measurements have a missing" in out
-    assert "temp lacks 0, salt lacks 50" in out and "--value takes one column" in out
-    code, out, _ = command("m.csv", "--value", "temp", "--out", "alone")
-    assert code == 0 and "lacks" not in out and "60 points" in out
-
-
-def test_a_failing_disk_leaves_the_previous_result_whole(command, monkeypatch, tmp_path):
-    t = table("t.csv", {"temp": WAVE})
-    assert command(t, "--out", "out", "--num_samples", "5")[0] == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
-    assert "sample_5.png" in before
-
-    def full(file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    code, _, err = command(t, "--out", "out")
-    assert code == 2 and "No space left" in err
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[!.]*")}
-
-
-@pytest.mark.parametrize("error", [
-    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
-def test_memory_that_does_not_suffice_is_one_line(error, capsys):
-    def main():
-        raise error
-
-    assert cli.run(main) == 2
-    assert capsys.readouterr().err.startswith("error: out of memory")
-    with pytest.raises(RuntimeError, match="a defect"):
-        cli.run(lambda: (_ for _ in ()).throw(RuntimeError("a defect")))
-
-
-def test_places_that_are_none_are_refused_and_not_dropped():
-    model = load("none")
-    hidden = np.ma.masked_array(ROWS[:2], mask=[[True, True], [False, False]])
-    with pytest.raises(UserError, match="places are masked"):
-        model.at(hidden, ROWS, WAVE)
-    with pytest.raises(UserError, match="latitude"):
-        model.at([[10.0, 95.0]], ROWS, WAVE, lonlat=True)
-    with pytest.raises(UserError, match="axes"):
-        model.reconstruct(ROWS, WAVE, axes=np.linspace(0, 1, 5))
 
 
 def test_longitudes_on_both_sides_of_the_180th_meridian_are_warned_of(command):

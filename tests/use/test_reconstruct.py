@@ -1,44 +1,22 @@
-"""A person's own measurements: read, reconstructed, written, refused."""
+"""Fields from scattered values, by a trained model and by the closed form alone."""
 
 from __future__ import annotations
 
-import io
-import sys
-
 import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import netcdf_file
 from small import write_untrained
 
-import reconstruct as script
-from sparsefield import cli, load
-from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import fit_spread, widen
-from sparsefield.evaluate.metrics import coverage
-from sparsefield.use.read import read_measurements
+from sparsefield import load
 
 
 @pytest.fixture(scope="module")
-def colour(tmp_path_factory):
-    return write_untrained(tmp_path_factory.mktemp("colour") / "model.pth",
-                            calibration={"spread": 1.2, "raw": 0.8, "calibrated": 0.9,
-                                         "pictures": 4})
+def colour(paths):
+    return paths["colour"]
 
 
 @pytest.fixture(scope="module")
 def sea(tmp_path_factory):
     return write_untrained(tmp_path_factory.mktemp("sea") / "model.pth", 1, (-2.0, 30.0))
-
-
-def command(*arguments) -> int:
-    return cli.run(lambda: script.main([str(a) for a in arguments]))
-
-
-def csv(tmp_path, text, name="points.csv"):
-    path = tmp_path / name
-    path.write_text(text)
-    return path
 
 
 # --- the API --------------------------------------------------------------------------------------
@@ -154,8 +132,6 @@ def test_noise_of_its_own_for_every_point():
     doubted = model.reconstruct(coords, values, (1, 1), num_samples=2,
                                 noise_sd=[0.1, 0.1, 0.1, 0.1, 20])
     assert trusted.mean.item() > 8 and doubted.mean.item() < 5
-    with pytest.raises(UserError, match="noise_sd"):
-        model.reconstruct(coords, values, 4, noise_sd=[0.1, 0.2])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -200,115 +176,3 @@ def test_the_sd_without_a_model_is_that_of_endlessly_many_samples():
     noise = np.sqrt(told[1].sd**2 - told[0].sd**2)
     assert noise.max() > 100 and np.ptp(noise) < 0.01 * noise.max()
     np.testing.assert_allclose(told[1].samples.std(axis=0, ddof=1), told[1].sd, rtol=0.15)
-
-
-# --- calibration ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
-def test_the_spread_undoes_a_width_that_is_wrong(width):
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=4000)
-    samples = width * rng.normal(size=(20, 4000))
-    spread = fit_spread(samples, truth)
-    assert spread == pytest.approx(1 / width, rel=0.1)
-    assert coverage(widen(samples, spread), truth, 0.9) == pytest.approx(0.9, abs=0.01)
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_used_is_left_out_and_said(tmp_path, caplog):
-    script.cli.log.propagate = True
-    path = csv(tmp_path, "0,0,1\n0,0,3\n1,1,5\n0.5,,4\n0.5,0.5,nan\n9,9,9\n")
-    with caplog.at_level("INFO", logger="sparsefield"):
-        found = read_measurements(str(path), channels=1, extent=(0, 1, 0, 1))
-        assert found.values[:, 0].tolist() == [1, 3, 5, 9]  # averaged when their noise is known
-        assert "2 of 6 measurements have a missing" in caplog.text
-        assert "1 of 4 measurements lie outside the extent; they are used, too" in caplog.text
-        load("none").reconstruct(found.coords, found.values, 2, num_samples=2, extent=(0, 1, 0, 1))
-    assert "repeated values differ (by an sd of 1.41)" in caplog.text
-    assert "2 of 4 measurements share a place with another: averaged to 3 points" in caplog.text
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def test_a_photograph_of_ones_own(tmp_path, colour, capsys):
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (12, 20, 3), np.uint8)).save(tmp_path / "photo.png")
-    mask = np.zeros((12, 20), np.uint8)
-    mask[::2, ::3] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    out = tmp_path / "out"
-    assert command(tmp_path / "photo.png", "--mask", tmp_path / "mask.png", "--checkpoint", colour,
-                   "--num_samples", 2, "--num_steps", 2, "--out", out) == 0
-    with np.load(out / "field.npz") as file:
-        assert file["mean"].shape == (12, 20, 3) and file["samples"].shape == (2, 12, 20, 3)
-    assert Image.open(out / "mean.png").size == (20, 12)
-    assert (out / "reconstruction.png").stat().st_size > 10_000
-    original, mean = (np.asarray(Image.open(p)) for p in (tmp_path / "photo.png", out / "mean.png"))
-    assert (original[mask > 0] == mean[mask > 0]).all()
-    said = capsys.readouterr().out
-    assert "42 points -> 12x20" in said
-    assert "spread times 1.20" in said and "90% (of 2 samples at most 33%)" in said
-
-
-def test_a_table_from_standard_input(tmp_path, sea, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x,y,sst\n0,0,3\n10,5,9\n10,0,5\n0,5,8\n"))
-    out = tmp_path / "out"
-    assert command("-", "--checkpoint", sea, "--num_samples", 2, "--resolution", 8,
-                   "--out", out) == 0
-    with np.load(out / "field.npz") as file:
-        assert file["mean"].shape == (4, 8, 1)
-        assert file["coords"][0, 0].tolist() == [0.625, 0.625]
-    assert "4 points -> 4x8" in capsys.readouterr().out
-
-
-def test_netcdf_has_the_units_of_the_training_data(tmp_path, sea):
-    path = csv(tmp_path, "x,y,sst\n0,0,3\n1,1,9\n")
-    assert command(path, "--checkpoint", sea, "--num_samples", 2, "--resolution", 4,
-                   "--out", tmp_path / "out") == 0
-    with netcdf_file(tmp_path / "out/field.nc", mmap=False) as data:
-        mean = data.variables["mean"]
-        assert mean.dimensions == ("y", "x") and mean.units == b"degC"
-
-
-def test_one_channel_for_a_model_of_pictures_is_grey(tmp_path, colour, capsys):
-    path = csv(tmp_path, "x,y,height\n0,0,300\n1,1,900\n0,1,500\n")
-    assert command(path, "--checkpoint", colour, "--num_samples", 2, "--resolution", 6,
-                   "--out", tmp_path / "out") == 0
-    assert "shades of grey" in capsys.readouterr().out
-    with np.load(tmp_path / "out" / "field.npz") as file:
-        assert file["mean"].shape == (6, 6, 1) and 300 < file["mean"].mean() < 900
-
-
-@pytest.mark.parametrize("arguments, words", [
-    (["nowhere.csv"], "does not exist"),
-    (["."], "is a folder"),
-    (["{png}"], "nothing says which pixels are known"),
-    (["{png}", "--mask", "{small}"], "make them equal"),
-    (["{png}", "--mask", "{black}"], "no pixel is known"),
-    (["{png}", "--mask", "{black}", "--observe", "random:0.2"], "give one of them"),
-    (["{png}", "--observe", "random:0.2", "--extent", "0", "1", "0", "1"], "has its pixels"),
-    (["{csv}", "--observe", "random:0.2"], "every point is known"),
-    (["{csv}", "--resolution", "big"], "ROWSxCOLUMNS"),
-    (["{csv}", "--noise_sd", "-1"], "0 or more"),
-    (["{csv}", "--value_range", "3", "1"], "low high"),
-    (["{broken}"], "no readable .npz"),
-    (["{csv}", "--checkpoint", "none.pth"], "does not exist"),
-])
-def test_refusals(tmp_path, colour, capsys, arguments, words):
-    files = {name: str(tmp_path / f"{name}.{kind}") for name, kind in (
-        ("png", "png"), ("small", "png"), ("black", "png"), ("csv", "csv"), ("broken", "npz"))}
-    Image.new("RGB", (8, 8), "red").save(files["png"])
-    Image.new("L", (4, 4), 255).save(files["small"])
-    Image.new("L", (8, 8), 0).save(files["black"])
-    csv(tmp_path, "x,y,v\n0,0,1\n1,1,2\n", "csv.csv")
-    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
-    given = [a.format(**files) for a in arguments]
-    if "--checkpoint" not in given:
-        given += ["--checkpoint", colour]
-    assert command(*given, "--out", str(tmp_path / "out")) == 2
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1
