@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import condition
+from sparsefield.gaussian import Use, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -53,7 +53,7 @@ class ClosedForm(NamedTuple):
     Attributes:
         mean, sd: (B, N, C) at the queries. loo_sd, loo_z: (B, M, C) at the observations, see
             sparsefield.gaussian.LeaveOneOut. features: (B, F, h, w) of the lattice, or None.
-        noise: a source of draws z_0, or None. variogram: in words.
+        noise: a source of draws z_0, or None. variogram: in words. uses: of the covariates.
     """
 
     mean: Tensor
@@ -63,6 +63,7 @@ class ClosedForm(NamedTuple):
     features: Tensor | None = None
     noise: Noise | None = None
     variogram: str = ""
+    uses: tuple[Use, ...] = ()
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
@@ -75,7 +76,7 @@ class ClosedForm(NamedTuple):
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
         parts = (None if part is None else part.to(device) for part in self[:5])
-        return ClosedForm(*parts, noise, self.variogram)
+        return ClosedForm(*parts, noise, self.variogram, self.uses)
 
 
 class Start(NamedTuple):
@@ -126,7 +127,7 @@ class State(NamedTuple):
         mean, sd: (B, N, C), where the flow starts: x = mean + sd z.
         noise: (generators, one a draw) -> z_0 (S, N, C), the draws of a field side by side; None
             where the closed form was given. variogram: of the first field, in words.
-        context, lattice: of the flow's U-Net, or None. blocks: of the tokens.
+        context, lattice: of the flow's U-Net, or None. blocks: of the tokens. uses: of covariates.
     """
 
     mean: Tensor
@@ -136,6 +137,7 @@ class State(NamedTuple):
     context: FlowContext | None = None
     lattice: Lattice | None = None
     blocks: Sequence[TokenBlock] = ()
+    uses: tuple[Use, ...] = ()
 
     def repeat(self, times: int) -> State:
         """What `velocity` needs, every field `times` times, side by side: for as many draws."""
@@ -153,7 +155,7 @@ class GaussianModel(nn.Module):
         most_inputs: int | None = None, done: Done | None = None,
     ) -> State:
         form = fitted_form(observed, queries, None, done)
-        return State(form.mean, form.sd, form.noise, form.variogram)
+        return State(form.mean, form.sd, form.noise, form.variogram, uses=form.uses)
 
     def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
         return torch.zeros_like(z)
@@ -173,8 +175,9 @@ def fitted_form(
             coords=observed.coords.cpu(), values=observed.values.cpu(),
             noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
         return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
-    coords, values, noise_sd, domain, _ = observed
-    posterior = condition(coords, values, noise_sd, domain=domain)
+    coords, values, noise_sd, domain, _, covariates, trend = observed
+    posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
+                          trend=trend)
     answer, loo = posterior.at(queries, done), posterior.leave_one_out
     features = None
     if lattice is not None:
@@ -182,7 +185,7 @@ def fitted_form(
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      posterior.noise(queries, done), posterior.describe())
+                      posterior.noise(queries, done), posterior.describe(), posterior.uses())
 
 
 class FieldModel(nn.Module):
