@@ -38,7 +38,7 @@ if __name__ == "__main__":
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -206,7 +206,7 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
             bar.total = total
             bar.update(calls - bar.n)
 
-        field = model.answer(given, asked, Settings(
+        field = model.answer(replace(given, units=config.units or given.units), asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
             trend=config.trend, progress=progress))

@@ -201,8 +201,11 @@ def grid_axes(path: Path) -> tuple[DataArray, DataArray]:
     return axes["x"][0], axes["y"][0]
 
 
-def read_plane(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variables of axes (y, x) by their names: x (W,), y (H,) and values (H, W, p), as in the file.
+def read_plane(
+    path: Path, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Variables of axes (y, x) by their names: x (W,), y (H,), values (H, W, p), as in the file,
+    and their units.
 
     The only band of a GeoTIFF answers to any one name.
 
@@ -215,14 +218,15 @@ def read_plane(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray
               if dataset[name].dtype.kind in "iuf" and dataset[name].ndim >= 2}
     if path.suffix.lower() in GEOTIFF and len(names) == len(fields) == 1:
         fields = {names[0]: next(iter(fields.values()))}
-    planes = []
+    planes, units = [], []
     for name in names:
         plane = _find(path, fields, name, "--covariates").squeeze(drop=True)
         if set(plane.dims) != {x.name, y.name}:
             raise UserError(f"{path}: {describe(plane)}: a covariate has the axes {y.name} and "
                             f"{x.name} alone; choose one step of the others first")
         planes.append(plane.transpose(y.name, x.name).values.astype(np.float64))
-    return x.values, y.values, np.stack(planes, axis=-1)
+        units.append(units_of(plane) or "")
+    return x.values, y.values, np.stack(planes, axis=-1), tuple(units)
 
 
 def units_of(variable: DataArray) -> str | None:

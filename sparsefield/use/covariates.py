@@ -58,6 +58,10 @@ class Known:
     def unit(self, j: int) -> str:
         return self.units[j] if self.units else ""
 
+    def units_or(self, others: tuple[str, ...]) -> tuple[str, ...]:
+        """Their units, where they are known, else others."""
+        return tuple(self.unit(j) or other for j, other in enumerate(others))
+
 
 def checked(known: Known, count: int) -> Known:
     """Covariates of `count` measurements. Raises UserError where they cannot be used."""
@@ -111,24 +115,26 @@ def of_pixels(known: Known, shape: tuple[int, int]) -> np.ndarray:
     return _between(np.arange(width), np.arange(height), known.pixels, places)
 
 
-def of_grid(known: Known, path: str, places: np.ndarray) -> np.ndarray:
-    """(H, W, p): covariates at places (H, W, 2) by the variables of the same names in a file; NaN
-    outside its grid.
+def of_grid(
+    known: Known, path: str, places: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Covariates (H, W, p) at places (H, W, 2) by the variables of the same names in a file, NaN
+    outside its grid; and their units.
 
     Raises:
         UserError: a variable is missing, or no place is on the grid.
     """
-    x, y, values = read_plane(Path(path), known.names)
+    x, y, values, units = read_plane(Path(path), known.names)
     if places.shape[:2] == values.shape[:2] and np.array_equal(
             places, np.stack(np.meshgrid(x, y), axis=-1)):
-        return values
-    log.info("%s of --grid %s are interpolated from its %d x %d points", ", ".join(known.names),
-             path, len(y), len(x))
+        return values, units
+    log.info("covariates %s are interpolated from the %d x %d points of %s", ", ".join(known.names),
+             len(y), len(x), path)
     found = _between(x, y, values, places)
     if np.isnan(found).any(axis=-1).all():
         raise UserError(f"--grid {path}: it covers x {x.min():g} to {x.max():g} and y {y.min():g} "
                         f"to {y.max():g}, and no place that is asked for; give --extent within it")
-    return found
+    return found, units
 
 
 def _between(x: np.ndarray, y: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -172,10 +178,9 @@ def in_words(
             numbers = ", ".join(_with_error(value, error) for value, error in pairs)
             said.append(f"drift {numbers} {units}{per}".replace("  ", " "))
         if use.scale:
-            far = use.scale * side / known.spread[j]
-            unit = known.unit(j)
-            said.append(f"1{' ' + unit if unit else ''} of {name} counts as {far:.2g} {distance} "
-                        "of distance".replace("  ", " "))
+            far = float(f"{use.scale * side / known.spread[j]:.2g}")
+            said.append(f"1 {known.unit(j)} of {name} counts as {far:.10g} {distance} of distance"
+                        .replace("  ", " "))
         lines.append(f"{name}: {'; '.join(said) or 'not used, the measurements do not follow it'}")
     return lines
 

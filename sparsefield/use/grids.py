@@ -280,7 +280,13 @@ def what_is_asked(
     if like is None:
         shape = grid_shape(_parse_resolution(resolution, given), extent, frame.scaled_by)
         like = Grid.over(extent, shape, lonlat)
-    asked = with_known(given.known, Asked(like.places, extent, frame, like), grid)
+    asked = Asked(like.places, extent, frame, like)
+    if given.known is not None and given.known.pixels is not None:
+        asked = with_known(given.known, asked, of_pixels(given.known, asked.shape))
+    elif given.known is not None and grid is not None:
+        values, units = of_grid(given.known, grid, like.places)
+        asked = with_known(given.known, asked, values)
+        given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
     if reach is None:
         return given, asked
     is_far = frame.beyond(reach, like.places.reshape(-1, 2), given.coords).reshape(asked.shape)
@@ -290,22 +296,9 @@ def what_is_asked(
     return given, replace(asked, is_far=is_far if asked.is_far is None else is_far | asked.is_far)
 
 
-def with_known(
-    known: Known | None, asked: Asked, grid: str | None = None, values: np.ndarray | None = None
-) -> Asked:
-    """What is asked for with the covariates there: `values` (..., p), else those of a picture, or
-    of the file `grid`. Places that lack one stay empty, which is said.
-
-    Without any of them nothing is known yet: enough for --holdout.
-    """
-    if known is None:
-        return asked
-    if values is None and known.pixels is not None:
-        values = of_pixels(known, asked.shape)
-    elif values is None and grid is not None:
-        values = of_grid(known, grid, asked.places)
-    if values is None:
-        return asked
+def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
+    """What is asked for with the covariates (..., p) there. Places that lack one stay empty, which
+    is said."""
     lacks = ~np.isfinite(values).all(axis=-1)
     if lacks.all():
         raise UserError(f"{', '.join(known.names)}: no place that is asked for has all of them")

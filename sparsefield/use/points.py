@@ -282,6 +282,17 @@ def merge_repeats(
     return places[first], means, np.where(exact > 0, 0.0, total**-0.5)
 
 
+def scatter(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """How repeats at one place differ: the summed squares (C,) of their differences from the mean
+    there, and the degrees of freedom, measurements (M, D), (M, C) minus places."""
+    keys = np.round(places / SAME_PLACE).astype(np.int64)
+    _, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    means = np.zeros((len(count), values.shape[1]))
+    np.add.at(means, which.reshape(-1), values)
+    off = values - (means / count[:, None])[which.reshape(-1)]
+    return (off**2).sum(axis=0), len(values) - len(count)
+
+
 def merge_twins(
     places: np.ndarray, values: np.ndarray, noise: np.ndarray, spacing: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -329,7 +329,8 @@ def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> As
         raise UserError(f"covariates and covariates_at go together: give covariates_at "
                         f"({', '.join(map(str, wanted))}), not "
                         f"{'none' if there is None else there.shape}")
-    return with_known(given.known, asked, values=there.reshape(*asked.shape, count))
+    assert given.known is not None
+    return with_known(given.known, asked, there.reshape(*asked.shape, count))
 
 
 @dataclass(frozen=True)
@@ -339,7 +340,7 @@ class Measured:
     Attributes:
         frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), and columns
             of covariates, of mean 0 and sd 1. known: these as they were given, or None.
-            units: of the values.
+            units: of the values. scatter: of repeats, see `points.scatter`.
         values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
             found, that of each relative to the others.
     """
@@ -348,8 +349,9 @@ class Measured:
     places: np.ndarray
     values: np.ndarray
     noise: np.ndarray
-    known: Known | None = None
-    units: str | None = None
+    known: Known | None
+    units: str | None
+    scatter: tuple[np.ndarray, int]
 
 
 def observe(
@@ -373,6 +375,7 @@ def observe(
     places = frame.inside(given.coords)
     if given.known is not None:
         places = np.column_stack([places, given.known.standard(given.known.values)])
+    scatter = points.scatter(places, transformed(settings.transform, given.values))
     places, values, noise = points.merge_repeats(places, given.values, noise)
     if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
@@ -383,7 +386,7 @@ def observe(
                     "is a guess", "the only value" if len(values) == 1 else "all values",
                     f" of channel {c + 1}" if channels > 1 else "", values[0, c])
     return Measured(frame, places, transformed(settings.transform, values), noise, given.known,
-                    given.units)
+                    given.units, scatter)
 
 
 def _draw(
@@ -405,7 +408,9 @@ def _draw(
     inside = torch.from_numpy(scale.to_inside(values))
     found = 0.0
     if settings.finds_noise:
-        found = _found_noise(measured.places, inside, noise)
+        square, freedom = measured.scatter
+        found = _found_noise(measured.places, inside, noise, square[channels] / half_widths**2,
+                             freedom)
         log.info("noise found in the measurements: sd %s%s",
                  ", ".join(f"{sd:.3g}" for sd in found * half_widths),
                  f" of their {settings.transform}" if settings.transform else "")
@@ -429,11 +434,14 @@ def _draw(
     return replace(drawn, mean=scale.to_physical(mean), sd=sd, samples=samples)
 
 
-def _found_noise(places: np.ndarray, values: Tensor, relative: np.ndarray) -> np.ndarray:
-    """(C,) sd of the noise of values (M, C); relative: (M, C), see `estimate_noise`."""
+def _found_noise(
+    places: np.ndarray, values: Tensor, relative: np.ndarray, square: np.ndarray, freedom: int
+) -> np.ndarray:
+    """(C,) sd of the noise of values (M, C); relative (M, C), square (C,), freedom: see
+    `estimate_noise`."""
     coords = torch.from_numpy(places).float()
-    return np.array([estimate_noise(coords, *pair)
-                     for pair in zip(values.T, torch.from_numpy(relative).T, strict=True)])
+    return np.array([estimate_noise(coords, *each, freedom) for each in zip(
+        values.T, torch.from_numpy(relative).T, square.tolist(), strict=True)])
 
 
 def _sample(

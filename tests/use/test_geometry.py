@@ -146,7 +146,7 @@ def test_a_twin_that_disagrees_is_noise_at_its_place_alone(caplog):
     assert np.median(twins.sd) < 1.5 * np.median(plain.sd)
     assert twins.sd.max() < 2 * plain.sd.max()
     off = abs(at_twin.mean.item() - truth(PLACES[7:8]).item())  # the others know it better
-    assert 0 < at_twin.sd.item() and off < 3 * at_twin.sd.item()
+    assert at_twin.sd.item() > 0 and off < 3 * at_twin.sd.item()
     error = [np.sqrt(((a.mean[:, 0] - truth(QUERIES)) ** 2).mean()) for a in (plain, twins)]
     assert error[1] < 1.5 * error[0]
 
