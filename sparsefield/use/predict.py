@@ -87,8 +87,6 @@ class Settings:
             -9999; [] takes all as they are.
         separately: each channel on its own, where three are no colours; a model that was trained
             on these channels takes them together all the same.
-        region: x0 x1 y0 y1 of the rectangle that the points stand for, as all of a picture;
-            default: one about as large as around them.
         progress: called as progress(model calls so far, all).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
     """
@@ -103,7 +101,6 @@ class Settings:
     transform: str | None = None
     missing: Sequence[float] | None = None
     separately: bool = False
-    region: Sequence[float] | None = None
     progress: Progress | None = None
     with_noise: bool = False
 
@@ -114,8 +111,6 @@ class Settings:
             if not isinstance(number, (int, np.integer)) or not low <= number <= high:
                 raise UserError(f"{name}={number!r}: give a whole number from {low} to {high:,}")
         require_seed(self.seed)
-        if self.region is not None:
-            points.checked_extent("region", self.region, self.lonlat)
 
     @property
     def finds_noise(self) -> bool:
@@ -125,10 +120,6 @@ class Settings:
         """The measurements of a program, checked."""
         noise_sd = 0.0 if self.finds_noise else self.noise_sd
         return points.as_given(coords, values, noise_sd, self.missing, self.lonlat)
-
-    def frame(self, given: Measurements, extent: Extent) -> Frame:
-        return Frame.of(given.coords, aspect=self.aspect, lonlat=self.lonlat, region=self.region,
-                        asked=extent)
 
 
 class Reconstructor:
@@ -218,7 +209,7 @@ class Reconstructor:
         given = settings.given(coords, values)
         extent = (_default_extent(given, settings.lonlat) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        frame = settings.frame(given, extent)
+        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
         shape = grid_shape(resolution, extent, frame.scaled_by)
         return self.answer(given, Asked(Grid.over(extent, shape).places, extent, frame), settings)
 
@@ -242,14 +233,11 @@ class Reconstructor:
         given = settings.given(coords, values)
         extent = (points.bounds("places", places) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        return self.answer(given, Asked(places, extent, settings.frame(given, extent)), settings)
+        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
+        return self.answer(given, Asked(places, extent, frame), settings)
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
-        """The field that is asked for, of measurements that are checked.
-
-        Raises:
-            UserError: the model cannot read such measurements.
-        """
+        """The field that is asked for. Raises UserError for what the model cannot read."""
         measured = observe(self, given, asked, settings)
         queries = measured.frame.inside(asked.places.reshape(-1, 2))
         drawn = [_draw(self, queries, measured, group, settings)
@@ -259,9 +247,8 @@ class Reconstructor:
         if settings.transform is not None:
             samples = untransformed(settings.transform, samples)
             mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
-        shape = *asked.shape, -1
-        mean, sd, samples = mean.reshape(shape), sd.reshape(shape), samples.reshape(
-            len(samples), *shape)
+        mean, sd = (part.reshape(*asked.shape, -1) for part in (mean, sd))
+        samples = samples.reshape(len(samples), *mean.shape)
         if asked.is_far is not None:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         return Field(asked.places, mean, sd, samples, drawn[0].how,
@@ -277,11 +264,7 @@ class Reconstructor:
 
 
 def _default_extent(given: Measurements, lonlat: bool) -> Extent:
-    """The unit square; on a globe the narrowest rectangle around the points.
-
-    Raises:
-        UserError: points outside the unit square.
-    """
+    """The unit square, which raises UserError for points outside; on a globe that of the points."""
     if lonlat:
         return points.bounds("coords", given.coords, lonlat)
     outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
