@@ -207,8 +207,8 @@ def overview(
     axes[0].set(xlim=edges[:2], ylim=edges[2:])
     if asked.frame.lonlat:
         axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].xaxis.set_major_formatter(lambda x, _: degrees((x + 180) % 360 - 180, "EW"))
-        axes[0].yaxis.set_major_formatter(lambda y, _: degrees(y, "NS"))
+        axes[0].xaxis.set_major_formatter(lambda x, _: f"{(x + 180) % 360 - 180:.6g}°")
+        axes[0].yaxis.set_major_formatter("{x:.6g}°")
     _colour_bar(spread, axes[2], units, "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
         _colour_bar(image, axes[4], units)
@@ -219,9 +219,3 @@ def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "
     """Beside a panel and as high as it."""
     bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.04, 0, 0.06, 1]), extend=extend)
     bar.set_label(f"in {units}" if units else "")
-
-
-def degrees(angle: float, sides: str) -> str:
-    """Such as 120°W, of sides EW or NS."""
-    number = f"{abs(angle):.6g}"
-    return f"{number}°{sides[int(angle < 0)] if number not in ('0', '180') else ''}"

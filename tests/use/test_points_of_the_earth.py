@@ -10,7 +10,7 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
-from sparsefield.use import export, globe, holdout, values
+from sparsefield.use import globe, holdout, values
 from sparsefield.use.grids import Frame, what_is_asked
 from sparsefield.use.holdout import Forecast, verdict
 from sparsefield.use.points import Measurements, clean
@@ -85,14 +85,6 @@ def test_no_field_ends_beyond_a_pole():
     assert 60 < field.coords[..., 1].max() < 90
     given = clean("a.csv", Measurements(coords, np.ones((3, 1))), None, lonlat=True)
     assert what_is_asked(given, lonlat=True)[1].extent[3] == 90
-
-
-@pytest.mark.parametrize("angle, sides, words", [
-    (-120.0, "EW", "120°W"), (0.0, "EW", "0°"), (-180.0, "EW", "180°"), (2.5, "NS", "2.5°N"),
-    (np.float64(-90), "NS", "90°S"),
-])
-def test_degrees_in_pictures(angle, sides, words):
-    assert export.degrees(angle, sides) == words
 
 
 def test_chords_are_as_long_as_the_surface_nearby():
