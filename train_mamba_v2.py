@@ -30,8 +30,8 @@ from sparsefield.errors import UserError
 from sparsefield.model.attention import Attention
 from sparsefield.model.field import FieldModel, TokenBlock, require_positive, require_share
 from sparsefield.model.mamba import MambaLayer
-from sparsefield.model.starting import take_shared_components
 from sparsefield.model.tokens import ScanOrder, permute
+from sparsefield.model.transfer import take_shared_components
 from sparsefield.train.config import TrainingConfig
 
 

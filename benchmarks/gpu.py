@@ -168,7 +168,6 @@ class Training:
         self.at_hand, self.number = [made[step].to(GPU) for step in range(4)], 0
 
     def step(self) -> None:
-        self.optimiser.zero_grad()
         self.learn(self.closed_form())
         self.update()
 

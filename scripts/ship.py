@@ -24,7 +24,7 @@ from sparsefield.model.checkpoint import (
     load_checkpoint,
     save_safetensors,
 )
-from sparsefield.train.validation import Validation
+from sparsefield.train.report import Validation
 
 PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from",
          "init_from_v1", "start_from")

@@ -30,9 +30,7 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, heads: int, distance: bool = True):
         super().__init__()
         if heads < 1 or d_model % heads:
-            raise UserError(
-                f"heads={heads} does not divide d_model={d_model}: choose heads that do"
-            )
+            raise UserError(f"heads={heads} does not divide d_model={d_model}: give heads that do")
         self.heads = heads
         self.q_proj = nn.Linear(d_model, d_model)
         self.kv_proj = nn.Linear(d_model, 2 * d_model)
@@ -43,16 +41,14 @@ class Attention(nn.Module):
             widths = torch.logspace(narrowest, widest, heads)
             self.log_a = nn.Parameter((0.5 / widths**2).log())
 
-    def forward(
-        self, x: Tensor, context: Tensor, x_coords: Tensor, context_coords: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, x_at: Tensor, context_at: Tensor) -> Tensor:
         """x (B, N, D) attends to context (B, M, D) at (B, N, 2), (B, M, 2): to (B, N, D)."""
         q = self._heads(self.q_proj(x))                                   # (B, H, N, d)
         k, v = map(self._heads, self.kv_proj(context).chunk(2, dim=-1))   # (B, H, M, d) each
         if self.log_a is None:
             y = F.scaled_dot_product_attention(q, k, v)                   # (B, H, N, d)
         else:
-            y = near(q, k, v, x_coords, context_coords, self.log_a)       # (B, H, N, d)
+            y = near(q, k, v, x_at, context_at, self.log_a)               # (B, H, N, d)
         return self.out_proj(y.transpose(1, 2).flatten(2))                # (B, N, D)
 
     def _heads(self, x: Tensor) -> Tensor:

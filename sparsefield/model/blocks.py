@@ -36,17 +36,13 @@ def cut_blocks(query_coords: Tensor, block_size: int, halo: int) -> list[Block]:
     per_field = []
     for points in query_coords.cpu().numpy():
         cores = _bisect(points, np.arange(count), pieces)
-        per_field.append([(len(core), _with_halo(points, core, halo)) for core in cores])
-    return [
-        Block(torch.from_numpy(np.stack([index for _, index in same])).to(query_coords.device),
-              same[0][0])
-        for same in zip(*per_field, strict=True)
-    ]
+        per_field.append([(_with_halo(points, core, halo), len(core)) for core in cores])
+    return [Block(torch.from_numpy(np.stack([index for index, _ in same])).to(query_coords.device),
+                  same[0][1])
+            for same in zip(*per_field, strict=True)]
 
 
-def most_in_a_block(
-    queries: int, observations: int, points: int, most_inputs: int | None
-) -> int:
+def most_in_a_block(queries: int, observations: int, points: int, most_inputs: int | None) -> int:
     """How many queries go together: at most `points`, and where a block sees only `most_inputs`
     observations, so few that these and its halo lie among about half as many."""
     if most_inputs is None or observations <= most_inputs:

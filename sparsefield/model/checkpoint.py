@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -48,6 +49,7 @@ RENAMED_SINCE_3 = {
 MODEL_FILES = "train_*.py"  # of a checkout; an installed package has entry points
 ENTRY_POINTS = "sparsefield.models"
 WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+_DAMAGED = "cannot be read: the file is truncated or damaged"
 _REQUIRED = {"format": int, "model_class": str, "model_args": dict, "weights": dict, "data": dict,
              "config": dict, "step": int, "epoch": int}
 
@@ -127,21 +129,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
                         "than were saved); restore it from a copy")
     missing = [key for key, kind in _REQUIRED.items() if not isinstance(checkpoint.get(key), kind)]
     if missing:
-        raise UserError(
-            f"{path} is not a checkpoint of this project: it lacks {', '.join(missing)}"
-        )
-    if checkpoint["format"] > FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {checkpoint['format']}, this version reads up to "
-            f"{FORMAT}: update the project"
-        )
-    if checkpoint["format"] in UNREADABLE:
-        was, commit = UNREADABLE[checkpoint["format"]]
-        raise UserError(
-            f"{path} was written by an earlier version, {was}: its weights mean nothing here. "
-            f"Train again, or use commit {commit}, which reads it"
-        )
-    return _with_new_names(checkpoint) if checkpoint["format"] == 3 else checkpoint
+        raise UserError(f"{path} is not a checkpoint of this project: it lacks "
+                        f"{', '.join(missing)}")
+    number = checkpoint["format"]
+    if number > FORMAT:
+        raise UserError(f"{path} has checkpoint format {number}, this version reads up to "
+                        f"{FORMAT}: update the project")
+    if number in UNREADABLE:
+        was, commit = UNREADABLE[number]
+        raise UserError(f"{path} was written by an earlier version, {was}: its weights mean "
+                        f"nothing here. Train again, or use commit {commit}, which reads it")
+    return _with_new_names(checkpoint) if number == 3 else checkpoint
 
 
 def _with_new_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -164,28 +162,20 @@ def _read_torch(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"checkpoint {path} cannot be read: no permission") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read: the file is truncated or damaged"
-        ) from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"checkpoint {path} was refused: it is no checkpoint, or holds objects that could "
-            "execute code"
-        ) from error
+        raise UserError(f"checkpoint {path} was refused: it is no checkpoint, or holds objects "
+                        "that could execute code") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"checkpoint {path} {_DAMAGED}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             described = dict(json.loads((file.metadata() or {}).get("sparsefield", "{}")))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, OSError) as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read: the file is truncated or damaged"
-        ) from error
+        raise UserError(f"checkpoint {path} {_DAMAGED}") from error
     return {**described, "weights": weights}
 
 
@@ -202,11 +192,9 @@ def find_model(name: str) -> type[FieldModel]:
         for module in _model_modules():
             importlib.import_module(module)
     if name not in MODELS:
-        raise UserError(
-            f"the checkpoint holds a {name!r}, and known models are {', '.join(sorted(MODELS))}: "
-            "import the file that defines it first, or put it beside train_mamba_v2.py, as "
-            "train_NAME.py"
-        )
+        raise UserError(f"the checkpoint holds a {name!r}, and known models are "
+                        f"{', '.join(sorted(MODELS))}: import the file that defines it first, or "
+                        "put it beside train_mamba_v2.py, as train_NAME.py")
     return MODELS[name]
 
 
@@ -223,18 +211,15 @@ def build_model(checkpoint: dict[str, Any], device: torch.device | str = "cpu") 
     Raises:
         UserError: the model class is unknown, or the weights do not fit it.
     """
-    name = checkpoint["model_class"]
+    name, weights = checkpoint["model_class"], checkpoint["weights"]
     model_class = find_model(name)
-    check_weights(checkpoint["weights"])
+    check_weights(weights)
     try:
         model = model_class(**checkpoint["model_args"])
-        model.load_state_dict({k: v.float() for k, v in checkpoint["weights"].items()})
+        model.load_state_dict({key: weight.float() for key, weight in weights.items()})
     except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the checkpoint's weights do not fit its {name} (written by another version?): "
-            f"{reason}"
-        ) from error
+        raise UserError(f"the checkpoint's weights do not fit its {name} (written by another "
+                        f"version?): {str(error).splitlines()[0]}") from error
     return model.to(device).eval()
 
 
@@ -245,15 +230,12 @@ def check_weights(weights: dict[str, Tensor]) -> None:
             raise UserError(f"the checkpoint's weight {name} is no tensor: it is damaged")
         for prefix, wrapper in WRAPPERS.items():
             if name.startswith(prefix):
-                raise UserError(
-                    f"the checkpoint's weights are those of a model wrapped by {wrapper}: their "
-                    f"names begin with `{prefix}` ({name}); save the state dict of the model inside"
-                )
+                raise UserError(f"the checkpoint's weights are those of a model wrapped by "
+                                f"{wrapper}: their names begin with `{prefix}` ({name}); save the "
+                                "state dict of the model inside")
         if not tensor.isfinite().all():
-            raise UserError(
-                f"the checkpoint's weights hold NaN or infinity (in {name}): its training went "
-                "wrong; give another checkpoint"
-            )
+            raise UserError(f"the checkpoint's weights hold NaN or infinity (in {name}): its "
+                            "training went wrong; give another checkpoint")
 
 
 def load_model(

@@ -15,7 +15,7 @@ Symbols: B fields, M observations, N queries, C channels, D d_model, h x w cells
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -66,19 +66,16 @@ class ClosedForm(NamedTuple):
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
-        features = None if self.features is None else self.features[rows]
-        return ClosedForm(self.mean[rows], self.sd[rows], self.loo_sd[rows], self.loo_z[rows],
-                          features)
+        return ClosedForm(*(None if part is None else part[rows] for part in self[:5]))
 
     def to(self, device: torch.device) -> ClosedForm:
         """On a device, its draws as well."""
-        features = None if self.features is None else self.features.to(device)
         draw, noise = self.noise, None
         if draw is not None:
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
-        return ClosedForm(self.mean.to(device), self.sd.to(device), self.loo_sd.to(device),
-                          self.loo_z.to(device), features, noise, self.variogram)
+        parts = (None if part is None else part.to(device) for part in self[:5])
+        return ClosedForm(*parts, noise, self.variogram)
 
 
 class Start(NamedTuple):
@@ -117,12 +114,9 @@ class TokenBlock:
 
     def repeat(self, times: int) -> TokenBlock:
         """Every field `times` times, side by side: for as many draws."""
-        def wide(x: Tensor) -> Tensor:
-            return x.repeat_interleave(times, dim=0)
-
-        return TokenBlock(wide(self.index), self.core, wide(self.input_features),
-                          wide(self.query_features), self.scan and self.scan.repeat(times),
-                          wide(self.input_coords), wide(self.query_coords))
+        wide = {name: part.repeat_interleave(times, dim=0) for name, part in vars(self).items()
+                if isinstance(part, Tensor)}
+        return replace(self, **wide, scan=self.scan and self.scan.repeat(times))
 
 
 class State(NamedTuple):
@@ -161,9 +155,7 @@ class GaussianModel(nn.Module):
         form = fitted_form(observed, queries, None, done)
         return State(form.mean, form.sd, form.noise, form.variogram)
 
-    def velocity(
-        self, z: Tensor, theta: Tensor, state: State, done: Done | None = None
-    ) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
         return torch.zeros_like(z)
 
 
@@ -219,28 +211,18 @@ class FieldModel(nn.Module):
         MODELS[cls.__name__] = cls
 
     def __init__(
-        self,
-        *,
-        channels: int,
-        d_model: int,
-        prior: str = "fitted",
-        value_sd: float = 0.5,
-        unet_width: int = 0,
-        symmetries: int = 8,
-        unet_dropout: float = 0.0,
-        flow_unet_width: int = 0,
-        neighbours: int = 24,
-        order: str = "hilbert",
-        num_frequencies: int = 64,
-        max_frequency: float = 16.0,
+        self, *, channels: int, d_model: int, prior: str = "fitted", value_sd: float = 0.5,
+        unet_width: int = 0, symmetries: int = 8, unet_dropout: float = 0.0,
+        flow_unet_width: int = 0, neighbours: int = 24, order: str = "hilbert",
+        num_frequencies: int = 64, max_frequency: float = 16.0,
     ):
         super().__init__()
         require_positive(channels=channels, d_model=d_model)
         if prior not in PRIORS:
             raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(PRIORS)}")
-        for name, size in (("neighbours", neighbours), ("unet_width", unet_width),
-                           ("flow_unet_width", flow_unet_width),
-                           ("num_frequencies", num_frequencies)):
+        for name, size in {"neighbours": neighbours, "unet_width": unet_width,
+                           "flow_unet_width": flow_unet_width,
+                           "num_frequencies": num_frequencies}.items():
             if size < 0:
                 raise UserError(f"{name}={size}: give 0 (none) or more")
         require_share(unet_dropout=unet_dropout)
@@ -258,9 +240,7 @@ class FieldModel(nn.Module):
         places = self.fourier.width if self.fourier else 0
         seen = channels + (channels + flow_width if flow_width else 0)
         self.input_proj = projection(places + channels + known, d_model)
-        self.query_proj = projection(
-            seen + places + known + neighbours * (2 + channels), d_model
-        )
+        self.query_proj = projection(seen + places + known + neighbours * (2 + channels), d_model)
         last = nn.Linear(d_model, channels)
         nn.init.zeros_(last.weight)  # so that training starts at the closed form
         nn.init.zeros_(last.bias)
@@ -388,7 +368,7 @@ class FieldModel(nn.Module):
         spacing: float,
     ) -> Tensor:
         """Offsets (in mean distances) and values (in sd from the mean): (B, n, K (2 + C))."""
-        index, _ = nearest(coords, input_coords, self.neighbours)         # (B, n, K)
+        index = nearest(coords, input_coords, self.neighbours)            # (B, n, K)
         offset = (gather_points(input_coords, index) - coords[:, :, None]) / spacing
         value = (gather_points(values, index) - mean[:, :, None]) / sd[:, :, None]
         value = value.clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
@@ -396,9 +376,7 @@ class FieldModel(nn.Module):
 
     # --- what does -------------------------------------------------------------------------------
 
-    def velocity(
-        self, z: Tensor, theta: Tensor, state: State, done: Done | None = None
-    ) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
         """F(z, theta) at the queries that `encode` was asked to answer.
 
         Args:
@@ -442,9 +420,7 @@ class FieldModel(nn.Module):
 
 def projection(width: int, d_model: int) -> nn.Module:
     """Token features (..., width) to (..., d_model), by a hidden layer of 4 d_model."""
-    return nn.Sequential(
-        nn.Linear(width, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
-    )
+    return nn.Sequential(nn.Linear(width, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
 
 
 def require_positive(**sizes: int) -> None:

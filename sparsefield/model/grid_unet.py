@@ -143,12 +143,8 @@ def grid_features(
     scale = values.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
     mask, score = lattice.scatter_mean(loo_z.clamp(-LOO_LIMIT, LOO_LIMIT), coords)
     return lattice.as_picture(torch.cat([
-        mask,
-        score,
-        (mean - level) / scale,
-        (sd / scale).log(),
-        spread / sd.mean(dim=2, keepdim=True),
-        scale.log().expand_as(spread),
+        mask, score, (mean - level) / scale, (sd / scale).log(),
+        spread / sd.mean(dim=2, keepdim=True), scale.log().expand_as(spread),
     ], dim=2))
 
 
@@ -200,8 +196,8 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.norm_1, self.norm_2 = group_norm(width), group_norm(width)
         self.conv_1, self.conv_2 = Filters(width, width), Filters(width, width)
-        nn.init.zeros_(self.conv_2.weight)
-        nn.init.zeros_(self.conv_2.bias)
+        for parameter in self.conv_2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_1(F.silu(self.norm_1(x)))                           # (B, W, h, w)
@@ -231,9 +227,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(ResidualBlock(w, dropout) for w in widths[:-1])
         self.norm = group_norm(width)
         self.last = nn.Conv2d(width, outputs, 1)
-        nn.init.zeros_(self.last.weight)  # so that training starts at the closed form
-        if self.last.bias is not None:
-            nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():  # so that training starts at the closed form
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,9 +318,7 @@ class GridUNets(nn.Module):
         weight = self.flow.first.weight[:, : seen.shape[1]]
         return FlowContext(F.conv2d(seen, weight, padding=1), coords, features[:, :1])
 
-    def velocity(
-        self, z: Tensor, theta: Tensor, context: FlowContext, lattice: Lattice
-    ) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, context: FlowContext, lattice: Lattice) -> Tensor:
         """The velocity, and the features that it is made of, at the places of z:
         (B, N, C + flow_width) float32.
 

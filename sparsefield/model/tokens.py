@@ -7,6 +7,7 @@ sequence: context and queries are sorted together along a space-filling curve.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -74,30 +75,21 @@ class TimeEmbedding(nn.Module):
 _BLOCK_ELEMENTS = 1 << 25  # distances held at once: 128 MiB
 
 
-def nearest(points: Tensor, coords: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices and distances of the observations nearest to each point, nearest first.
+def nearest(points: Tensor, coords: Tensor, count: int) -> Tensor:
+    """Indices (B, N, count) int64 into the observations nearest to each point, nearest first.
 
     Args:
         points: (B, N, 2). coords: (B, M, 2). count: how many; where there are fewer than
             that, the farthest is repeated, so that the shape never depends on M.
-    Returns:
-        index (B, N, count) int64 into M, and distance (B, N, count) in units of the square.
     """
     kept = min(count, coords.shape[1])
     rows = max(1, _BLOCK_ELEMENTS // (coords.shape[0] * coords.shape[1]))
-    blocks = [
+    index = torch.cat([
         torch.cdist(part, coords, compute_mode="donot_use_mm_for_euclid_dist").topk(
-            kept, dim=2, largest=False
-        )
+            kept, dim=2, largest=False).indices
         for part in points.split(rows, dim=1)
-    ]
-    distance = torch.cat([block.values for block in blocks], dim=1)
-    index = torch.cat([block.indices for block in blocks], dim=1)
-    if kept < count:
-        padding = (*index.shape[:2], count - kept)
-        index = torch.cat([index, index[..., -1:].expand(padding)], dim=2)
-        distance = torch.cat([distance, distance[..., -1:].expand(padding)], dim=2)
-    return index, distance
+    ], dim=1)
+    return torch.cat([index, index[..., -1:].expand(-1, -1, count - kept)], dim=2)
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:
@@ -108,6 +100,7 @@ def gather_points(values: Tensor, index: Tensor) -> Tensor:
 
 # --- scan order ----------------------------------------------------------------------------------
 
+Curve = Callable[[Tensor], Tensor]
 HILBERT_BITS = 10  # cells of 1/1024: finer than the finest grid asked for
 RASTER_ROWS = 32
 
@@ -140,11 +133,6 @@ def raster_index(coords: Tensor) -> Tensor:
     return (coords[..., 1] * RASTER_ROWS).floor() + coords[..., 0].clamp(0, 0.9999)
 
 
-def transposed_hilbert_index(coords: Tensor) -> Tensor:
-    """The Hilbert curve with x and y exchanged: other neighbours become close."""
-    return hilbert_index(coords.flip(-1))
-
-
 def snake_index(coords: Tensor) -> Tensor:
     """RASTER_ROWS rows, every other one from right to left: (..., 2) to (...) float."""
     row = (coords[..., 1] * RASTER_ROWS).floor()
@@ -152,16 +140,16 @@ def snake_index(coords: Tensor) -> Tensor:
     return row + torch.where(row % 2 == 0, x, 0.9999 - x)
 
 
-def snake_columns_index(coords: Tensor) -> Tensor:
-    """The same with x and y exchanged."""
-    return snake_index(coords.flip(-1))
+def transposed(curve: Curve) -> Curve:
+    """A curve with x and y exchanged: other neighbours become close."""
+    return lambda coords: curve(coords.flip(-1))
 
 
 CURVES = {
     "hilbert": (hilbert_index,),
-    "hilbert_transposed": (transposed_hilbert_index,),
+    "hilbert_transposed": (transposed(hilbert_index),),
     "raster": (raster_index,),
-    "per_layer": (hilbert_index, snake_index, transposed_hilbert_index, snake_columns_index),
+    "per_layer": (hilbert_index, snake_index, transposed(hilbert_index), transposed(snake_index)),
 }
 ORDERS = (*CURVES, "concat")
 

@@ -18,7 +18,7 @@ from sparsefield.errors import UserError, require_seed
 from sparsefield.model.bundled import BUNDLED, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
 from sparsefield.model.checkpoint import load_checkpoint
-from sparsefield.model.starting import OF_TRAINING
+from sparsefield.model.transfer import OF_TRAINING
 
 # Settings of where, how fast and how loudly a training runs: what is learnt is the same.
 BESIDE_LEARNING = frozenset({
@@ -164,20 +164,17 @@ class TrainingConfig:
                 if not is_fine(getattr(self, name)):
                     raise UserError(f"{name}={getattr(self, name)}: {words}")
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
-            given = getattr(self, name)
-            if (self.log_file and given and os.path.exists(self.log_file)
-                    and os.path.exists(given) and os.path.samefile(given, self.log_file)):
-                raise UserError(f"log_file={self.log_file} is the file of {name}: name another log")
+            given, log = getattr(self, name), self.log_file
+            if log and given and all(map(os.path.exists, (log, given))) and (
+                    os.path.samefile(given, log)):
+                raise UserError(f"log_file={log} is the file of {name}: name another log")
         for name in ("init_from", "start_from"):
             given = getattr(self, name)
             if given not in (None, *BUNDLED_NAMES) and (
-                find_bundled(given).resolve().parent == Path(self.save_dir).resolve()
-            ):
-                raise UserError(
-                    f"{name}={given} lies in save_dir={self.save_dir}, where this training puts "
-                    f"its own: set another SAVE_DIR, or {name.upper()}={BUNDLED} for the bundled "
-                    "weights"
-                )
+                    find_bundled(given).resolve().parent == Path(self.save_dir).resolve()):
+                raise UserError(f"{name}={given} lies in save_dir={self.save_dir}, where this "
+                                "training puts its own: set another SAVE_DIR, or "
+                                f"{name.upper()}={BUNDLED} for the bundled weights")
 
 
 def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:

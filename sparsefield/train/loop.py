@@ -8,6 +8,8 @@ the number of processes does not matter.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -26,9 +28,10 @@ from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
 from sparsefield.model.field import FieldModel
-from sparsefield.model.starting import take_start, take_weights
-from sparsefield.train.config import TrainingConfig, model_arguments, sized_as_init_from
-from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
+from sparsefield.model.transfer import take_start, take_weights
+from sparsefield.train import config as settings
+from sparsefield.train.config import TrainingConfig
+from sparsefield.train.losses import ClosedForms
 from sparsefield.train.optimise import (
     Optimiser,
     SlotDropout,
@@ -37,9 +40,8 @@ from sparsefield.train.optimise import (
     learning_rate,
 )
 from sparsefield.train.processes import StopRequest, World, join_world, stream
-from sparsefield.train.report import Progress, Reporter, announce
-from sparsefield.train.run import RunFolder, newest, refuse_contradictions, resume
-from sparsefield.train.validation import Validation
+from sparsefield.train.report import LOSSES, Progress, Reporter, Validation, announce
+from sparsefield.train.run import RunFolder
 
 log = logging.getLogger("sparsefield")
 
@@ -47,9 +49,7 @@ Initialise = Callable[[FieldModel], list[str]]
 
 
 def train(
-    config: TrainingConfig,
-    model_class: type[FieldModel],
-    name: str,
+    config: TrainingConfig, model_class: type[FieldModel], name: str,
     initialise: Initialise | None = None,
 ) -> None:
     """Train a model, or go on with it, and write everything into `config.save_dir`.
@@ -68,9 +68,9 @@ def train(
     except OSError as error:
         raise UserError(f"log_file={config.log_file}: {error.strerror}") from error
     try:
-        config = sized_as_init_from(config, model_class)
+        config = settings.sized_as_init_from(config, model_class)
         data = world.one_first(lambda: open_as_configured(asdict(config)))
-        arguments = model_arguments(config, model_class, data)
+        arguments = settings.model_arguments(config, model_class, data)
         torch.manual_seed(config.seed)
         model = model_class(**arguments).to(world.device)
         announce(config, model, data, world)
@@ -95,8 +95,7 @@ class Training:
     """A model with what trains it, and the folder that it is kept in.
 
     Args:
-        arguments: constructor arguments of the model. world: this process among all.
-        initialise: see `train`.
+        arguments: constructor arguments of the model. initialise: see `train`.
     Raises:
         UserError: a batch that does not divide.
     """
@@ -111,24 +110,17 @@ class Training:
         self.total = config.epochs * self.per_epoch
         self.stages = Stages.of(config, self.total)
         self.batches = TrainingBatches(
-            data.train,
-            parse_pattern(config.observe),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            queries=(config.queries_min, config.queries_max),
+            data.train, parse_pattern(config.observe), seed=config.seed,
+            batch_size=config.batch_size, queries=(config.queries_min, config.queries_max),
             draw_angles=partial(draw_angles, zero_share=config.zero_share),
-            starting=self.stages.start,
-            sees_whole=model.has_flow_unet,
-            rank=world.rank,
-            world_size=world.size,
+            starting=self.stages.start, sees_whole=model.has_flow_unet,
+            rank=world.rank, world_size=world.size,
         )
         share = len(self.batches.own_slots)
         self.at_once = share // config.accumulate
         if share % config.accumulate:
-            raise UserError(
-                f"accumulate={config.accumulate} does not divide the {share} pictures of a "
-                "process: change ACCUMULATE or BATCH_SIZE"
-            )
+            raise UserError(f"accumulate={config.accumulate} does not divide the {share} pictures "
+                            "of a process: change ACCUMULATE or BATCH_SIZE")
 
     @property
     def is_done(self) -> bool:
@@ -139,11 +131,11 @@ class Training:
     def rehearse(self) -> None:
         """Raises UserError for what a start would refuse; changes nothing on the disk."""
         self.batches[0]
-        checkpoint = newest(self.config, self.folder)
+        checkpoint = self.newest()
         if checkpoint is None:
             self.take_weights()
         else:
-            refuse_contradictions(self.config, self.arguments, self.data, checkpoint, self.folder)
+            self.refuse_contradictions(checkpoint)
 
     def run(self, stop: StopRequest) -> None:
         """All steps that are left, unless `stop` asks for an end, and the calibration.
@@ -167,11 +159,13 @@ class Training:
         """Go to where the newest checkpoint stands, if there is one."""
         config, world = self.config, self.world
         self.progress = Progress(world.device)
-        self.averaged = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.averaged = AveragedModel(self.model, multi_avg_fn=lambda old, new, _: (
+            torch._foreach_lerp_(old, new, 1 - averaging_decay(self.progress.step,
+                                                               config.ema_decay))))
         self.optimiser = Optimiser(self.model, config.optimiser, config.lr, config.weight_decay)
         self.persistent = {"model": self.model, "averaged": self.averaged,
                            "optimiser": self.optimiser, "progress": self.progress}
-        resume(config, self.arguments, self.data, self.folder, self.persistent, world)
+        self.go_on()
         if 0 <= self.progress.start_ends <= self.progress.step:
             # A start that is over stays so, or it would change under the flow that has learnt on it
             self.stages = self.stages._replace(start=self.progress.start_ends)
@@ -180,10 +174,77 @@ class Training:
             self.data.val, self.batches.pattern, config.eval_pictures, self.at_once, world.device,
             (world.rank, world.size),
         )
-        has_best = bool(world.from_first(lambda: self.folder.has_weights))
-        if self.progress.forget_best_unless(self.validation.count, has_best):
+        progress, count = self.progress, self.validation.count
+        has_best = world.from_first(lambda: self.folder.has_weights)
+        if math.isfinite(progress.best_loss) and not (has_best and progress.best_of == count):
+            progress.best_loss, progress.best = math.inf, {}
             log.info("the best weights so far are not there, or were found on other validation "
                      "pictures: best is reset")
+        progress.best_of = count
+
+    def go_on(self) -> None:
+        """Set everything persistent to where the newest checkpoint of the folder stands, if any.
+
+        Raises:
+            UserError: as `newest`, or it was made with other settings or data.
+        """
+        folder, is_first = self.folder, self.world.is_first
+        if self.config.resume == "never" and is_first:
+            folder.set_aside()
+        checkpoint = self.world.from_first(self.newest)
+        if checkpoint is None:
+            if is_first:
+                if folder.has_weights and not folder.records.exists():
+                    folder.set_aside()  # weights that came without their training: not ours
+                folder.rewind(-1)  # of a run that ended before its first checkpoint
+            return
+        self.refuse_contradictions(checkpoint)
+        try:
+            for key, item in self.persistent.items():
+                item.load_state_dict(checkpoint["resume"][key])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint in {folder.path} does not fit this version of the project "
+                f"({str(error).splitlines()[0]}): go on with the version that wrote it, or give "
+                "another SAVE_DIR"
+            ) from error
+        if is_first:
+            folder.rewind(checkpoint["step"])
+        log.info("going on from step %d (epoch %d)", checkpoint["step"], checkpoint["epoch"])
+        before = checkpoint["config"]["epochs"]
+        if before != self.config.epochs:
+            log.info("EPOCHS was %d and is %d: parts of the training that are over stay so, and "
+                     "the learning rate follows the cosine of what is left", before,
+                     self.config.epochs)
+
+    def newest(self) -> dict | None:
+        """The checkpoint that the training goes on from, if any.
+
+        Raises:
+            UserError: there is none and `resume` is "must", or none can be read.
+        """
+        checkpoint = None if self.config.resume == "never" else self.folder.newest()
+        if checkpoint is None and self.config.resume == "must":
+            raise UserError(f"resume=must, but {self.folder.path} holds no checkpoint to go on "
+                            "from")
+        return checkpoint
+
+    def refuse_contradictions(self, checkpoint: dict) -> None:
+        """Raises UserError naming every setting that differs from the checkpoint's and may not.
+
+        A setting that did not exist when the checkpoint was written had its present default.
+        """
+        now = {**asdict(self.config), **self.arguments, "data": self.data.fingerprint}
+        then = {**asdict(type(self.config)()), **checkpoint["config"], **checkpoint["model_args"],
+                "data": checkpoint["data"]["fingerprint"]}
+        different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
+                     if key not in settings.MAY_CHANGE and then.get(key) != value]
+        if different:
+            raise UserError(
+                f"{self.folder.path} holds a training with {', '.join(different)}: give its "
+                "settings to go on, another SAVE_DIR for a new one, or RESUME=never to set the old "
+                "one aside"
+            )
 
     def take_weights(self) -> None:
         """Weights that a new training starts from, as the settings say, told in the log."""
@@ -210,9 +271,8 @@ class Training:
         if self.config.compile:
             for part in filter(None, (self.model, self.model.unet)):
                 part.compile()
-        in_bfloat16 = self.config.precision == "bfloat16" or (
-            self.config.precision == "auto"
-            and (device.type == "cuda" or (device.type == "cpu" and has_fast_bfloat16())))
+        is_fast = device.type == "cuda" or (device.type == "cpu" and has_fast_bfloat16())
+        in_bfloat16 = {"auto": is_fast, "bfloat16": True, "float32": False}[self.config.precision]
         self.amp = torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16)
         if self.progress.step == 0:
             self.validate()  # where training starts from: the prior, or nothing
@@ -224,12 +284,11 @@ class Training:
         agreed = torch.zeros(2)  # loss, and how many processes were asked to stop, a step before
         self.model.train()
         while not self.is_done:
-            self.reporter.waiting()
+            started = time.perf_counter()
             batch = next(loader)
-            self.reporter.working()
+            came = time.perf_counter()
             shared = self.step(batch, stop.asked)
-            self.reporter.step()
-            self.progress.give_up_when_stuck()
+            self.reporter.step(came - started, time.perf_counter() - came)
             # Processes agree on the step before this one, so that none waits for this one's result.
             stopping = bool(agreed[1]) if self.world.size > 1 else stop.asked
             agreed = shared
@@ -260,7 +319,6 @@ class Training:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(skipped, 0)
         self.optimiser.step()
-        self.optimiser.zero_grad()
         self.progress.step += 1
         self.averaged.update_parameters(self.model)
         self.world.sum(shared)
@@ -269,9 +327,8 @@ class Training:
 
     def backward(self, batch: Batch) -> Tensor:
         """Gradients of a batch, part by part; this process's share of the mean loss."""
-        in_start = self.stages.name(self.progress.step) == "start"
-        loss_of = start_loss if in_start else velocity_loss
-        known = self.forms(batch, with_draws=not in_start)
+        stage = self.stages.name(self.progress.step)
+        known = self.forms(batch, with_draws=stage == "flow")
         total = torch.zeros((), device=self.world.device)
         # What the model draws for a field follows from seed, step and slot alone.
         seed = noise_seed(self.config.seed, self.progress.step)
@@ -281,16 +338,12 @@ class Training:
             rows = slice(k * self.at_once, (k + 1) * self.at_once)
             self.dropout.seed(seeds[rows])
             with self.amp:
-                loss = loss_of(self.model, batch.part(rows), known.part(rows)).mean()
+                loss = LOSSES[stage](self.model, batch.part(rows), known.part(rows)).mean()
                 loss = loss / self.config.accumulate
             loss.backward()
             total += loss.detach() / self.world.size
         self.world.average_gradients(self.model)
         return total
-
-    def _average(self, old: list[Tensor], new: list[Tensor], _: object) -> None:
-        decay = averaging_decay(self.progress.step, self.config.ema_decay)
-        torch._foreach_lerp_(old, new, 1 - decay)
 
     # --- between epochs ---------------------------------------------------------------------------
 
@@ -308,40 +361,34 @@ class Training:
 
     def validate(self) -> None:
         """Evaluate the averaged weights, and keep them if they are the best so far."""
-        before = self.progress.best_loss, self.progress.best
+        progress = self.progress
+        before = progress.best_loss, progress.best
         is_best = self.reporter.validate(self.averaged.module)
         if is_best and self.world.is_first and not self.folder.save_best(self.checkpoint()):
-            self.progress.best_loss, self.progress.best = before  # what is on the disk
+            progress.best_loss, progress.best = before  # what is on the disk
 
     def save(self, numbered: bool, must: bool) -> None:
         """Write a checkpoint. Raises UserError if the disk does not take one that `must` be."""
         if not self.world.is_first:
             return
         if not self.folder.save(self.checkpoint(), numbered, self.config.keep_last) and must:
-            raise UserError(
-                f"the state after step {self.progress.step} could not be saved: make "
-                f"{self.folder.path} writable; the same command then goes on from the checkpoint "
-                "that is there"
-            )
+            raise UserError(f"the state after step {self.progress.step} could not be saved: make "
+                            f"{self.folder.path} writable; the same command then goes on from the "
+                            "checkpoint that is there")
 
     def checkpoint(self) -> dict:
         """See sparsefield.model.checkpoint."""
         return {
-            "format": FORMAT,
-            "model_class": type(self.model).__name__,
-            "model_args": self.arguments,
-            "weights": self.averaged.module.state_dict(),
-            "data": self.data.describe(),
-            "config": asdict(self.config),
-            "step": self.progress.step,
-            "epoch": self.progress.step // self.per_epoch,
+            "format": FORMAT, "model_class": type(self.model).__name__,
+            "model_args": self.arguments, "weights": self.averaged.module.state_dict(),
+            "data": self.data.describe(), "config": asdict(self.config),
+            "step": self.progress.step, "epoch": self.progress.step // self.per_epoch,
             "metrics": self.progress.validation,
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }
 
     def add_calibration(self) -> None:
-        """Fit the spread of samples of the best weights, and keep it with them, if it is not there.
-        """
+        """Fit the spread of samples of the best weights, if it is not there, and keep it there."""
         if not self.world.is_first or not self.folder.best.exists():
             return
         checkpoint = load_checkpoint(self.folder.best)
@@ -355,13 +402,11 @@ class Training:
 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:
     """What a person can do about an error of memory or compiler; None for any other."""
-    text = str(error)
     if cli.is_out_of_memory(error):
-        return (
-            f"out of memory: raise ACCUMULATE (now {config.accumulate}), which gives the same "
-            f"result in smaller parts, or lower BATCH_SIZE (now {config.batch_size}) or D_MODEL"
-        )
-    if config.compile and ("C++ compiler" in text or "C compiler" in text):
+        return (f"out of memory: raise ACCUMULATE (now {config.accumulate}), which gives the same "
+                f"result in smaller parts, or lower BATCH_SIZE (now {config.batch_size}) or "
+                "D_MODEL")
+    if config.compile and any(f"{name} compiler" in str(error) for name in ("C++", "C")):
         return ("COMPILE=1 needs a C++ compiler and there is none: install one (Debian: apt "
                 "install g++), or leave COMPILE out")
     return None

@@ -77,12 +77,10 @@ class Optimiser:
         groups = [{"params": decayed, "weight_decay": weight_decay},
                   {"params": free, "weight_decay": 0.0}]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
-        ]
+            torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)]
         if hidden:
             self.parts.append(torch.optim.Muon(
-                hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            ))
+                hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
 
     @property
     def rate(self) -> float:
@@ -96,11 +94,9 @@ class Optimiser:
                 group["lr"] = rate
 
     def step(self) -> None:
+        """Take the step, and forget the gradients."""
         for part in self.parts:
             part.step()
-
-    def zero_grad(self) -> None:
-        for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict:
@@ -108,8 +104,6 @@ class Optimiser:
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if it is the state of other parameters or another kind."""
-        if len(state["parts"]) != len(self.parts):
-            raise ValueError("the state of another kind of optimiser")
         for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(own)
 

@@ -46,7 +46,7 @@ class World:
         dist.all_reduce(together)
         parts = together.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+            gradient.copy_(part.view_as(gradient))  # which keeps its order in memory
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the processes, in place."""
@@ -109,14 +109,9 @@ def stream(
     """
     step, died_at = first, None
     while step < end:
-        loader = iter(DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(step, end),
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-        ))
+        loader = iter(DataLoader(batches, batch_size=None, sampler=range(step, end),
+                                 num_workers=num_workers, pin_memory=device.type == "cuda",
+                                 worker_init_fn=ignore_interrupts))
         if num_workers:  # PyTorch would raise anywhere in a step; here a death shows on waiting
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:

@@ -1,4 +1,4 @@
-"""What a person sees of a training: log lines, a progress bar, metrics, curves and pictures."""
+"""How a training fares: how far it is, its validation, and what a person sees of it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ import math
 import platform
 import resource
 import sys
-import time
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sparsefield.data import Data
+from sparsefield.data import Batch, Data, Pattern, Split
 from sparsefield.errors import UserError
-from sparsefield.evaluate import plots
-from sparsefield.model.field import FieldModel
+from sparsefield.evaluate import metrics, plots
+from sparsefield.evaluate.cases import Cases, evaluating, spread
+from sparsefield.flow.path import END
+from sparsefield.model.field import FieldModel, State
+from sparsefield.place import Observed
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
+from sparsefield.train.losses import ClosedForms, Known, start_loss, velocity_loss
 from sparsefield.train.optimise import Stages
 from sparsefield.train.processes import World
 from sparsefield.train.run import RunFolder
-from sparsefield.train.validation import MEAN, SHOWN_BASELINES, Validation, mean_numbers
 
 log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
 SAMPLE_STEPS = 8
+EVAL_SEED = 0
+SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
+MEAN = {"method": "mean"}  # how a posterior mean is computed
+LOSSES = {"start": start_loss, "flow": velocity_loss}  # of the stages
 PATIENCE = 20  # non-finite steps in a row after which training gives up
 
 
@@ -40,16 +48,12 @@ def announce(config: TrainingConfig, model: FieldModel, data: Data, world: World
     count = sum(p.numel() for p in model.parameters())
     log.info("settings: %s", json.dumps(asdict(config)))
     log.info("model: %s, %s parameters", type(model).__name__, f"{count:,}")
-    log.info(
-        "data: %s, %d training / %d validation / %d test fields of %d x %d x %d",
-        data.name, len(data.train), len(data.val), len(data.test),
-        data.height, data.width, data.channels,
-    )
-    log.info(
-        "machine: %s, %d process(es), %d threads each, torch %s, Python %s, scan: %s",
-        world.device, world.size, torch.get_num_threads(), torch.__version__,
-        platform.python_version(), describe_backend(world.device),
-    )
+    log.info("data: %s, %d training / %d validation / %d test fields of %d x %d x %d",
+             data.name, len(data.train), len(data.val), len(data.test),
+             data.height, data.width, data.channels)
+    log.info("machine: %s, %d process(es), %d threads each, torch %s, Python %s, scan: %s",
+             world.device, world.size, torch.get_num_threads(), torch.__version__,
+             platform.python_version(), describe_backend(world.device))
 
 
 class Progress:
@@ -78,15 +82,6 @@ class Progress:
             self.sums[name].fill_(value)
         vars(self).update({**state, "sums": self.sums})
 
-    def forget_best_unless(self, pictures: int, is_there: bool) -> bool:
-        """The best so far counts on the same validation pictures alone, and if its weights are
-        there. Whether one was forgotten."""
-        forgets = math.isfinite(self.best_loss) and not (is_there and self.best_of == pictures)
-        if forgets:
-            self.best_loss, self.best = math.inf, {}
-        self.best_of = pictures
-        return forgets
-
     def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
         """Whether a validation has the lowest loss so far of the stage of the last step."""
         self.validation = numbers
@@ -98,13 +93,22 @@ class Progress:
         return is_best
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
-        """Count a step; of a skipped one only that it was skipped."""
-        taken = 1 - skipped
-        self.sums["loss"] += loss.nan_to_num(0, 0, 0) * taken
-        self.sums["grad_norm"] += norm.nan_to_num(0, 0, 0) * taken
-        self.sums["steps"] += taken
-        self.sums["skipped"] += skipped
-        self.sums["skipped_in_a_row"] = (self.sums["skipped_in_a_row"] + 1) * skipped
+        """Count a step; of a skipped one only that it was skipped.
+
+        Raises:
+            UserError: PATIENCE steps in a row were not finite (checked as often).
+        """
+        taken, sums = 1 - skipped, self.sums
+        for name, value in (("loss", loss), ("grad_norm", norm)):
+            sums[name] += value.nan_to_num(0, 0, 0) * taken
+        sums["steps"] += taken
+        sums["skipped"] += skipped
+        sums["skipped_in_a_row"] = (sums["skipped_in_a_row"] + 1) * skipped
+        if self.step % PATIENCE == 0 and sums["skipped_in_a_row"] >= PATIENCE:
+            raise UserError(
+                f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
+                "lower LR, or look for extreme values in the data; checkpoints are as they were"
+            )
 
     def close_epoch(self) -> dict[str, float]:
         """Means over the epoch, and the steps skipped since the start; the next epoch begins."""
@@ -114,13 +118,106 @@ class Progress:
             self.sums[name].zero_()
         return {**means, "skipped": int(self.sums["skipped"])}
 
-    def give_up_when_stuck(self) -> None:
-        """Raises UserError when PATIENCE steps in a row were not finite (checked as often)."""
-        if self.step % PATIENCE == 0 and self.sums["skipped_in_a_row"] >= PATIENCE:
-            raise UserError(
-                f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
-                "lower LR, or look for extreme values in the data; checkpoints are as they were"
-            )
+
+class _Group(NamedTuple):
+    """Cases that are computed together."""
+
+    which: list[int]
+    batch: Batch
+    known: Known
+
+
+class Validation:
+    """Fields of a validation split, evenly spread, and what training is told about them.
+
+    Args:
+        pattern: how they are observed. count: how many of them, at most.
+        batch_size: fields per model call. share: (rank, size), which of them are ours.
+    Attributes:
+        count: cases of all processes together. every: all of them. cases: ours.
+
+    One serves models of one architecture: their closed forms are computed once.
+    """
+
+    def __init__(
+        self, split: Split, pattern: Pattern, count: int, batch_size: int, device: torch.device,
+        share: tuple[int, int] = (0, 1),
+    ):
+        indices = spread(range(len(split)), count)
+        self.count = len(indices)
+        points = batch_size * math.prod(split.example(0).shape[:2])
+        self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
+        self.cases = self.every.subset(range(len(indices))[share[0] :: share[1]])
+        self._groups: list[_Group] = []
+
+    def baselines(self) -> dict[str, list[dict[str, float]]]:
+        """Numbers per field of the methods in SHOWN_BASELINES."""
+        return {name: _numbers(self.cases, self.cases.interpolate(name).fields)
+                if len(self.cases) else [] for name in SHOWN_BASELINES}
+
+    def evaluate(self, model: FieldModel, stage: str) -> list[dict[str, float]]:
+        """Numbers per field of the posterior mean, and the loss of a stage with a frozen draw at a
+        frozen angle, at the points that were not observed."""
+        loss_of = LOSSES[stage]
+        results: list[dict[str, float]] = [{} for _ in self.cases]
+        for which, batch, known in self.groups(model):
+            with evaluating(model), torch.no_grad():
+                losses = loss_of(model, batch, known).mean(dim=(1, 2)).tolist()
+            some = self.cases.subset(which)
+            mean = some.sample(_WithForm(model, known), **MEAN)
+            for k, loss, numbers in zip(which, losses, _numbers(some, mean.fields), strict=True):
+                results[k] = {"loss": loss, **numbers}
+        return results
+
+    def groups(self, model: FieldModel) -> list[_Group]:
+        """All cases with their closed forms, made once."""
+        if not self._groups:
+            forms = ClosedForms(model, *self.cases.shape(self.cases.rows), self.cases.device)
+            batches = [(which, self._batch(which)) for which in self.cases.groups()]
+            self._groups = [_Group(which, batch, forms(batch)) for which, batch in batches]
+        return self._groups
+
+    def _batch(self, which: list[int]) -> Batch:
+        queries, input_coords, input_values = self.cases.stack(which)
+        cases = [self.cases[k] for k in which]
+        rngs = [np.random.default_rng([EVAL_SEED, case.index, 1]) for case in cases]
+        index = [np.flatnonzero(case.asked(self.cases.rows)) for case in cases]
+        values = [case.inside.reshape(-1, case.inside.shape[2])[own]
+                  for case, own in zip(cases, index, strict=True)]
+        parts = (
+            np.stack([case.observed for case in cases]), np.stack(index), np.stack(values),
+            np.array([rng.integers(2**63) for rng in rngs]), np.full(len(cases), -1),
+            np.stack([np.arange(len(own)) for own in index]),
+            np.array([END * rng.random() for rng in rngs], dtype=np.float32),
+        )
+        names = ("input_index", "query_index", "x_1", "draws", "mask_id", "answered", "theta")
+        tensors = dict(zip(names, map(torch.from_numpy, parts), strict=True))
+        return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
+                     **tensors).to(self.cases.device)
+
+
+class _WithForm(nn.Module):
+    """A model for which the closed form of one batch is at hand."""
+
+    def __init__(self, model: FieldModel, known: Known):
+        super().__init__()
+        self.model, self.known = model, known
+
+    def encode(self, observed: Observed, queries: Tensor, **settings: Any) -> State:
+        return self.model.encode(self.known.observed, queries, form=self.known.form, **settings)
+
+    def velocity(self, *given: Any) -> Tensor:
+        return self.model.velocity(*given)
+
+
+def _numbers(cases: Cases, fields: list[np.ndarray]) -> list[dict[str, float]]:
+    return [{"psnr": metrics.psnr(x, case.truth), "ssim": metrics.ssim_wang(x, case.truth),
+             "mse": metrics.mse(x, case.truth)} for x, case in zip(fields, cases, strict=True)]
+
+
+def mean_numbers(results: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every number over the pictures where it is defined."""
+    return {name: metrics.average([r[name] for r in results]) for name in results[0]}
 
 
 class Reporter:
@@ -135,15 +232,11 @@ class Reporter:
         self.stages, self.per_epoch = stages, per_epoch
         self.waited = self.worked = 0.0  # seconds in this epoch
         self.steps = 0
-        self.clock = time.perf_counter()
         on_terminal = world.is_first and sys.stderr.isatty()
-        self.bar = tqdm(
-            total=stages.end, initial=progress.step, unit="step", disable=not on_terminal,
-            dynamic_ncols=True, smoothing=0.05,
-        )
+        self.bar = tqdm(total=stages.end, initial=progress.step, unit="step", smoothing=0.05,
+                        disable=not on_terminal, dynamic_ncols=True)
         if on_terminal:
-            self._redirect = logging_redirect_tqdm([log])
-            self._redirect.__enter__()
+            logging_redirect_tqdm([log]).__enter__()
         parts = world.gather(validation.baselines())
         self.baselines = {name: mean_numbers([r for part in parts for r in part[name]])
                           for name in SHOWN_BASELINES}
@@ -158,26 +251,11 @@ class Reporter:
         """Name of the stage of the last step."""
         return self.stages.name(max(0, self.progress.step - 1))
 
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        passed, self.clock = now - self.clock, now
-        return passed
-
-    def waiting(self) -> None:
-        """The loop starts to wait for data."""
-        self._lap()
-
-    def working(self) -> None:
-        """Data has come; the step starts."""
-        passed = self._lap()
-        self.waited += passed
-        self.progress.seconds += passed
-
-    def step(self) -> None:
-        """A step is done."""
-        passed = self._lap()
-        self.worked += passed
-        self.progress.seconds += passed
+    def step(self, waited: float, worked: float) -> None:
+        """A step is done; seconds that it waited for data, and worked."""
+        self.waited += waited
+        self.worked += worked
+        self.progress.seconds += waited + worked
         self.steps += 1
         self.bar.update()
 
@@ -194,13 +272,11 @@ class Reporter:
         }
         step = self.progress.step
         left = timedelta(seconds=round((self.stages.end - step) * seconds / self.steps))
-        log.info(
-            "epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  "
-            "waits %.1f%%  left %s%s",
-            self.epochs, self.config.epochs, step, self.stage, numbers["loss"],
-            numbers["grad_norm"], rate, numbers["samples_per_s"], 100 * numbers["data_wait"], left,
-            f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "",
-        )
+        log.info("epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  "
+                 "waits %.1f%%  left %s%s",
+                 self.epochs, self.config.epochs, step, self.stage, numbers["loss"],
+                 numbers["grad_norm"], rate, numbers["samples_per_s"], 100 * numbers["data_wait"],
+                 left, f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "")
         self.waited = self.worked = 0.0
         self.steps = 0
         if self.world.is_first:
@@ -216,23 +292,17 @@ class Reporter:
             f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
             for name in SHOWN_BASELINES
         )
-        log.info(
-            "validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / SSIM %.3f"
-            "  |  %s",
-            len(results), self.stage, numbers["loss"], " *best*" if is_best else "",
-            numbers["psnr"], numbers["ssim"], beside,
-        )
+        log.info("validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / "
+                 "SSIM %.3f  |  %s",
+                 len(results), self.stage, numbers["loss"], " *best*" if is_best else "",
+                 numbers["psnr"], numbers["ssim"], beside)
         if self.world.is_first:
-            self.folder.record(
-                self.progress.step, epoch=self.epochs, stage=self.stage,
-                minutes=self.progress.seconds / 60,
-                **{f"val_{name}": value for name, value in numbers.items()},
-            )
+            self.folder.record(self.progress.step, epoch=self.epochs, stage=self.stage,
+                               minutes=self.progress.seconds / 60,
+                               **{f"val_{name}": value for name, value in numbers.items()})
             with self.folder.tolerating("curves"):
-                plots.learning_curves(
-                    self.folder.read_records(), self.baselines,
-                    self.folder.path / "training_loss.png",
-                )
+                plots.learning_curves(self.folder.read_records(), self.baselines,
+                                      self.folder.path / "training_loss.png")
         return is_best
 
     def picture(self, model: FieldModel, data: Data) -> None:

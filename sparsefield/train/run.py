@@ -1,4 +1,4 @@
-"""The folder that a training writes to, and going on from what it holds."""
+"""The folder that a training writes to."""
 
 from __future__ import annotations
 
@@ -11,22 +11,14 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
-from sparsefield.data import Data
 from sparsefield.errors import UserError
-from sparsefield.model.checkpoint import (
-    load_checkpoint,
-    save_checkpoint,
-    save_safetensors,
-    write_atomically,
-)
-from sparsefield.train.config import MAY_CHANGE, TrainingConfig
-from sparsefield.train.processes import World
+from sparsefield.model import checkpoint as files
+from sparsefield.model.checkpoint import load_checkpoint, write_atomically
 
 log = logging.getLogger("sparsefield")
 
@@ -51,10 +43,9 @@ class RunFolder:
 
     def numbered(self) -> list[Path]:
         """Checkpoints of epochs, oldest first."""
-        found = {path: path.stem.removeprefix(f"{self.name}_epoch_")
-                 for path in self.path.glob(f"{self.name}_epoch_*.pth")}
-        return sorted((path for path, epoch in found.items() if epoch.isdecimal()),
-                      key=lambda path: int(found[path]))
+        found = {int(path.stem.rpartition("_")[2]): path
+                 for path in self.path.glob(f"{self.name}_epoch_*[0-9].pth")}
+        return [found[epoch] for epoch in sorted(found)]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -66,19 +57,16 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             who = holder.read_text().strip() if holder.exists() else "it has just begun"
-            raise UserError(
-                f"another training writes to {self.path} ({who}): stop it, or set another SAVE_DIR"
-            ) from None
+            raise UserError(f"another training writes to {self.path} ({who}): stop it, or set "
+                            "another SAVE_DIR") from None
         except OSError as error:
-            raise UserError(
-                f"save_dir={self.path} cannot be written ({error.strerror}): choose another folder"
-            ) from error
+            raise UserError(f"save_dir={self.path} cannot be written ({error.strerror}): choose "
+                            "another folder") from error
         try:
             with self.tolerating("lock file"):
                 holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-                # What a killed training left half written.
-                ours = re.compile(rf"\.({re.escape(self.name)}_(latest|best|epoch_\d+)"
-                                  r"\.(pth|safetensors)|metrics\.jsonl)\.\d+\.tmp")
+                # What a killed training left half written: see `write_atomically`.
+                ours = re.compile(rf"\.({self.name}_\w+\.\w+|metrics\.jsonl)\.\d+\.tmp")
                 for left in self.path.glob(".*.tmp"):
                     if ours.fullmatch(left.name):
                         left.unlink()
@@ -93,11 +81,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            log.warning(
-                "WARNING: %s not written (%s): look at free space and permissions of %s; the "
-                "checkpoints there are intact and training goes on",
-                what, error.strerror or error, self.path,
-            )
+            log.warning("WARNING: %s not written (%s): look at free space and permissions of %s; "
+                        "the checkpoints there are intact and training goes on",
+                        what, error.strerror or error, self.path)
 
     def newest(self) -> dict | None:
         """The newest checkpoint that can be read, or None; says so when one had to be passed over.
@@ -107,29 +93,23 @@ class RunFolder:
         """
         others = [path for path in self.path.glob("*_latest.pth") if path != self.latest]
         if others:
-            raise UserError(
-                f"{self.path} holds another model's training ({others[0].name}): set another "
-                "SAVE_DIR"
-            )
-        candidates = [path for path in (self.latest, *reversed(self.numbered())) if path.exists()]
+            raise UserError(f"{self.path} holds another model's training ({others[0].name}): set "
+                            "another SAVE_DIR")
         problems = []
-        for path in candidates:
+        for path in filter(Path.exists, (self.latest, *reversed(self.numbered()))):
             try:
                 checkpoint = load_checkpoint(path)
+                if "resume" not in checkpoint:
+                    raise UserError(f"{path} holds weights alone, nothing to go on from")
             except UserError as error:
                 problems.append(str(error))
-                continue
-            if "resume" not in checkpoint:
-                problems.append(f"{path} holds weights alone, nothing to go on from")
                 continue
             for problem in problems:
                 log.warning("WARNING: %s; falling back to %s", problem, path)
             return checkpoint
         if problems:
-            raise UserError(
-                f"no checkpoint in {self.path} can be gone on from ({problems[0]}): restore one, "
-                "or start over with RESUME=never"
-            )
+            raise UserError(f"no checkpoint in {self.path} can be gone on from ({problems[0]}): "
+                            "restore one, or start over with RESUME=never")
         return None
 
     def save(self, checkpoint: dict, numbered: bool, keep: int) -> bool:
@@ -140,8 +120,8 @@ class RunFolder:
         with self.tolerating("checkpoint"):
             if numbered:
                 name = f"{self.name}_epoch_{checkpoint['epoch']:04d}.pth"
-                save_checkpoint(self.path / name, checkpoint)
-            save_checkpoint(self.latest, checkpoint)
+                files.save_checkpoint(self.path / name, checkpoint)
+            files.save_checkpoint(self.latest, checkpoint)
             for old in self.numbered()[:-keep]:
                 old.unlink()
             return True
@@ -154,8 +134,8 @@ class RunFolder:
         """
         slim = {key: value for key, value in checkpoint.items() if key != "resume"}
         with self.tolerating("best checkpoint"):
-            save_safetensors(self.best.with_suffix(".safetensors"), slim)
-            save_checkpoint(self.best, slim)
+            files.save_safetensors(self.best.with_suffix(".safetensors"), slim)
+            files.save_checkpoint(self.best, slim)
             return True
         return False
 
@@ -190,12 +170,11 @@ class RunFolder:
 
     def read_records(self) -> list[dict]:
         """All records of metrics.jsonl so far; lines that are none of ours are left out."""
-        return [record for line in self._lines() if (record := _record(line)) is not None]
+        return [record for line in self._lines() if (record := _record(line))]
 
     def _lines(self) -> list[str]:
-        if not self.records.exists():
-            return []
-        return self.records.read_text(errors="surrogateescape").split("\n")
+        there = self.records.exists()
+        return self.records.read_text(errors="surrogateescape").split("\n") if there else []
 
     def rewind(self, step: int) -> None:
         """Forget records after `step`, which will be written again, and one cut off by a crash.
@@ -220,8 +199,9 @@ class RunFolder:
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return
-        numbers = [path.name[4:] for path in self.path.glob("old_*")]
-        old = self.path / f"old_{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
+        numbers = [int(path.name[4:]) for path in self.path.glob("old_*[0-9]")
+                   if path.name[4:].isdecimal()]
+        old = self.path / f"old_{1 + max(numbers, default=0)}"
         old.mkdir()
         for path in files:
             path.rename(old / path.name)
@@ -237,74 +217,4 @@ def _record(line: str) -> dict | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    is_ours = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if is_ours else None
-
-
-def resume(
-    config: TrainingConfig, arguments: dict, data: Data, folder: RunFolder, persistent: dict,
-    world: World,
-) -> None:
-    """Set everything persistent to where the newest checkpoint of the folder stands, if any.
-
-    Raises:
-        UserError: there is none and `resume` is "must", none can be read, or the newest was made
-            with other settings or data.
-    """
-    if config.resume == "never" and world.is_first:
-        folder.set_aside()
-    checkpoint = world.from_first(lambda: newest(config, folder))
-    if checkpoint is None:
-        if world.is_first:
-            if folder.has_weights and not folder.records.exists():
-                folder.set_aside()  # weights that came without their training: not ours to replace
-            folder.rewind(-1)  # of a run that ended before its first checkpoint
-        return
-    refuse_contradictions(config, arguments, data, checkpoint, folder)
-    try:
-        for key, item in persistent.items():
-            item.load_state_dict(checkpoint["resume"][key])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the checkpoint in {folder.path} does not fit this version of the project "
-            f"({str(error).splitlines()[0]}): go on with the version that wrote it, or give "
-            "another SAVE_DIR"
-        ) from error
-    if world.is_first:
-        folder.rewind(checkpoint["step"])
-    log.info("going on from step %d (epoch %d)", checkpoint["step"], checkpoint["epoch"])
-    before = checkpoint["config"]["epochs"]
-    if before != config.epochs:
-        log.info("EPOCHS was %d and is %d: parts of the training that are over stay so, and the "
-                 "learning rate follows the cosine of what is left", before, config.epochs)
-
-
-def newest(config: TrainingConfig, folder: RunFolder) -> dict | None:
-    """The checkpoint that a training would go on from, if any.
-
-    Raises:
-        UserError: as `resume`.
-    """
-    checkpoint = None if config.resume == "never" else folder.newest()
-    if checkpoint is None and config.resume == "must":
-        raise UserError(f"resume=must, but {folder.path} holds no checkpoint to go on from")
-    return checkpoint
-
-
-def refuse_contradictions(
-    config: TrainingConfig, arguments: dict, data: Data, checkpoint: dict, folder: RunFolder
-) -> None:
-    """Raises UserError naming every setting that differs from the checkpoint's and may not.
-
-    A setting that did not exist when the checkpoint was written had its present default.
-    """
-    now = {**asdict(config), **arguments, "data": data.fingerprint}
-    then = {**asdict(type(config)()), **checkpoint["config"], **checkpoint["model_args"],
-            "data": checkpoint["data"]["fingerprint"]}
-    different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
-                 if key not in MAY_CHANGE and then.get(key) != value]
-    if different:
-        raise UserError(
-            f"{folder.path} holds a training with {', '.join(different)}: give its settings to go "
-            "on, another SAVE_DIR for a new one, or RESUME=never to set the old one aside"
-        )
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

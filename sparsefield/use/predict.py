@@ -22,9 +22,9 @@ from sparsefield.flow.sampling import Progress, sample
 from sparsefield.gaussian import estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
-from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
+from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.grids import Asked, Frame, Grid, grid_shape
 from sparsefield.use.points import Extent, Measurements

@@ -5,9 +5,9 @@ import torch
 from small import NAMES, SIZE
 
 from sparsefield.errors import UserError
-from sparsefield.model.channels import OUTPUTS, for_channels
 from sparsefield.model.checkpoint import build_model
 from sparsefield.model.field import ClosedForm
+from sparsefield.model.transfer import OUTPUTS, for_channels
 from sparsefield.place import Observed
 
 

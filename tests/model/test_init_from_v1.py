@@ -7,7 +7,7 @@ from small import settings, write_checkpoint, write_pictures
 import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint
-from sparsefield.model.starting import take_shared_components
+from sparsefield.model.transfer import take_shared_components
 
 SHARED = {"unet", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}
 

@@ -13,6 +13,7 @@ from small import WHOLE, assert_same, records, settings, train, write_untrained
 
 from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
+from sparsefield.model import checkpoint as files
 from sparsefield.model.checkpoint import (
     build_model,
     load_checkpoint,
@@ -21,7 +22,6 @@ from sparsefield.model.checkpoint import (
     save_safetensors,
 )
 from sparsefield.train import loop as training
-from sparsefield.train import run as runfolder
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.run import RunFolder
 
@@ -212,7 +212,7 @@ def test_a_training_leaves_the_files_of_others(tmp_path):
 
 
 def test_out_of_memory_says_what_to_lower(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("sparsefield.train.loop.start_loss",
+    monkeypatch.setitem(training.LOSSES, "start",
                         lambda *_: torch.empty(2**50, dtype=torch.float64))
     with pytest.raises(UserError, match=r"out of memory: raise ACCUMULATE .*BATCH_SIZE .*D_MODEL"):
         train(settings(data, tmp_path))
@@ -271,7 +271,7 @@ def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrat
 
     for name in ("save_checkpoint", "save_safetensors"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(runfolder, name, killed)
+            patch.setattr(files, name, killed)
             folder.save_best(calibrated)
         states = ["calibration" in load_checkpoint(best.with_suffix(ending))
                   for ending in (".pth", ".safetensors")]

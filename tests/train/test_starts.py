@@ -9,10 +9,10 @@ from small import WHOLE, settings, train, write_checkpoint, write_pictures
 
 import train_mamba_v2
 from sparsefield.errors import UserError
-from sparsefield.model.channels import for_channels
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
+from sparsefield.model.transfer import for_channels
 from sparsefield.train.optimise import Stages
-from sparsefield.train.validation import Validation
+from sparsefield.train.report import Validation
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_lasting_nonfinite_losses_are_fatal_and_only_decay_weights(data, tmp_pat
 
     loop = training.Training.loop
     monkeypatch.setattr(training.Training, "loop", remembered)
-    monkeypatch.setattr(training, "start_loss", nan)
+    monkeypatch.setitem(training.LOSSES, "start", nan)
     monkeypatch.setattr(training.Reporter, "validate", lambda *_: False)
     with pytest.raises(UserError, match="not finite for 20 steps"):
         train(settings(data, tmp_path, epochs=10))
