@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickletools
 import struct
+import sys
+import tarfile
 import tokenize
 import zipfile
 import zlib
@@ -27,10 +30,13 @@ HELD_OUT = 0.05  # share of one array that becomes validation, and again test
 MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
 SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
-# What numpy and zipfile raise on files that are broken or not what their name says.
+LEAST_SHARE = 0.5  # of the points of a tile that exist
+MOST_FROZEN = 256  # tiles of validation and of test
+TRIES = 8  # to find a tile for training
+# What numpy, zipfile and tarfile raise on files that are broken or not what their name says.
 _BROKEN = (
     OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError,
-    tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+    tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, tarfile.TarError,
 )
 
 
@@ -63,26 +69,68 @@ class Part:
 
 
 class ArraySplit:
-    """Fields of an array, decoded one at a time; see `scale.Split`."""
+    """Fields of an array, or tiles of them, decoded one at a time; see `scale.Split`.
 
-    def __init__(self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool):
+    Example i is a whole field, or a tile at a fixed place; a training example is the field, or a
+    tile anywhere in it of which at least half of the points exist.
+
+    Args:
+        tile: (h, w), None: whole fields. most: tiles that are kept, evenly from all.
+    Raises:
+        UserError: half of the points exist in no tile.
+    """
+
+    def __init__(
+        self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool,
+        tile: tuple[int, int] | None = None, most: int | None = None,
+    ):
         self.part, self.scale = part, scale
         self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
+        shape = part.fields(0, 1).shape[1:3]
+        self.tile = tile or shape
+        self.room = np.subtract(shape, self.tile) + 1
+        self.places = _places(part, tile, most) if tile else np.pad(
+            np.arange(len(part))[:, None], ((0, 0), (0, 2)))
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.places)
 
     def example(self, index: int) -> np.ndarray:
-        inside = self.scale.to_inside(self.part.fields(index, index + 1)[0])
-        if self.has_gaps:
-            inside[np.isnan(inside).any(axis=-1)] = np.nan
-        return inside
+        return self._cut(*self.places[index].tolist())
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        for _ in range(TRIES if max(self.room) > 1 else 0):
+            found = self._cut(int(self.places[index, 0]), *map(int, rng.integers(self.room)))
+            if np.isnan(found[..., 0]).mean() <= 1 - LEAST_SHARE:
+                return found
         return self.example(index)
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         return None
+
+    def _cut(self, field: int, top: int, left: int) -> np.ndarray:
+        values = self.part.fields(field, field + 1)[0]
+        values = values[top:top + self.tile[0], left:left + self.tile[1]]
+        inside = self.scale.to_inside(values)
+        if self.has_gaps:
+            inside[np.isnan(inside).any(axis=-1)] = np.nan
+        return inside
+
+
+def _places(part: Part, size: tuple[int, int], most: int | None) -> np.ndarray:
+    """(n, 3): field, top and left of tiles side by side, of which half of the points exist."""
+    exists = ~np.isnan(part.fields(0, len(part))).any(axis=-1)
+    tops, lefts = (range(0, exists.shape[k + 1] - size[k] + 1, size[k]) for k in range(2))
+    shares = np.stack([exists[:, top:top + size[0], left:left + size[1]].mean(axis=(1, 2))
+                       for top in tops for left in lefts], axis=1)
+    field, tile = np.nonzero(shares >= LEAST_SHARE)
+    if len(field) == 0:
+        raise UserError(f"{part.source}: no tile of {size[0]} x {size[1]} points of which half "
+                        "exist; choose a smaller --image_size, or another variable")
+    row, column = np.divmod(tile, len(lefts))
+    found = np.stack([field, row * size[0], column * size[1]], axis=1)
+    chosen = np.linspace(0, len(found) - 1, min(len(found), most or len(found))).round()
+    return found[chosen.astype(int)]
 
 
 def open_array(
@@ -104,13 +152,21 @@ def open_array(
         parts = [_part(path, arrays[name]) for name in SPLITS]
     else:
         main = _part(path, arrays["images" if "images" in arrays else "train"])
-        parts = _split(main, val and _only_part(val), test and _only_part(test))
+        own = [file and _only_part(file) for file in (val, test)]
+        if all(own):
+            parts = [main, *own]
+        elif val:
+            parts = [main, *cut(own[0], 0.5)]
+        elif test:
+            parts = [*cut(main, HELD_OUT), own[1]]
+        else:
+            parts = cut(main, HELD_OUT, HELD_OUT)
     return array_data(path.name, parts, value_range, units or named_units)
 
 
 def array_data(
     name: str, parts: Sequence[Part], value_range: Sequence[float] | None = None,
-    units: str | None = None,
+    units: str | None = None, *, tile: tuple[int, int] | None = None, rows_up: bool = False,
 ) -> Data:
     """Training, validation and test fields that are in memory, or mapped into it.
 
@@ -119,17 +175,19 @@ def array_data(
     and largest training value of each channel. Three channels of uint8 are pictures: training
     shows them flipped, turned and with channels exchanged. Others are shown as they are.
 
+    Args:
+        tile: (h, w), whole fields by default; see `ArraySplit`. rows_up: see `Data`.
     Raises:
-        UserError: wrong rank or type, zero size, infinities, fields with fewer than two points,
-            parts of different shape, values far outside the range.
+        UserError: wrong rank or type, zero size, infinities, whole fields with fewer than two
+            points, parts of different shape, values far outside the range.
     """
     for part in parts:
         _check_array(part)
-        _check_alike(part, parts[0])
-    surveys = [_survey(part) for part in parts]
-    first_field = parts[0].fields(0, 1)[0]
-    height, width, channels = first_field.shape
-    is_uint8 = first_field.dtype == np.uint8
+        if tile is None:
+            _check_alike(part, parts[0])
+    surveys = [_survey(part, is_whole=tile is None) for part in parts]
+    height, width, channels = parts[0].fields(0, 1).shape[1:]
+    is_uint8 = parts[0].array.dtype == np.uint8
     if value_range is not None:
         bounds = given_range(value_range, channels)
     elif is_uint8:
@@ -137,16 +195,17 @@ def array_data(
     else:
         bounds = tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
         for part in parts:
-            refuse_codes(part, "mark points that do not exist with NaN")
+            _refuse_codes(part)
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
-        check_inside(part.source, survey.low, survey.high, scale, warns=value_range is not None)
-    train, val, test = (
-        ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
-        for part, survey in zip(parts, surveys, strict=True)
-    )
+        _check_inside(part.source, survey, scale, warns=value_range is not None)
+    splits = [ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3,
+                         has_gaps=survey.has_gaps, tile=tile, most=MOST_FROZEN if number else None)
+              for number, (part, survey) in enumerate(zip(parts, surveys, strict=True))]
     fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
-    return Data(name, height, width, scale, fingerprint.hexdigest(), train, val, test)
+    if tile:
+        fingerprint.update(str(tile).encode())
+    return Data(name, *(tile or (height, width)), scale, fingerprint.hexdigest(), *splits, rows_up)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -198,11 +257,7 @@ def _check_fits_memory(path: Path) -> None:
     if unpacked > memory / 2:
         raise UserError(
             f"{path}: unpacks to {unpacked / 2**30:.1f} GiB of {memory / 2**30:.1f} GiB of memory; "
-            "save the array as .npy, which is read from disk as needed"
-        )
-
-
-# --- splitting ------------------------------------------------------------------------------------
+            "save the array as .npy, which is read from disk as needed")
 
 
 def _part(path: Path, array: np.ndarray) -> Part:
@@ -216,16 +271,6 @@ def _only_part(path: Path) -> Part:
     return _part(path, arrays["images"])
 
 
-def _split(main: Part, val: Part | None, test: Part | None) -> list[Part]:
-    if val and test:
-        return [main, val, test]
-    if val:
-        return [main, *cut(val, 0.5)]
-    if test:
-        return [*cut(main, HELD_OUT), test]
-    return cut(main, HELD_OUT, HELD_OUT)
-
-
 def cut(part: Part, *shares: float) -> list[Part]:
     """Blocks: what remains, then blocks of these shares, each of at least one field.
 
@@ -237,8 +282,7 @@ def cut(part: Part, *shares: float) -> list[Part]:
         _check_array(part)  # a wrong shape is the better explanation
         raise UserError(
             f"{part.source}: {len(part)} fields cannot be split into {len(shares) + 1} parts; add "
-            "fields, or name other files to validate and test on"
-        )
+            "fields, or name other files to validate and test on")
     edges = [part.first, *np.cumsum([part.last - sum(sizes), *sizes]).tolist()]
     return [Part(part.source, part.array, *pair) for pair in pairwise(edges)]
 
@@ -251,16 +295,13 @@ def _check_array(part: Part) -> None:
     wanted = "fields must be (N, H, W) or (N, H, W, C)"
     if kind.kind not in "uif":
         raise UserError(f"{part.source}: values of type {kind}; fields must be uint8 or float")
-    if len(shape) not in (3, 4):
-        raise UserError(f"{part.source}: shape {shape}; {wanted}")
-    if 0 in shape:
-        raise UserError(f"{part.source}: shape {shape} holds nothing; {wanted}")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise UserError(f"{part.source}: shape {shape}; {wanted}, not empty")
     if len(shape) == 3 and shape[2] <= 4:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
     if len(shape) == 4 and shape[1] <= 4 < shape[3]:
-        turned = shape[0], *shape[2:], shape[1]
-        raise UserError(f"{part.source}: shape {shape} has its channels first, (N, C, H, W); "
-                        f"{wanted}: numpy.moveaxis(fields, 1, -1) makes it {turned}")
+        raise UserError(f"{part.source}: shape {shape} has its channels first; {wanted}: "
+                        "numpy.moveaxis(fields, 1, -1)")
 
 
 def _check_alike(part: Part, first: Part) -> None:
@@ -268,8 +309,7 @@ def _check_alike(part: Part, first: Part) -> None:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         raise UserError(
             f"{part.source}: fields of {ours.shape} {ours.dtype}, but those of {first.source} are "
-            f"{theirs.shape} {theirs.dtype}; sizes, channels and types must not be mixed"
-        )
+            f"{theirs.shape} {theirs.dtype}; sizes, channels and types must not be mixed")
 
 
 @dataclass(frozen=True)
@@ -282,8 +322,9 @@ class _Survey:
     digest: str
 
 
-def _survey(part: Part) -> _Survey:
-    """Raises UserError for infinite values and fields with fewer than two points."""
+def _survey(part: Part, is_whole: bool) -> _Survey:
+    """Raises UserError for infinite values and, if fields are seen whole, for fewer than two
+    points in one."""
     lows, highs, has_gaps, digest = [], [], False, hashlib.sha256()
     step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
     for start in range(0, len(part), step):
@@ -297,19 +338,16 @@ def _survey(part: Part) -> _Survey:
         missing = np.isnan(fields).any(axis=-1)
         has_gaps |= bool(missing.any())
         infinite = np.isinf(fields).any(axis=(1, 2, 3))
-        if infinite.any():
-            where = part.first + start + int(infinite.argmax())
-            raise UserError(f"{part.source}: field {where} holds infinite values; mark gaps with "
-                            "NaN")
-        points = missing[0].size - np.count_nonzero(missing, axis=(1, 2))
-        if points.min() < 2:
-            where = part.first + start + int(points.argmin())
-            what = "one point only" if points.min() else "no points: all is NaN"
-            raise UserError(f"{part.source}: field {where} has {what}; leave it out")
+        few = (~missing).sum(axis=(1, 2)) < 2
+        for is_bad, what in ((infinite, "holds infinite values; mark gaps with NaN"),
+                             (few & is_whole, "has fewer than two points; leave it out")):
+            if is_bad.any():
+                where = part.first + start + int(is_bad.argmax())
+                raise UserError(f"{part.source}: field {where} {what}")
     return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest())
 
 
-def refuse_codes(part: Part, way_out: str) -> None:
+def _refuse_codes(part: Part) -> None:
     """Raises UserError where a number stands for points that do not exist, such as -9999."""
     count = max(1, SEARCHED // part.fields(0, 1).size)
     for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
@@ -319,28 +357,101 @@ def refuse_codes(part: Part, way_out: str) -> None:
             if code is not None:
                 raise UserError(
                     f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in "
-                    f"field {part.first + start}, far from all other values; {way_out}, or say "
-                    "with --value_range low high that it was measured")
+                    f"field {part.first + start}; mark points that do not exist with NaN (in "
+                    "NetCDF as _FillValue), or say with --value_range low high that it was "
+                    "measured")
 
 
-def check_inside(
-    source: str, low: np.ndarray, high: np.ndarray, scale: Scale, warns: bool
-) -> None:
-    """Refuse values, from low to high (C,), far outside a scale: they have another unit.
-
-    Args:
-        warns: whether values that are a little outside are logged.
-    Raises:
-        UserError: a channel leaves its range by more than the width of that.
-    """
+def _check_inside(source: str, survey: _Survey, scale: Scale, warns: bool) -> None:
+    """Raises UserError where a channel leaves its range by more than the width of that: it has
+    another unit. Logs values a little outside if it `warns`."""
     lows, highs = np.asarray(scale.value_range).T
-    outside = np.maximum(lows - low, high - highs) / (highs - lows)
-    extent = f"{source}: values from {low.min():g} to {high.max():g}"
+    outside = np.maximum(lows - survey.low, survey.high - highs) / (highs - lows)
+    extent = f"{source}: values from {survey.low.min():g} to {survey.high.max():g}"
     if outside.max() > 1:
         raise UserError(
             f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
-            "not exist with NaN, or widen it with --value_range"
-        )
+            "not exist with NaN, or widen it with --value_range")
     if warns and outside.max() > 1e-6:  # more than rounding to float32
         log.warning("%s leave the value range %s: reconstructions are clipped to it",
                     extent, scale.describe())
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/"
+# The standard archives (Krizhevsky 2009). The binary form comes first: it is what is downloaded
+# when neither is there.
+CIFAR10_SHA256 = {
+    "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+}
+# The last tenth of the training pictures (5,000 of 50,000, in shuffled order) is validation.
+CIFAR10_HELD_OUT = 0.1
+
+
+def open_cifar10(folder: Path | None = None, url: str = CIFAR10_URL) -> Data:
+    """CIFAR-10 from an archive in a folder, downloaded into it if there is none.
+
+    Args:
+        folder: default: the user's cache folder (`pooch.os_cache("sparsefield")`).
+    Returns:
+        45,000 training and 5,000 validation pictures from the archive's training part, and its
+        10,000 test pictures.
+    Raises:
+        UserError: no archive and no network, or an archive that is broken or of another kind.
+    """
+    import pooch
+
+    folder = folder or Path(pooch.os_cache("sparsefield"))
+    archives = [folder / name for name in CIFAR10_SHA256 if (folder / name).is_file()]
+    archive = archives[0] if archives else _download(folder, url)
+    try:
+        batches = _read_batches(archive)
+        training = np.concatenate([batches[name] for name in sorted(batches) if "data" in name])
+        test = batches["test_batch"]
+    except _BROKEN as error:
+        raise UserError(
+            f"{archive}: no CIFAR-10 archive, or cut off ({' '.join(str(error).split())}); delete "
+            "it, and it is downloaded again") from None
+    return array_data("cifar10", [*cut(_part(archive, training), CIFAR10_HELD_OUT),
+                                  _part(archive, test)])
+
+
+def _read_batches(archive: Path) -> dict[str, np.ndarray]:
+    """Name without ending -> (n, 32, 32, 3) uint8, of all batches in the archive.
+
+    A picture is 3,072 bytes: all red, all green, all blue, each row by row. A binary batch has one
+    byte for the class before each picture; a pickled one has all pictures in its longest string,
+    which is found without executing the pickle.
+    """
+    batches = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = Path(member.name)
+            if not (member.isfile() and name.stem.startswith(("data_batch_", "test_batch"))):
+                continue
+            content = tar.extractfile(member).read()
+            if name.suffix == ".bin":
+                rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)[:, 1:]
+            else:
+                strings = (s for _, s, _ in pickletools.genops(content) if isinstance(s, str))
+                rows = np.frombuffer(max(strings, key=len).encode("latin-1"), dtype=np.uint8)
+            planes = rows.reshape(-1, 3, 32, 32)
+            batches[name.stem] = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return batches
+
+
+def _download(folder: Path, url: str) -> Path:
+    import pooch
+
+    name, checksum = next(iter(CIFAR10_SHA256.items()))
+    try:
+        return Path(pooch.retrieve(url + name, f"sha256:{checksum}", name, folder,
+                                   progressbar=sys.stderr.isatty()))
+    except (OSError, ValueError) as error:  # those of requests are OSErrors
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"CIFAR-10 is not in {folder} and could not be downloaded ({reason}): put "
+            f"{CIFAR10_URL}{name} (sha256 {checksum}) there, or name its folder with --data_dir"
+        ) from None

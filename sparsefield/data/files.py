@@ -78,27 +78,23 @@ def lone_extreme(values: np.ndarray, codes_only: bool = False) -> float | None:
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
     A code counts where it is farther from all others than they spread. Negative nines (-999) also
-    count where nothing else is negative, or where they repeat. Any other value counts where it
-    repeats, ten times as far from all others as they spread.
+    count, whatever the spread, where nothing else is negative or where they repeat. Any other
+    value counts where it repeats, ten times as far from all others as they spread.
 
     Args:
         values: (N,), NaN is left out. codes_only: whether other values than codes are left alone.
     """
     values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return None
-    for extreme in (float(values.min()), float(values.max())):
+    for extreme in (values.min(initial=np.inf), values.max(initial=-np.inf)):
         others = values[values != extreme]
         if len(others) == 0:
             return None
-        low, high = float(others.min()), float(others.max())
-        gap, spread = max(low - extreme, extreme - high), high - low
-        times = len(values) - len(others)
-        alone = low >= 0 or (times > 2 and gap > spread / FAR)
-        repeats = times > 1 and spread > 0 and not codes_only
-        if (is_code(extreme) and gap > spread) or (repeats and gap > FAR * spread) or (
-                extreme < 0 and _is_nines(extreme) and alone):
-            return extreme
+        gap, spread = np.abs(others - extreme).min(), np.ptp(others)
+        repeats = len(values) - len(others) > 1
+        if (is_code(extreme) and gap > spread) or (
+            extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
+        ) or (repeats and not codes_only and 0 < FAR * spread < gap):
+            return float(extreme)
     return None
 
 

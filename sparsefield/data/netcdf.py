@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import struct
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparsefield.data.arrays import Part, check_inside, refuse_codes
+from sparsefield.data.arrays import Part, array_data
 from sparsefield.data.files import require_file
-from sparsefield.data.scale import Data, Scale, given_range, wide_enough
+from sparsefield.data.scale import Data
 from sparsefield.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +33,6 @@ _BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryErr
 UNFILLED = 9.9e36  # what NetCDF writes where nothing was written, but for rounding
 HELD_OUT = 0.1  # share of years, times or columns that become validation, and again test
 LEAST_YEARS = 3
-LEAST_SHARE = 0.5  # of the points of a tile that exist
-MOST_FROZEN = 256  # tiles of validation and of test
-TRIES = 8
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -68,7 +64,7 @@ def _read_netcdf(path: Path) -> Dataset:
 
     with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
         stored = file.load()
-    gaps = {name: _prepare(str(name), variable) for name, variable in stored.variables.items()
+    gaps = {name: _gaps(str(name), variable) for name, variable in stored.variables.items()
             if variable.dtype.kind in "iuf"}
     decoded = xarray.decode_cf(stored, decode_times=False, decode_coords=False)
     return decoded.assign({name: decoded[name].where(~gap) for name, gap in gaps.items()
@@ -83,12 +79,10 @@ def _engine(path: Path) -> dict[str, object]:
         return {"engine": "scipy", "mmap": False}
     if beginning not in (b"\x89HDF", b"CDF\x05"):
         raise UserError(f"{path}: no NetCDF file, whatever its name says")
-    if find_spec("netCDF4"):
-        return {"engine": "netcdf4"}
-    if beginning == b"\x89HDF" and find_spec("h5netcdf") and find_spec("h5py"):
-        return {"engine": "h5netcdf"}
-    raise UserError(f"{path}: NetCDF-4 needs more packages: pip install h5netcdf h5py (netCDF4 for "
-                    "CDF-5), or make it classic: nccopy -k classic in.nc out.nc")
+    if beginning == b"CDF\x05" or not (find_spec("h5netcdf") and find_spec("h5py")):
+        raise UserError(f"{path}: NetCDF-4 needs more packages: pip install h5netcdf h5py; or make "
+                        "it classic (CDF-5, too): nccopy -k classic in.nc out.nc")
+    return {"engine": "h5netcdf"}
 
 
 def _read_geotiff(path: Path) -> Dataset:
@@ -107,20 +101,17 @@ def _read_geotiff(path: Path) -> Dataset:
 # --- what xarray's decoding leaves ----------------------------------------------------------------
 
 
-def _prepare(name: str, variable: Variable) -> np.ndarray:
-    """Make a stored variable unsigned if it says so, without fill values; return where it has gaps.
+def _gaps(name: str, variable: Variable) -> np.ndarray:
+    """Where a stored variable was not measured; it becomes unsigned if it says so.
 
     xarray compares fill values in their own type, which -999.9 as double beside float32 fails, and
     knows no valid range.
     """
-    attributes = variable.attrs
-    is_unsigned = str(attributes.pop("_Unsigned", "")).lower() == "true"
-    if is_unsigned and variable.dtype.kind == "i":
-        variable.data = variable.values.view(variable.dtype.str.replace("i", "u"))
-    data = variable.values
-    fills = [_as_stored(attributes.pop(key, []), data.dtype)
-             for key in ("_FillValue", "missing_value")]
-    gaps = np.isin(data, np.concatenate(fills))
+    attributes, data = variable.attrs, variable.values
+    if str(attributes.pop("_Unsigned", "")).lower() == "true" and data.dtype.kind == "i":
+        data = variable.data = data.view(data.dtype.str.replace("i", "u"))
+    gaps = np.isin(data, [_as_stored(fill, data.dtype) for key in ("_FillValue", "missing_value")
+                          for fill in np.ravel(attributes.pop(key, []))])
     if data.dtype.kind == "f":
         gaps |= np.isnan(data) | (np.abs(data) >= UNFILLED) & np.isfinite(data)
     outside = _is_outside(data, attributes) & ~gaps
@@ -129,16 +120,14 @@ def _prepare(name: str, variable: Variable) -> np.ndarray:
     return gaps | outside
 
 
-def _as_stored(numbers: object, dtype: np.dtype) -> np.ndarray:
-    """Numbers in the type of the data, without those that it cannot hold."""
-    try:
-        numbers = np.ravel(numbers)
-        numbers = numbers if numbers.dtype.kind in "iuf" else numbers.astype(np.float64)
-    except ValueError:  # text
-        return np.empty(0, dtype)
+def _as_stored(number: np.generic, dtype: np.dtype) -> np.generic:
+    """A number in the type of the data; NaN where this cannot hold it, and for text."""
+    if number.dtype.kind not in "iuf":
+        return np.nan
     with np.errstate(all="ignore"):
-        stored = numbers.astype(dtype)
-        return stored if dtype.kind == "f" else stored[stored.astype(numbers.dtype) == numbers]
+        stored = number.astype(dtype)
+    is_held = dtype.kind == "f" or stored.astype(number.dtype) == number
+    return stored if is_held else np.nan
 
 
 def _is_outside(data: np.ndarray, attributes: dict[str, object]) -> np.ndarray:
@@ -148,15 +137,15 @@ def _is_outside(data: np.ndarray, attributes: dict[str, object]) -> np.ndarray:
     """
     pair = np.ravel(attributes.get("valid_range", []))
     low, high = pair if len(pair) == 2 else (
-        attributes.get("valid_min"), attributes.get("valid_max"))
+        attributes.get("valid_min", np.nan), attributes.get("valid_max", np.nan))
     outside = np.zeros(data.shape, bool)
     for bound, leaves in ((low, np.less), (high, np.greater)):
-        if bound is None or (bound := np.ravel(bound)[0]).dtype.kind not in "iuf":
+        bound, values = np.ravel(bound)[0], data
+        if bound.dtype.kind not in "iuf":
             continue
-        values = data
         if bound.dtype.kind == "f" and data.dtype.kind != "f":
-            factor = np.ravel(attributes.get("scale_factor", 1.0))[0]
-            values = data * factor + np.ravel(attributes.get("add_offset", 0.0))[0]
+            values = (data * np.ravel(attributes.get("scale_factor", 1.0))[0]
+                      + np.ravel(attributes.get("add_offset", 0.0))[0])
         elif data.dtype.kind == "f" or bound.itemsize == data.itemsize:
             bound = bound.astype(data.dtype)
         outside |= leaves(values, bound)
@@ -301,97 +290,49 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
                         + ("choose one step of the others first" if field.ndim > 3 else
                            "lists of stations are for reconstruct.py"))
     axes = {axis_of(field[dim]): dim for dim in field.dims}
+    times = [dim for dim in field.dims if _time_rule(field[dim]) or dim == "time"]
     if "x" in axes and "y" in axes:
         field = field.transpose(..., axes["y"], axes["x"])
+    elif times:
+        field = field.transpose(times[0], ...)
     for dim in field.dims[-2:]:
         if dim in field.coords and field[dim].values[0] > field[dim].values[-1]:
             field = field.isel({dim: slice(None, None, -1)})
     return field
 
 
-_TIME = re.compile(r"\s*(\w+?)s?\s+(?:since|after|from)\s+(\d{1,4})-(\d{1,2})(?:-(\d{1,2}))?")
-_MONTHS = {"month": 1, "mon": 1, "year": 12, "yr": 12}
-_SECONDS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600,
-            "hour": 3600, "d": 86400, "day": 86400}
+# The number of days in units of time; months and years are those of a calendar of 360 days.
+_DAYS = {"s": 1 / 86400, "sec": 1 / 86400, "second": 1 / 86400, "min": 1 / 1440,
+         "minute": 1 / 1440, "h": 1 / 24, "hr": 1 / 24, "hour": 1 / 24, "d": 1, "day": 1,
+         "mon": 30, "month": 30, "yr": 360, "year": 360}
 _YEAR_DAYS = {"360_day": 360, "noleap": 365, "365_day": 365, "all_leap": 366, "366_day": 366}
+_TIME = re.compile(rf"\s*({'|'.join(_DAYS)})s?\s+(?:since|after|from)"
+                   r"\s+(\d{1,4})-(\d{1,2})(?:-(\d{1,2}))?")
+
+
+def _time_rule(axis: DataArray) -> re.Match | None:
+    """Unit, year, month and day of a time axis; None if it is none."""
+    return _TIME.match(str(axis.attrs.get("units", "")).lower())
 
 
 def _years(time: DataArray) -> np.ndarray | None:
     """The year of every step of an axis, None where it is no time (CF, 4.4)."""
-    rule = _TIME.match(str(time.attrs.get("units", "")).lower())
-    if not rule or rule[1] not in _MONTHS | _SECONDS or np.isnan(time.values).any():
+    if not (rule := _time_rule(time)) or np.isnan(time.values).any():
         return None
     year, month, day = int(rule[2]), int(rule[3]), int(rule[4] or 1)
-    if rule[1] in _MONTHS:
-        return np.floor(year + (month - 1 + time.values * _MONTHS[rule[1]]) / 12 + 1e-6).astype(int)
-    seconds = (time.values.astype(np.float64) * _SECONDS[rule[1]]).round()
-    days = _YEAR_DAYS.get(str(time.attrs.get("calendar", "")).lower())
-    if days is None:
+    days = time.values.astype(np.float64) * _DAYS[rule[1]]
+    calendar = str(time.attrs.get("calendar", "")).lower()
+    length = 360 if _DAYS[rule[1]] >= 30 else _YEAR_DAYS.get(calendar)
+    if length is None:
         since = np.datetime64(f"{year:04}-{month:02}-{day:02}", "s")
-        return (since + seconds.astype("timedelta64[s]")).astype("datetime64[Y]").astype(int) + 1970
-    passed = 30 * (month - 1) + day if days == 360 else date(
-        2000 if days == 366 else 2001, month, day).timetuple().tm_yday
-    return np.floor(year + (passed - 1 + seconds / 86400) / days + 1e-9).astype(int)
+        moments = since + (days * 86400).round().astype("timedelta64[s]")
+        return moments.astype("datetime64[Y]").astype(int) + 1970
+    passed = 30 * (month - 1) + day if length == 360 else date(
+        2000 if length == 366 else 2001, month, day).timetuple().tm_yday
+    return np.floor(year + (passed - 1 + days) / length + 1e-9).astype(int)
 
 
 # --- tiles ----------------------------------------------------------------------------------------
-
-
-class TileSplit:
-    """Tiles of a block of fields (N, H, W, C) in memory; see `scale.Split`.
-
-    Example i is a frozen tile. A training example is a tile of the same field anywhere in the
-    block, with points enough. Directions mean something on a map, and so does each channel.
-    """
-
-    is_symmetric = False
-
-    def __init__(self, fields: np.ndarray, size: tuple[int, int], scale: Scale, where: str,
-                 most: int | None = None):
-        self.fields, self.size, self.scale = fields, size, scale
-        self.tiles = _tiles(fields, size)
-        if not self.tiles:
-            raise UserError(
-                f"{where}: no tile of {size[0]} x {size[1]} points of which half exist; "
-                "choose a smaller --image_size, or another variable"
-            )
-        if most and len(self.tiles) > most:  # evenly from all
-            chosen = np.linspace(0, len(self.tiles) - 1, most).round().astype(int)
-            self.tiles = [self.tiles[k] for k in chosen]
-        self.has_gaps = bool(np.isnan(fields).any())
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def example(self, index: int) -> np.ndarray:
-        return self._cut(*self.tiles[index])
-
-    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        field, top, left = self.tiles[index]
-        rows, columns = self.fields.shape[1] - self.size[0], self.fields.shape[2] - self.size[1]
-        for _ in range(TRIES):
-            tile = self._cut(field, int(rng.integers(rows + 1)), int(rng.integers(columns + 1)))
-            if (~np.isnan(tile[..., 0])).mean() >= LEAST_SHARE:
-                return tile
-        return self._cut(field, top, left)
-
-    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
-        return None
-
-    def _cut(self, field: int, top: int, left: int) -> np.ndarray:
-        tile = self.fields[field, top:top + self.size[0], left:left + self.size[1]]
-        return self.scale.to_inside(tile)
-
-
-def _tiles(fields: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """Field, top and left of tiles side by side, of which half of the points exist."""
-    found = []
-    for top in range(0, fields.shape[1] - size[0] + 1, size[0]):
-        for left in range(0, fields.shape[2] - size[1] + 1, size[1]):
-            block = fields[:, top:top + size[0], left:left + size[1], 0]
-            share = (~np.isnan(block)).mean(axis=(1, 2))
-            found += [(int(n), top, left) for n in np.flatnonzero(share >= LEAST_SHARE)]
-    return sorted(found)
 
 
 def open_netcdf(
@@ -413,34 +354,16 @@ def open_netcdf(
     """
     main = read_fields(path, variables)
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
-    others = [file and read_fields(file, variables) for file in (val, test)]
-    for file, other in zip((val, test), others, strict=True):
-        if other and other.values.shape[3] != main.values.shape[3]:
-            raise UserError(f"{file}: {other.values.shape[3]} variables, {path} has "
-                            f"{main.values.shape[3]}")
-        if other and other.units and main.units and other.units != main.units:
-            raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
-    parts = [main.values] * 3 if all(others) else _split(path, main, size)
-    parts[1:] = [other.values if other else part
-                 for other, part in zip(others, parts[1:], strict=True)]
-    if value_range is None:
-        refuse_codes(Part(str(path), parts[0], 0, len(parts[0])), "mark it as _FillValue")
-    lows, highs = (np.stack([f(part, axis=(0, 1, 2)) for part in parts]).astype(float)
-                   for f in (np.nanmin, np.nanmax))
-    bounds = given_range(value_range, main.values.shape[3]) if value_range else tuple(
-        map(wide_enough, lows[0].tolist(), highs[0].tolist()))
-    scale = Scale(bounds, units or main.units)
-    for file, low, high in zip((path, val or path, test or path), lows, highs, strict=True):
-        check_inside(str(file), low, high, scale, warns=value_range is not None)
-    train, validation, testing = (
-        TileSplit(part, size, scale, f"{path} ({name})", most)
-        for part, name, most in zip(parts, ("training", "validation", "test"),
-                                    (None, MOST_FROZEN, MOST_FROZEN), strict=True))
-    digest = hashlib.sha256(f"{size} {[part.shape for part in parts]}".encode())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part))
-    return Data(path.name, *size, scale, digest.hexdigest(), train, validation, testing,
-                main.rows_up)
+    fields = [main.values] * 3 if val and test else _split(path, main, size)
+    parts = [Part(str(path), part, 0, len(part)) for part in fields]
+    for number, file in ((1, val), (2, test)):
+        if file:
+            other = read_fields(file, variables)
+            if other.units and main.units and other.units != main.units:
+                raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
+            parts[number] = Part(str(file), other.values, 0, len(other.values))
+    return array_data(path.name, parts, value_range, units or main.units, tile=size,
+                      rows_up=main.rows_up)
 
 
 def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray]:

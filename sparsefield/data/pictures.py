@@ -6,7 +6,6 @@ import logging
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -42,13 +41,11 @@ class Raster:
         white: 255; 65535 for colours of 16 bits; 1 for colours as floats; None where grey values
             are measurements of a scale that the file does not tell (16 bits, floats).
         known: (H, W) bool: not transparent, and a number; None if all are.
-        opacity: (H, W) in [0, 1], None if all is opaque.
     """
 
     values: np.ndarray
     white: float | None
     known: np.ndarray | None = None
-    opacity: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,36 +80,27 @@ class Raster:
             values = np.where(missing[..., None], np.nan, values)
         return replace(self, values=values, known=known)
 
-    def seen_through(self, opacity: np.ndarray) -> Raster:
-        """What is transparent, opacity (H, W) below a half, is not known either."""
+    def seen_through(self, opacity: np.ndarray, on_white: bool) -> Raster:
+        """Seen on white paper, or else not known where opacity (H, W) is below a half."""
         if (opacity == 1).all():
             return self
-        opaque = opacity >= 0.5
-        known = opaque if self.known is None else self.known & opaque
-        return replace(self, known=known, opacity=opacity)
+        if not on_white or self.white is None:
+            return self.without(opacity < 0.5)
+        share = opacity[..., None]
+        seen = self.values * share + self.white * (1 - share)
+        seen = np.round(seen) if self.is_8_bit else seen
+        return replace(self, values=seen.astype(self.values.dtype))
 
     def turned(self, orientation: int | None) -> Raster:
         """From an orientation as EXIF counts them to upright."""
         if (turn := TURNS.get(orientation)) is None:
             return self
-        layers = (layer if layer is None else np.ascontiguousarray(turn(layer))
-                  for layer in (self.values, self.known, self.opacity))
-        values, *masks = layers
-        return Raster(values, self.white, *masks)
-
-    def on_white(self) -> Raster:
-        """What is transparent seen on white paper; what is opaque without a value stays unknown."""
-        if self.opacity is None or self.white is None:
-            return self
-        share = self.opacity[..., None]
-        blended = self.values * share + self.white * (1 - share)
-        values = np.round(blended).astype(np.uint8) if self.is_8_bit else blended
-        known = self.known | (self.opacity < 0.5)
-        return Raster(values.astype(self.values.dtype), self.white, None if known.all() else known)
+        known = None if self.known is None else turn(self.known)
+        return Raster(np.ascontiguousarray(turn(self.values)), self.white, known)
 
     def reduced(self, factor: int) -> Raster:
         """Blocks of factor x factor become their mean over the points that are known."""
-        if factor == 1:
+        if factor <= 1:
             return self
         if self.known is None:
             return Raster(_block_means(self.values, factor), self.white)
@@ -121,9 +109,7 @@ class Raster:
         sums = _block_means(np.where(known, self.values, 0).astype(np.float32), factor)
         values = sums / np.maximum(weight, 1e-6)
         values = np.round(values).astype(np.uint8) if self.is_8_bit else values
-        opacity = None if self.opacity is None else _block_means(
-            self.opacity[..., None].astype(np.float32), factor)[..., 0]
-        return Raster(values, self.white, weight[..., 0] >= 0.5, opacity)
+        return Raster(values, self.white, weight[..., 0] >= 0.5)
 
 
 def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
@@ -132,12 +118,11 @@ def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
     return np.stack([np.asarray(plane.reduce(factor)) for plane in planes], axis=2)
 
 
-def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
+def read_picture(path: Path, on_white: bool = False) -> Raster:
     """The picture of a file, or of an .npy of (H, W) or (H, W, C) with 1, 3 or 4 (RGBA) channels.
 
     Upright by its EXIF orientation, of several frames the first. No-data values, SCALE and OFFSET
-    of a GeoTIFF are applied. With `reduced_to`, the result may be smaller than the file, by a whole
-    factor, but its short side is no less than `reduced_to` unless the file's is.
+    of a GeoTIFF are applied. What is transparent is seen on white paper, or else not known.
 
     Raises:
         UserError: no file, no permission, broken, no picture, or more pixels than Pillow's limit
@@ -147,9 +132,8 @@ def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
     refuse_foreign(path, "pictures are PNG, JPEG, TIFF, WebP, BMP, GIF or .npy")
     try:
         if path.suffix.lower() == ".npy":
-            raster = _of_array(np.load(path, allow_pickle=False))
-        else:
-            raster = _read_tiff(path) if _is_tiff(path) else _read_by_pillow(path, reduced_to)
+            return _of_array(np.load(path, allow_pickle=False), on_white)
+        return (_read_tiff if _is_tiff(path) else _read_by_pillow)(path, on_white)
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except _BROKEN as error:
@@ -157,23 +141,16 @@ def read_picture(path: Path, reduced_to: int | None = None) -> Raster:
         if "allow_pickle" in reason:
             reason = "objects, or no .npy at all: save one array of numbers"
         raise UserError(f"{path}: no readable picture ({reason})") from None
-    return raster.reduced(max(1, min(raster.shape) // reduced_to)) if reduced_to else raster
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool: what is white in a picture, and not transparent. See `read_picture`.
+    """(H, W) bool: what is half as bright as the brightest pixel or more, and not transparent.
 
-    Of a mask that is nowhere as bright as grey, with two values only (0 and 1, say), the one that
-    is not 0 counts as white, or else the higher one. NaN is not known.
+    So true may be 255, 65535, 1 or -1. NaN is not known. See `read_picture`.
     """
     raster = read_picture(path).with_channels(1)
-    grey = raster.values[..., 0]
-    brightest = np.nanmax(grey, initial=0)
-    white = 255 if raster.is_8_bit else next(w for w in (1, 255, 65535, np.inf) if brightest <= w)
-    known = grey >= white / 2
-    found = np.unique(grey[~np.isnan(grey)])
-    if not known.any() and len(found) == 2:
-        known = grey == (found[0] if found[1] == 0 else found[1])  # -1 is true in signed masks
+    grey = np.abs(raster.values[..., 0].astype(np.float64))
+    known = (grey > 0) & (grey >= np.nanmax(grey, initial=0) / 2)
     return known if raster.known is None else known & raster.known
 
 
@@ -186,19 +163,22 @@ def _check_size(width: int, height: int) -> None:
 # --- by Pillow ------------------------------------------------------------------------------------
 
 
-def _read_by_pillow(path: Path, reduced_to: int | None = None) -> Raster:
-    """The picture, upright but for a TIFF."""
+def _read_by_pillow(path: Path, on_white: bool, nodata: float | None = None) -> Raster:
+    """The picture, upright but for a TIFF, whose orientation is for who reads all of it."""
     with Image.open(path) as image:
         _check_size(*image.size)
-        if reduced_to:  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
-            times = reduced_to / min(image.size)
-            image.draft(None, tuple(ceil(side * times) for side in image.size))
-        _leave_as_stored(image)
-        is_number = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        if not is_number and _is_deep(image):  # Pillow keeps one byte of two
+        if image.format == "TIFF":
+            # Pillow 13 turns TIFFs as it loads them, and scrambles those without compression.
+            image.tag_v2.pop(ORIENTATION, None)
+            image.getexif().pop(ORIENTATION, None)
+            image._size = image._tile_size
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            raster = _of_numbers(np.asarray(image)[..., None],
+                                 image.info.get("transparency", nodata))
+        elif _is_deep(image):  # Pillow keeps one byte of two
             raise ValueError("colours or opacity of more than 8 bits: save it as TIFF")
-        raster = (_of_numbers(np.asarray(image)[..., None], image.info.get("transparency"))
-                  if is_number else _eight_bits(image))
+        else:
+            raster = _of_8_bits(image, on_white, nodata)
         return raster.turned(image.getexif().get(ORIENTATION))
 
 
@@ -209,22 +189,17 @@ def _is_deep(image: Image.Image) -> bool:
     return ";16" in str(arguments[0]) or (image.format == "PPM" and arguments[-1] > 255)
 
 
-def _leave_as_stored(image: Image.Image) -> None:
-    """A TIFF's orientation is for who has all of it."""
-    if image.format == "TIFF":
-        # Pillow 13 turns TIFFs itself as it loads them, and scrambles those without compression.
-        image.tag_v2.pop(ORIENTATION, None)
-        image.getexif().pop(ORIENTATION, None)
-        image._size = image._tile_size
-
-
-def _eight_bits(image: Image.Image) -> Raster:
-    is_grey = image.mode in ("1", "L", "LA", "La")
-    if not image.has_transparency_data:
-        values = np.asarray(image.convert("L" if is_grey else "RGB"))
-        return Raster(values.reshape(*values.shape[:2], -1), 255)
-    layers = np.asarray(image.convert("RGBA"))
-    return Raster(layers[..., :1 if is_grey else 3], 255).seen_through(layers[..., 3] / 255)
+def _of_8_bits(image: Image.Image, on_white: bool, nodata: float | None) -> Raster:
+    """`nodata`: the number that all of a pixel has, in a palette its place, where it is unknown."""
+    channels = 1 if image.mode in ("1", "L", "LA") else 3
+    raster = Raster(np.atleast_3d(image.convert("L" if channels == 1 else "RGB")), 255)
+    if image.has_transparency_data:
+        opacity = np.asarray(image.convert("RGBA").getchannel("A")) / 255
+        raster = raster.seen_through(opacity, on_white)
+    if nodata is not None:
+        stored = np.atleast_3d(image)[..., :channels]
+        raster = raster.without((stored == nodata).all(axis=2))
+    return raster
 
 
 # --- TIFF: 8 bits by Pillow, the rest by tifffile -------------------------------------------------
@@ -238,7 +213,7 @@ def _is_tiff(path: Path) -> bool:
         return file.read(4) in _BEGINNINGS
 
 
-def _read_tiff(path: Path) -> Raster:
+def _read_tiff(path: Path, on_white: bool) -> Raster:
     """The first page of a TIFF."""
     import tifffile
 
@@ -249,26 +224,14 @@ def _read_tiff(path: Path) -> Raster:
         if page is None or page.dtype is None or page.dtype.kind not in "buif" or 0 in page.shaped:
             raise ValueError("a TIFF without numbers that can be read")
         _check_size(page.imagewidth, page.imagelength)
-        nodata = _nodata(page)
         if page.bitspersample <= 8 and page.dtype.kind in "bu":
-            raster = _read_by_pillow(path)
-            numbers = _stored_by_pillow(path)
-            if nodata is not None and numbers.shape[:2] == raster.shape:
-                raster = raster.without((numbers == nodata).all(axis=2))
+            raster = _read_by_pillow(path, on_white, _nodata(page))
         else:
-            raster = _scaled(_deep_page(path, page, nodata), page)
+            raster = _scaled(_deep_page(path, page, on_white), page)
         return raster.turned(page.tags.valueof(ORIENTATION, 1))
 
 
-def _stored_by_pillow(path: Path) -> np.ndarray:
-    """(H, W, C): the numbers of a file of 8 bits, in a palette the places, without opacity."""
-    with Image.open(path) as image:
-        _leave_as_stored(image)
-        stored = np.asarray(image).reshape(*image.size[::-1], -1)
-    return stored[..., :3] if stored.shape[2] > 2 else stored[..., :1]
-
-
-def _deep_page(path: Path, page: TiffPage, nodata: float | None) -> Raster:
+def _deep_page(path: Path, page: TiffPage, on_white: bool) -> Raster:
     """Numbers of more than 8 bits, every bit: grey, or colours with or without opacity."""
     is_rgb, bands = page.photometric.name == "RGB", page.samplesperpixel
     if page.imagedepth != 1 or not (bands in (3, 4) if is_rgb else bands in (1, 3)):
@@ -276,9 +239,10 @@ def _deep_page(path: Path, page: TiffPage, nodata: float | None) -> Raster:
                          "blue, with or without opacity: save a file of those that are")
     if not is_rgb and page.photometric.name not in ("MINISBLACK", "MINISWHITE"):
         raise ValueError(f"{page.photometric.name} of more than 8 bits: save it as RGB")
-    extra = int(page.extrasamples[0]) if page.extrasamples else 2
+    extra = int(page.extrasamples[0]) if page.extrasamples else 2  # 0: no opacity, near infrared
     if is_rgb and bands == 4 and extra == 1:
         raise ValueError("colours of more than 8 bits multiplied by opacity: save them as they are")
+    nodata = _nodata(page)
     try:
         stored = page.asarray(squeeze=False)[:, 0]  # (1, H, W, N), or (N, H, W, 1) band by band
     except (ValueError, ImportError) as error:
@@ -287,26 +251,25 @@ def _deep_page(path: Path, page: TiffPage, nodata: float | None) -> Raster:
         if bands > 1 or page.dtype not in (np.uint16, np.int16, np.int32, np.float32):
             raise ValueError(f"{page.dtype} in a compression that is not known here, {error}: save "
                              "it without compression, or pip install imagecodecs") from None
-        raster = _read_by_pillow(path)  # which knows more compressions
-        return raster.without((raster.values == nodata).all(axis=2))
+        return _read_by_pillow(path, on_white, nodata)  # which knows more compressions
     numbers = np.concatenate(list(stored), axis=2)
     raster = _of_numbers(numbers[..., :3], nodata)
-    if bands < 4 or extra == 0:  # or the fourth is no opacity: near infrared
+    if bands < 4 or extra == 0:
         return raster
     top = np.iinfo(numbers.dtype).max if numbers.dtype.kind in "ui" else 1
-    return raster.seen_through(np.clip(numbers[..., 3] / top, 0, 1))
+    return raster.seen_through(np.clip(numbers[..., 3] / top, 0, 1), on_white)
 
 
-def _nodata(page: TiffPage) -> float | None:
+def _nodata(page: TiffPage) -> np.generic | None:
     """The number that means: no value, in the type of the file; None if no point can have it."""
     text = str(page.tags.valueof(GDAL_NODATA, "")).strip("\0 ").replace(",", ".")
     try:
-        number = int(text) if text.lstrip("+-").isdigit() else float(text)
-        with np.errstate(over="ignore"):
-            return page.dtype.type(number) if page.dtype.kind == "f" or number == int(
-                number) else None
-    except (ValueError, OverflowError):  # not finite, or too large
+        number = np.float64(text)
+    except ValueError:
         return None
+    with np.errstate(all="ignore"):
+        stored = number.astype(page.dtype)
+    return stored if page.dtype.kind == "f" or stored == number else None
 
 
 def _scaled(raster: Raster, page: TiffPage) -> Raster:
@@ -314,13 +277,11 @@ def _scaled(raster: Raster, page: TiffPage) -> Raster:
     text = page.tags.valueof(GDAL_METADATA)
     if not text or raster.white is not None:
         return raster
-    terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(
-        text.strip("\0 ")) if item.get("role") in ("scale", "offset")
-        and item.get("sample", "0") == "0"}
-    if not terms:
-        return raster
-    return replace(raster, values=raster.values.astype(float) * terms.get("scale", 1.0)
-                   + terms.get("offset", 0.0))
+    terms = {item.get("role"): float(item.text)
+             for item in ElementTree.fromstring(text.strip("\0 "))
+             if item.get("role") in ("scale", "offset") and item.get("sample", "0") == "0"}
+    values = raster.values.astype(float) * terms.get("scale", 1.0) + terms.get("offset", 0.0)
+    return replace(raster, values=values) if terms else raster
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -345,18 +306,16 @@ def _of_numbers(numbers: np.ndarray, nodata: float | None = None) -> Raster:
     return Raster(values, white).without(missing)
 
 
-def _of_array(array: np.ndarray) -> Raster:
+def _of_array(array: np.ndarray, on_white: bool) -> Raster:
     """The picture in an array: see `read_picture`."""
-    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}: give numbers of "
-                         "(H, W), or (H, W, C) with 1, 3 or 4 channels")
     if array.ndim == 2 and array.shape[1] in (3, 4) and len(array) > 2 * array.shape[1]:
         raise ValueError(f"shape {array.shape}: rows of x, y, value? save those as CSV, or as .npz "
                          "with coords and values")
-    array = array[..., None] if array.ndim == 2 else array
-    if array.shape[2] not in (1, 3, 4):
-        first = " (channels first? move them last)" if array.shape[0] in (1, 3, 4) else ""
-        raise ValueError(f"shape {array.shape}: the last axis holds the channels, 1, 3 or 4{first}")
+    shape = array.shape if array.ndim != 2 else (*array.shape, 1)
+    if array.dtype.kind not in "buif" or len(shape) != 3 or 0 in shape or shape[2] not in (1, 3, 4):
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}: give numbers of "
+                         "(H, W), or (H, W, C) with 1, 3 or 4 channels (not channels first)")
+    array = array.reshape(shape)
     _check_size(array.shape[1], array.shape[0])
     raster = _of_numbers(array[..., :3])
     if array.shape[2] < 4:
@@ -364,4 +323,4 @@ def _of_array(array: np.ndarray) -> Raster:
     alpha = array[..., 3]
     if raster.white is None or np.nanmin(alpha) < 0 or np.nanmax(alpha) > raster.white:
         raise ValueError("four channels that are no red, green, blue and opacity")
-    return raster.seen_through(alpha / raster.white)
+    return raster.seen_through(alpha / raster.white, on_white)

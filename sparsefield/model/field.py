@@ -15,7 +15,7 @@ Symbols: B fields, M observations, N queries, C channels, D d_model, h x w cells
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ class ClosedForm(NamedTuple):
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
-        return ClosedForm(*(None if part is None else part[rows] for part in self[:5]))
+        return self._each(lambda x: x[rows])
 
     def to(self, device: torch.device) -> ClosedForm:
         """On a device, its draws as well."""
@@ -74,8 +74,13 @@ class ClosedForm(NamedTuple):
         if draw is not None:
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
-        parts = (None if part is None else part.to(device) for part in self[:5])
-        return ClosedForm(*parts, noise, self.variogram)
+        found = self._each(lambda x: x.to(device))
+        return found._replace(noise=noise, variogram=self.variogram)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClosedForm:
+        features = None if self.features is None else change(self.features)
+        return ClosedForm(change(self.mean), change(self.sd), change(self.loo_sd),
+                          change(self.loo_z), features)
 
 
 class Start(NamedTuple):
@@ -114,9 +119,12 @@ class TokenBlock:
 
     def repeat(self, times: int) -> TokenBlock:
         """Every field `times` times, side by side: for as many draws."""
-        wide = {name: part.repeat_interleave(times, dim=0) for name, part in vars(self).items()
-                if isinstance(part, Tensor)}
-        return replace(self, **wide, scan=self.scan and self.scan.repeat(times))
+        def wide(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, dim=0)
+
+        return TokenBlock(wide(self.index), self.core, wide(self.input_features),
+                          wide(self.query_features), self.scan and self.scan.repeat(times),
+                          wide(self.input_coords), wide(self.query_coords))
 
 
 class State(NamedTuple):

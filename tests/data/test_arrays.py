@@ -107,15 +107,24 @@ def test_a_validation_file_in_another_unit_is_refused(tmp_path):
                   val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
 
 
-@pytest.mark.parametrize("code, values", [
-    (-999, 113 + 1740 * np.linspace(0, 1, 90) ** 2), (-99, 5 + 1800 * np.linspace(0, 1, 90)),
-    (-999, np.linspace(-50, 1853, 90)),
+WIDE = np.linspace(-5000, 1853, 90).round()
+POSITIVE = np.linspace(5, 1800, 90).round()
+
+
+@pytest.mark.parametrize("code, times, values, asked", [
+    (-999, 3, POSITIVE, True), (-99, 1, POSITIVE, True), (-99, 2, np.linspace(-50, 40, 90), True),
+    (-9999, 2, WIDE, True), (-9999, 1, WIDE, False), (-999, 2, WIDE, False),
 ])
-def test_codes_within_the_spread_are_asked_about(code, values):
-    values = values.round()
+def test_codes_are_asked_about_whatever_the_spread(tmp_path, code, times, values, asked):
+    """As the only negative number, or as an extreme that repeats."""
     assert lone_extreme(values) is None
-    values[[3, 17, 40]] = code
-    assert lone_extreme(values) == code
+    values = np.concatenate([values[times:], np.full(times, code)])
+    assert lone_extreme(values) == (code if asked else None)
+    path = saved(tmp_path / "a.npz", images=np.tile(values.reshape(1, 9, 10), (30, 1, 1)))
+    if asked:
+        with pytest.raises(UserError, match=f"{code} stands .*--value_range"):
+            open_data(path)
+    assert len(open_data(path, value_range=(-1e4, 2e3)).train) > 1
 
 
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):

@@ -10,7 +10,7 @@ import torch
 
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import COUNTS, MASKS, RENEWED, augmented
-from sparsefield.data.folder import Box, Picture
+from sparsefield.data.crops import Box, Picture
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsefield.data import folder as folders
+from sparsefield.data import crops as data_crops
 from sparsefield.data import open_data
 from sparsefield.data.pictures import read_picture
 
@@ -43,13 +43,15 @@ def test_added_files_move_no_other(tmp_path):
 
 def test_copies_stay_in_one_part_and_are_counted(tmp_path, caplog):
     for k in range(60):
-        for copy in range(3):
-            noise(20, 20, seed=k).save(tmp_path / f"scene{k:02d}_{copy}.png")
+        for kind in ("png", "bmp", "tif"):  # other bytes, the same pixels
+            noise(20, 20, seed=k).save(tmp_path / f"scene{k:02d}.{kind}")
     with caplog.at_level(logging.INFO, logger="sparsefield"):
         data = open_data(str(tmp_path), image_size=16)
     scenes = [{name[:7] for name in names(split)} for split in (data.train, data.val, data.test)]
     assert sum(map(len, scenes)) == 60 == len(set.union(*scenes))
     assert "120 of 180 pictures are copies" in caplog.text
+    own = open_data(str(tmp_path), image_size=16, test=str(tmp_path))
+    assert f"{len(own.train)} pictures to validate or to test on are" in caplog.text
 
 
 @pytest.mark.parametrize("count", [3, 4, 10])
@@ -74,9 +76,9 @@ def test_frozen_field_is_the_area_average_of_the_centre_square(tmp_path):
 def test_training_crops_shrink_but_never_enlarge(tmp_path):
     """Pixels of a one-pixel chequerboard average out unless the crop has its own size."""
     (tmp_path / "a").mkdir()
-    board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    for kind in ("png", "bmp", "tif"):
-        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a" / f"a.{kind}")
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    for kind, shown in (("png", board), ("bmp", 255 - board), ("tif", board[1:, :62])):
+        Image.fromarray(shown).save(tmp_path / "a" / f"a.{kind}")
     data = open_data(str(tmp_path), image_size=32)
     assert data.channels == 1
     rng = np.random.default_rng(0)
@@ -88,7 +90,7 @@ def test_training_crops_shrink_but_never_enlarge(tmp_path):
 def test_pictures_beyond_the_cache_are_read_again(tmp_path, monkeypatch):
     fill(tmp_path, 5)
     cached = open_data(str(tmp_path), image_size=16)
-    monkeypatch.setattr(folders, "CACHE_BYTES", 0)
+    monkeypatch.setattr(data_crops, "CACHE_BYTES", 0)
     uncached = open_data(str(tmp_path), image_size=16)
     assert all(found.working is None for found in uncached.train.found)
     crops = [data.train.training_example(1, np.random.default_rng(3))
@@ -160,6 +162,6 @@ def test_a_large_transparent_picture_is_seen_on_white_too(tmp_path):
     picture = Image.new("RGBA", (900, 900), (200, 0, 0, 255))
     picture.paste((0, 0, 255, 0), (0, 0, 900, 450))
     picture.save(tmp_path / "a.png")
-    seen = read_picture(tmp_path / "a.png", 256).on_white()
+    seen = read_picture(tmp_path / "a.png", on_white=True).reduced(3)
     assert seen.shape == (300, 300) and seen.known is None
     assert (seen.values[:149] == 255).all() and (seen.values[151:] == (200, 0, 0)).all()

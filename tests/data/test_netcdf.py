@@ -180,6 +180,21 @@ def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
     assert sorted(set(fields.years)) == [1990, 1991, 1992, 1993]
 
 
+@pytest.mark.parametrize("dims", [ALL, ("lat", "lon", "time")])
+def test_time_is_the_axis_of_steps_wherever_it_stands(tmp_path, dims):
+    """Beside axes without coordinates."""
+    with netcdf_file(tmp_path / "a.nc", "w") as file:
+        for name, size in zip(("month", "row", "column"), FIELD.shape, strict=True):
+            file.createDimension(name, size)
+        axis = file.createVariable("month", "d", ("month",))
+        axis[:], axis.units = months()["time"]
+        here = [("month", "row", "column")[ALL.index(dim)] for dim in dims]
+        file.createVariable("t", "f", here)[:] = FIELD.transpose([ALL.index(dim) for dim in dims])
+    fields = read_fields(tmp_path / "a.nc")
+    np.testing.assert_array_equal(fields.values[..., 0], FIELD)
+    assert len(fields.years) == 48
+
+
 @pytest.mark.parametrize("units, calendar, times", [
     ("d since 1990-01-01", "standard", np.arange(120) * 30.44 + 15),
     ("days after 1990-1-1", "standard", np.arange(120) * 30.44 + 15),
@@ -265,7 +280,7 @@ REFUSED = {
     "infinite": ({"t": (ALL, np.where(FIELD > 22, np.inf, FIELD).astype(np.float32))}, {},
                  "infinite values"),
     "a code": ({"t": (ALL, np.where(FIELD > 22, -9999, FIELD).astype(np.float32))}, {},
-               "mark it as _FillValue"),
+               "_FillValue"),
     "mostly land": ({"t": (ALL, np.where(FIELD > 22, FIELD, np.nan).astype(np.float32))}, {},
                     "no tile of 20 x 24 points of which half exist"),
     "one small field": ({"t": (("lat", "lon"), FIELD[0])}, {}, "cannot be split"),

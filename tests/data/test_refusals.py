@@ -72,11 +72,11 @@ ARRAYS = {
     "rank 2": (np.zeros((30, 6)), "shape (30, 6)"),
     "one picture": (np.zeros((40, 50, 3), np.uint8), "looks like one picture"),
     "channels first": (np.zeros((30, 3, 8, 8), np.uint8), "channels first"),
-    "no fields": (np.zeros((0, 6, 6)), "holds nothing"),
+    "no fields": (np.zeros((0, 6, 6)), "not empty"),
     "bool": (np.zeros((30, 6, 6), bool), "bool"),
     "text": (np.full((30, 6, 6), "a"), "uint8 or float"),
     "object": (np.array([[[None] * 6] * 6] * 30), "object array"),
-    "all NaN": (np.full((30, 6, 6), np.nan), "field 0", "all is NaN"),
+    "all NaN": (np.full((30, 6, 6), np.nan), "field 0", "fewer than two points"),
     "one of NaN": (np.where(np.arange(30)[:, None, None] == 17, np.nan, np.ones((30, 6, 6))),
                    "field 17"),
     "infinite": (np.where(np.arange(30)[:, None, None] == 29, np.inf, np.ones((30, 6, 6))),
@@ -171,7 +171,7 @@ def test_folders(refused, name):
     Path("folder").mkdir()
     Path("folder/notes.txt").write_text("no picture")
     for file, mode in pictures.items():
-        Image.new(mode, (40, 40)).save(f"folder/{file}")
+        Image.new(mode, (40, 40), "red" if file[0] in "ac" else 0).save(f"folder/{file}")
     refused(opened("folder"), "folder", *words)
 
 

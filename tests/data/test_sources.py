@@ -12,7 +12,7 @@ import numpy as np
 import pooch
 import pytest
 
-from sparsefield.data import open_data, sources
+from sparsefield.data import arrays, open_data
 from sparsefield.errors import UserError
 
 ROWS = 40
@@ -99,17 +99,17 @@ def test_archive_cut_off_or_without_a_part(tmp_path):
 
 def test_no_network_says_what_to_put_where(tmp_path):
     with pytest.raises(UserError) as refused:
-        sources.open_cifar10(tmp_path, url="http://127.0.0.1:9/")
+        arrays.open_cifar10(tmp_path, url="http://127.0.0.1:9/")
     line = str(refused.value)
     assert "\n" not in line and str(tmp_path) in line and "--data_dir" in line
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in line
-    assert sources.CIFAR10_SHA256["cifar-10-binary.tar.gz"] in line
+    assert arrays.CIFAR10_SHA256["cifar-10-binary.tar.gz"] in line
 
 
 def test_what_is_downloaded_is_checked(tmp_path, monkeypatch):
     content = write_archive(tmp_path, members("binary")).read_bytes()
     checksum = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(sources.CIFAR10_SHA256, "cifar-10-binary.tar.gz", checksum)
+    monkeypatch.setitem(arrays.CIFAR10_SHA256, "cifar-10-binary.tar.gz", checksum)
     for sent in (content, b"something else"):
         def download(url, output, _, sent=sent):
             with open(output, "wb") as file:
@@ -117,8 +117,8 @@ def test_what_is_downloaded_is_checked(tmp_path, monkeypatch):
         monkeypatch.setattr(pooch.core, "choose_downloader", lambda *_, d=download, **__: d)
         folder = tmp_path / str(len(sent))
         if sent is content:
-            assert len(sources.open_cifar10(folder).train) == 180
+            assert len(arrays.open_cifar10(folder).train) == 180
             continue
         with pytest.raises(UserError, match=r"could not be downloaded.*hash"):
-            sources.open_cifar10(folder)
+            arrays.open_cifar10(folder)
         assert list(folder.iterdir()) == []

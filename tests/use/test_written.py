@@ -113,7 +113,7 @@ def test_a_grid_with_its_first_longitude_twice(tables):
 def test_a_grid_beside_all_measurements_is_said(tables):
     write_grid("like.nc", [-20.0, -10.0], [-40.0, -30.0])
     code, out, _ = tables("a.csv", "--grid", "like.nc", "--lonlat")
-    assert code == 0 and "WARNING: 30 of 30 measurements lie outside the field (x -25 to -5" in out
+    assert code == 0 and "WARNING: 30 of 30 measurements lie outside the field (x -20 to -10" in out
 
 
 def test_geotiff_where_rasterio_is_installed(tables):

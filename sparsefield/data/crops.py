@@ -1,0 +1,453 @@
+"""Square crops of pictures: photographs and elevation models inside other packages, and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from bisect import bisect_left
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sparsefield.data.pictures import read_picture
+from sparsefield.data.scale import Data, Scale, pixel_scale, wide_enough
+from sparsefield.errors import UserError
+from sparsefield.hashed import Purpose, generator
+
+log = logging.getLogger(__name__)
+
+# --- crops ----------------------------------------------------------------------------------------
+
+
+class Box(NamedTuple):
+    """A square of a picture, in pixels: rows top ... top + side, columns left ... left + side."""
+
+    top: int
+    left: int
+    side: int
+
+
+def random_box(rng: np.random.Generator, height: int, width: int, smallest: int) -> Box:
+    """A box anywhere in a picture, its side log-uniform from `smallest` to the short side."""
+    side = round(smallest * (min(height, width) / smallest) ** rng.random())
+    return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side)
+
+
+class Picture:
+    """A picture that gives the area average of any square at any size in O(size^2).
+
+    Kept as a summed-area table (Crow 1984): T[i, j] is the sum of the pixels above row i and left
+    of column j. Between pixel corners the integral of the picture is bilinear in (i, j), so that
+    sums over boxes with fractional corners are exact as well.
+    """
+
+    def __init__(self, pixels: np.ndarray):
+        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
+        self.height, self.width, channels = pixels.shape
+        kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
+        self.sums = np.zeros((self.height + 1, self.width + 1, channels), dtype=kind)
+        np.cumsum(pixels, axis=0, dtype=kind, out=self.sums[1:, 1:])
+        np.cumsum(self.sums, axis=1, out=self.sums)
+
+    def crop(self, box: Box, size: int) -> np.ndarray:
+        """(size, size, C) float64: the mean of the box over each of size^2 cells."""
+        channels = self.sums.shape[2]
+        # Corner k of the cells lies at k * side / size pixels: a whole part and a fraction.
+        whole, rest = np.divmod(np.arange(size + 1) * box.side, size)
+        part = (rest / size)[:, None]
+        corners = np.concatenate([whole, np.minimum(whole + 1, box.side)])
+        index = (box.top + corners)[:, None] * (self.width + 1) + box.left + corners
+        sums = self.sums.reshape(-1, channels).take(index, axis=0)   # (2 (size + 1))^2 C
+        # Interpolate and difference down, then right; channels ride along in the flat rows.
+        rows = _cell_sums(sums.astype(np.float64).reshape(len(corners), -1), part)
+        columns = rows.reshape(size, len(corners), channels).transpose(1, 0, 2)
+        columns = _cell_sums(columns.reshape(len(corners), -1), part)
+        means = columns.reshape(size, size, channels) * (size / box.side) ** 2
+        return np.ascontiguousarray(means.transpose(1, 0, 2))
+
+
+def _cell_sums(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Table rows at the whole corners, then at the next ones -> sums between corners."""
+    whole, after = np.split(sums, 2)
+    return np.diff(whole + (after - whole) * part, axis=0)
+
+
+class CropSplit:
+    """Crops of a few pictures held in memory; see `scale.Split`.
+
+    Training example i is a random crop of picture i mod len(pictures), with sides from
+    `image_size` (so that nothing is ever enlarged) to the picture's short side, log-uniform: as
+    many octaves of detail as of overview. Frozen examples are given as (picture, box).
+    """
+
+    has_gaps, is_symmetric = False, True
+
+    def __init__(
+        self, pictures: list[Picture], frozen: list[tuple[Picture, Box]], length: int,
+        image_size: int, scale: Scale,
+    ):
+        self.pictures, self.frozen, self.length = pictures, frozen, length
+        self.image_size, self.scale = image_size, scale
+
+    def __len__(self) -> int:
+        return self.length
+
+    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        picture = self.pictures[index % len(self.pictures)]
+        box = random_box(rng, picture.height, picture.width, self.image_size)
+        return self.scale.to_inside(picture.crop(box, self.image_size))
+
+    def example(self, index: int) -> np.ndarray:
+        return self.high_resolution(index, self.image_size)
+
+    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
+        picture, box = self.frozen[index]
+        return None if box.side < size else self.scale.to_inside(picture.crop(box, size))
+
+
+# --- photographs and elevation models inside other packages ---------------------------------------
+
+# Colour photographs inside the scikit-image wheel, split by picture. Licences, from its own notes:
+# astronaut and hubble_deep_field NASA, public domain; rocket SpaceX, public domain; retina
+# (M. Haeggstroem), coffee (R. Michetti) and chelsea (S. van der Walt) CC0; ihc no known copyright
+# restrictions; motorcycle_left Middlebury stereo data 2014 (Scharstein et al.), for research.
+PHOTOS = {
+    "train": ("astronaut.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
+              "retina.jpg"),
+    "val": ("coffee.png",),
+    "test": ("chelsea.png", "rocket.jpg"),
+}
+# The crops of an epoch: about as many as the pictures hold disjoint 32 x 32 squares at the
+# middle (geometric mean) scale, and 32 steps of the default batch, which logs read well.
+PHOTO_CROPS, FROZEN_PHOTOS = 2048, 256
+LARGE_SIDE = 256  # every second frozen crop has at least this side, for the truth at 256 x 256
+
+# Elevations in metres inside the matplotlib wheel, 344 x 403 points of 3 arc seconds around a fault
+# in Tennessee and 91 x 120 points of 2 arc minutes around Vancouver Island. Split by columns, from
+# west to east: no place of the test is in training. Between the parts of the fault 3 are left out.
+FAULT, COAST = ("jacksboro_fault_dem.npz", "elevation"), ("topobathy.npz", "topo")
+TERRAIN = {
+    "train": ((FAULT, 0, 257), (COAST, 0, 84)),
+    "val": ((FAULT, 260, 330),),
+    "test": ((FAULT, 333, 403), (COAST, 84, 120)),
+}
+TERRAIN_CROPS, FROZEN_TERRAIN, LARGEST_TERRAIN = 512, 64, 64
+
+
+def open_photos(image_size: int, seed: int) -> Data:
+    """The photographs, cropped at random scales and shrunk to image_size.
+
+    Frozen crops with an even index have a side of at least 256 px, so that `high_resolution` gives
+    their truth at every size up to 256; the others are of any scale, like the training crops.
+
+    Raises:
+        UserError: image_size is not in 8 ... 256, or the wheel came without its pictures.
+    """
+    import skimage.data
+
+    if not 8 <= image_size <= LARGE_SIDE:
+        raise UserError(
+            f"image size {image_size}: the photographs can be cut at 8 to {LARGE_SIDE} pixels")
+    folder = Path(skimage.data.__file__).parent
+    paths = [[folder / name for name in names] for names in PHOTOS.values()]
+    digest = hashlib.sha256(f"{image_size} {seed} {PHOTO_CROPS}".encode())
+    for path in itertools.chain(*paths):
+        if not path.exists():
+            raise UserError(f"{path} is missing: reinstall scikit-image from its wheel, or choose "
+                            "other --data")
+        digest.update(path.read_bytes())
+    parts = [[Picture(np.asarray(Image.open(path).convert("RGB"))) for path in part]
+             for part in paths]
+    splits = _crop_splits(parts, image_size, pixel_scale(3), seed, PHOTO_CROPS, FROZEN_PHOTOS,
+                          large=LARGE_SIDE)
+    return Data("photos", image_size, image_size, pixel_scale(3), digest.hexdigest(), *splits)
+
+
+def open_terrain(image_size: int, seed: int) -> Data:
+    """Elevations cropped at random scales and averaged to image_size; flipped and turned in
+    training. Frozen crops overlap.
+
+    Raises:
+        UserError: image_size is not in 8 ... 64, or the wheel came without its sample data.
+    """
+    from matplotlib import cbook
+
+    if not 8 <= image_size <= LARGEST_TERRAIN:
+        raise UserError(f"image size {image_size}: the elevation models can be cut at 8 to "
+                        f"{LARGEST_TERRAIN} points")
+    try:
+        grids = {(file, name): np.asarray(cbook.get_sample_data(file)[name], dtype=np.float64)
+                 for file, name in (FAULT, COAST)}
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: matplotlib came without its sample data; "
+                        "reinstall it from its wheel, or choose other --data") from None
+    columns = " ".join(map(str, TERRAIN.values()))
+    digest = hashlib.sha256(f"{image_size} {seed} {columns}".encode())
+    for grid in grids.values():
+        digest.update(grid.tobytes())
+    elevations = np.concatenate([grid.ravel() for grid in grids.values()])
+    scale = Scale(((float(elevations.min()), float(elevations.max())),), "m")
+    pieces = [[grids[name][:, first:last, None] for name, first, last in areas]
+              for areas in TERRAIN.values()]
+    parts = [[Picture(piece) for piece in part if min(piece.shape[:2]) >= image_size]
+             for part in pieces]
+    splits = _crop_splits(parts, image_size, scale, seed, TERRAIN_CROPS, FROZEN_TERRAIN, first=3)
+    return Data("terrain", image_size, image_size, scale, digest.hexdigest(), *splits)
+
+
+def _crop_splits(
+    parts: Sequence[list[Picture]], image_size: int, scale: Scale, seed: int, in_epoch: int,
+    in_test: int, *, first: int = 0, large: int = 0,
+) -> list[CropSplit]:
+    """Training, validation and test crops; frozen ones are a pure function of (seed, index).
+
+    Args:
+        first: number of the stream of random numbers of the first part. large: the least side of
+            every second frozen crop.
+    """
+    splits = []
+    for number, pictures in enumerate(parts):
+        frozen = []
+        for index in range(in_test):
+            rng = generator(seed, Purpose.FROZEN_CROP, first + number, index)
+            picture = pictures[(index // 2 if large else index) % len(pictures)]
+            smallest = image_size if index % 2 else large or image_size
+            frozen.append((picture, random_box(rng, picture.height, picture.width, smallest)))
+        length = in_test if number else in_epoch
+        splits.append(CropSplit(pictures, frozen, length, image_size, scale))
+    return splits
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+# Training crops come from a copy of the picture reduced to a short side of 4 to 8 times the crop,
+# so that scales differ by two octaves or more. The copies of a folder live in memory up to a size.
+WORKING_SIDE = 4
+CACHE_BYTES = 2 * 2**30
+LARGEST_SIDE = 4096  # of the centre square that truth comes from; sums over more overflow uint32
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that was read once and will do.
+
+    Attributes:
+        working: (h, w, C) uint8 or float, the reduced copy; None: read again at each use.
+        digest: hash of the pixels as a model sees them, which decides the split.
+        low, high: of the reduced copy. white: see `pictures.Raster`.
+    """
+
+    path: Path
+    working: np.ndarray | None
+    digest: bytes
+    channels: int
+    white: float | None
+    low: float
+    high: float
+
+
+class FolderSplit:
+    """Pictures of a folder; see `scale.Split`.
+
+    Training example i is a random crop of picture i, frozen example i its centre square.
+    """
+
+    has_gaps, is_symmetric = False, True
+
+    def __init__(self, found: list[Found], image_size: int, scale: Scale):
+        self.found, self.image_size, self.scale = found, image_size, scale
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        found = self.found[index]
+        pixels = found.working
+        if pixels is None:
+            picture = read_picture(found.path, on_white=True).with_channels(self.scale.channels)
+            pixels = picture.reduced(_factor(picture.shape, self.image_size)).values
+        return self._shrunk(pixels, random_box(rng, *pixels.shape[:2], self.image_size),
+                            self.image_size)
+
+    def example(self, index: int) -> np.ndarray:
+        return self.high_resolution(index, self.image_size)
+
+    def high_resolution(self, index: int, size: int) -> np.ndarray | None:
+        picture = read_picture(self.found[index].path, on_white=True)
+        picture = picture.reduced(-(-min(picture.shape) // LARGEST_SIDE))
+        height, width = picture.shape
+        side = min(height, width)
+        if side < size:
+            return None
+        box = Box((height - side) // 2, (width - side) // 2, side)
+        return self._shrunk(picture.with_channels(self.scale.channels).values, box, size)
+
+    def _shrunk(self, pixels: np.ndarray, box: Box, size: int) -> np.ndarray:
+        square = pixels[box.top:box.top + box.side, box.left:box.left + box.side]
+        return self.scale.to_inside(Picture(square).crop(Box(0, 0, box.side), size))
+
+
+def _factor(shape: tuple[int, int], image_size: int) -> int:
+    """How many times a picture is reduced for its working copy."""
+    return max(1, min(shape) // (WORKING_SIDE * image_size))
+
+
+def open_folder(
+    folder: Path, *, image_size: int = 32, channels: int | None = None,
+    val: Path | None = None, test: Path | None = None,
+) -> Data:
+    """The pictures in a folder and its subfolders.
+
+    Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
+    so that files added later move no other, and equal pictures stay together whatever their files
+    are. Folders `val` and `test` may hold these splits instead; `val` alone is halved between
+    them. Grey pictures alone make one channel.
+
+    Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
+    bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
+
+    Linked subfolders are followed, each folder once. Broken files, files that are none (pipes,
+    devices), and pictures with fewer than `image_size` pixels a side, are skipped and named
+    once in the log.
+
+    Raises:
+        UserError: no folder, no permission, fewer than three different usable pictures, no picture
+            in a split's own folder, grey and colour pictures mixed without `channels` (1 or 3), or
+            8 bits mixed with more.
+    """
+    if image_size < 8:
+        raise UserError(f"image size {image_size}: use at least 8")
+    main, held_out, testing = (_read_folder(path, image_size, channels) if path else []
+                               for path in (folder, val, test))
+    _refuse_mixed([*main, *held_out, *testing])
+    if val and test:
+        parts = [main, held_out, testing]
+    elif val:
+        parts = [main, *_by_digest(val, held_out, 0.5)]
+    elif test:
+        parts = [*_by_digest(folder, main, 0.95), testing]
+    else:
+        parts = _by_digest(folder, main, 0.90, 0.95)
+    learnt = {picture.digest for picture in parts[0]}
+    if leaks := sum(picture.digest in learnt for picture in (*parts[1], *parts[2])):
+        log.warning("%d pictures to validate or to test on are training pictures, too", leaks)
+    white = main[0].white
+    bounds = (0.0, float(white)) if white is not None else wide_enough(
+        min(picture.low for picture in parts[0]), max(picture.high for picture in parts[0]))
+    scale = Scale((bounds,) * main[0].channels)
+    fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
+    for part in parts:
+        fingerprint.update(b"".join(picture.digest for picture in part))
+    return Data(folder.resolve().name, image_size, image_size, scale, fingerprint.hexdigest(),
+                *(FolderSplit(part, image_size, scale) for part in parts))
+
+
+def _read_folder(folder: Path, image_size: int, channels: int | None) -> list[Found]:
+    """The usable pictures of a folder, by path; what is skipped is logged."""
+    from tqdm import tqdm
+
+    paths, skipped = _picture_files(folder)
+    found, cached = [], 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(partial(_read, image_size=image_size, channels=channels), paths)
+        bar = tqdm(results, f"reading {folder}", len(paths), disable=None, leave=False)
+        for path, result in zip(paths, bar, strict=True):
+            if isinstance(result, str):
+                skipped[path] = result
+                continue
+            cached += result.working.nbytes
+            found.append(result if cached <= CACHE_BYTES else replace(result, working=None))
+    reasons = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:10])
+    if not found:
+        why = f"skipped {len(skipped)}: {reasons}" if skipped else "it holds no picture files"
+        raise UserError(f"{folder}: no usable picture ({why})")
+    if skipped:
+        more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        log.warning("%s: skipped %d of %d: %s%s",
+                    folder, len(skipped), len(skipped) + len(found), reasons, more)
+    return found
+
+
+def _read(path: Path, image_size: int, channels: int | None) -> Found | str:
+    """A picture, or the reason why it cannot be used."""
+    try:
+        picture = read_picture(path, on_white=True)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    height, width = picture.shape
+    if min(height, width) < image_size:
+        return f"{width} x {height} pixels, fewer than {image_size}"
+    if picture.known is not None:
+        return "has points without a value; save such fields as one .npz with NaN there"
+    picture = picture.with_channels(channels or picture.channels)
+    digest = hashlib.sha256(f"{picture.values.shape} {picture.values.dtype}".encode())
+    digest.update(np.ascontiguousarray(picture.values))
+    pixels = picture.reduced(_factor(picture.shape, image_size)).values
+    return Found(path, pixels, digest.digest(), picture.channels, picture.white,
+                 float(pixels.min()), float(pixels.max()))
+
+
+def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Files that are named like pictures, and what could not be looked into, with the reason."""
+    Image.init()
+    # PostScript is read by an external interpreter that runs what the file says.
+    endings = {ending for ending, kind in Image.registered_extensions().items()
+               if kind in Image.OPEN and kind != "EPS"}
+    endings |= {".heic", ".heif"}  # not read: named among what was skipped
+    skipped: dict[Path, str] = {}
+    files, seen = [], set()
+    for parent, below, names in os.walk(
+        folder, followlinks=True,
+        onerror=lambda error: skipped.update({Path(error.filename): error.strerror}),
+    ):
+        if (real := os.path.realpath(parent)) in seen:  # a link back, or a second way to a folder
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        files += [Path(parent, name) for name in names
+                  if not name.startswith(".") and Path(name).suffix.lower() in endings]
+    return sorted(files), skipped
+
+
+def _refuse_mixed(found: list[Found]) -> None:
+    """Raises UserError for grey beside colour, and for other depths."""
+    of_channels = {picture.channels: picture.path for picture in reversed(found)}
+    of_white = {picture.white: picture.path for picture in reversed(found)}
+    if len(of_channels) > 1:
+        raise UserError(
+            f"mixed channels: {of_channels[1]} is grey and {of_channels[3]} is in colour; choose "
+            "--data_channels 1 (all grey) or 3 (all in colour), with the runner DATA_CHANNELS")
+    if len(of_white) > 1:
+        raise UserError(f"mixed depths: {' and '.join(sorted(map(str, of_white.values())))} do "
+                        "not have equally many bits a channel; convert all to one kind")
+
+
+def _by_digest(folder: Path, found: list[Found], *cuts: float) -> list[list[Found]]:
+    """Parts between the cuts in [0, 1), each with a picture; equal pictures stay together."""
+    copies: dict[bytes, list[Found]] = {}
+    for picture in sorted(found, key=lambda picture: (picture.digest, picture.path)):
+        copies.setdefault(picture.digest, []).append(picture)
+    different = len(copies)
+    if different <= len(cuts):
+        raise UserError(f"{folder}: {different} different pictures cannot be split into "
+                        f"{len(cuts) + 1} parts; add pictures")
+    if different < len(found):
+        log.info("%s: %d of %d pictures are copies of others; copies go to one part",
+                 folder, len(found) - different, len(found))
+    places = [int.from_bytes(digest[:6]) / 2**48 for digest in copies]
+    edges = [different]
+    for earlier, cut in reversed(list(enumerate(cuts, start=1))):
+        # No later than the last picture, and with one left for each part before it.
+        edges.insert(0, max(min(bisect_left(places, cut), edges[0] - 1), earlier))
+    alike = list(copies.values())
+    return [list(itertools.chain(*alike[start:end]))
+            for start, end in itertools.pairwise([0, *edges])]
