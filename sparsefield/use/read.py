@@ -97,15 +97,14 @@ def read_measurements(
         if kind == ".npz" and is_chosen:
             raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
                             "table; an .npz has coords, values and, if any, noise_sd")
+        reads_noise = noise_sd is None or column is not None
         if kind == ".npz":
-            found = _read_npz(path)
+            found = _read_npz(path, reads_noise)
         else:
             table = (_read_netcdf(path) if kind in ENDINGS else
                      _read_parquet(path) if kind in (".parquet", ".pq") else
                      _read_text(source, words, decimal))
-            found = _Columns(source, table).measurements(x, y, value, column, lonlat)
-        if noise_sd is not None and column is None:
-            found = replace(found, noise=None)
+            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
@@ -214,7 +213,7 @@ class _Columns:
 
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
-        lonlat: bool,
+        reads_noise: bool, lonlat: bool,
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
@@ -223,6 +222,7 @@ class _Columns:
         chosen = [self.find(name, "--value") for name in value or ()]
         k_x, k_y = self.axes(x, y, [*chosen, k_noise])
         chosen = chosen or self.values(k_x, k_y, k_noise)
+        k_noise = k_noise if reads_noise else None
         names = [self.names[k] for k in chosen]
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
                 if k not in (k_x, k_y, *chosen, k_noise)]
@@ -438,7 +438,7 @@ def _read_netcdf(path: Path) -> pandas.DataFrame:
     return table
 
 
-def _read_npz(path: Path) -> Measurements:
+def _read_npz(path: Path, reads_noise: bool) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
@@ -450,7 +450,7 @@ def _read_npz(path: Path) -> Measurements:
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
     coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
-    noise = arrays.get("noise_sd")
+    noise = arrays.get("noise_sd") if reads_noise else None
     if noise is not None and noise.shape != (len(values),):
         raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
                         f"({len(values)},)")
