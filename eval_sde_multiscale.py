@@ -17,11 +17,7 @@ metrics_comparison.json holds
     settings, environment, data, model    of this run
     table          a record for each picture and method, see sparsefield/evaluate/tables.py
     summary        {rows: {kind: {method: {how, nfe, seconds, members, mean, median, sd, ...}}}}
-    resolutions    {rows: {"truth": whether there is one of that size}}
-    samples        {sampler: summary} at the observed resolution, of all samples
     uncertainty    {sampler: metrics.ensemble_scores}, over all hidden points
-    recalibrated   {method, factor, fitted, summary, scores}: after the checkpoint's calibration
-    sweep          a record for each sampler and number of steps of --steps_sweep
     gain_over_kriging    [mean, low, high] of the PSNR of the posterior mean, dB
 """
 
@@ -33,27 +29,18 @@ if __name__ == "__main__":
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from sparsefield import cli
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
 from sparsefield.evaluate.calibration import SETTINGS, pool
-from sparsefield.evaluate.cases import (
-    ENLARGED,
-    Cases,
-    Outcome,
-    open_test_data,
-    spread,
-    with_finest_truth,
-)
+from sparsefield.evaluate.cases import ENLARGED, Cases, open_test_data, spread, with_finest_truth
 from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
@@ -126,62 +113,48 @@ class Config(EvaluationConfig):
 # --- numbers -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Runner:
-    """One model on the cases.
+Fields = dict[int, dict[str, list[np.ndarray]]]
 
-    Attributes:
-        samplers: {name: `method` and its options}; the posterior mean is among them.
-        ensemble: samples of each case at the observed resolution; below 2, no numbers of them.
+
+def evaluate_all(
+    model: FieldModel, cases: Cases, config: Config, fitted: dict[str, Any] | None
+) -> tuple[pd.DataFrame, Fields, dict[str, list[np.ndarray]]]:
+    """The table, the fields {rows: {method: [...]}} and the draws {sampler: [...]}.
+
+    Args:
+        fitted: the calibration in the checkpoint, if any.
     """
-
-    model: FieldModel
-    cases: Cases
-    samplers: dict[str, dict[str, Any]]
-    ensemble: int
-
-    def run(self, name: str, rows: int, draws: int = 1, **changes: Any) -> Outcome:
-        """Draws of every case by a sampler, at a resolution."""
-        options = self.samplers[name] | changes
-        seconds = 0.1 if sys.stderr.isatty() else 30  # between lines of a log
-        with tqdm(total=draws * len(self.cases), unit="field", desc=f"{name}, {rows} rows",
-                  file=sys.stderr, leave=False, mininterval=seconds, miniters=0) as bar:
-
-            def called(done: int, calls: int | None) -> None:
-                bar.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
-                bar.update(0)
-
-            return self.cases.sample(
-                self.model, rows=rows, draws=draws, done=bar.update, progress=called, **options
-            )
-
-    def rows_of(self, outcome: Outcome, name: str, kind: str = "sample", **more: Any
-                ) -> pd.DataFrame:
-        """Rows of the table; see there."""
-        steps = 0 if name == MEAN else self.samplers[name]["num_steps"]
-        kind = "mean" if name == MEAN else kind
-        return tables.rows_of(self.cases, outcome, kind, name, **{"steps": steps, **more})
-
-    def base(self) -> dict[str, Outcome]:
-        """All samplers at the observed resolution, with all samples."""
-        return {name: self.run(name, self.cases.rows, 1 if name == MEAN else max(1, self.ensemble))
-                for name in self.samplers}
-
-    def sweep(self, steps_sweep: Sequence[int]) -> list[pd.DataFrame]:
-        """Samples at the observed resolution with other numbers of steps."""
-        return [
-            self.rows_of(self.run(name, self.cases.rows, self.ensemble, num_steps=steps), name,
-                         "sweep", steps=steps)
-            for steps in steps_sweep for name in self.samplers
-            if name != MEAN and declared_nfe(name, 1) is not None  # others take no steps of ours
-        ]
-
-
-def mean_of_samples(outcome: Outcome) -> Outcome:
-    """The mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
-    count = len(outcome.draws[0])
-    averages = [samples.mean(axis=0, keepdims=True) for samples in outcome.draws]
-    return outcome.with_draws(averages, f"mean of {count} samples, each: {outcome.how}", count)
+    samplers = config.methods()
+    cases.warm_up(model)
+    parts, fields, ensembles = [], Fields(), {}
+    for rows in dict.fromkeys((cases.rows, *config.resolutions)):
+        fields[rows] = {}
+        for name, options in samplers.items():
+            kind, steps = ("mean", 0) if name == MEAN else ("sample", config.num_steps)
+            draws = max(1, config.ensemble) if rows == cases.rows and name != MEAN else 1
+            made = cases.sample(model, rows=rows, draws=draws, bar=name, **options)
+            fields[rows][name] = made.fields
+            parts.append(tables.rows_of(cases, made, kind, name, steps=steps))
+            if draws > 1:
+                ensembles[name] = made
+                parts.append(tables.rows_of(cases, made.averaged(), "mean of samples", name,
+                                            steps=steps))
+        for name in INTERPOLATIONS:
+            made = cases.interpolate(name, rows)
+            fields[rows][name] = made.fields
+            parts.append(tables.rows_of(cases, made, "baseline", name))
+    if fitted and SETTINGS["method"] in ensembles:
+        wide = ensembles[SETTINGS["method"]].widened(fitted["spread"])
+        parts.append(tables.rows_of(cases, wide, "calibrated", SETTINGS["method"],
+                                    steps=config.num_steps))
+    for steps in config.steps_sweep:
+        for name, options in samplers.items():
+            if name != MEAN and declared_nfe(name, 1) is not None:  # others take no steps of ours
+                made = cases.sample(model, draws=config.ensemble, bar=f"{name}, {steps} steps",
+                                    **options | {"num_steps": steps})
+                parts.append(tables.rows_of(cases, made, "sweep", name, steps=steps))
+    draws_of = {name: made.draws for name, made in ensembles.items()}
+    return pd.concat(parts, ignore_index=True), fields, draws_of
 
 
 def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
@@ -190,62 +163,6 @@ def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
         metrics.unobserved(samples, case.truth, case.observed)
         for samples, case in zip(draws, cases, strict=True)
     ]))
-
-
-def evaluate_all(
-    runner: Runner, resolutions: Sequence[int], steps_sweep: Sequence[int],
-    fitted: dict[str, Any] | None,
-) -> tuple[dict[str, Any], dict[int, dict[str, list[np.ndarray]]], dict[str, list[np.ndarray]]]:
-    """The numbers, the fields {rows: {method: [...]}} and the draws {method: [...]}.
-
-    Args:
-        fitted: the calibration in the checkpoint, if any.
-    """
-    cases = runner.cases
-    cases.warm_up(runner.model)
-    base = runner.base()
-    ensembles = {name: made for name, made in base.items() if len(made.draws[0]) > 1}
-    parts = [runner.rows_of(made, name) for name, made in base.items()]
-    parts += [runner.rows_of(mean_of_samples(made), name, "mean of samples")
-              for name, made in ensembles.items()]
-    fields = {}
-    for rows in dict.fromkeys((cases.rows, *resolutions)):
-        made = base if rows == cases.rows else {
-            name: runner.run(name, rows) for name in runner.samplers}
-        known = {name: cases.interpolate(name, rows) for name in INTERPOLATIONS}
-        if rows != cases.rows:
-            parts += [runner.rows_of(own, name) for name, own in made.items()]
-        parts += [tables.rows_of(cases, own, "baseline", name) for name, own in known.items()]
-        if rows in resolutions:
-            fields[rows] = {name: own.fields for name, own in {**made, **known}.items()}
-    method = SETTINGS["method"]
-    wide = None
-    if fitted and method in ensembles:
-        wide = tables.recalibrated(base[method], fitted["spread"])
-        parts.append(runner.rows_of(wide, method, "calibrated"))
-    table = pd.concat([*parts, *runner.sweep(steps_sweep)], ignore_index=True)
-    summary = {str(rows): tables.summarise(table[(table["rows"] == rows)
-                                                 & (table["kind"] != "sweep")])
-               for rows in dict.fromkeys((cases.rows, *resolutions))}
-    observed = summary[str(cases.rows)]
-    means = table[(table["rows"] == cases.rows) & table["method"].isin([MEAN, "kriging, fitted"])]
-    gain = tables.differences_of(means.assign(kind="mean"), "mean", "psnr", "kriging, fitted", MEAN)
-    results = {
-        "table": table,
-        "summary": summary,
-        "resolutions": {str(rows): {"truth": cases.truths(rows) is not None}
-                        for rows in resolutions},
-        "samples": observed.get("sample", {}),
-        "uncertainty": {name: pooled_scores(cases, made.draws) for name, made in ensembles.items()},
-        "sweep": tables.sweep_of(table),
-        "gain_over_kriging": metrics.paired_bootstrap(gain.to_numpy()),
-    }
-    if wide is not None and fitted:
-        results["recalibrated"] = {
-            "method": method, "factor": fitted["spread"], "fitted": fitted,
-            "summary": observed["calibrated"][method], "scores": pooled_scores(cases, wide.draws),
-        }
-    return results, fields, {name: made.draws for name, made in ensembles.items()}
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -286,14 +203,17 @@ def evaluate(config: Config) -> dict[str, Any]:
         data.test, config.pattern(), spread(known, config.num_samples), seed=config.seed,
         resolutions=config.resolutions, points=config.points, device=device,
     )
-    numbers, fields, draws = evaluate_all(
-        Runner(model, cases, config.methods(), config.ensemble), config.resolutions,
-        config.steps_sweep, checkpoint.get("calibration"),
-    )
+    table, fields, draws = evaluate_all(model, cases, config, checkpoint.get("calibration"))
+    by_rows = dict(list(table.groupby("rows")))
+    mean, kriging = (tables.per_picture(by_rows[cases.rows], *which, "psnr")
+                     for which in (("mean", MEAN), ("baseline", "kriging, fitted")))
     results = {
         **tables.about(config, device, data, cases),
         "model": tables.describe_model(checkpoint, model, config.checkpoint),
-        **numbers,
+        "table": table,
+        "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
+        "uncertainty": {name: pooled_scores(cases, own) for name, own in draws.items()},
+        "gain_over_kriging": metrics.paired_bootstrap(mean - kriging, seed=config.seed),
     }
     out.write(contents(results, fields, draws, cases))
     return results

@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tyro
-from tqdm import tqdm
 
 from sparsefield import cli
 from sparsefield.device import pick_device
@@ -44,7 +43,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS
-from sparsefield.evaluate.cases import Cases, Outcome, count_flops, open_test_data, spread
+from sparsefield.evaluate.cases import Cases, open_test_data, spread
 from sparsefield.evaluate.outputs import EvaluationConfig
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
@@ -180,25 +179,9 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def draw(
-    cases: Cases, models: dict[str, FieldModel], sampler: dict[str, Any], ensemble: int, bar: tqdm
-) -> dict[tuple[str, str], Outcome]:
-    """{(kind, method): outcome} of the posterior means and the samples of a pair."""
-    outcomes = {}
-    for name, model in models.items():
-        cases.warm_up(model)
-        bar.set_description(name)
-        outcomes["mean", name] = cases.sample(model, done=bar.update, method="mean")
-        outcomes["sample", name] = cases.sample(model, draws=ensemble, done=bar.update, **sampler)
-    return outcomes
-
-
 def compare(
-    cases: Cases,
-    pairs: Sequence[dict[str, FieldModel]],
-    checkpoints: dict[str, dict],
-    sampler: dict[str, Any],
-    ensemble: int,
+    cases: Cases, pairs: Sequence[dict[str, FieldModel]], checkpoints: dict[str, dict],
+    sampler: dict[str, Any], ensemble: int,
 ) -> tuple[pd.DataFrame, dict[str, list[np.ndarray]]]:
     """Evaluate V1, V2 and the baselines.
 
@@ -208,29 +191,25 @@ def compare(
     Returns:
         the table, and fields of every case of both means and the best baseline.
     """
-    parts, best = [], ("", -np.inf)
-    fields: dict[str, list[np.ndarray]] = {}
-    with tqdm(total=(1 + ensemble) * 2 * len(cases) * len(pairs), unit="picture",
-              file=sys.stderr) as bar:
-        for training, models in enumerate(pairs):
-            outcomes = draw(cases, models, sampler, ensemble, bar)
-            if training == 0:
-                fields |= {name: outcomes["mean", name].fields for name in models}
-                for name in models:
-                    fitted = checkpoints[name].get("calibration")
-                    if fitted and ensemble > 1:
-                        outcomes["calibrated", name] = tables.recalibrated(
-                            outcomes["sample", name], fitted["spread"])
-            parts += [tables.rows_of(cases, outcome, *about, training, sampler["num_steps"])
-                      for about, outcome in outcomes.items()]
-    for name in BASELINES:
-        outcome = cases.interpolate(name)
-        parts.append(tables.rows_of(cases, outcome, "baseline", name))
-        if parts[-1]["psnr"].mean() > best[1]:
-            best, shown = (name, parts[-1]["psnr"].mean()), outcome.fields
+    parts, fields, steps = [], {}, sampler["num_steps"]
+    for training, models in enumerate(pairs):
+        for name, model in models.items():
+            cases.warm_up(model)
+            made = {"mean": cases.sample(model, method="mean"),
+                    "sample": cases.sample(model, draws=ensemble, bar=name, **sampler)}
+            fields.setdefault(name, made["mean"].fields)
+            fitted = checkpoints[name].get("calibration")
+            if fitted and ensemble > 1 and training == 0:
+                made["calibrated"] = made["sample"].widened(fitted["spread"])
+            parts += [tables.rows_of(cases, outcome, kind, name, training, steps)
+                      for kind, outcome in made.items()]
+    known = {name: cases.interpolate(name) for name in BASELINES}
+    rows = {name: tables.rows_of(cases, outcome, "baseline", name)
+            for name, outcome in known.items()}
+    best = max(rows, key=lambda name: rows[name]["psnr"].mean())
     kriging = cases.sample(GaussianModel(), draws=ensemble, **sampler)
-    parts.append(tables.rows_of(cases, kriging, "sample", "kriging, fitted"))
-    return pd.concat(parts, ignore_index=True), fields | {best[0]: shown}
+    parts += [*rows.values(), tables.rows_of(cases, kriging, "sample", "kriging, fitted")]
+    return pd.concat(parts, ignore_index=True), fields | {best: known[best].fields}
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -281,8 +260,6 @@ def evaluate(config: Config) -> dict[str, Any]:
         **tables.about(config, device, data, cases),
         "models": {
             name: tables.describe_model(checkpoints[name], model, paths[name])
-            | {"flops_per_evaluation": count_flops(model, cases.shape(cases.rows), cases.channels,
-                                                   len(cases[0].observed))}
             for name, model in pairs[0].items()},
         "notes": notes,
         "trained_differently": differences_in_training(checkpoints),

@@ -16,6 +16,7 @@ INPUT is one of:
   a NetCDF file (.nc, .cdf) with such variables of one dimension;
   an .npz file with `coords` (M, 2) and `values` (M, C);
   - for CSV on standard input.
+
 Without --checkpoint, colour pictures are reconstructed by the bundled model, and everything else by
 the closed form: kriging fitted to the measurements, with samples and uncertainty, without training.
 

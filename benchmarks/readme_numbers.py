@@ -51,7 +51,7 @@ def measure() -> dict:
     return {
         "command": COMMAND, "commit": commit, "versions": found["environment"]["versions"],
         "pictures": found["settings"]["pictures"], "seed": found["settings"]["seed"],
-        "models": {name: {key: model[key] for key in ("parameters", "step", "variant")}
+        "models": {name: {key: model[key] for key in ("parameters", "step")}
                    for name, model in found["models"].items()},
         **{kind: {name: short(row) for name, row in rows[kind].items()} for kind in kinds},
         "differences": {kind: {name: {key: change[key] for key in ("mean", "low", "high")}

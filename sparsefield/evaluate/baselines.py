@@ -1,9 +1,8 @@
 """What a person would use instead of a trained model.
 
 Every method has one signature: `f(coords (M, 2), values (M, C), shape (H, W)) -> (H, W, C)`, with
-coordinates (x, y) in [0, 1] at pixel centres, values in [0, 1], any number of channels. All go
-through one helper that averages repeated observations, refuses bad ones, clips the result to
-[0, 1] and keeps observed values where a point of the grid coincides with an observation.
+coordinates (x, y) at pixel centres of a grid, values in [0, 1], any number of channels. The result
+is clipped to [0, 1] and keeps observed values where a point of the grid is an observation.
 """
 
 from __future__ import annotations
@@ -48,7 +47,11 @@ def baseline(name: str) -> Callable[[Method], Method]:
     def register(method: Method) -> Method:
         @wraps(method)
         def checked(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-            coords, values = _distinct(coords, values)
+            coords, values = (np.asarray(x, dtype=np.float64) for x in (coords, values))
+            if values.ndim != 2 or not len(values) or coords.shape != (len(values), 2):
+                raise ValueError(f"expected (M, 2), (M, C), not {coords.shape}, {values.shape}")
+            if not (np.isfinite(coords).all() and np.isfinite(values).all()):
+                raise ValueError("some observations are not finite")
             field = method(coords, values, shape).reshape(*shape, values.shape[1])
             return keep_observations(field, coords, values)
 
@@ -85,16 +88,10 @@ def linear(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np
 
 @baseline("biharmonic")
 def biharmonic(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Biharmonic inpainting of scikit-image: the missing points of a picture.
-
-    Raises:
-        UserError: an observation is not a point of the grid.
-    """
+    """Biharmonic inpainting of scikit-image: the missing points of a picture."""
     on_grid, rows, columns = _grid_points(coords, shape)
     if not on_grid.all():
-        raise UserError(f"biharmonic inpainting fills a grid, and {np.sum(~on_grid)} of the "
-                        f"observations are no points of the {shape[0]} x {shape[1]} grid: choose "
-                        "their grid, or the linear, RBF or kriging baseline")
+        raise ValueError(f"{np.sum(~on_grid)} observations are no points of the {shape} grid")
     picture = np.zeros((*shape, values.shape[1]))
     missing = np.ones(shape, dtype=bool)
     picture[rows, columns] = values
@@ -139,30 +136,14 @@ def fitted_kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
 def _krige(
     coords: np.ndarray, values: np.ndarray, shape: tuple[int, int], kernels: tuple[Kernel, ...]
 ) -> np.ndarray:
-    places, known = (torch.from_numpy(x)[None].float() for x in (coords, values))
-    queries = torch.from_numpy(_queries(shape))[None].float()
+    places, known, queries = (torch.from_numpy(x)[None].float()
+                              for x in (coords, values, _queries(shape)))
     posterior = condition(places, known, domain=Domain.of_grid(*shape), kernels=kernels)
     return posterior.at(queries).mean[0].double().numpy()
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:
     return grid_coords(*shape).double().numpy()
-
-
-def _distinct(coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Checked observations in float64; several at one place become their mean."""
-    coords = np.asarray(coords, dtype=np.float64)
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or coords.shape != (len(values), 2):
-        raise ValueError(f"expected (M, 2) and (M, C), not {coords.shape} and {values.shape}")
-    if len(coords) == 0:
-        raise UserError("there are no observations to interpolate: give at least one")
-    if not (np.isfinite(coords).all() and np.isfinite(values).all()):
-        raise UserError("some observations are not finite: leave missing points out")
-    places, index, count = np.unique(coords, axis=0, return_inverse=True, return_counts=True)
-    means = np.zeros((len(places), values.shape[1]))
-    np.add.at(means, index, values)
-    return places, means / count[:, None]
 
 
 def _grid_points(

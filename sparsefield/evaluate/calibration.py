@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases, spread
+from sparsefield.evaluate.metrics import widen
 from sparsefield.model.field import FieldModel
 
 LEVEL = 0.9
@@ -41,38 +42,28 @@ class Calibration(NamedTuple):
 
 
 def describe(fitted: dict[str, Any]) -> str:
-    """A calibration, as a checkpoint holds it, in words.
-
-    Older checkpoints do not say what they were fitted on: on the pictures that they report.
-    """
+    """A calibration, as a checkpoint holds it, in words."""
     factor = f"the spread times {fitted['spread']:.2f}"
     if not fitted["pictures"]:
         return f"{factor}, fitted on {fitted['fitted_on']} validation picture(s), not measured"
-    others = f"fitted on {fitted['fitted_on']} others" if "fitted_on" in fitted else (
-        "fitted on the same")
     return (f"90 % intervals of {fitted['pictures']} validation pictures cover {fitted['raw']:.1%} "
-            f"as sampled, {fitted['calibrated']:.1%} with {factor}, {others}")
-
-
-def widen(samples: np.ndarray, spread: float) -> np.ndarray:
-    """Samples (K, ...) with their distance from their mean multiplied."""
-    mean = samples.mean(axis=0, keepdims=True)
-    return mean + spread * (samples - mean)
+            f"as sampled, {fitted['calibrated']:.1%} with {factor}, fitted on "
+            f"{fitted.get('fitted_on', 'unknown')} others")
 
 
 def fit_spread(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
     """The factor within LIMITS at which intervals of samples (K, P) cover `level` of truth (P,).
 
-    Coverage grows with the factor, but for rounding; found by bisection of its logarithm.
+    Coverage grows with the factor, but for rounding; found by bisection.
     """
-    low, high = np.log(LIMITS)
+    low, high = LIMITS
     for _ in range(20):
         middle = (low + high) / 2
-        if metrics.coverage(widen(samples, float(np.exp(middle))), truth, level) < level:
+        if metrics.coverage(widen(samples, middle), truth, level) < level:
             low = middle
         else:
             high = middle
-    return float(np.exp((low + high) / 2))
+    return (low + high) / 2
 
 
 def calibrate(draw: Draw, cases: Cases) -> Calibration:

@@ -1,5 +1,5 @@
 """Frozen cases: the same fields, observed at the same points with the same noise, for every method;
-the data that a checkpoint is tested on, and what an evaluation of its model costs.
+and the data that a checkpoint is tested on.
 
 Symbols: K draws, M observed points, N points that exist, C channels. A *field* is (H, W, C) in
 [0, 1] with NaN where no point exists; models work in [-1, 1], and this file alone goes between the
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,9 @@ import numpy as np
 import skimage
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from tqdm import tqdm
 
-from sparsefield.data import (
-    NAMES,
-    Data,
-    Pattern,
-    Split,
-    frozen_case,
-    open_as_configured,
-    open_data,
-)
+from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import pixel_scale, to_unit
 from sparsefield.errors import UserError
@@ -44,8 +36,7 @@ from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.hashed import noise_seed
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.model.mamba import Mamba
-from sparsefield.place import Domain, Observed, grid_coords
+from sparsefield.place import Domain, grid_coords
 
 log = logging.getLogger("sparsefield")
 
@@ -91,10 +82,7 @@ class Case:
         return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
 
     def asked(self, rows: int) -> np.ndarray:
-        """(H, W) bool: points of a resolution that exist and were not observed.
-
-        All that exist, if all were observed.
-        """
+        """(H, W) bool: points that exist and were not observed; all that exist, if all were."""
         factor = rows // len(self.inside)
         asked = self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one
@@ -129,9 +117,17 @@ class Outcome:
         """The first draw of each case."""
         return [draws[0] for draws in self.draws]
 
-    def with_draws(self, draws: list[np.ndarray], how: str, times: int = 1) -> Outcome:
-        """The same with other fields, each made of `times` of these."""
-        return Outcome(draws, self.rows, times * self.nfe, times * self.seconds, how)
+    def widened(self, factor: float) -> Outcome:
+        """With the distance of the draws from their mean multiplied, limited to the range again."""
+        draws = [np.clip(metrics.widen(samples, factor), 0, 1) for samples in self.draws]
+        return replace(self, draws=draws, how=f"{self.how}, spread times {factor:.2f}")
+
+    def averaged(self) -> Outcome:
+        """The mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
+        count = len(self.draws[0])
+        return Outcome([samples.mean(axis=0, keepdims=True) for samples in self.draws], self.rows,
+                       count * self.nfe, count * self.seconds,
+                       f"mean of {count} samples, each: {self.how}")
 
 
 class Cases:
@@ -150,15 +146,8 @@ class Cases:
     """
 
     def __init__(
-        self,
-        split: Split,
-        pattern: Pattern,
-        indices: Sequence[int],
-        *,
-        seed: int = 0,
-        resolutions: Sequence[int] = (),
-        points: int = POINTS,
-        device: torch.device | str = "cpu",
+        self, split: Split, pattern: Pattern, indices: Sequence[int], *, seed: int = 0,
+        resolutions: Sequence[int] = (), points: int = POINTS, device: torch.device | str = "cpu",
     ):
         self.rows, self.columns, self.channels = split.example(0).shape
         check_resolutions(resolutions, self.rows)
@@ -184,41 +173,38 @@ class Cases:
         """Rows and columns of a resolution."""
         return rows, rows // self.rows * self.columns
 
-    def truths(self, rows: int | None = None) -> list[np.ndarray] | None:
-        """The fields at a resolution, or None where a case has no truth of that size."""
-        found = [case.truths.get(rows or self.rows) for case in self.cases]
-        there = [truth for truth in found if truth is not None]
-        return there if len(there) == len(found) else None
-
     # --- methods ---------------------------------------------------------------------------------
 
     def sample(
-        self,
-        model: Model,
-        *,
-        rows: int | None = None,
-        draws: int = 1,
-        done: Callable[[int], object] = int,
+        self, model: Model, *, rows: int | None = None, draws: int = 1, bar: str = "",
         **sampler: Any,
     ) -> Outcome:
-        """What a model and a sampler give.
+        """What a model and a sampler give, in float32 on every machine.
 
         Args:
-            model: runs in eval mode, whatever its mode is. draws: K.
-            done: called with the number of draws just finished.
+            model: runs in eval mode, whatever its mode is. rows: resolution. draws: K.
+            bar: name of a progress bar; none without a name.
             sampler: `method` and its options, see `sparsefield.flow.sampling.sample`.
         """
         rows = rows or self.rows
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
-        for group in self.groups(rows):
-            start = self._now()
-            result = self._call(model, group, rows, draws, **sampler)
-            seconds += self._now() - start
-            evaluations += result.nfe * len(group)
-            for k, values in zip(group, result.values, strict=True):
-                found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
-            done(len(group) * draws)
+        with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
+                  mininterval=0.1 if sys.stderr.isatty() else 30, miniters=0, disable=not bar
+                  ) as progress:
+
+            def called(done: int, calls: int | None) -> None:
+                progress.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
+                progress.update(0)
+
+            for group in self.groups(rows):
+                start = self._now()
+                result = self._call(model, group, rows, draws, progress=called, **sampler)
+                seconds += self._now() - start
+                evaluations += result.nfe * len(group)
+                for k, values in zip(group, result.values, strict=True):
+                    found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
+                progress.update(len(group) * draws)
         count = len(self)
         in_order = [found[k] for k in range(count)]
         return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
@@ -234,26 +220,24 @@ class Cases:
         draws = [self._interpolated(case, name, rows)[None] for case in self.cases]
         return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name)
 
-    # --- numbers ---------------------------------------------------------------------------------
-
     def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
-        """Of each case `metrics.evaluate` of its first draw against the truth of that size.
+        """Of each case `metrics.evaluate` of its first draw, if there is a truth of that size.
 
         Of two and more draws `metrics.evaluate_samples` too; of a finer resolution `psnr_base`, the
         PSNR of the field averaged down to the observed one.
         """
-        truths = self.truths(outcome.rows)
         factor = outcome.rows // self.rows
         results = []
-        for k, (case, draws) in enumerate(zip(self.cases, outcome.draws, strict=True)):
+        for case, draws in zip(self.cases, outcome.draws, strict=True):
             numbers = {}
             if factor > 1:
                 numbers["psnr_base"] = metrics.psnr(area_average(draws[0], factor), case.truth)
-            if truths is not None:
-                numbers |= metrics.evaluate(draws[0], truths[k])
-            if truths is not None and len(draws) > 1:
+            truth = case.truths.get(outcome.rows)
+            if truth is not None:
+                numbers |= metrics.evaluate(draws[0], truth)
+            if truth is not None and len(draws) > 1:
                 observed = case.observed if factor == 1 else np.empty(0, dtype=np.int64)
-                numbers |= metrics.evaluate_samples(draws, truths[k], observed)
+                numbers |= metrics.evaluate_samples(draws, truth, observed)
             results.append(numbers)
         return results
 
@@ -283,17 +267,12 @@ class Cases:
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
     def _call(
-        self, model: Model, which: list[int], rows: int, draws: int, **sampler: Any
+        self, model: Model, which: list[int], rows: int, draws: int, **settings: Any
     ) -> Result:
+        seeds = [[self.cases[k].seed(draw) for draw in range(draws)] for k in which]
         with evaluating(model):
-            return sample(
-                model,
-                *self.stack(which, rows),
-                seeds=[[self.cases[k].seed(draw) for draw in range(draws)] for k in which],
-                points=self.points,
-                domain=Domain.of_grid(self.rows, self.columns),
-                **sampler,
-            )
+            return sample(model, *self.stack(which, rows), seeds=seeds, points=self.points,
+                          domain=Domain.of_grid(self.rows, self.columns), **settings)
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
@@ -303,13 +282,13 @@ class Cases:
         return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
 
     def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:
-        coords, values = case.coords.numpy(), to_unit(case.values.numpy())
+        given = case.coords.numpy(), to_unit(case.values.numpy())
         if name == ENLARGED:
-            coarse = BASELINES["biharmonic"](coords, values, self.shape(self.rows))
+            coarse = BASELINES["biharmonic"](*given, self.shape(self.rows))
             fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
-            result = keep_observations(fine, coords, values)
+            result = keep_observations(fine, *given)
         else:
-            result = BASELINES[name](coords, values, self.shape(rows))
+            result = BASELINES[name](*given, self.shape(rows))
         return np.where(case.exists(rows)[..., None], result, np.nan)
 
     def _now(self) -> float:
@@ -356,8 +335,7 @@ def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
     Raises:
         UserError: a resolution is no multiple of the rows of the fields.
     """
-    rows = len(split.example(0))
-    check_resolutions(resolutions, rows)
+    check_resolutions(resolutions, len(split.example(0)))
     for resolution in sorted(resolutions, reverse=True):
         known = [i for i in range(len(split)) if _finer(split, i, resolution) is not None]
         if known:
@@ -406,95 +384,38 @@ def open_test_data(
         UserError: the file is missing, is not the one trained on (where none was asked for), or
             has other channels than the model.
     """
-    channels = checkpoint["data"]["channels"]
-    if test is None and data is None and checkpoint.get("shipped"):
+    trained, config = checkpoint["data"], checkpoint["config"]
+    if not (data or test) and checkpoint.get("shipped"):
         log.warning("tested on photos: the training data of the bundled weights (%s) are not part "
-                    "of the project", checkpoint["config"]["data"])
+                    "of the project", config["data"])
         data = "photos"
-    if test is not None:
-        opened = open_data(test, val=test, test=test, **_as_trained(checkpoint, test))
-    elif data is not None:
-        opened = open_data(data, **_as_trained(checkpoint, data))
+    named = test or data
+    if named:
+        bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
+        of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
+        opened = open_data(
+            named, val=test, test=test, image_size=config["image_size"], units=trained["units"],
+            # Of pixels the type of their numbers says it, unless it was said.
+            value_range=None if bounds == of_pixels and not config.get("value_range") else bounds,
+            channels=trained["channels"] if trained["channels"] in (1, 3) else None,
+            data_dir=config.get("data_dir"),
+            variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
+        )
     else:
-        opened = _open_as_trained(checkpoint)
-    if opened.channels != channels:
+        opened = _open_as_trained(trained, config)
+    if opened.channels != trained["channels"]:
         raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
-                        f"{channels}: choose other --data")
+                        f"{trained['channels']}: choose other --data")
     return opened
 
 
-def _as_trained(checkpoint: dict[str, Any], data: str) -> dict[str, Any]:
-    """How to read other data so that values, sizes and channels mean what they did in training."""
-    trained, config = checkpoint["data"], checkpoint["config"]
-    bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
-    of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
-    return {
-        "image_size": config["image_size"],
-        # Of pixels the type of their numbers says it, unless it was said.
-        "value_range": None if bounds == of_pixels and not config.get("value_range") else bounds,
-        "units": trained["units"],
-        "channels": trained["channels"] if trained["channels"] in (1, 3) else None,
-        "data_dir": config.get("data_dir"),
-        "variables": config.get("variables") if str(data).lower().endswith(ENDINGS) else None,
-    }
-
-
-def _open_as_trained(checkpoint: dict[str, Any]) -> Data:
-    config = checkpoint["config"]
+def _open_as_trained(trained: dict[str, Any], config: dict[str, Any]) -> Data:
     for path in (config["data"], config["data_val"], config.get("data_test")):
         if path not in (None, *NAMES) and not Path(path).exists():
             raise UserError(f"the model was trained on {path}, which is not here: name the data to "
                             "test on with --data (`photos` needs no file)")
     opened = open_as_configured(config)
-    if opened.fingerprint != checkpoint["data"]["fingerprint"]:
+    if opened.fingerprint != trained["fingerprint"]:
         raise UserError(f"{config['data']} is not the data that the model was trained on (its "
                         "contents differ): restore it, or name the data to test on with --data")
     return opened
-
-
-# --- cost ----------------------------------------------------------------------------------------
-
-
-def _convolution(
-    shape: list[int], weight: list[int], bias: object, stride: object, padding: object,
-    dilation: object, transposed: bool, *_: object, out_shape: list[int], **__: object,
-) -> int:
-    """Of pictures; convolutions of sequences, in the Mamba layers, are counted apart."""
-    return conv_flop_count(shape, weight, out_shape, transposed) if len(shape) > 3 else 0
-
-
-@torch.no_grad()
-def count_flops(model: FieldModel, shape: tuple[int, int], channels: int, observed: int) -> int:
-    """Floating-point operations of one evaluation for one image, a multiply-add counting two.
-
-    Counted: matrix products (attention as dense ones), causal convolutions of K taps (2 L E K), and
-    selective scans with 9 L E S + 2 L E each (VMamba, Liu et al. 2024). Not counted: elementwise
-    operations, norms, and what runs once an image (`encode`).
-
-    Args:
-        shape: (H, W), all of it queried. channels: C. observed: M.
-    """
-    device = next(model.parameters()).device
-    queries = grid_coords(*shape, device=device)[None]
-    inputs = torch.zeros(1, observed, channels, device=device)
-    domain = Domain.of_grid(*shape)
-    state = model.encode(Observed(queries[:, :observed], inputs, None, domain, domain), queries)
-    mamba: list[int] = []
-
-    def count_block(block: Mamba, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        inner, states = block.A_log.shape
-        taps = block.conv1d.weight.shape[2]
-        mamba.append(output.shape[1] * inner * (2 * taps + 9 * states + 2))
-
-    hooks = [block.register_forward_hook(count_block) for block in model.modules()
-             if isinstance(block, Mamba)]
-    try:
-        # The fused attention of a CPU is unknown to the counter and would count nothing.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.convolution: _convolution}
-        ) as products:
-            model.velocity(state.mean, torch.ones(1, device=device), state)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return products.get_total_flops() + sum(mamba)

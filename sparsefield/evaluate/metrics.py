@@ -22,18 +22,15 @@ from sparsefield.errors import UserError
 
 PSNR_CEILING = 100.0  # dB; a perfect image stays a number that can be averaged and written to JSON
 SPECKLE_THRESHOLDS = (0.05, 0.10, 0.20)
-LEVELS = (0.5, 0.9)  # of the intervals that `ensemble_scores` reports
-LEVEL = 0.9  # of all others
+LEVEL = 0.9  # of intervals
 BLOCKS = (4, 8)  # sides of the blocks whose means are scored
 
 
 def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Every per-image number, by name: psnr, ssim, ssim_default, mse, mae, speckle_*, missed_0.10,
-    flat_hf."""
+    """Every per-image number, by name: psnr, ssim, mse, mae, speckle_*, missed_0.10, flat_hf."""
     pair = reconstruction, truth
     return {
-        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "ssim_default": ssim_default(*pair),
-        "mse": mse(*pair), "mae": mae(*pair),
+        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "mse": mse(*pair), "mae": mae(*pair),
         **{f"speckle_{level:.2f}": speckle(*pair, level) for level in SPECKLE_THRESHOLDS},
         "missed_0.10": missed(*pair), "flat_hf": flat_hf(*pair),
     }
@@ -61,35 +58,20 @@ def ssim_wang(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity with the settings of Wang et al. (2004): Gaussian window, sigma 1.5.
 
     Mean over channels, without the border of 5 points where the window leaves the image. Images
-    with a side below 11 keep the window (over reflected borders) and crop less.
+    with a side below 11 keep the window (over reflected borders) and crop less. NaN where no
+    existing point lies inside the border.
 
     Raises:
         UserError: a side is shorter than 3 points.
     """
-    return _ssim(reconstruction, truth, 11, gaussian_weights=True, sigma=1.5,
-                 use_sample_covariance=False)
-
-
-def ssim_default(reconstruction: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity as scikit-image computes it by default: a uniform 7 x 7 window.
-
-    Images with a side below 7 get the largest odd window that fits.
-
-    Raises:
-        UserError: a side is shorter than 3 points.
-    """
-    return _ssim(reconstruction, truth, 7)
-
-
-def _ssim(reconstruction: np.ndarray, truth: np.ndarray, window: int, **settings: object) -> float:
-    """NaN where no existing point lies inside the border that the window needs."""
     x, g, exists = _pair(reconstruction, truth)
     side = min(exists.shape)
     if side < 3:
         raise UserError(f"SSIM needs images of at least 3 x 3 points, this one has {exists.shape}")
-    window = min(window, side - 1 + side % 2)
+    window = min(11, side - 1 + side % 2)
     _, similarity = skimage.metrics.structural_similarity(
-        x, g, win_size=window, data_range=1, channel_axis=-1, full=True, **settings
+        x, g, win_size=window, data_range=1, channel_axis=-1, full=True, gaussian_weights=True,
+        sigma=1.5, use_sample_covariance=False,
     )
     border = window // 2
     centres = np.zeros_like(exists)
@@ -207,7 +189,7 @@ def evaluate_samples(
     """Every number about the samples of one image, by name.
 
         crps                             fair, mean over the hidden values
-        coverage_90                      of central 90 % intervals of the hidden values
+        coverage_50, coverage_90         of central intervals of the hidden values
         coverage_90_4x4, coverage_90_8x8 of the means of blocks that are not wholly observed
         coverage_90_luminance            of the mean over channels of the hidden points
         variance, squared_error          mean over the hidden values; see `moments`
@@ -226,7 +208,8 @@ def evaluate_samples(
         draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed
     )
     return {
-        "crps": crps(samples, target), "coverage_90": coverage(samples, target),
+        "crps": crps(samples, target),
+        "coverage_50": coverage(samples, target, 0.5), "coverage_90": coverage(samples, target),
         **{f"coverage_90_{size}x{size}": coverage(*block_means(draws, truth, observed, size))
            for size in BLOCKS},
         "coverage_90_luminance": coverage(*luminance),
@@ -234,12 +217,10 @@ def evaluate_samples(
     }
 
 
-def spread_error_ratio(variances: Sequence[float], squared_errors: Sequence[float]) -> float:
-    """Spread over error of many images: the root of mean variance over mean squared error [1].
-
-    NaN is left out.
-    """
-    return float(np.sqrt(np.nanmean(variances) / np.nanmean(squared_errors)))
+def widen(samples: np.ndarray, spread: float) -> np.ndarray:
+    """Samples (K, ...) with their distance from their mean multiplied."""
+    mean = samples.mean(axis=0, keepdims=True)
+    return mean + spread * (samples - mean)
 
 
 def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -324,48 +305,20 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> fl
     return float(np.mean((truth >= low) & (truth <= high)))
 
 
-def ensemble_scores(samples: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """All scores of K >= 2 samples (K, P) against the truth (P,), in plain types.
+def ensemble_scores(samples: np.ndarray, truth: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """How the spread of K >= 2 samples (K, P) fits the truth (P,), in plain types.
 
-        crps                  see `crps`
-        coverage, attainable  {"50%": share, ...} of truths inside the central interval of a level,
-                              and what K samples can express of that level
-        spread, skill         rms sd of the samples (widened, see `moments`), rms error of their
-                              mean: equal if calibrated
-        correlation           Pearson's, of sd and |error of the mean| over the values; NaN where
-                              one of them does not vary
-        bin_spread, bin_skill the same in ten classes of equal count, by sd
-        ranks                 see `rank_histogram`
+        bin_spread, bin_skill  rms sd of the samples (see `moments`) and rms error of their mean in
+                               classes of equal count, by sd; equal if calibrated (Fortin et al.
+                               2014, doi:10.1175/JHM-D-14-0008.1)
+        ranks                  see `rank_histogram`
     """
-    samples, truth = (np.asarray(x, dtype=np.float64) for x in (samples, truth))
     variance, squared_error = moments(samples, truth)
-    bin_spread, bin_skill = spread_skill_curve(variance, squared_error)
-    highest = largest_coverage(len(samples))
-    return {
-        "crps": crps(samples, truth),
-        "coverage": {f"{level:.0%}": coverage(samples, truth, level) for level in LEVELS},
-        "attainable": {f"{level:.0%}": min(level, highest) for level in LEVELS},
-        "spread": float(np.sqrt(variance.mean())),
-        "skill": float(np.sqrt(squared_error.mean())),
-        "correlation": _correlation(np.sqrt(variance), np.sqrt(squared_error)),
-        "bin_spread": bin_spread,
-        "bin_skill": bin_skill,
-        "ranks": rank_histogram(samples, truth).tolist(),
-    }
-
-
-def spread_skill_curve(
-    variance: np.ndarray, squared_error: np.ndarray, bins: int = 10
-) -> tuple[list[float], list[float]]:
-    """Root mean variance and squared error in classes of equal count, by variance.
-
-    Those of a calibrated ensemble lie on the diagonal (Fortin et al. 2014,
-    doi:10.1175/JHM-D-14-0008.1).
-    """
     classes = np.array_split(np.argsort(variance, kind="stable"), min(bins, len(variance)))
     spread, skill = ([float(np.sqrt(values[members].mean())) for members in classes]
                      for values in (variance, squared_error))
-    return spread, skill
+    return {"bin_spread": spread, "bin_skill": skill,
+            "ranks": rank_histogram(samples, truth).tolist()}
 
 
 def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -381,12 +334,6 @@ def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     np.add.at(change, below, share)
     np.add.at(change, below + ties + 1, -share)
     return change.cumsum()[:-1] / len(truth)
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 # --- helpers -------------------------------------------------------------------------------------

@@ -50,9 +50,9 @@ class OutputFolder:
     Hidden files do not count.
 
     Args:
-        path: the folder. flag: how the user chose it, for messages.
-        names: of all files that the command can write.
-        inputs: files that are read, and are never written. overwrite: other files may be there.
+        flag: how the user chose the folder, for messages. names: of all files that the command can
+            write. inputs: files that are read, and are never written. overwrite: other files may
+            be there.
     Raises:
         UserError: the folder holds something else, or an input, or cannot be made.
     """
@@ -62,18 +62,18 @@ class OutputFolder:
         inputs: Sequence[str | Path | None] = (), overwrite: bool = False,
     ):
         self.path, self.flag, self.names = Path(path), flag, set(names)
-        read = [Path(given) for given in inputs if given]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             there = sorted(self.path.iterdir())
-            ours = [file for file in there if self._is_ours(file)]
-            for file in ours:
-                if any(given.exists() and file.samefile(given) for given in read):
-                    raise UserError(f"{file} is an input and would be overwritten: choose another "
-                                    f"folder with {flag}")
         except OSError as error:
             raise self._cannot(error) from None
-        others = [file for file in there if file not in ours and not file.name.startswith(".")]
+        read = {Path(given).resolve() for given in inputs if given}
+        others = [file for file in there
+                  if not self._is_ours(file) and not file.name.startswith(".")]
+        for file in there:
+            if self._is_ours(file) and file.resolve() in read:
+                raise UserError(f"{file} is an input and would be overwritten: choose another "
+                                f"folder with {flag}")
         if others and not overwrite:
             raise UserError(f"{flag} {self.path} holds files that this command does not write "
                             f"({others[0].name}): choose another folder, or add --overwrite")

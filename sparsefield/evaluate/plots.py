@@ -29,28 +29,22 @@ from sparsefield.evaluate import metrics, tables
 if TYPE_CHECKING:
     from sparsefield.evaluate.cases import Cases
 
-
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
 LEAST_SPAN = 1e-3  # of the range, between the darkest and the brightest colour
 ERROR_LIMIT = 0.3  # of the error maps, the same in every row, so that rows can be compared
 SPREAD_LIMIT = 0.2
 SHOWN_DRAWS = 4
-COLOURS = {"heun": "tab:blue", "euler": "tab:cyan", "sde": "tab:red", "ddim": "tab:green",
-           "adaptive": "tab:purple", "mean": "black"}
-MARKERS = {"heun": "o", "euler": "v", "sde": "s", "ddim": "^", "adaptive": "D", "mean": "*"}
-KINDS = {"mean": ("posterior mean", "tab:blue"), "sample": ("sample", "tab:orange")}
-CHART_METRICS = {  # name: title, which sign is better for V2
-    "psnr": ("PSNR in dB", "higher"), "ssim": ("SSIM", "higher"),
-    "mae": ("mean absolute error", "lower"), "speckle_0.10": ("speckle (0.10)", "lower"),
-    "flat_hf": ("grain in flat areas", "lower"),
-}
+DASHES = (":", "-.", "--", (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)))  # of references
+CHART_METRICS = {"psnr": "PSNR in dB\n(higher", "ssim": "SSIM\n(higher",
+                 "mae": "mean absolute error\n(lower", "speckle_0.10": "speckle (0.10)\n(lower",
+                 "flat_hf": "grain in flat areas\n(lower"}
 QUALITY = {"psnr": "PSNR in dB (samples above the red line\nare too narrow)",
            "ssim": "SSIM (higher is better,\nat equal spread)",
            "speckle_0.10": "speckle (0.10) (lower is better,\nat equal spread)",
            "crps": "CRPS (lower is better)"}
-STAGES = {"start": ("start: error of its mean and sd", "tab:orange"),
-          "flow": ("flow: squared error of the velocity", "tab:blue")}
+COSTS = {"nfe": "evaluations of the model", "seconds": "seconds per field"}
+STAGES = {"start": "start: error of its mean and sd", "flow": "flow: squared error of the velocity"}
 
 
 class Style(NamedTuple):
@@ -94,10 +88,8 @@ def show(axis: Axes, field: np.ndarray, rows_up: bool = False, **limits: Any) ->
         pixels = np.where(np.isnan(field), MISSING, np.clip(field, 0, 1))
     else:
         pixels = np.ma.masked_invalid(field[..., 0])
-    axis.set_facecolor(MISSING)
     axis.imshow(pixels, interpolation="nearest", origin="lower" if rows_up else "upper", **colours)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(facecolor=MISSING, xticks=[], yticks=[])
 
 
 def limits_of(truth: np.ndarray) -> dict[str, float]:
@@ -113,17 +105,17 @@ def value_bar(figure: Figure, axes: Any, scale: Scale, limits: dict[str, float])
     low, high = scale.value_range[0]
     darkest, brightest = (low + limits[end] * (high - low) for end in ("vmin", "vmax"))
     name = "value" if scale.channels == 1 else f"channel 1 of {scale.channels}"
-    unit = scale.unit(0)
+    unit = f" in {scale.unit(0)}" if scale.unit(0) else ""
     figure.colorbar(plt.cm.ScalarMappable(Normalize(darkest, brightest), "viridis"), ax=axes,
-                    shrink=0.9, aspect=15, label=f"{name} in {unit}" if unit else name)
+                    shrink=0.9, aspect=15, label=name + unit)
 
 
 def sheet(
     rows: Sequence[Row], titles: Sequence[str], style: Style, title: str = "",
     error_name: str = "absolute error", limit: float = ERROR_LIMIT,
-) -> Figure:
-    """Fields and errors in rows, with a colour bar for the fields of each row, unless they are RGB,
-    and one for all errors, which are shares of the range of the row's colours."""
+) -> bytes:
+    """PNG of fields and errors in rows, with a colour bar for the fields of each row, unless they
+    are RGB, and one for all errors, which are shares of the range of the row's colours."""
     figure, axes = plt.subplots(
         len(rows), len(titles), figsize=(1.85 * len(titles) + 0.9, 1.9 * len(rows) + 0.9),
         squeeze=False, layout="constrained",
@@ -150,11 +142,10 @@ def sheet(
         figure.colorbar(
             plt.cm.ScalarMappable(Normalize(0, limit), "magma"),
             ax=axes[:, -len(rows[0].errors):], extend="max", shrink=0.6, aspect=30,
-            label=f"{error_name}, share of {'the range' if is_rgb else 'the range of the truth'}",
+            label=f"{error_name}, share of the range{'' if is_rgb else ' of the truth'}",
         )
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
+    figure.suptitle(title, fontsize=11)
+    return as_png(figure)
 
 
 def observed_only(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
@@ -177,8 +168,11 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def quantile_cases(errors: Sequence[float], shares: Sequence[float]) -> dict[int, float]:
-    """{case: share} at quantiles of the errors: shown by rule, not by looks."""
+def quantile_cases(
+    cases: Cases, fields: Sequence[np.ndarray], shares: Sequence[float]
+) -> dict[int, float]:
+    """{case: share} at quantiles of the error of some fields: shown by rule, not by looks."""
+    errors = [metrics.mse(field, case.truth) for field, case in zip(fields, cases, strict=True)]
     order = np.argsort(errors, kind="stable")
     return {int(order[round(share * (len(order) - 1))]): share for share in shares}
 
@@ -197,7 +191,7 @@ def reconstructions(
         rows.append(Row(f"picture {case.index}", case.truth, shown,
                         [error_map(fields[0], case.truth)]))
     titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
-    path.write_bytes(as_png(sheet(rows, titles, style)))
+    path.write_bytes(sheet(rows, titles, style))
 
 
 def learning_curves(
@@ -210,23 +204,19 @@ def learning_curves(
             different ones: each has a curve of its own.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for stage, (label, colour) in STAGES.items():
-        losses = [(r["step"], r["loss"]) for r in records
-                  if "loss" in r and r.get("stage", "flow") == stage]
-        if losses:
-            left.plot(*zip(*losses, strict=True), color=colour, marker=".", linewidth=1,
-                      label=label)
+    table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_psnr"])
+    for stage, label in STAGES.items():
+        losses = table[table["stage"] == stage].dropna(subset="loss")
+        if len(losses):
+            left.plot(losses["step"], losses["loss"], marker=".", linewidth=1, label=label)
             left.legend(fontsize=8)
-    left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
-    checks = [(r["step"], r["val_psnr"]) for r in records if "val_psnr" in r]
-    if checks:
-        right.plot(*zip(*checks, strict=True), color="tab:blue", marker=".",
-                   label="model, posterior mean")
-    styles = itertools.cycle((":", "-.", "--", "-"))
-    for name, numbers in baselines.items():
-        right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=next(styles), label=name)
-    right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
+    checks = table.dropna(subset="val_psnr")
+    right.plot(checks["step"], checks["val_psnr"], marker=".", label="model, posterior mean")
+    for (name, numbers), dashes in zip(baselines.items(), itertools.cycle(DASHES), strict=False):
+        right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=dashes, label=name)
     right.legend(fontsize=8)
+    left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
+    right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     path.write_bytes(as_png(figure))
@@ -244,17 +234,16 @@ def comparison(
         columns: fields of every case by method, "V1" and "V2" among them. The cases that are shown
             are at the quartiles of the error of V2, with the best and the worst.
     """
-    errors = [metrics.mse(field, case.truth)
-              for field, case in zip(columns["V2"], cases, strict=True)]
+    shares = np.linspace(0, 1, min(5, len(cases))).tolist()
     rows = []
-    for k, share in quantile_cases(errors, np.linspace(0, 1, min(5, len(cases))).tolist()).items():
+    for k, share in quantile_cases(cases, columns["V2"], shares).items():
         truth = cases[k].truth
         shown = [truth, observed_only(truth, cases[k].observed),
                  *(fields[k] for fields in columns.values())]
         rows.append(Row(f"error of V2\n{share:.0%} quantile", truth, shown,
                         [error_map(columns[name][k], truth) for name in ("V1", "V2")]))
     titles = ["truth", "observed", *columns, "|error| V1", "|error| V2"]
-    return as_png(sheet(rows, titles, style, title))
+    return sheet(rows, titles, style, title)
 
 
 def improvement_chart(
@@ -268,33 +257,24 @@ def improvement_chart(
     figure, axes = plt.subplots(
         1, len(CHART_METRICS), figsize=(3.1 * len(CHART_METRICS), 4.2), layout="constrained"
     )
-    for axis, (metric, (name, better)) in zip(axes, CHART_METRICS.items(), strict=True):
-        for place, (kind, (_, colour)) in enumerate(KINDS.items()):
-            points = tables.differences_of(table, kind, metric).dropna().to_numpy()
-            if len(points):
-                _difference(axis, place, points, differences[kind][metric], colour)
+    kinds = {"mean": "posterior mean", "sample": "sample"}
+    for axis, (metric, name) in zip(axes, CHART_METRICS.items(), strict=True):
+        for place, kind in enumerate(kinds):
+            points = tables.v2_minus_v1(table, kind, metric).dropna().to_numpy()
+            jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(points))
+            axis.scatter(place + jitter, points, s=12, alpha=0.45, linewidths=0)
+            mean, low, high = (differences[kind][metric][end] for end in ("mean", "low", "high"))
+            axis.errorbar(place, mean, [[mean - low], [high - mean]], fmt="D", color="black",
+                          capsize=6, linewidth=2)
         axis.axhline(0, color="0.3", linewidth=1)
-        axis.set_xticks(range(len(KINDS)), [label for label, _ in KINDS.values()], fontsize=9)
-        axis.set_xlim(-0.5, len(KINDS) - 0.5)
-        axis.set_title(f"{name}\n({better} is better for V2)", fontsize=10)
+        axis.set_xticks(range(len(kinds)), kinds.values(), fontsize=9)
+        axis.set_xlim(-0.5, len(kinds) - 0.5)
+        axis.set_title(f"{name} is better for V2)", fontsize=10)
         axis.tick_params(axis="y", labelsize=9)
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("V2 − V1, one point per picture", fontsize=10)
     figure.suptitle(title, fontsize=11)
     return as_png(figure)
-
-
-def _difference(
-    axis: Axes, place: float, points: np.ndarray, change: dict[str, float], colour: str
-) -> None:
-    spread = np.linspace(-0.18, 0.18, len(points)) if len(points) > 1 else np.zeros(1)
-    jitter = np.random.default_rng(0).permutation(spread)
-    axis.scatter(place + jitter, points, s=12, color=colour, alpha=0.45, linewidths=0)
-    mean, low, high = change["mean"], change["low"], change["high"]
-    if not np.isnan(low):
-        axis.errorbar(place, mean, [[mean - low], [high - mean]], color="black", capsize=6,
-                      linewidth=2, zorder=3)
-    axis.plot(place, mean, "D", color=colour, markeredgecolor="black", markersize=7, zorder=4)
 
 
 # --- samplers and resolutions ---------------------------------------------------------------------
@@ -305,24 +285,21 @@ def resolutions(
 ) -> bytes:
     """A row per resolution of one case: observations, truth of that size, each method.
 
-    The case is that of the median error of the first method: shown by rule, not by looks.
+    The case is that of the median error of the first method at the observed resolution.
 
     Args:
-        fields: {resolution: {method: fields of all cases}}.
+        fields: {resolution: {method: fields of all cases}}, the observed resolution among them.
     """
-    coarsest, found = next(iter(fields.items()))
-    methods, truths = list(found), cases.truths(coarsest)
-    errors = [0.0] * len(cases) if truths is None else [
-        metrics.mse(x, truth) for x, truth in zip(found[methods[0]], truths, strict=True)]
-    k = next(iter(quantile_cases(errors, [0.5])))
+    methods = list(fields[cases.rows])
+    k = next(iter(quantile_cases(cases, fields[cases.rows][methods[0]], [0.5])))
     case = cases[k]
     rows = [Row(" x ".join(map(str, cases.shape(resolution))), case.truth,
                 [observed_only(case.truth, case.observed), case.truths.get(resolution),
                  *(made[method][k] for method in methods)])
             for resolution, made in fields.items()]
     titles = ["observed", "truth", *("posterior mean" if m == "mean" else m for m in methods)]
-    return as_png(sheet(rows, titles, style, f"Test picture {case.index}: the median of "
-                        f"{len(cases)} by error of {methods[0]}"))
+    return sheet(rows, titles, style, f"Test picture {case.index}: the median of {len(cases)} by "
+                 f"error of {methods[0]}")
 
 
 def performance(results: dict[str, Any], about: str) -> bytes:
@@ -331,99 +308,79 @@ def performance(results: dict[str, Any], about: str) -> bytes:
     One curve per sampler over the steps that were compared, or one point without such a sweep;
     the posterior mean and all baselines are references where they have the number.
     """
-    table = results["table"]
-    table = table[table["rows"] == results["data"]["height"]]
+    observed = results["data"]["height"]
+    table = results["table"][results["table"]["rows"] == observed]
     numbers = [name for name in QUALITY if name in table and table[name].notna().any()]
     of_methods = table.groupby(["kind", "method", "steps"], sort=False)[
-        [*numbers, "nfe", "seconds"]].mean().reset_index()
+        [*numbers, *COSTS]].mean().reset_index()
     drawn = of_methods[of_methods["kind"].isin(["mean", "sample", "sweep"])]
     drawn = drawn.drop_duplicates(["method", "steps"]).sort_values("nfe")
     references = of_methods[of_methods["kind"] == "baseline"].set_index("method")
-    expected = [row["expected_psnr"] for row in results["samples"].values()]
+    samples = results["summary"][str(observed)].get("sample", {})
     figure, axes = plt.subplots(
-        2, len(numbers), figsize=(3.7 * len(numbers), 7.4), sharey="col", squeeze=False,
+        len(COSTS), len(numbers), figsize=(3.7 * len(numbers), 7.4), sharey="col", squeeze=False,
         layout="constrained",
     )
-    for column, name in zip(axes.T, numbers, strict=True):
-        for axis, (cost, label) in zip(column, (("nfe", "evaluations of the model"),
-                                                ("seconds", "seconds per field")), strict=True):
-            _curves(axis, drawn.dropna(subset=name), cost, name)
-            styles = itertools.cycle((":", "-.", "--", (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1))))
-            for reference, value in references[name].dropna().items():
-                axis.axhline(value, color="0.4", linestyle=next(styles), label=reference)
-            if name == "psnr" and expected:
-                axis.axhline(expected[0], color="tab:red", linewidth=1, label="mean − 3.01 dB")
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.grid(alpha=0.3)
-            axis.set_xlabel(label)
-        column[0].set_title(QUALITY[name], fontsize=11)
+    for (line, cost), (column, name) in itertools.product(
+            enumerate(COSTS), enumerate(numbers)):
+        axis = axes[line, column]
+        for colour, (method, part) in enumerate(drawn.groupby("method")):
+            part = part.dropna(subset=name)
+            axis.plot(part[cost], part[name], "*-" if method == "mean" else "o-", alpha=0.8,
+                      color=f"C{colour}", label="posterior mean" if method == "mean" else method)
+        values = references[name].dropna().items()
+        for (reference, value), dashes in zip(values, itertools.cycle(DASHES), strict=False):
+            axis.axhline(value, color="0.4", linestyle=dashes, label=reference)
+        if name == "psnr" and samples:
+            axis.axhline(next(iter(samples.values()))["expected_psnr"], color="tab:red",
+                         linewidth=1, label="mean − 3.01 dB")
+        axis.set(xscale="log", xlabel=COSTS[cost], title="" if line else QUALITY[name])
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(alpha=0.3)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(labels)))
     figure.suptitle(f"Samples, posterior mean and interpolations: {about}", fontsize=11)
     return as_png(figure)
 
 
-def _curves(axis: Axes, drawn: pd.DataFrame, cost: str, name: str) -> None:
-    for method, part in drawn.groupby("method", sort=False):
-        axis.plot(part[cost], part[name], color=COLOURS.get(str(method)),
-                  marker=MARKERS.get(str(method), "o"), markersize=9 if method == "mean" else 6,
-                  alpha=0.8, linewidth=1.5,
-                  linestyle="none" if len(part) == 1 else "-",
-                  label="posterior mean" if method == "mean" else method)
-
-
 def diversity(cases: Cases, method: str, draws: list[np.ndarray], style: Style) -> bytes:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
-    errors = [metrics.mse(samples.mean(axis=0), case.truth)
-              for samples, case in zip(draws, cases, strict=True)]
+    means = [samples.mean(axis=0) for samples in draws]
     count, rows = min(SHOWN_DRAWS, len(draws[0])), []
-    for k, share in quantile_cases(errors, (0.25, 0.5, 0.75)).items():
-        samples, truth = draws[k], cases[k].truth
-        average = samples.mean(axis=0)
-        spread = samples.std(axis=0, ddof=1).mean(axis=2, keepdims=True)
+    for k, share in quantile_cases(cases, means, (0.25, 0.5, 0.75)).items():
+        truth = cases[k].truth
+        sd = draws[k].std(axis=0, ddof=1).mean(axis=2, keepdims=True)
         rows.append(Row(
             f"error: {share:.0%} quantile", truth,
-            [truth, observed_only(truth, cases[k].observed), *samples[:count], average],
-            [spread, error_map(average, truth)]))
+            [truth, observed_only(truth, cases[k].observed), *draws[k][:count], means[k]],
+            [sd, error_map(means[k], truth)]))
     titles = ["truth", "observed", *(f"sample {k + 1}" for k in range(count)),
               f"mean of {len(draws[0])}", "sd", "|error of mean|"]
-    return as_png(sheet(rows, titles, style, f"Samples by {method}, {cases.rows} x {cases.columns}",
-                        "sd and absolute error", SPREAD_LIMIT))
+    return sheet(rows, titles, style, f"Samples by {method}, {cases.rows} x {cases.columns}",
+                 "sd and absolute error", SPREAD_LIMIT)
 
 
 def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
-    """Rank histogram, coverage of intervals, and spread against skill of each sampler.
+    """Rank histogram, and spread against skill, of each sampler.
 
     Args:
         scores: {method: metrics.ensemble_scores}.
     """
-    figure, (ranks, levels, curve) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    width = 0.8 / len(scores)
-    for place, (method, score) in enumerate(scores.items()):
-        line = {"color": COLOURS.get(method), "marker": MARKERS.get(method, "o"), "label": method,
-                "linewidth": 1.2, "alpha": 0.8}
+    figure, (ranks, curve) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for method, score in scores.items():
         count = len(score["ranks"])
-        ranks.plot(np.arange(count), np.array(score["ranks"]) * count, markersize=4, **line)
-        spots = np.arange(len(score["coverage"])) + (place + 0.5) * width - 0.4
-        levels.bar(spots, score["coverage"].values(), width, color=COLOURS.get(method))
-        curve.plot(score["bin_spread"], score["bin_skill"], markersize=5, **line)
+        ranks.plot(np.arange(count), np.array(score["ranks"]) * count, ".-", label=method)
+        curve.plot(score["bin_spread"], score["bin_skill"], ".-")
     ranks.axhline(1, color="0.3", linestyle="--", label="calibrated")
     ranks.set(xlabel="samples below the truth", ylabel="frequency, 1 if uniform", ylim=(0, None),
               title="Rank histogram")
-    attainable = next(iter(scores.values()))["attainable"]
-    for place, level in enumerate(attainable.values()):
-        levels.hlines(level, place - 0.45, place + 0.45, color="0.3", linestyle="--")
-    levels.set_xticks(range(len(attainable)), [f"{name} interval" for name in attainable])
-    levels.set(ylim=(0, 1), ylabel="share of the truth inside", title="Coverage")
-    curve.axline((0, 0), slope=1, color="0.3", linestyle="--", label="calibrated")
+    curve.axline((0, 0), slope=1, color="0.3", linestyle="--")
     curve.set(xlabel="spread: rms sd of the samples", ylabel="skill: rms error of their mean",
               title="Spread and skill, in ten classes of points", xlim=(0, None), ylim=(0, None))
-    for axis in (ranks, levels, curve):
+    for axis in (ranks, curve):
         axis.grid(alpha=0.3)
-    handles, labels = ranks.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(loc="outside lower center", ncols=len(scores) + 1)
     figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
     return as_png(figure)

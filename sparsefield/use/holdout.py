@@ -16,8 +16,8 @@ import scipy
 from sparsefield.errors import UserError
 from sparsefield.evaluate.metrics import crps_of_values
 from sparsefield.use.grids import Asked, Frame
-from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Reconstructor
+from sparsefield.use.points import Extent, Measurements
+from sparsefield.use.predict import Reconstructor, Settings
 
 log = logging.getLogger("sparsefield")
 
@@ -27,11 +27,7 @@ LEAST_POINTS = 5
 
 
 class Forecast(NamedTuple):
-    """What a method predicts of N hidden values of C channels.
-
-    Attributes:
-        mean: (N, C). samples: (K, N, C), or sd: (N, C) of a Gaussian, or neither.
-    """
+    """Of C hidden values at N places: mean (N, C); samples (K, N, C), or sd (N, C), or neither."""
 
     mean: np.ndarray
     samples: np.ndarray | None = None
@@ -46,9 +42,8 @@ class Score:
     """How well a method predicted the hidden values, in their units.
 
     Attributes:
-        squared: (N, C), squared error of the mean. each: (N, C), continuous ranked probability
-            score; of a method without an uncertainty the absolute error. inside: (N, C), whether
-            it is in its 90 % interval; None without an uncertainty. seconds: it took.
+        squared: (N, C), squared error of the mean. each: (N, C), CRPS, without an uncertainty the
+            absolute error. inside: (N, C), whether it is in its 90 % interval. seconds: it took.
     """
 
     name: str
@@ -113,10 +108,8 @@ def table(scores: list[Score], units: str | None) -> list[str]:
 
 
 def verdict(scores: list[Score]) -> str:
-    """In one line, how the first method compares with the best of the others.
-
-    By the CRPS of each hidden value, with an interval of two standard errors of the difference.
-    """
+    """In one line, how the first method compares with the best of the others: by the CRPS of each
+    hidden value, with a 95 % interval of the mean difference."""
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
@@ -125,19 +118,15 @@ def verdict(scores: list[Score]) -> str:
     error = 1.96 * change.std() / change.size**0.5
     low, high = change.mean() - error, change.mean() + error
     numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
-    if high < 0:
-        return f"{first.name} is better than {best.name}, the best of the others: {numbers}"
     if low > 0:
         return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
-    return f"{first.name} is level with {best.name}, the best of the others: {numbers}"
+    how = "better than" if high < 0 else "level with"
+    return f"{first.name} is {how} {best.name}, the best of the others: {numbers}"
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
     """Measurements to predict from, and a share of the places, with all that was measured there.
-
-    Raises:
-        UserError: no share, or too few places.
-    """
+    Raises UserError for no share, or too few places."""
     if not 0 < share < 1:
         raise UserError(f"holdout {share:g}: give a share between 0 and 1, such as 0.2")
     places, which = np.unique(given.coords, axis=0, return_inverse=True)
@@ -174,14 +163,10 @@ def all_methods(
     model: Reconstructor, given: Measurements, asked: Asked, *, transform: str | None,
     find_noise: bool, also: Reconstructor | None = None, **settings: Any,
 ) -> dict[str, Method]:
-    """What is compared, by name: first the one at hand, then others that need no training.
-
-    Args:
-        also: a model to try beside it. settings: of `Reconstructor.at`.
-    """
+    """What is compared, by name: first the model at hand, then others that need no training, and
+    `also`; settings: of `Settings`."""
     def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
-        return by_model(which, find_noise, lonlat=frame.lonlat, aspect=frame.aspect,
-                        extent=asked.extent, transform=transform,
+        return by_model(which, frame, asked.extent, find_noise, transform=transform,
                         **(which.reads(given) | settings))
 
     frame = asked.frame
@@ -203,14 +188,16 @@ def all_methods(
     return methods
 
 
-def by_model(model: Reconstructor, find_noise: bool = False, **settings: Any) -> Method:
-    """A model's samples of what would be measured; settings: of `Reconstructor.at`."""
+def by_model(
+    model: Reconstructor, frame: Frame, extent: Extent, find_noise: bool = False, **more: Any
+) -> Method:
+    """A model's samples of what would be measured; more: of `Settings`."""
+    settings = Settings(num_samples=SAMPLES, noise_sd="auto" if find_noise else 0.0,
+                        with_noise=find_noise, **more)
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
-        noise_sd = "auto" if find_noise else 0.0 if given.noise is None else given.noise
-        found = model.at(places, given.coords, given.values, region=given.region,
-                         num_samples=SAMPLES, noise_sd=noise_sd, missing=[], with_noise=find_noise,
-                         **settings)
+        own = Frame.of(given, extent, frame.aspect, frame.lonlat)
+        found = model.answer(given, Asked(places, extent, own), settings)
         return Forecast(found.mean, found.samples)
 
     return method
@@ -239,10 +226,8 @@ def linear(frame: Frame) -> Method:
 
 
 def pykrige(frame: Frame) -> Method | None:
-    """Ordinary kriging by PyKrige with an exponential variogram that it fits; None without it.
-
-    Of its variograms and ways to fit them the best on soil, stations and terrain (docs/fields.md).
-    """
+    """Ordinary kriging by PyKrige with an exponential variogram, which of those that it fits was
+    the best on soil, stations and terrain (docs/fields.md); None without the package."""
     try:
         from pykrige.ok import OrdinaryKriging
     except ImportError:

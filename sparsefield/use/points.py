@@ -82,11 +82,8 @@ def as_given(
     coords: np.ndarray, values: np.ndarray, noise_sd: float | Sequence[float] = 0.0,
     missing: Sequence[float] | None = None, lonlat: bool = False,
 ) -> Measurements:
-    """Measurements that a program gives, see `Reconstructor.reconstruct`; masked ones are left out.
-
-    Raises:
-        UserError: no real numbers, other shapes, NaN or infinity that is not masked; see `clean`.
-    """
+    """Measurements of a program, see `Reconstructor.reconstruct`. Raises UserError for no real
+    numbers, other shapes, NaN or infinity that is not masked, and as `clean`."""
     masks = [np.ma.getmaskarray(array) for array in (coords, values)]
     coords, values = pair_of("", coords, values)
     hidden = masks[0].any(axis=1) | masks[1].reshape(values.shape).any(axis=1)
@@ -135,9 +132,8 @@ def clean(
     if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")
-    if noise[kept].min() < 0:
-        raise UserError(f"{source}: the noise's sd is {noise[kept].min():g} in places; give 0 or "
-                        "more")
+    if (least := noise[kept].min()) < 0:
+        raise UserError(f"{source}: the noise's sd is {least:g} in places; give 0 or more")
     if not lonlat:
         return found
     globe.require_degrees(source, found.coords)
@@ -268,8 +264,7 @@ def merge_twins(
     """Two points next to each other that differ far more than ordinary neighbours become one.
 
     That is noise at this place, and no field that varies so fast everywhere: the one point gets
-    noise whose sd is half their difference, that of a mean of two values. Where neighbours differ
-    as much everywhere, nothing is merged.
+    noise whose sd is half their difference, that of a mean of two values.
 
     Args, returns: as of `merge_repeats`. spacing: between the points, in the units of places.
     """

@@ -49,10 +49,9 @@ class Field:
     """A reconstructed field, in the units of the measurements.
 
     Attributes:
-        coords: (H, W, 2), x and y of the middles of its cells; (N, 2) of `Reconstructor.at`, and
-            likewise below.
-        mean: (H, W, C) posterior mean. sd: (H, W, C), that of the samples, and of the closed form
-            alone without a transform the exact one. samples: (K, H, W, C).
+        coords: (H, W, 2), x and y of the middles of its cells; of `Reconstructor.at` (N, 2), and so
+            below. mean: (H, W, C) posterior mean. samples: (K, H, W, C).
+        sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
         how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
     """
 
@@ -72,9 +71,9 @@ class Settings:
         num_samples: K, 2 to 1,000.
         noise_sd: sd of the noise in the values, in their units, one number or one for each point;
             0 keeps them exactly, "auto" finds one number for each channel.
-        value_range: low high, or so for each channel: what the model sees as its darkest and
-            brightest. Default that of the training data; where the values lie far outside of it,
-            with a warning, and for shades of grey: theirs, with a margin.
+        value_range: low high, or so for each channel: what the model sees as darkest and brightest.
+            Default that of the training data; for shades of grey, and with a warning where values
+            lie far outside: theirs, with a margin.
         num_steps: of Heun's rule; the calibration holds at the default.
         seed: of the noise.
         aspect: equal (both axes have one scale), free (each its own), or auto: free where the
@@ -85,10 +84,7 @@ class Settings:
             values, and the mean is that of the samples.
         missing: values that mean: not measured. None refuses one that looks like it, such as
             -9999; [] takes all as they are.
-        separately: each channel on its own, where three are no colours; a model that was trained
-            on these channels takes them together all the same.
-        region: x0 x1 y0 y1 of the rectangle that the points stand for, as all of a picture;
-            default: one about as large as around them.
+        separately: each channel on its own, unless a model of fields was trained on them together.
         progress: called as progress(model calls so far, all).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
     """
@@ -103,7 +99,6 @@ class Settings:
     transform: str | None = None
     missing: Sequence[float] | None = None
     separately: bool = False
-    region: Sequence[float] | None = None
     progress: Progress | None = None
     with_noise: bool = False
 
@@ -114,8 +109,6 @@ class Settings:
             if not isinstance(number, (int, np.integer)) or not low <= number <= high:
                 raise UserError(f"{name}={number!r}: give a whole number from {low} to {high:,}")
         require_seed(self.seed)
-        if self.region is not None:
-            points.checked_extent("region", self.region, self.lonlat)
 
     @property
     def finds_noise(self) -> bool:
@@ -126,10 +119,6 @@ class Settings:
         noise_sd = 0.0 if self.finds_noise else self.noise_sd
         return points.as_given(coords, values, noise_sd, self.missing, self.lonlat)
 
-    def frame(self, given: Measurements, extent: Extent) -> Frame:
-        return Frame.of(given.coords, aspect=self.aspect, lonlat=self.lonlat, region=self.region,
-                        asked=extent)
-
 
 class Reconstructor:
     """A model that takes measurements in their own units; made by `sparsefield.load`.
@@ -137,8 +126,7 @@ class Reconstructor:
     Attributes:
         network, checkpoint: of the model; {} for the closed form alone. device: where it runs.
         path: of the checkpoint, as it was given; "none" for the closed form alone.
-        channels: of the fields that it was trained on, and scale: their values and units; both None
-            for the closed form alone.
+        channels, scale: of the fields that it was trained on; None for the closed form alone.
         spread: factor on the spread of samples, fitted at the end of training; 1 if it was not.
     """
 
@@ -171,12 +159,10 @@ class Reconstructor:
 
     @property
     def is_closed_form(self) -> bool:
-        """Whether it is the closed form alone, without training."""
         return self.scale is None
 
     @property
     def is_of_pictures(self) -> bool:
-        """Whether it was trained on pictures of 8 bits."""
         return is_of_pictures(self.scale)
 
     def reads(self, given: Measurements) -> dict[str, Any]:
@@ -218,7 +204,7 @@ class Reconstructor:
         given = settings.given(coords, values)
         extent = (_default_extent(given, settings.lonlat) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        frame = settings.frame(given, extent)
+        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
         shape = grid_shape(resolution, extent, frame.scaled_by)
         return self.answer(given, Asked(Grid.over(extent, shape).places, extent, frame), settings)
 
@@ -242,14 +228,11 @@ class Reconstructor:
         given = settings.given(coords, values)
         extent = (points.bounds("places", places) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        return self.answer(given, Asked(places, extent, settings.frame(given, extent)), settings)
+        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
+        return self.answer(given, Asked(places, extent, frame), settings)
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
-        """The field that is asked for, of measurements that are checked.
-
-        Raises:
-            UserError: the model cannot read such measurements.
-        """
+        """The field that is asked for. Raises UserError for what the model cannot read."""
         measured = observe(self, given, asked, settings)
         queries = measured.frame.inside(asked.places.reshape(-1, 2))
         drawn = [_draw(self, queries, measured, group, settings)
@@ -259,9 +242,8 @@ class Reconstructor:
         if settings.transform is not None:
             samples = untransformed(settings.transform, samples)
             mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
-        shape = *asked.shape, -1
-        mean, sd, samples = mean.reshape(shape), sd.reshape(shape), samples.reshape(
-            len(samples), *shape)
+        mean, sd = (part.reshape(*asked.shape, -1) for part in (mean, sd))
+        samples = samples.reshape(len(samples), *mean.shape)
         if asked.is_far is not None:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         return Field(asked.places, mean, sd, samples, drawn[0].how,
@@ -277,11 +259,7 @@ class Reconstructor:
 
 
 def _default_extent(given: Measurements, lonlat: bool) -> Extent:
-    """The unit square; on a globe the narrowest rectangle around the points.
-
-    Raises:
-        UserError: points outside the unit square.
-    """
+    """The unit square, which raises UserError for points outside; on a globe that of the points."""
     if lonlat:
         return points.bounds("coords", given.coords, lonlat)
     outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
@@ -353,7 +331,9 @@ def _draw(
     inside = torch.from_numpy(scale.to_inside(values))
     found = 0.0
     if settings.finds_noise:
-        found = _found_noise(measured.places, inside, noise)
+        coords = torch.from_numpy(measured.places).float()
+        found = np.array([estimate_noise(coords, *pair) for pair in zip(
+            inside.T, torch.from_numpy(noise).T, strict=True)])
         log.info("noise found in the measurements: sd %s%s",
                  ", ".join(f"{sd:.3g}" for sd in found * half_widths),
                  f" of their {settings.transform}" if settings.transform else "")
@@ -368,13 +348,6 @@ def _draw(
     samples = scale.to_physical(samples)
     sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
     return replace(drawn, mean=scale.to_physical(mean), sd=sd, samples=samples)
-
-
-def _found_noise(places: np.ndarray, values: Tensor, relative: np.ndarray) -> np.ndarray:
-    """(C,) sd of the noise of values (M, C); relative: (M, C), see `estimate_noise`."""
-    coords = torch.from_numpy(places).float()
-    return np.array([estimate_noise(coords, *pair)
-                     for pair in zip(values.T, torch.from_numpy(relative).T, strict=True)])
 
 
 def _sample(

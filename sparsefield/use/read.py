@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -73,15 +74,18 @@ def read_measurements(
         UserError: what is wrong with it, and what to do.
     """
     path = Path(source)
+    kind = "" if source == "-" else path.suffix.lower()
     if source != "-":
         if not path.exists():
             raise UserError(f"{path} does not exist: {GIVE}")
         files.require_file(path)
         files.refuse_foreign(path, GIVE)
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it; chmod +r or choose another")
     number, column = _number_or_column(noise_sd)
     numbers, words = files.parse_missing(missing)
     is_chosen = any(given is not None for given in (x, y, value, column))
-    if source != "-" and path.suffix.lower() in PICTURES:
+    if kind in PICTURES:
         if lonlat or is_chosen:
             raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
                             "are for lists of points, and this is a picture")
@@ -90,16 +94,17 @@ def read_measurements(
         if mask or observe:
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
                             "of measurements every point is known")
-        if path.suffix.lower() == ".npz":
-            if is_chosen:
-                raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
-                                "table; an .npz has coords, values and, if any, noise_sd")
-            found = _read_npz(path)
+        if kind == ".npz" and is_chosen:
+            raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
+                            "table; an .npz has coords, values and, if any, noise_sd")
+        reads_noise = noise_sd is None or column is not None
+        if kind == ".npz":
+            found = _read_npz(path, reads_noise)
         else:
-            table = _read_table(source, words, decimal)
-            found = _Columns(source, *table).measurements(x, y, value, column, lonlat)
-        if noise_sd is not None and column is None:
-            found = replace(found, noise=None)
+            table = (_read_netcdf(path) if kind in ENDINGS else
+                     _read_parquet(path) if kind in (".parquet", ".pq") else
+                     _read_text(source, words, decimal))
+            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
@@ -122,12 +127,8 @@ def measure_picture(
 ) -> Measurements:
     """The known pixels of a picture; arguments as of `read_measurements`.
 
-    Pixels that are transparent, NaN, or of a value in `missing` are never known; of the others,
-    those that `mask` shows in white or `observe` chooses, or all. Pictures of 8 bits become grey or
-    coloured as the model is; grey ones of more bits stay one channel, of the numbers in the file.
-
-    Raises:
-        UserError: what is wrong with it, and what to do.
+    Pixels that are transparent, NaN, or of a value in `missing` are never known. Pictures of 8 bits
+    become grey or coloured as the model is; grey ones of more bits stay one channel of numbers.
     """
     if mask and observe:
         raise UserError("--mask and --observe both say what is known: give one of them")
@@ -183,9 +184,8 @@ def _points(
     if len(points) == 0:
         raise UserError(f"{mask}: no pixel is known; paint known pixels white in the mask")
     if len(points) > MOST_POINTS:
-        every = "every pixel is known, nothing is to be reconstructed; and " if known.all() else ""
-        raise UserError(f"{path}: {every}{len(points):,} known pixels, at most {MOST_POINTS:,} can "
-                        "be used: make the picture smaller, or fewer pixels white in the mask")
+        raise UserError(f"{path}: {len(points):,} known pixels, at most {MOST_POINTS:,} can be "
+                        "used: make the picture smaller, or fewer pixels white in the mask")
     return points
 
 
@@ -201,10 +201,10 @@ def words_of(name: str) -> list[str]:
 
 
 class _Columns:
-    """The columns of a table, by places from 0; units: of some by name."""
+    """The columns of a table, by places from 0."""
 
-    def __init__(self, source: str, table: pandas.DataFrame, units: dict[str, str | None]):
-        self.source, self.table, self.units = source, table, units
+    def __init__(self, source: str, table: pandas.DataFrame):
+        self.source, self.table = source, table
         self.names = [str(name).strip() for name in table.columns]
         self.seen = f"{source}: columns {', '.join(self.names)}"
         if len(self.names) < 3:
@@ -213,7 +213,7 @@ class _Columns:
 
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
-        lonlat: bool,
+        reads_noise: bool, lonlat: bool,
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
@@ -222,7 +222,8 @@ class _Columns:
         chosen = [self.find(name, "--value") for name in value or ()]
         k_x, k_y = self.axes(x, y, [*chosen, k_noise])
         chosen = chosen or self.values(k_x, k_y, k_noise)
-        names = tuple(self.names[k] for k in chosen)
+        k_noise = k_noise if reads_noise else None
+        names = [self.names[k] for k in chosen]
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
                 if k not in (k_x, k_y, *chosen, k_noise)]
         log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
@@ -233,10 +234,10 @@ class _Columns:
         words = set(words_of(self.names[k_y]))
         if words & PAIRS[1][1] and not words & {"grid", "rotated"} and not lonlat:
             _tell_of_globe(self.source, coords, x is not None or y is not None)
-        return Measurements(
-            coords, np.stack([self.numbers(k, "value") for k in chosen], axis=1), names,
-            None if k_noise is None else self.numbers(k_noise, "noise_sd"),
-            self.units.get(names[0]) if len(names) == 1 else None)
+        values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
+        units = self.table.attrs.get(names[0]) if len(names) == 1 else None
+        return Measurements(coords, values, tuple(names), units=units, noise=(
+            None if k_noise is None else self.numbers(k_noise, "noise_sd")))
 
     def find(self, wanted: str, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
@@ -288,7 +289,7 @@ class _Columns:
         """
         rest = [k for k, name in enumerate(self.names)
                 if k not in taken and not set(words_of(name)) <= LABELS]
-        rest = [k for k in rest if self._holds_numbers(k)] or rest
+        rest = [k for k in rest if np.isfinite(_as_numbers(self.table.iloc[:, k])).any()] or rest
         if not rest:
             raise UserError(f"{self.seen}: no value column is left beside x, y and the noise's sd; "
                             "choose one with --value")
@@ -298,11 +299,6 @@ class _Columns:
             raise UserError(f"{self.seen}: {twice!r} is there {names.count(twice)} times; choose "
                             "with --x, --y and --value, by number")
         return rest
-
-    def _holds_numbers(self, k: int) -> bool:
-        """Whether some entries are numbers, or none is there."""
-        column = self.table.iloc[:, k]
-        return np.isfinite(_as_numbers(column)).any() or column.isna().all()
 
     def numbers(self, k: int, flag: str) -> np.ndarray:
         """A column as float64, NaN where an entry is missing. Raises UserError for words."""
@@ -333,8 +329,7 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
     if lon <= 90 < lat <= globe.WIDEST and not are_chosen:
         raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
                         "are exchanged; give --x and --y")
-    span = np.ptp(coords[:, 0])
-    if span > globe.WIDEST / 2:
+    if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
                     "may be near to each other: --lonlat", source, span)
     else:
@@ -343,23 +338,6 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
 
 
 # --- tables: files --------------------------------------------------------------------------------
-
-
-def _read_table(
-    source: str, missing: Sequence[str], decimal: str
-) -> tuple[pandas.DataFrame, dict[str, str | None]]:
-    """The columns of a file under their names, and their units where it has them."""
-    kind = Path(source).suffix.lower()
-    try:
-        if kind in ENDINGS:
-            return _read_netcdf(Path(source))
-        if kind in (".parquet", ".pq"):
-            return _read_parquet(source), {}
-        return _read_text(source, missing, decimal), {}
-    except PermissionError:
-        raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from None
 
 
 def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.DataFrame:
@@ -434,20 +412,18 @@ def _content(source: str) -> str:
     raise UserError(f"{source}: no table of x,y,value rows but {kind or 'no text'}; give a CSV")
 
 
-def _read_parquet(source: str) -> pandas.DataFrame:
+def _read_parquet(path: Path) -> pandas.DataFrame:
     try:
-        return pandas.read_parquet(source)
+        return pandas.read_parquet(path)
     except ImportError:
-        raise UserError(f"{source}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
+        raise UserError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
                         ) from None
-    except PermissionError:
-        raise
     except Exception as error:  # pyarrow raises a great many kinds for a broken file
-        raise UserError(f"{source}: no readable Parquet ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: no readable Parquet ({' '.join(str(error).split())})") from None
 
 
-def _read_netcdf(path: Path) -> tuple[pandas.DataFrame, dict[str, str | None]]:
-    """The variables along the dimension that most share, a column each, and their units."""
+def _read_netcdf(path: Path) -> pandas.DataFrame:
+    """The variables along the dimension that most share, a column each."""
     dataset = read_dataset(path)
     variables = [dataset[name] for name in dataset.variables if dataset[name].dtype.kind in "iuf"]
     counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
@@ -456,19 +432,17 @@ def _read_netcdf(path: Path) -> tuple[pandas.DataFrame, dict[str, str | None]]:
         training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
-    along = max(counts, key=counts.get)
-    lists = {str(v.name): v for v in variables if v.dims == along}
-    return (pandas.DataFrame({name: v.values for name, v in lists.items()}),
-            {name: units_of(v) for name, v in lists.items()})
+    lists = [v for v in variables if v.dims == max(counts, key=counts.get)]
+    table = pandas.DataFrame({str(v.name): v.values for v in lists})
+    table.attrs = {str(v.name): units_of(v) for v in lists}
+    return table
 
 
-def _read_npz(path: Path) -> Measurements:
+def _read_npz(path: Path, reads_noise: bool) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
                       if name in file.files}
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
             zipfile.LargeZipFile) as error:
         raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
@@ -476,7 +450,7 @@ def _read_npz(path: Path) -> Measurements:
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
     coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
-    noise = arrays.get("noise_sd")
+    noise = arrays.get("noise_sd") if reads_noise else None
     if noise is not None and noise.shape != (len(values),):
         raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
                         f"({len(values)},)")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +13,10 @@ import eval_v1_vs_v2 as script
 import train_mamba
 import train_mamba_v2
 from sparsefield.errors import UserError
-from sparsefield.evaluate import plots, tables
-from sparsefield.evaluate.cases import count_flops, open_test_data
+from sparsefield.evaluate import tables
+from sparsefield.evaluate.cases import open_test_data
 from sparsefield.evaluate.outputs import OutputFolder
-from sparsefield.model.attention import Attention
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
-from sparsefield.model.mamba import Mamba
 
 
 @pytest.fixture(scope="module")
@@ -83,25 +80,12 @@ def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
     assert "cannot be told apart" in text.splitlines()[2]
 
 
-def test_a_number_that_no_picture_has_is_called_undefined(compared):
+def test_the_report_has_the_blocks_that_people_search_for(compared):
     """The waves have no flat area: no flat_hf, and no nan in the report."""
     results, folder = compared
+    text = (folder / "comparison_results.txt").read_text()
     assert math.isnan(results["summary"]["mean"]["V1"]["mean"]["flat_hf"])
-    text = (folder / "comparison_results.txt").read_text()
-    assert "flat_hf (grain in flat areas):\n  undefined for these pictures" in text
-    assert "nan ±" not in text
-
-
-def test_differences_are_v2_minus_v1(compared):
-    found = compared[0]["summary"]["mean"]
-    for metric, difference in compared[0]["differences"]["mean"].items():
-        gain = found["V2"]["mean"][metric] - found["V1"]["mean"][metric]
-        assert difference["mean"] == pytest.approx(gain, nan_ok=True)
-
-
-def test_the_report_has_the_blocks_that_people_search_for(compared):
-    results, folder = compared
-    text = (folder / "comparison_results.txt").read_text()
+    assert "nan" not in text and "flat_hf (" not in text
     for kind in ("mean", "sample"):
         v1, v2 = (results["summary"][kind][name] for name in ("V1", "V2"))
         gain = v2["mean"]["psnr"] - v1["mean"]["psnr"]
@@ -114,8 +98,7 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
     assert text.count("\nSSIM:\n") == 2
     top = text.splitlines()[2:5]
     assert "posterior mean" in top[0] and "without training" in top[1] and "too" in top[2]
-    assert "without a residual around its cross-attention" in text
-    for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0", "GFLOP"):
+    for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0"):
         assert word in text
 
 
@@ -129,11 +112,7 @@ def test_samples_stand_beside_what_an_exact_posterior_has(compared):
         rows = table[(table["kind"] == "sample") & (table["method"] == name)]
         ratio = np.sqrt(rows["variance"].mean() / rows["squared_error"].mean())
         assert summary["sample"][name]["spread_error"] == pytest.approx(ratio)
-    v1, v2 = (summary["sample"][name]["expected_psnr"] for name in ("V1", "V2"))
-    assert f"  Mean − 3.01 dB: V1 {v1:.2f}, V2 {v2:.2f} dB" in text
     assert text.count("under-dispersion, not quality") == 1
-    medians = [summary["mean"][name]["median"]["psnr"] for name in ("V1", "V2")]
-    assert f"  Medians: V1 {medians[0]:.2f}, V2 {medians[1]:.2f} dB" in text
     assert "V1: not calibrated (its training has not come to its end)" in text
 
 
@@ -155,15 +134,14 @@ def test_samples_are_compared_after_each_models_own_calibration(checkpoints, tmp
     text = (tmp_path / "out/comparison_results.txt").read_text()
     assert "after each model's own calibrated spread" in text and "fitted on 8 others" in text
     assert "V1 calibrated" in text and "NOTE: the spread was fitted to samples by" in text
-    assert "the truth in the 90% (of 3 samples at most 50%) interval" in " ".join(text.split())
+    assert "in the intervals of 50% and 90% (of 3 samples at most 50%)" in text
 
 
 @pytest.mark.parametrize("change, of, text", [
-    (3.67, 28.45, "+12.9%"), (-0.5, 10, "-5.0%"), (-1e-9, 1, "+0.0%"), (0.1, 0.0, "V1 has 0"),
-    (math.nan, 1, "undefined"),
+    (3.67, 28.45, "+12.9%"), (-1e-9, 1, "+0.0%"), (0.1, 0.0, "undefined: V1 has 0"),
 ])
 def test_percentages(change, of, text):
-    assert text in tables.percent(change, of)
+    assert tables.percent(change, of) == text
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
@@ -174,55 +152,6 @@ def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, 
     assert script.differences_in_training(loaded) == {
         "prior": ["fitted", "none"], "lr": [1e-3, 2e-3]
     }
-
-
-# --- cost ----------------------------------------------------------------------------------------
-
-
-class OneBlock(torch.nn.Module):
-    """A model that is a single block, to count."""
-
-    def __init__(self, block: torch.nn.Module):
-        super().__init__()
-        self.block = block
-
-    def encode(self, observed, queries):
-        torch.zeros(64, 64) @ torch.zeros(64, 64)  # once a picture: not counted
-        return SimpleNamespace(mean=torch.zeros(*queries.shape[:2], 3), observed=observed.coords,
-                               queries=queries)
-
-    def velocity(self, z, theta, state):
-        queries, context = (torch.zeros(1, x.shape[1], 32) for x in (z, state.observed))
-        if isinstance(self.block, Mamba):
-            return self.block(queries)
-        return self.block(queries, context, state.queries, state.observed)
-
-
-def test_flops_of_attention_by_hand():
-    """The counter of PyTorch alone counts no attention at all on a CPU."""
-    queries, inputs, width, heads = 16, 5, 32, 4
-    model = OneBlock(Attention(width, heads, distance=False))
-    linear = 2 * width * width * (2 * queries + 2 * inputs)
-    attention = 2 * 2 * queries * inputs * width
-    assert count_flops(model, (4, 4), 3, inputs) == linear + attention
-
-
-def test_flops_of_a_mamba_block_by_hand():
-    length, width, inner, rank, states = 16, 32, 64, 2, 16
-    linear = 2 * length * (width * 2 * inner + inner * (rank + 2 * states) + rank * inner
-                           + inner * width)
-    convolution = 2 * length * inner * 4
-    scan = length * inner * (9 * states + 2)
-    assert count_flops(OneBlock(Mamba(width)), (4, 4), 3, 5) == linear + convolution + scan
-
-
-# --- pictures ------------------------------------------------------------------------------------
-
-
-def test_rows_are_quantiles_of_the_error():
-    errors = [0.3, 0.1, 0.5, 0.2, 0.4]
-    assert plots.quantile_cases(errors, (0, 0.5, 1)) == {1: 0, 0: 0.5, 2: 1}
-    assert plots.quantile_cases([0.7], (0,)) == {0: 0}
 
 
 # --- seeds ---------------------------------------------------------------------------------------

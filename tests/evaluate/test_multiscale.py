@@ -12,14 +12,9 @@ from small import write_checkpoint
 import eval_sde_multiscale as script
 from sparsefield import cli
 from sparsefield.data import open_data, parse_pattern
-from sparsefield.evaluate.cases import (
-    ENLARGED,
-    Cases,
-    area_average,
-    spread,
-    with_finest_truth,
-)
-from sparsefield.evaluate.tables import recommendation, uncertainty_table
+from sparsefield.evaluate.cases import ENLARGED, Cases, area_average, spread, with_finest_truth
+from sparsefield.evaluate.tables import recommendation
+from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +65,6 @@ def test_all_files_are_written_and_the_json_is_strict(evaluated):
 def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluated):
     results, _ = evaluated
     for resolution in ("16", "32"):
-        assert results["resolutions"][resolution]["truth"]
         summary = results["summary"][resolution]
         assert list(summary["sample"]) == ["heun", "sde", "ddim"]
         assert list(summary["baseline"]) == [ENLARGED, "thin-plate RBF", "kriging, one kernel",
@@ -82,18 +76,20 @@ def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluate
     assert set(counts) == {3}
 
 
-def test_sweep_and_uncertainty_are_reported(evaluated):
+def test_the_report_shows_each_number_once(evaluated):
     results, folder = evaluated
-    assert [(e["method"], e["num_steps"], e["nfe"]) for e in results["sweep"]] == [
-        ("ddim", 1, 1), ("ddim", 3, 3), ("heun", 1, 1), ("heun", 3, 5), ("sde", 1, 1), ("sde", 3, 3)
-    ]
+    sweep = results["summary"]["16"]["sweep"]
+    assert {name: row["nfe"] for name, row in sweep.items()} == {
+        "heun, 1": 1, "heun, 3": 5, "sde, 1": 1, "sde, 3": 3, "ddim, 1": 1, "ddim, 3": 3}
     assert set(results["uncertainty"]) == {"heun", "sde", "ddim"}
-    score = results["uncertainty"]["sde"]
-    assert len(score["ranks"]) == 4 and score["attainable"]["90%"] == 0.5
-    text = (folder / "metrics_comparison.txt").read_text()
-    for words in ("16 x 16: against the real pictures", "32 x 32: against", "Point estimates",
-                  "Samples (3 dB below", "Uncertainty: 3 samples", "Steps of the samplers"):
-        assert words in text
+    assert len(results["uncertainty"]["sde"]["ranks"]) == 4
+    lines = (folder / "metrics_comparison.txt").read_text().splitlines()
+    assert "kriging, fitted" in lines[2] and "Samples of heun" in lines[3]
+    assert lines[4].startswith("No sampler is recommended: 3 pictures are too few")
+    for start in ("Point estimates, 16 x 16: against the real", "Point estimates, 32 x 32: against",
+                  "Samples, 16 x 16", "Samples, 32 x 32", "Steps of the samplers, 16 x 16",
+                  "under-dispersion, not quality"):
+        assert "\n".join(lines).count(start) == 1
 
 
 def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
@@ -110,13 +106,11 @@ def test_v1_and_data_without_finer_truth(arrays, tmp_path):
     path = write_checkpoint(tmp_path / "v1.pth", "V1", arrays, 0.02)
     results = script.evaluate(config(path, tmp_path / "out", resolutions=(8, 16), ensemble=0,
                                      samplers=("sde", "mean")))
-    fine = results["resolutions"]["16"]
-    assert results["resolutions"]["8"]["truth"] and not fine["truth"]
     defined = results["summary"]["16"]["mean"]["mean"]["mean"]
     assert {name for name, value in defined.items() if not np.isnan(value)} == {"psnr_base"}
-    assert results["uncertainty"] == {} and results["sweep"] == []
+    assert results["uncertainty"] == {} and "sweep" not in results["summary"]["8"]
     text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
-    assert "16 x 24: no truth of that size in the data" in text
+    assert "16 x 24: no truth of that size in the data" in text and "8 x 12: against" in text
     assert not (tmp_path / "out" / "diversity.png").exists()
 
 
@@ -155,16 +149,18 @@ def test_refusals_are_one_line_and_exit_code_2(checkpoint, capsys, flags, words,
     assert words in error and "\n" not in error and "Traceback" not in error
 
 
-def test_the_report_shows_the_spread_before_and_after_calibration():
-    score = {"crps": 0.1, "coverage": {"50%": 0.4, "90%": 0.8}, "spread": 1.0, "skill": 2.0,
-             "attainable": {"50%": 0.5, "90%": 0.9}, "correlation": 0.5}
-    results = {"settings": {"ensemble": 20}, "uncertainty": {"heun": score},
-               "recalibrated": {"scores": {**score, "coverage": {"50%": 0.5, "90%": 0.88}},
-                                "factor": 1.3, "method": "heun", "fitted": {
-                                    "spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
-                                    "fitted_on": 15}}}
-    text = uncertainty_table(results)
-    assert "heun x 1.30" in text and "0.880" in text and "0.800" in text
+def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_path):
+    stored = load_checkpoint(checkpoint)
+    stored["calibration"] = {"spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
+                             "fitted_on": 15}
+    save_checkpoint(tmp_path / "v2.pth", stored)
+    results = script.evaluate(config(tmp_path / "v2.pth", tmp_path / "out", resolutions=(16,),
+                                     samplers=("heun",)))
+    summary = results["summary"]["16"]
+    raw, wide = (summary[kind]["heun"]["spread_error"] for kind in ("sample", "calibrated"))
+    assert 1.1 * raw < wide < 1.3 * raw
+    text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
+    assert "heun calibrated" in text and "with the spread times 1.30" in text
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -178,13 +174,10 @@ def test_samples_stand_beside_what_an_exact_posterior_has(evaluated):
         expected = summary["mean"]["mean"]["mean"]["psnr"] - 10 * np.log10(2)
         for row in summary["sample"].values():
             assert row["expected_psnr"] == pytest.approx(expected)
-    sample = results["samples"]["sde"]
+    sample = results["summary"]["16"]["sample"]["sde"]
     assert 0 <= sample["mean"]["coverage_90_8x8"] <= 1 and sample["nfe"] == 2
     assert sample["seconds"] > 0 and sample["spread_error"] > 0
-    assert "Samples at the observed resolution, 16 x 16" in text
     assert "90% (of 3 samples at most 50%)" in text
-    assert text.count("under-dispersion, not quality") == 1
-    assert "No sampler is recommended: 3 pictures are too few" in text
 
 
 def scored(**samplers: tuple[np.ndarray, float]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pytest
 from sparsefield import load
 from sparsefield.use import predict
 from sparsefield.use.grids import Frame, grid_shape
-from sparsefield.use.points import merge_repeats, merge_twins
+from sparsefield.use.points import Measurements, merge_repeats, merge_twins
 
 RNG = np.random.default_rng(3)
 PLACES, QUERIES = RNG.uniform(size=(80, 2)), RNG.uniform(size=(100, 2))
@@ -85,8 +85,9 @@ def test_a_trained_model_sees_data_and_places_within_its_square(paths, monkeypat
 ])
 def test_scales_of_the_axes(width, height, aspect, shape):
     coords = np.array([[5, 0], [5 + width, height]])
-    frame = Frame.of(coords, aspect=aspect)
-    assert grid_shape(64, (5, 5 + width, 0, height), frame.scaled_by) == shape
+    extent = 5, 5 + width, 0, height
+    frame = Frame.of(Measurements(coords, np.zeros((2, 1))), extent, aspect)
+    assert grid_shape(64, extent, frame.scaled_by) == shape
     assert frame.domain.side == pytest.approx(1) and (frame.inside(coords) >= 0).all()
 
 
