@@ -29,7 +29,8 @@ from sparsefield.evaluate.cases import Case, Cases
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.place import Domain, grid_coords
 
-DRAWS = 39  # the range from the second to the last but one is a 90 % interval
+DRAWS = 39
+COVERED = ("coverage_90", "coverage_90_4x4", "coverage_90_8x8")
 
 
 def generators(seed: int) -> list[torch.Generator]:
@@ -50,38 +51,16 @@ def answers(case: Case, queries: Tensor, fitted: bool) -> tuple[Tensor, Tensor]:
 
 
 def score(case: Case, fitted: bool) -> dict[str, float]:
-    shape, queries = case.truth.shape, grid_coords(*case.truth.shape[:2])
-    fields = [to_unit(x.reshape(-1, *shape).clamp(-1, 1).numpy())
-              for x in answers(case, queries, fitted)]
-    observed = case.observed
-    for field in fields:
-        field.reshape(len(field), -1, shape[2])[:, observed] = to_unit(case.values.numpy())
-    mean, draws = fields[0][0], fields[1]
-    hidden = np.setdiff1d(np.arange(shape[0] * shape[1]), observed)
-    there = draws.reshape(DRAWS, -1, shape[2])[:, hidden]
-    truth = case.truth.reshape(-1, shape[2])[hidden]
-    return {
-        "psnr": metrics.psnr(mean, case.truth),
-        "crps": metrics.crps(there[:, :, None], truth[:, None]),
-        "points": covered(there, truth),
-        "4 x 4": covered(blocks(draws, 4), blocks(case.truth[None], 4)[0]),
-        "8 x 8": covered(blocks(draws, 8), blocks(case.truth[None], 8)[0]),
-        "speckle": metrics.speckle(draws[0], case.truth, 0.10),
-        "grain": metrics.flat_hf(draws[0], case.truth),
-    }
-
-
-def covered(draws: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the truth between the second and the last but one of the draws."""
-    low, high = np.sort(draws, axis=0)[[1, -2]]
-    return float(((low <= truth) & (truth <= high)).mean())
-
-
-def blocks(fields: np.ndarray, size: int) -> np.ndarray:
-    """(K, H, W, C) to means of size x size, (K, H / size, W / size, C)."""
-    count, height, width, channels = fields.shape
-    parts = fields.reshape(count, height // size, size, width // size, size, channels)
-    return parts.mean(axis=(2, 4))
+    """PSNR of the mean, and the numbers of the draws."""
+    shape = case.truth.shape
+    mean, draws = (to_unit(x.reshape(-1, *shape).clamp(-1, 1).numpy())
+                   for x in answers(case, grid_coords(*shape[:2]), fitted))
+    for field in (mean, draws):
+        field.reshape(len(field), -1, shape[2])[:, case.observed] = to_unit(case.values.numpy())
+    found = metrics.evaluate_samples(draws, case.truth, case.observed)
+    return found | {"psnr": metrics.psnr(mean[0], case.truth),
+                    "speckle": metrics.speckle(draws[0], case.truth, 0.10),
+                    "grain": metrics.flat_hf(draws[0], case.truth)}
 
 
 def main() -> None:
@@ -106,7 +85,7 @@ def main() -> None:
                 rows.append([
                     f"{name}, {len(cases)}", f"{share} %", "fitted" if fitted else "one kernel",
                     f"{mean['psnr']:.2f} dB", f"{mean['crps']:.4f}",
-                    *(f"{mean[key]:.0%}" for key in ("points", "4 x 4", "8 x 8")),
+                    *(f"{mean[key]:.0%}" for key in COVERED),
                     f"{mean['speckle']:.3f}", f"{mean['grain']:.3f}"])
     print(f"{describe_machine()}, seed {given.seed}\n")
     table(["fields", "observed", "kriging", "PSNR of the mean", "CRPS", "points", "4 x 4 means",
