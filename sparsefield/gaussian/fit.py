@@ -119,7 +119,9 @@ def _promising(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     if len(kernels) <= PROMISING or len(coords) < SCREENED:
         return kernels
     coords, values = coords[::step], values[::step]
-    drift = None if drift is None else drift[::step]
+    if drift is not None:
+        drift = drift[::step]
+        drift = drift[:, drift.amax(dim=0) > drift.amin(dim=0)]  # constant on these: unknown there
     if noise_variance is None:
         sites = Sites.of(kernels, coords, None, drift)
         score = scores(sites, sites.whiten(values))
