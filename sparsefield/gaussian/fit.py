@@ -123,7 +123,9 @@ def _promising(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     by_place = (coords[:, 0] + math.pi * coords[:, 1]).argsort(stable=True)
     some = by_place[:: max(2, count // SUBSET)].sort().values
     coords, values = coords[some], values[some]
-    drift = None if drift is None else drift[some]
+    if drift is not None:
+        drift = drift[some]
+        drift = drift[:, drift.amax(dim=0) > drift.amin(dim=0)]  # constant on these: unknown there
     if noise_variance is None:
         sites = Sites.of(kernels, coords, None, drift)
         score = scores(sites, sites.whiten(values))
