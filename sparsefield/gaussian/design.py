@@ -21,14 +21,12 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.fit import climb, scores
-from sparsefield.gaussian.kernels import PENALTY, Kernel
+from sparsefield.gaussian.kernels import FEW, PENALTY
 from sparsefield.gaussian.kriging import Sites
 
 SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)  # sides of the domain for one sd
 CHOICE_POINTS = 300  # observations, at most, that decide
 ROUNDS = 4  # over all covariates, at most
-# Kernels under which designs are compared: few, since each design needs factors of its own.
-CHOICE = (Kernel(0.8), Kernel(1.4), Kernel(1.9), Kernel(1.5, 0.1), Kernel(1.5, 0.3))
 LEAST_PART = 1e-4  # of a column that the others leave: below, it is their combination
 
 
@@ -112,11 +110,6 @@ class Design:
                         for chosen in combinations_with_replacement(inside, degree)]
         return seen, torch.stack(columns, dim=-1) if columns else None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether places are seen by their coordinates in space alone, above a level."""
-        return not self.trend and not self.drift and not any(self.scales)
-
 
 def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> Design:
     """The covariates that the restricted likelihood keeps, as drift, as coordinate or both.
@@ -168,10 +161,10 @@ def _evidence(design: Design, places: Tensor, values: Tensor, noise: Tensor | No
     """Log evidence of a design, up to a constant."""
     coords, drift = design.see(places)
     if noise is None:
-        sites = Sites.of(CHOICE, coords, None, drift)
+        sites = Sites.of(FEW, coords, None, drift)
         found = scores(sites, sites.whiten(values))
     else:
-        found, _ = climb(CHOICE, coords, values, noise, drift)
+        found, _ = climb(FEW, coords, values, noise, drift)
     return float(found.logsumexp(dim=0)) - PENALTY * sum(scale > 0 for scale in design.scales)
 
 

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from sparsefield.errors import UserError
 from sparsefield.gaussian.kernels import (
-    BANK,
     Kernel,
     candidates,
-    isotropic,
     penalties,
     variogram,
 )
-from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites, full_precision
+from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
@@ -38,11 +36,6 @@ LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that
 ROUNDING = 1e-6  # of correlations, computed in float32
 DISTANT = 128  # observations, at most, from which their mean gamma is computed
 LEAST_DISTANCE = 0.01  # mean gamma between observations below which they determine no amplitude
-
-NOISE_POINTS = 300  # observations, at most, from which the noise is estimated
-NOISE_LEVELS = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the sd
-LEAST_NOISE = 0.03  # of the sd of the values; less cannot be told from none
-FEWEST_POINTS = 10  # below which no noise is estimated
 
 
 class Fit(NamedTuple):
@@ -224,36 +217,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor, square: float = 0.0,
-                   freedom: int = 0) -> float:
-    """The sd of the noise in values of one channel, 0 where it cannot be told from none.
-
-    A level of noise has the likelihood of all isotropic kernels and their amplitudes at it, times
-    that of the scatter of repeats; the best level is taken.
-
-    Args:
-        coords: (M, D) in sides of the domain. values: (M,). relative: (M,), by which the noise of
-            each observation differs, such as 1/2 for the mean of four. square: summed, of the
-            differences of repeats from the mean at their place, which have `freedom` degrees of
-            freedom: repeats minus places.
-    """
-    scatter = (square / freedom) ** 0.5 if freedom else 0.0
-    if len(values) < FEWEST_POINTS or float(values.std()) == 0:
-        return scatter
-    generator = torch.Generator().manual_seed(0)
-    some = torch.randperm(len(values), generator=generator)[:NOISE_POINTS]
-    some = some[relative[some].argsort(stable=True)]
-    coords, relative = coords[some], relative[some].float()
-    spread = float(values[some].std())
-    unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
-    likelihoods: dict[float, float] = {}
-    with full_precision(coords.device), one_thread():
-        for level in (*NOISE_LEVELS, *([scatter / spread] if scatter else [])):
-            score, _ = climb(isotropic(BANK), coords, unit, (level * relative).square())
-            of_repeats = freedom * math.log(level) + square / (2 * (level * spread) ** 2)
-            likelihoods[level] = float(score.logsumexp(dim=0)) - of_repeats
-    best = max(likelihoods, key=likelihoods.__getitem__)
-    return best * spread if best >= LEAST_NOISE or freedom else 0.0

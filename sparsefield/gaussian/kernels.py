@@ -113,6 +113,8 @@ BANK = tuple(
     + _matern(1.5, 0.1, 0.2, 0.4, nugget=1e-6)
     + _matern(math.inf, 0.1, 0.14, 0.2, 0.28, 0.4, nugget=1e-8)
 )
+# For questions whose every answer needs factors of its own: the noise, the use of a covariate.
+FEW = (Kernel(0.8), Kernel(1.4), Kernel(1.9), Kernel(1.5, 0.1), Kernel(1.5, 0.3))
 PENALTY = 2.0  # log odds against a direction, against a range, against another nugget
 ONE_KERNEL = (Kernel(1.0),)  # kriging that is not fitted to the field
 FEW_POINTS = 2  # up to so many do not determine a direction

@@ -330,6 +330,10 @@ class Measured:
     units: str | None
     scatter: tuple[np.ndarray, int]
 
+    @property
+    def covariates(self) -> int:
+        return 0 if self.known is None else len(self.known.names)
+
 
 def observe(
     model: Reconstructor, given: Measurements, asked: Asked, settings: Settings
@@ -386,8 +390,10 @@ def _draw(
     found = 0.0
     if settings.finds_noise:
         square, freedom = measured.scatter
-        coords = torch.from_numpy(measured.places).float()
-        found = np.array([estimate_noise(coords, *each, freedom) for each in zip(
+        coords = torch.from_numpy(measured.places)
+        found = np.array([estimate_noise(
+            coords, *pair, square=own, freedom=freedom, covariates=measured.covariates,
+            trend=TRENDS[settings.trend]) for *pair, own in zip(
             inside.T, torch.from_numpy(noise).T, square[channels] / half_widths**2, strict=True)])
         log.info("noise found in the measurements: sd %s%s",
                  ", ".join(f"{sd:.3g}" for sd in found * half_widths),
@@ -443,7 +449,7 @@ def _sample(
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
         domain=measured.frame.domain, trend=TRENDS[settings.trend],
-        covariates=0 if measured.known is None else len(measured.known.names),
+        covariates=measured.covariates,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
     samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
