@@ -123,9 +123,8 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
     """
     count = len(places)
     if count > CHOICE_POINTS:
-        generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(count, generator=generator)[:CHOICE_POINTS].sort()[0]
-        some = some.to(places.device)
+        some = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        some = some[:CHOICE_POINTS].sort()[0].to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
         of_some = Design.of(places, design.side, len(design.scales), design.trend)

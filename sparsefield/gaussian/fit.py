@@ -150,7 +150,7 @@ def weights(score: Tensor) -> Tensor:
 
 
 def covariance_of_channels(sites: Sites, white: Tensor) -> Tensor:
-    """(..., C, C) of whitened values (..., M - 1 + q, C), at each channel's best amplitude."""
+    """(..., C, C) of whitened values (..., M - 1 + q, C), at the best amplitude of each channel."""
     eye = torch.eye(white.shape[-1], dtype=white.dtype, device=white.device)
     left = white[..., : sites.contrasts, :]
     return (left.mT @ left + PRIOR_AMPLITUDE2 * eye) / sites.free

@@ -38,7 +38,8 @@ LEAST_NUGGET = 1e-5  # below which float32 never serves
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 ALONE = 0.5  # precision, relative to the amplitude
 LEAST_PRECISION = 1e-5
-LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
+LEAST_VARIANCE = 1e-6  # relative to the amplitude, or a smaller nugget: rounding, on top of an
+                       # observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
 INDISTINCT = ("the measurements cannot be told apart in double precision: leave out points that "
@@ -181,7 +182,7 @@ class Factored:
                 self.root.mT, change.expand(*whitened.shape[:-2], -1, -1), upper=False)
             variance += (along - self.basis.mT @ whitened).square().sum(dim=-2)
             whitened = torch.cat([whitened, along], dim=-2)
-        return Kriged(whitened, variance.clamp_min(LEAST_VARIANCE))
+        return Kriged(whitened, torch.maximum(variance, nugget.clamp(max=LEAST_VARIANCE)))
 
     def _spread_out(self, weight: Tensor) -> Tensor:
         """Weights of contrasts (..., K, M - 1, F) as weights of observations (..., K, M, F)."""
