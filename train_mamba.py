@@ -49,24 +49,15 @@ class MAMBADiffusion(FieldModel):
     """
 
     def __init__(
-        self,
-        d_model: int = 512,
-        num_layers: int = 6,
-        heads: int = 8,
-        d_state: int = 16,
-        dropout: float = 0.0,
-        channels: int = 3,
-        cross_attention_residual: bool = False,
-        distance_attention: bool = True,
-        **shared,
+        self, d_model: int = 512, num_layers: int = 6, heads: int = 8, d_state: int = 16,
+        dropout: float = 0.0, channels: int = 3, cross_attention_residual: bool = False,
+        distance_attention: bool = True, **shared,
     ):
         require_share(dropout=dropout)
         require_positive(num_layers=num_layers, d_state=d_state)
         super().__init__(channels=channels, d_model=d_model, **shared)
         self.cross_attention_residual = cross_attention_residual
-        self.mamba = nn.ModuleList(
-            MambaLayer(d_model, d_state, dropout) for _ in range(num_layers)
-        )
+        self.mamba = nn.ModuleList(MambaLayer(d_model, d_state, dropout) for _ in range(num_layers))
         self.query_norm, self.context_norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.cross_attention = Attention(d_model, heads, distance_attention)
         self.dropout = nn.Dropout(dropout)
@@ -79,12 +70,8 @@ class MAMBADiffusion(FieldModel):
             before = k
         tokens = permute(tokens, block.scan, before, None)           # (B, L, D) as they came
         context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
-        seen = self.cross_attention(
-            self.query_norm(queries),
-            self.context_norm(context),
-            block.query_coords,
-            block.input_coords,
-        )                                                                 # (B, N, D)
+        seen = self.cross_attention(self.query_norm(queries), self.context_norm(context),
+                                    block.query_coords, block.input_coords)
         seen = self.dropout(seen)                                         # (B, N, D)
         return queries + seen if self.cross_attention_residual else seen
 

@@ -46,27 +46,17 @@ class BidirectionalMAMBA(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        num_layers: int = 8,
-        d_state: int = 16,
-        dropout: float = 0.0,
+        self, d_model: int, num_layers: int = 8, d_state: int = 16, dropout: float = 0.0,
         two_way: bool = True,
     ):
         super().__init__()
         self.two_way = two_way
         if num_layers < 2 or num_layers % 2:
-            raise UserError(
-                f"num_layers={num_layers}: half of the layers read forward, half backward, "
-                "so give an even number of at least 2"
-            )
-        depth = num_layers // 2
-        self.forward_layers = nn.ModuleList(
-            MambaLayer(d_model, d_state, dropout) for _ in range(depth)
-        )
-        self.backward_layers = nn.ModuleList(
-            MambaLayer(d_model, d_state, dropout) for _ in range(depth)
-        )
+            raise UserError(f"num_layers={num_layers}: half of the layers read forward, half "
+                            "backward, so give an even number of at least 2")
+        self.forward_layers, self.backward_layers = (
+            nn.ModuleList(MambaLayer(d_model, d_state, dropout) for _ in range(num_layers // 2))
+            for _ in range(2))
         self.merge = nn.Linear(2 * d_model, d_model)
 
     def forward(self, x: Tensor, scan: ScanOrder | None = None) -> Tensor:
@@ -98,12 +88,8 @@ class PerceiverIteration(nn.Module):
         if self_attention:
             self.self_norm = nn.LayerNorm(d_model)
             self.self_attention = Attention(d_model, heads, distance)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(d_model),
-            nn.Linear(d_model, 4 * d_model),
-            nn.GELU(),
-            nn.Linear(4 * d_model, d_model),
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, 4 * d_model), nn.GELU(),
+                                 nn.Linear(4 * d_model, d_model))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, context: Tensor, x_at: Tensor, context_at: Tensor) -> Tensor:
@@ -128,21 +114,15 @@ class LightweightPerceiver(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        iterations: int = 2,
-        heads: int = 8,
-        dropout: float = 0.0,
-        distance: bool = True,
-        self_attention: bool = True,
+        self, d_model: int, iterations: int = 2, heads: int = 8, dropout: float = 0.0,
+        distance: bool = True, self_attention: bool = True,
     ):
         super().__init__()
         if iterations < 0:
             raise UserError(f"perceiver_iterations={iterations}: give 0 (none) or more")
         self.iterations = nn.ModuleList(
             PerceiverIteration(d_model, heads, dropout, distance, self_attention)
-            for _ in range(iterations)
-        )
+            for _ in range(iterations))
 
     def forward(
         self, queries: Tensor, context: Tensor, query_coords: Tensor, input_coords: Tensor
@@ -168,17 +148,9 @@ class MAMBADiffusionV2(FieldModel):
     """
 
     def __init__(
-        self,
-        d_model: int = 256,
-        num_layers: int = 8,
-        perceiver_iterations: int = 2,
-        perceiver_heads: int = 8,
-        d_state: int = 16,
-        dropout: float = 0.0,
-        channels: int = 3,
-        distance_attention: bool = True,
-        two_way: bool = True,
-        query_self_attention: bool = True,
+        self, d_model: int = 256, num_layers: int = 8, perceiver_iterations: int = 2,
+        perceiver_heads: int = 8, d_state: int = 16, dropout: float = 0.0, channels: int = 3,
+        distance_attention: bool = True, two_way: bool = True, query_self_attention: bool = True,
         **shared,
     ):
         require_share(dropout=dropout)
@@ -187,23 +159,15 @@ class MAMBADiffusionV2(FieldModel):
         self.mamba = None
         if num_layers:
             self.mamba = BidirectionalMAMBA(d_model, num_layers, d_state, dropout, two_way)
-        self.perceiver = LightweightPerceiver(
-            d_model,
-            perceiver_iterations,
-            perceiver_heads,
-            dropout,
-            distance_attention,
-            query_self_attention,
-        )
+        self.perceiver = LightweightPerceiver(d_model, perceiver_iterations, perceiver_heads,
+                                              dropout, distance_attention, query_self_attention)
 
     def mix(self, context: Tensor, queries: Tensor, block: TokenBlock) -> Tensor:
         if self.mamba is not None:
             tokens = torch.cat([context, queries], dim=1)                 # (B, L, D)
-            tokens = self.mamba(tokens, block.scan)                 # (B, L, D)
+            tokens = self.mamba(tokens, block.scan)                       # (B, L, D)
             context, queries = tokens.split([context.shape[1], queries.shape[1]], dim=1)
-        return self.perceiver(
-            queries, context, block.query_coords, block.input_coords
-        )                                                                 # (B, N, D)
+        return self.perceiver(queries, context, block.query_coords, block.input_coords)
 
 
 @dataclass
@@ -240,9 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = cli.parse(Config, arguments, __doc__)
     initialise = None
     if config.init_from_v1 is not None:
-        initialise = partial(
-            take_shared_components, path=config.init_from_v1, model_class="MAMBADiffusion"
-        )
+        initialise = partial(take_shared_components, path=config.init_from_v1,
+                             model_class="MAMBADiffusion")
     train(config, MAMBADiffusionV2, name="mamba_v2", initialise=initialise)
 
 

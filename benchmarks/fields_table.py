@@ -37,11 +37,11 @@ from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
 from sparsefield.model.bundled import BUNDLED
-from sparsefield.place import grid_coords
+from sparsefield.place import UNIT_SQUARE, grid_coords
 from sparsefield.use import holdout
 from sparsefield.use.grids import Frame
 from sparsefield.use.holdout import Forecast, Method, Score
-from sparsefield.use.points import Measurements
+from sparsefield.use.points import Measurements, bounds
 from sparsefield.use.predict import Reconstructor
 from sparsefield.use.read import read_measurements
 
@@ -128,7 +128,7 @@ def cases(source: Source, folder: Path, most: int, seeds: int) -> Cases:
     given = read_measurements(str(path), channels=1, value=source.values, missing=source.missing,
                               lonlat=source.lonlat)
     units = given.units
-    frame = Frame.of(given.coords, aspect="equal", lonlat=source.lonlat)
+    frame = Frame.of(given, bounds("stations", given.coords), "equal", source.lonlat)
     return Cases([Case(*holdout.split(given, 0.2, seed), frame) for seed in range(seeds)], units)
 
 
@@ -140,7 +140,7 @@ def grid_case(data, index: int) -> Case:
     hidden = np.setdiff1d(np.flatnonzero(~np.isnan(truth[:, 0])), case["observed"])
     parts = [Measurements(coords[i], truth[i], units=data.units)
              for i in (case["observed"], hidden)]
-    return Case(*parts, Frame.of(coords, aspect="equal", region=UNIT), (data.height, data.width))
+    return Case(*parts, Frame(UNIT, (1.0, 1.0), False, UNIT_SQUARE), (data.height, data.width))
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -150,14 +150,13 @@ def methods(
     case: Case, source: Source, trained: dict[str, Reconstructor]
 ) -> Iterator[tuple[str, Method]]:
     """By name, for one case."""
-    settings = dict(lonlat=case.frame.lonlat, aspect="equal", seed=0, num_steps=4,
-                    separately=False, extent=UNIT if case.shape else None)
-    kriging = partial(holdout.by_model, load("none"), **settings)
+    seen = case.frame, UNIT if case.shape else bounds("stations", case.hidden.coords)
+    settings = dict(seed=0, num_steps=4)
+    kriging = partial(holdout.by_model, load("none"), *seen, **settings)
     for name, model in trained.items():
-        yield name, holdout.by_model(model, transform=None, **settings)
+        yield name, holdout.by_model(model, *seen, **settings)
     if not case.frame.lonlat:
-        yield GREY, holdout.by_model(bundled(), transform=None,
-                                     **(settings | dict(separately=True)))
+        yield GREY, holdout.by_model(bundled(), *seen, separately=True, **settings)
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
     if source.transform:

@@ -14,7 +14,7 @@ import torch
 import train_mamba
 import train_mamba_v2
 from sparsefield.data import open_data
-from sparsefield.model.checkpoint import FORMAT, save_checkpoint
+from sparsefield.model.checkpoint import FORMAT, digest, load_checkpoint, save_checkpoint
 from sparsefield.train import loop
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,20 @@ def train(config: train_mamba_v2.Config) -> None:
     loop.train(config, train_mamba_v2.MAMBADiffusionV2, "mamba_v2")
 
 
+def flags(config: train_mamba_v2.Config) -> list[str]:
+    """The command line of settings."""
+    return [word for name, value in vars(config).items() if value is not None
+            for word in (f"--{name}", str(value))]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in records(folder) if "loss" in record]
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["weights"]
+
+
 def records(folder: Path) -> list[dict]:
     """What a training logged, without times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -72,18 +86,7 @@ def records(folder: Path) -> list[dict]:
 
 def assert_same(a: object, b: object) -> None:
     """Nested dictionaries and lists of tensors and plain values, equal to the last bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
+    assert digest(a) == digest(b)
 
 
 # --- models without training ---------------------------------------------------------------------

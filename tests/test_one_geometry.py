@@ -8,6 +8,9 @@ from small import write_checkpoint
 from sparsefield import load
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.evaluate.cases import Cases
+from sparsefield.use.grids import what_is_asked
+from sparsefield.use.points import Measurements
+from sparsefield.use.predict import Settings
 
 ROWS, COLUMNS = 12, 28
 
@@ -55,9 +58,10 @@ def test_a_rectangle_is_asked_as_it_is_learnt_and_evaluated(tmp_path, prior):
     expected = data.to_physical(2 * cases.sample(model.network, method="mean").fields[0] - 1)
     i, j = np.divmod(cases[0].observed, COLUMNS)
     values = data.to_physical(cases[0].values.numpy())
-    field = model.reconstruct(np.stack([j + 0.5, i + 0.5], axis=1), values, (ROWS, COLUMNS),
-                              extent=(0, COLUMNS, 0, ROWS), region=(0, COLUMNS, 0, ROWS),
-                              value_range=tuple(data.value_range[0]), num_samples=2, num_steps=1)
+    places = np.stack([j + 0.5, i + 0.5], axis=1)
+    given, asked = what_is_asked(Measurements(places, values, shape=(ROWS, COLUMNS)))
+    field = model.answer(given, asked, Settings(value_range=data.value_range[0], num_samples=2,
+                                                num_steps=1))
     spread = np.std(expected)
     assert np.abs(field.mean - expected).max() < 0.02 * spread
 

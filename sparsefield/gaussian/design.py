@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,20 @@ ROUNDS = 4  # over all covariates, at most
 # Kernels under which designs are compared: few, since each design needs factors of its own.
 CHOICE = (Kernel(0.8), Kernel(1.4), Kernel(1.9), Kernel(1.5, 0.1), Kernel(1.5, 0.3))
 LEAST_PART = 1e-4  # of a column that the others leave: below, it is their combination
+
+
+class Use(NamedTuple):
+    """What a covariate is used for.
+
+    Attributes:
+        scale: sides of the domain that one unit of it counts as; 0: it is no coordinate.
+        value, error: (C,), coefficient in the drift and its standard error, in units of the values
+            for one of the covariate; NaN: it is no drift column.
+    """
+
+    scale: float
+    value: np.ndarray
+    error: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,8 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
     count = len(places)
     if count > CHOICE_POINTS:
         generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(count, generator=generator)[:CHOICE_POINTS].sort()[0].to(places.device)
+        some = torch.randperm(count, generator=generator)[:CHOICE_POINTS].sort()[0]
+        some = some.to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
     possible, known = design.drift, {}

@@ -8,6 +8,7 @@ Symbols: M observations, C channels, K kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -151,7 +152,7 @@ def weights(score: Tensor) -> Tensor:
 
 
 def covariance_of_channels(sites: Sites, white: Tensor) -> Tensor:
-    """(..., C, C) of whitened values (..., M - 1 + q, C), at the best amplitude of every channel."""
+    """(..., C, C) of whitened values (..., M - 1 + q, C), at each channel's best amplitude."""
     eye = torch.eye(white.shape[-1], dtype=white.dtype, device=white.device)
     left = white[..., : sites.contrasts, :]
     return (left.mT @ left + PRIOR_AMPLITUDE2 * eye) / sites.free
@@ -221,28 +222,33 @@ def one_thread() -> Iterator[None]:
 
 
 @torch.no_grad()
-def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor) -> float:
+def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor, square: float = 0.0,
+                   freedom: int = 0) -> float:
     """The sd of the noise in values of one channel, 0 where it cannot be told from none.
 
-    A level of noise has the likelihood of all isotropic kernels and their amplitudes at it, and the
-    best level is taken.
+    A level of noise has the likelihood of all isotropic kernels and their amplitudes at it, times
+    that of the scatter of repeats; the best level is taken.
 
     Args:
         coords: (M, D) in sides of the domain. values: (M,). relative: (M,), by which the noise of
-            each observation differs, such as 1/2 for the mean of four.
+            each observation differs, such as 1/2 for the mean of four. square: summed, of the
+            differences of repeats from the mean at their place, which have `freedom` degrees of
+            freedom: repeats minus places.
     """
+    scatter = (square / freedom) ** 0.5 if freedom else 0.0
     if len(values) < FEWEST_POINTS or float(values.std()) == 0:
-        return 0.0
+        return scatter
     generator = torch.Generator().manual_seed(0)
     some = torch.randperm(len(values), generator=generator)[:NOISE_POINTS]
     some = some[relative[some].argsort(stable=True)]
     coords, relative = coords[some], relative[some].float()
     spread = float(values[some].std())
     unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
-    scores = []
+    likelihoods: dict[float, float] = {}
     with full_precision(coords.device), one_thread():
-        for level in NOISE_LEVELS:
+        for level in (*NOISE_LEVELS, *([scatter / spread] if scatter else [])):
             score, _ = climb(isotropic(BANK), coords, unit, (level * relative).square())
-            scores.append(float(score.logsumexp(dim=0)))
-    best = NOISE_LEVELS[max(range(len(NOISE_LEVELS)), key=scores.__getitem__)]
-    return best * spread if best >= LEAST_NOISE else 0.0
+            of_repeats = freedom * math.log(level) + square / (2 * (level * spread) ** 2)
+            likelihoods[level] = float(score.logsumexp(dim=0)) - of_repeats
+    best = max(likelihoods, key=likelihoods.__getitem__)
+    return best * spread if best >= LEAST_NOISE or freedom else 0.0

@@ -22,7 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.design import Design, choose
+from sparsefield.gaussian.design import Design, Use, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
 from sparsefield.gaussian.kriging import (
@@ -110,15 +110,18 @@ class Posterior:
         return self.fields[field * self.folded].fit.describe()
 
     def design(self, field: int = 0) -> Design:
-        """What the covariates of a field (with noise: of its first channel) are used for."""
+        """How places of a field (with noise: of its first channel) are seen."""
         return self.fields[field * self.folded].design
 
-    def coefficients(self, field: int = 0) -> tuple[Tensor, Tensor]:
-        """Of a field's drift: values and standard errors, both (p, C) float64, in units of the
-        values for one unit of each covariate; NaN where it is no drift column."""
+    def uses(self, field: int = 0) -> tuple[Use, ...]:
+        """What each covariate of a field is used for; with noise the scales are those of its first
+        channel."""
         parts = [self.fields[field * self.folded + c].coefficients() for c in range(self.folded)]
-        value, error = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
-        return value, error
+        value, error = (torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True))
+        design = self.design(field)
+        scales = (scale / spread for scale, spread in
+                  zip(design.scales, design.spread[design.space :].tolist(), strict=True))
+        return tuple(Use(*each) for each in zip(scales, value, error, strict=True))
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
@@ -262,7 +265,8 @@ class _Field:
         self.at_once = max(256, HELD // (len(fitted.kernels) * len(observed.coords)))  # queries
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
-        """See `Posterior.coefficients`."""
+        """Of the drift: values and standard errors, both (p, C) float64, in units of the values for
+        one unit of each covariate; NaN where it is no drift column."""
         design, mixture = self.design, self.fit.mixture
         found = torch.full((2, len(design.scales), self.observed.values.shape[1]), torch.nan,
                            dtype=torch.float64)

@@ -1,7 +1,6 @@
 """What a person uses: measurements in, fields out.
 
-In: `read` (files, pictures) and `tables` give `points`.
-Where: `grids` (coordinates, cells) and `globe`.
-The answer: `predict.Reconstructor`, with `values` (ranges, transforms).
-Out: `export`, `plots`, `messages` (choice of a model, what is printed) and `holdout` (scores).
+In: `read` (files) gives `points` (what was measured); `grids` (what is asked for, on a plane or a
+`globe`). The answer: `predict.Reconstructor`, with `values` (ranges, transforms, what was learnt).
+Out: `export` (files) and `holdout` (scores).
 """

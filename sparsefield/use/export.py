@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -96,10 +97,9 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     """Of the variables of each channel: none where there is one channel."""
     if len(names) == 1:
         return [""]
-    plain = ["".join(c if c.isascii() and c.isalnum() else "_" for c in name) for name in names]
-    unique = [name if plain.count(name) == 1 and name else f"{name}_{k + 1}"
-              for k, name in enumerate(plain)]
-    return [f"{name if name[0].isalpha() else 'value_' + name}_" for name in unique]
+    plain = [re.sub(r"[^A-Za-z0-9]", "_", name) for name in names]
+    return [f"{name}_" if name[:1].isalpha() and plain.count(name) == 1 else f"value_{k + 1}_"
+            for k, name in enumerate(plain)]
 
 
 def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None:
@@ -155,11 +155,9 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
     RGB of pictures in colour, else the first channel: in grey of pictures.
     """
     unit = _unit(values if given.is_picture else values[::-1], given)
-    if given.is_picture:
-        pixels = unit if unit.shape[2] == 3 else unit[..., 0]
-    else:
-        pixels = plt.get_cmap("viridis")(unit[..., 0])[..., :3]
-        pixels[np.isnan(unit[..., 0])] = MISSING
+    pixels = unit if given.is_picture and unit.shape[2] == 3 else unit[..., 0]
+    if not given.is_picture:
+        pixels = plt.get_cmap("viridis").with_extremes(bad=MISSING)(pixels)[..., :3]
     buffer = io.BytesIO()
     Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -168,12 +166,11 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
 def overview(
     field: Field, given: Measurements, asked: Asked, units: str | None, name: str
 ) -> bytes:
-    """PNG of measurements, posterior mean, sd and two samples, in the units of the input.
-
-    RGB of pictures in colour, whose sd is the mean over the colours; else the first channel.
+    """PNG of measurements, posterior mean, sd and two samples, in the units of the input: RGB of
+    pictures in colour, whose sd is the mean over the colours, else the first channel, of a name.
 
     Args:
-        field: with x and y growing, but of pictures y downward. name: of the first channel.
+        field: with x and y growing, but of pictures y downward.
     """
     x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
     edges = (x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1)
@@ -210,8 +207,8 @@ def overview(
     axes[0].set(xlim=edges[:2], ylim=edges[2:])
     if asked.frame.lonlat:
         axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].xaxis.set_major_formatter(lambda x, _: degrees((x + 180) % 360 - 180, "EW"))
-        axes[0].yaxis.set_major_formatter(lambda y, _: degrees(y, "NS"))
+        axes[0].xaxis.set_major_formatter(lambda x, _: f"{(x + 180) % 360 - 180:.6g}°")
+        axes[0].yaxis.set_major_formatter("{x:.6g}°")
     _colour_bar(spread, axes[2], units, "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
         _colour_bar(image, axes[4], units)
@@ -222,9 +219,3 @@ def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "
     """Beside a panel and as high as it."""
     bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.04, 0, 0.06, 1]), extend=extend)
     bar.set_label(f"in {units}" if units else "")
-
-
-def degrees(angle: float, sides: str) -> str:
-    """Such as 120°W, of sides EW or NS."""
-    number = f"{abs(angle):.6g}"
-    return f"{number}°{sides[int(angle < 0)] if number not in ('0', '180') else ''}"

@@ -33,8 +33,8 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
 
 
 def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:
-    """Longitudes (M,) turned by 360 degrees to lie around a middle; None: where they are closest
-    together, so that 179 and -179 become 179 and 181."""
+    """Longitudes (M,) turned by 360 degrees to lie around a middle; None: to be close together, so
+    that 179 and -179 become 179 and 181."""
     if middle is not None:
         west = middle - WIDEST / 2
         return west + np.mod(lon - west, WIDEST)
@@ -65,12 +65,10 @@ def to_space(points: np.ndarray, extent: Sequence[float]) -> Tensor:
 
     One is the length of the longer side of the extent along the surface.
     """
-    middle = np.array([(extent[0] + extent[1]) / 2, (extent[2] + extent[3]) / 2])
-    lon, lat = np.radians(points[:, 0] - middle[0]), np.radians(points[:, 1])
-    lat0 = np.radians(middle[1])
-    east = np.cos(lat) * np.sin(lon)
-    outward = np.cos(lat) * np.cos(lon)
-    north = np.sin(lat) * np.cos(lat0) - outward * np.sin(lat0)
-    up = np.sin(lat) * np.sin(lat0) + outward * np.cos(lat0) - 1
+    x0, x1, y0, y1 = extent
+    lat0 = np.radians((y0 + y1) / 2)
+    outward, east, z = on_sphere(points - ((x0 + x1) / 2, 0)).T
+    north = z * np.cos(lat0) - outward * np.sin(lat0)
+    up = z * np.sin(lat0) + outward * np.cos(lat0) - 1
     radius = 1 / np.radians(scales(extent)[1])
     return torch.from_numpy((radius * np.stack([east, north, up], axis=1)).astype(np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,7 @@ from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
 from sparsefield.place import Domain
 from sparsefield.use import globe
+from sparsefield.use.covariates import Known, of_grid, of_pixels, tell_of_range
 from sparsefield.use.points import Extent, Measurements, bounds, checked_extent
 
 log = logging.getLogger("sparsefield")
@@ -43,15 +44,16 @@ class Frame:
 
     @classmethod
     def of(
-        cls, coords: np.ndarray, *, aspect: str = "auto", lonlat: bool = False,
-        region: Extent | None = None, asked: Extent | None = None,
+        cls, given: Measurements, asked: Extent, aspect: str = "auto", lonlat: bool = False
     ) -> Self:
-        """That of measurements at coords (M, 2); aspect, lonlat, region: see `predict.Settings`.
+        """That of measurements; aspect, lonlat: see `predict.Settings`.
 
         Args:
-            asked: the rectangle that is asked for: the scale of a single point.
+            asked: the rectangle that is asked for, which gives the scale of a single point.
         """
-        rectangle = region or _stands_for(coords, lonlat, asked)
+        if given.is_picture and aspect == "auto":
+            aspect = "equal"  # pixels are square
+        rectangle = given.region or _stands_for(given.coords, lonlat, asked)
         width, height = sides(rectangle)
         scaled_by = (globe.scales(rectangle) if lonlat else
                      (width, height) if _is_free(aspect, width, height) else
@@ -60,7 +62,7 @@ class Frame:
                    Domain(width / scaled_by[0], height / scaled_by[1]))
 
     def around(self, coords: np.ndarray, asked: Extent) -> Self:
-        """The same with all coordinates in 0 ... 1, of points (M, 2) and of what is asked for."""
+        """The same with coordinates in 0 ... 1 of points (M, 2) and of all that is asked for."""
         (x0, y0), (x1, y1) = coords.min(axis=0).tolist(), coords.max(axis=0).tolist()
         rectangle = min(x0, asked[0]), max(x1, asked[1]), min(y0, asked[2]), max(y1, asked[3])
         x, y = sides(rectangle)
@@ -72,6 +74,15 @@ class Frame:
     @property
     def aspect(self) -> str:
         return "free" if self.scaled_by[0] != self.scaled_by[1] else "equal"
+
+    @property
+    def unit_length(self) -> float:
+        """How long one unit of the coordinates is along x: in units of x, on a globe in km."""
+        return np.radians(self.scaled_by[1]) * globe.EARTH if self.lonlat else self.scaled_by[0]
+
+    @property
+    def unit_of_length(self) -> str:
+        return "km" if self.lonlat else "units of x"
 
     def inside(self, places: np.ndarray) -> np.ndarray:
         """Places (P, 2) to float64 (P, 2), or (P, 3) on a globe."""
@@ -91,13 +102,13 @@ class Frame:
         return scipy.spatial.cKDTree(coords).query(places)[0] > reach
 
 
-def _stands_for(coords: np.ndarray, lonlat: bool, asked: Extent | None) -> Extent:
+def _stands_for(coords: np.ndarray, lonlat: bool, asked: Extent) -> Extent:
     """The rectangle from which points (M, 2) may have been drawn: see `Domain.of_points`."""
     if lonlat:
         coords = np.column_stack([globe.around(coords[:, 0]), coords[:, 1]])
     low, high = coords.min(axis=0), coords.max(axis=0)
     if (low == high).all():
-        grown = np.full(2, max(sides(asked)) if asked else 1.0)
+        grown = np.full(2, max(sides(asked)))
     else:
         grown = np.array(Domain.of_points(torch.from_numpy(np.unique(coords, axis=0))))
     if lonlat:
@@ -132,12 +143,8 @@ GLOBAL = ({"standard_name": "longitude", "units": "degrees_east"},
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes of a field, whose cells are asked for.
-
-    Attributes:
-        x: (W,), y: (H,), the middles of the cells, growing or falling as in the file that the grid
-            is like. names, attributes: of x and y in files.
-    """
+    """The axes x (W,) and y (H,) of a field, growing or falling: the middles of its cells; names
+    and attributes: of x and y in files."""
 
     x: np.ndarray
     y: np.ndarray
@@ -217,13 +224,14 @@ def grid_shape(
 
 @dataclass(frozen=True)
 class Asked:
-    """The places that are asked for; what else is known at them belongs here, too.
+    """The places that are asked for.
 
     Attributes:
         places: (H, W, 2) of a grid or (N, 2), in the units of the measurements.
         extent: a rectangle that holds them. frame: of the measurements.
         grid: the axes of the places, None where they are on no grid.
         is_far: (H, W), cells that stay empty; None: there are none.
+        known: (H, W, p) or (N, p), covariates there; None without any.
     """
 
     places: np.ndarray
@@ -231,6 +239,7 @@ class Asked:
     frame: Frame
     grid: Grid | None = None
     is_far: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -249,50 +258,68 @@ def what_is_asked(
     Raises:
         UserError: what does not go together, or cannot be had.
     """
-    if given.is_picture and extent is not None:
-        raise UserError("--extent is for scattered points: a picture has its pixels")
-    if grid is not None and (given.is_picture or extent is not None or resolution != "auto"):
-        raise UserError(f"--grid {grid}: it is for points, and sets resolution and extent; "
-                        "leave those out")
-    if reach is not None and (given.is_picture or not reach > 0):
-        raise UserError(f"--reach {reach:g}: it is for points, and above 0")
-    like = None if grid is None else Grid.like(grid)
+    is_free = extent is None and resolution == "auto"
+    if given.is_picture and (extent, grid, reach) != (None, None, None):
+        raise UserError("--extent, --grid and --reach are for scattered points: a picture has its "
+                        "pixels")
+    if grid is not None and not (is_free or given.known):
+        raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
+    if reach is not None and not reach > 0:
+        raise UserError(f"--reach {reach:g}: give a distance above 0")
+    like = Grid.like(grid) if grid is not None and is_free else None
     if like is not None or extent is not None:
-        extent = _extent_of(like, grid, lonlat) if like else _checked_extent(extent, lonlat)
+        extent = _extent_of(like, grid, lonlat) if like else _growing(extent, lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
-    aspect = "equal" if given.is_picture and aspect == "auto" else aspect  # pixels are square
-    frame = Frame.of(given.coords, aspect=aspect, lonlat=lonlat, region=given.region, asked=extent)
+    frame = Frame.of(given, extent, aspect, lonlat)
     if like is None:
         shape = grid_shape(_parse_resolution(resolution, given), extent, frame.scaled_by)
         like = Grid.over(extent, shape, lonlat)
-    places = like.places
+    asked = Asked(like.places, extent, frame, like)
+    if given.known is not None and given.known.pixels is not None:
+        asked = with_known(given.known, asked, of_pixels(given.known, asked.shape))
+    elif given.known is not None and grid is not None:
+        values, units = of_grid(given.known, grid, like.places)
+        asked = with_known(given.known, asked, values)
+        given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
     if reach is None:
-        return given, Asked(places, extent, frame, like)
-    is_far = frame.beyond(reach, places.reshape(-1, 2), given.coords).reshape(places.shape[:2])
+        return given, asked
+    is_far = frame.beyond(reach, like.places.reshape(-1, 2), given.coords).reshape(asked.shape)
     if is_far.all():
         raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
                         f"({'km' if lonlat else 'units of x'}), or a finer grid")
-    return given, Asked(places, extent, frame, like, is_far)
+    return given, replace(asked, is_far=is_far if asked.is_far is None else is_far | asked.is_far)
 
 
-def _checked_extent(extent: Extent, lonlat: bool) -> Extent:
-    """That of the user, in growing longitudes."""
+def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
+    """What is asked for with the covariates (..., p) there. Places that lack one stay empty, which
+    is said."""
+    lacks = ~np.isfinite(values).all(axis=-1)
+    if lacks.all():
+        raise UserError(f"{', '.join(known.names)}: no place that is asked for has all of them")
+    if lacks.any():
+        log.warning("WARNING: %d of %d places lack a covariate: left empty", lacks.sum(),
+                    lacks.size)
+        values = np.where(lacks[..., None], known.values.mean(axis=0), values)
+    tell_of_range(known, values[~lacks])
+    return replace(asked, known=values, is_far=lacks if lacks.any() else asked.is_far)
+
+
+def _growing(extent: Extent, lonlat: bool) -> Extent:
+    """An extent of the user, whose longitudes may cross the 180th meridian."""
     x0, x1, y0, y1 = extent
     east = x1 + globe.WIDEST if lonlat and x1 < x0 else x1
     return checked_extent("--extent", (x0, east, y0, y1), lonlat)
 
 
 def _extent_of(grid: Grid, path: str, lonlat: bool) -> Extent:
-    """The extent of a grid; on a globe at most all of it."""
-    x0, x1, y0, y1 = grid.extent
+    """That of a grid; on a globe of the middles of its cells, which lie between the poles."""
     if not lonlat:
-        return x0, x1, y0, y1
-    corners = np.array([[grid.x.min(), grid.y.min()], [grid.x.max(), grid.y.max()]])
-    globe.require_degrees(f"--grid {path}", corners)
-    west = (x0 + x1 - globe.WIDEST) / 2  # the first longitude may be there twice
-    return max(x0, west), min(x1, west + globe.WIDEST), max(y0, -90.0), min(y1, 90.0)
+        return grid.extent
+    places = grid.places.reshape(-1, 2)
+    globe.require_degrees(f"--grid {path}", places)
+    return bounds(f"--grid {path}", places, lonlat)
 
 
 def _tell_of_outside(coords: np.ndarray, extent: Extent) -> None:

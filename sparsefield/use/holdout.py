@@ -16,8 +16,8 @@ import scipy
 from sparsefield.errors import UserError
 from sparsefield.evaluate.metrics import crps_of_values
 from sparsefield.use.grids import Asked, Frame
-from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Reconstructor
+from sparsefield.use.points import Extent, Measurements
+from sparsefield.use.predict import Reconstructor, Settings
 
 log = logging.getLogger("sparsefield")
 
@@ -27,18 +27,15 @@ LEAST_POINTS = 5
 
 
 class Forecast(NamedTuple):
-    """What a method predicts of N hidden values of C channels.
-
-    Attributes:
-        mean: (N, C). samples: (K, N, C), or sd: (N, C) of a Gaussian, or neither.
-    """
+    """Of C hidden values at N places: mean (N, C); samples (K, N, C), or sd (N, C), or neither."""
 
     mean: np.ndarray
     samples: np.ndarray | None = None
     sd: np.ndarray | None = None
 
 
-Method = Callable[[Measurements, np.ndarray], Forecast]  # from measurements, at places (N, 2)
+# From measurements, at places (N, 2), with covariates (N, 2 + p).
+Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,8 @@ class Score:
     """How well a method predicted the hidden values, in their units.
 
     Attributes:
-        squared: (N, C), squared error of the mean. each: (N, C), continuous ranked probability
-            score; of a method without an uncertainty the absolute error. inside: (N, C), whether
-            it is in its 90 % interval; None without an uncertainty. seconds: it took.
+        squared: (N, C), squared error of the mean. each: (N, C), CRPS, without an uncertainty the
+            absolute error. inside: (N, C), whether it is in its 90 % interval. seconds: it took.
     """
 
     name: str
@@ -113,10 +109,8 @@ def table(scores: list[Score], units: str | None) -> list[str]:
 
 
 def verdict(scores: list[Score]) -> str:
-    """In one line, how the first method compares with the best of the others.
-
-    By the CRPS of each hidden value, with an interval of two standard errors of the difference.
-    """
+    """In one line, how the first method compares with the best of the others: by the CRPS of each
+    hidden value, with a 95 % interval of the mean difference."""
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
@@ -125,19 +119,15 @@ def verdict(scores: list[Score]) -> str:
     error = 1.96 * change.std() / change.size**0.5
     low, high = change.mean() - error, change.mean() + error
     numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
-    if high < 0:
-        return f"{first.name} is better than {best.name}, the best of the others: {numbers}"
     if low > 0:
         return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
-    return f"{first.name} is level with {best.name}, the best of the others: {numbers}"
+    how = "better than" if high < 0 else "level with"
+    return f"{first.name} is {how} {best.name}, the best of the others: {numbers}"
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
     """Measurements to predict from, and a share of the places, with all that was measured there.
-
-    Raises:
-        UserError: no share, or too few places.
-    """
+    Raises UserError for no share, or too few places."""
     if not 0 < share < 1:
         raise UserError(f"holdout {share:g}: give a share between 0 and 1, such as 0.2")
     places, which = np.unique(given.coords, axis=0, return_inverse=True)
@@ -155,11 +145,13 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Score]:
     """Scores of all methods that have an answer, in their order; others are named in the log."""
-    scores = []
+    scores, places = [], hidden.coords
+    if hidden.known is not None:
+        places = np.column_stack([places, hidden.known.values])
     for name, method in methods.items():
         started = clock()
         try:
-            forecast = method(given, hidden.coords)
+            forecast = method(given, places)
         except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
             log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
             continue
@@ -172,48 +164,55 @@ def compare(
 
 def all_methods(
     model: Reconstructor, given: Measurements, asked: Asked, *, transform: str | None,
-    find_noise: bool, also: Reconstructor | None = None, **settings: Any,
+    find_noise: bool, trend: str | None = None, also: Reconstructor | None = None, **settings: Any,
 ) -> dict[str, Method]:
-    """What is compared, by name: first the one at hand, then others that need no training.
-
-    Args:
-        also: a model to try beside it. settings: of `Reconstructor.at`.
-    """
-    def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
-        return by_model(which, find_noise, lonlat=frame.lonlat, aspect=frame.aspect,
-                        extent=asked.extent, transform=transform,
+    """What is compared, by name: first the model at hand, then others that need no training, and
+    `also`; settings: of `Settings`."""
+    def by(which: Reconstructor, transform: str | None, find_noise: bool = False,
+           trend: str | None = None) -> Method:
+        return by_model(which, frame, asked.extent, find_noise, transform=transform, trend=trend,
                         **(which.reads(given) | settings))
 
     frame = asked.frame
     closed_form = Reconstructor.load("none", str(model.device))
-    kriging = by(closed_form, None)
-    if model.is_closed_form and transform is None and not find_noise:
+    kriging = without_covariates(by(closed_form, None))
+    said = [transform, "noise found" if find_noise else None, trend and f"{trend} trend",
+            "covariates" if given.known is not None else None]
+    if model.is_closed_form and not any(said):
         methods = {"this (fitted kriging)": kriging}
     else:
         kind = "closed form" if model.is_closed_form else Path(model.path).name
-        this = ", ".join(filter(None, [kind, transform, "noise found" if find_noise else None]))
-        methods = {f"this ({this})": by(model, transform, find_noise), "fitted kriging": kriging}
+        this = ", ".join(filter(None, [kind, *said]))
+        methods = {f"this ({this})": by(model, transform, find_noise, trend),
+                   "fitted kriging": kriging}
     if also is not None:
         methods[f"--checkpoint {also.path}"] = by(also, transform, find_noise)
     if not find_noise and given.noise is None:
-        methods["fitted kriging, --noise_sd auto"] = by(closed_form, None, True)
+        methods["fitted kriging, --noise_sd auto"] = without_covariates(by(closed_form, None, True))
     methods |= {"linear": linear(frame), "constant": constant}
     if (other := pykrige(frame)) is not None:
         methods["PyKrige, exponential"] = other
     return methods
 
 
-def by_model(model: Reconstructor, find_noise: bool = False, **settings: Any) -> Method:
-    """A model's samples of what would be measured; settings: of `Reconstructor.at`."""
+def by_model(
+    model: Reconstructor, frame: Frame, extent: Extent, find_noise: bool = False, **more: Any
+) -> Method:
+    """A model's samples of what would be measured; more: of `Settings`."""
+    settings = Settings(num_samples=SAMPLES, noise_sd="auto" if find_noise else 0.0,
+                        with_noise=find_noise, **more)
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
-        noise_sd = "auto" if find_noise else 0.0 if given.noise is None else given.noise
-        found = model.at(places, given.coords, given.values, region=given.region,
-                         num_samples=SAMPLES, noise_sd=noise_sd, missing=[], with_noise=find_noise,
-                         **settings)
+        own = Frame.of(given, extent, frame.aspect, frame.lonlat)
+        known = None if given.known is None else places[:, 2:]
+        found = model.answer(given, Asked(places[:, :2], extent, own, known=known), settings)
         return Forecast(found.mean, found.samples)
 
     return method
+
+
+def without_covariates(method: Method) -> Method:
+    return lambda given, places: method(replace(given, known=None), places[:, :2])
 
 
 def constant(given: Measurements, places: np.ndarray) -> Forecast:
@@ -227,7 +226,7 @@ def linear(frame: Frame) -> Method:
     """Linear on triangles of the plane, beyond them the nearest measurement."""
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
-        points, queries = (p / frame.scaled_by for p in (given.coords, places))
+        points, queries = (p / frame.scaled_by for p in (given.coords, places[:, :2]))
         nearest = scipy.interpolate.NearestNDInterpolator(points, given.values)(queries)
         try:
             inside = scipy.interpolate.LinearNDInterpolator(points, given.values)(queries)
@@ -239,10 +238,8 @@ def linear(frame: Frame) -> Method:
 
 
 def pykrige(frame: Frame) -> Method | None:
-    """Ordinary kriging by PyKrige with an exponential variogram that it fits; None without it.
-
-    Of its variograms and ways to fit them the best on soil, stations and terrain (docs/fields.md).
-    """
+    """Ordinary kriging by PyKrige with an exponential variogram, which of those that it fits was
+    the best on soil, stations and terrain (docs/fields.md); None without the package."""
     try:
         from pykrige.ok import OrdinaryKriging
     except ImportError:
@@ -250,7 +247,7 @@ def pykrige(frame: Frame) -> Method | None:
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         scale = (1.0, 1.0) if frame.lonlat else frame.scaled_by
-        points, queries = (p / scale for p in (given.coords, places))
+        points, queries = (p / scale for p in (given.coords, places[:, :2]))
         kind = "geographic" if frame.lonlat else "euclidean"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

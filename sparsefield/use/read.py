@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -29,6 +30,7 @@ from sparsefield.data.patterns import parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use import globe
+from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
 from sparsefield.use.points import MOST_POINTS, Measurements, clean, noise_of, pair_of, real_array
 
@@ -55,7 +57,7 @@ def read_measurements(
     source: str, *, channels: int, mask: str | None = None, observe: str | None = None,
     x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None, noise_sd: str | None = None, decimal: str = ".",
-    lonlat: bool = False, seed: int = 0,
+    lonlat: bool = False, seed: int = 0, covariates: Sequence[str] = (),
 ) -> Measurements:
     """Measurements of a file, checked and cleaned; what was left out is logged.
 
@@ -68,38 +70,44 @@ def read_measurements(
             is refused; ("none",) takes all numbers as they are.
         noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
             the name noise_sd; with a number or auto it is not read.
-        seed: of `observe`. All else as of reconstruct.py.
+        seed: of `observe`. covariates: columns of a table; for a picture luminance or files of
+            pictures. All else as of reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
     path = Path(source)
+    kind = "" if source == "-" else path.suffix.lower()
     if source != "-":
         if not path.exists():
             raise UserError(f"{path} does not exist: {GIVE}")
         files.require_file(path)
         files.refuse_foreign(path, GIVE)
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it; chmod +r or choose another")
     number, column = _number_or_column(noise_sd)
     numbers, words = files.parse_missing(missing)
     is_chosen = any(given is not None for given in (x, y, value, column))
-    if source != "-" and path.suffix.lower() in PICTURES:
+    if kind in PICTURES:
         if lonlat or is_chosen:
             raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
                             "are for lists of points, and this is a picture")
-        found = measure_picture(path, channels, mask, observe, seed, numbers)
+        found = measure_picture(path, channels, mask, observe, seed, numbers, covariates)
     else:
         if mask or observe:
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
                             "of measurements every point is known")
-        if path.suffix.lower() == ".npz":
-            if is_chosen:
-                raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
-                                "table; an .npz has coords, values and, if any, noise_sd")
-            found = _read_npz(path)
+        if kind == ".npz" and is_chosen:
+            raise UserError(f"{source}: --x, --y, --value and --noise_sd choose columns of a "
+                            "table; an .npz has coords, values and, if any, noise_sd")
+        reads_noise = noise_sd is None or column is not None
+        if kind == ".npz":
+            found = _read_npz(path, reads_noise, covariates)
         else:
-            table = _read_table(source, words, decimal)
-            found = _Columns(source, *table).measurements(x, y, value, column, lonlat)
-        if noise_sd is not None and column is None:
-            found = replace(found, noise=None)
+            table = (_read_netcdf(path) if kind in ENDINGS else
+                     _read_parquet(path) if kind in (".parquet", ".pq") else
+                     _read_text(source, words, decimal))
+            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
+                                                         covariates)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
@@ -118,16 +126,12 @@ def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
 
 def measure_picture(
     path: Path, channels: int, mask: str | None, observe: str | None, seed: int,
-    missing: Sequence[float] | None = None,
+    missing: Sequence[float] | None = None, covariates: Sequence[str] = (),
 ) -> Measurements:
     """The known pixels of a picture; arguments as of `read_measurements`.
 
-    Pixels that are transparent, NaN, or of a value in `missing` are never known; of the others,
-    those that `mask` shows in white or `observe` chooses, or all. Pictures of 8 bits become grey or
-    coloured as the model is; grey ones of more bits stay one channel, of the numbers in the file.
-
-    Raises:
-        UserError: what is wrong with it, and what to do.
+    Pixels that are transparent, NaN, or of a value in `missing` are never known. Pictures of 8 bits
+    become grey or coloured as the model is; grey ones of more bits stay one channel of numbers.
     """
     if mask and observe:
         raise UserError("--mask and --observe both say what is known: give one of them")
@@ -135,11 +139,12 @@ def measure_picture(
     if picture.channels == 3 and channels not in (1, 3):
         raise UserError(f"{path}: the model's fields have {channels} channels and a picture has 1 "
                         "or 3: give an .npz with coords and values")
+    whole = picture
     if picture.is_8_bit or picture.channels > channels:
         picture = picture.with_channels(channels if channels in (1, 3) else 1)
     if observe and max(picture.shape) > LARGEST:
         factor = -(-max(picture.shape) // LARGEST)
-        picture = picture.reduced(factor)
+        picture, whole = picture.reduced(factor), whole.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
     there = np.ones(picture.shape, bool) if picture.known is None else picture.known
     if missing:
@@ -148,13 +153,18 @@ def measure_picture(
         files.refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
     points = _points(path, there, mask, observe, seed)
     rows, columns = np.divmod(points, picture.shape[1])
-    return Measurements(
+    known = of_picture(covariates, whole, rows, columns) if covariates else None
+    found = Measurements(
         np.stack([columns + 0.5, rows + 0.5], axis=1),
         picture.values[rows, columns].astype(np.float64),
         ("red", "green", "blue") if picture.channels == 3 else ("grey",),
         shape=picture.shape,
-        value_range=None if picture.white is None else (0.0, float(picture.white)),
+        value_range=None if picture.white is None else (0.0, float(picture.white)), known=known,
     )
+    if known is None:
+        return found
+    found = found.of(np.isfinite(known.values).all(axis=1))
+    return replace(found, known=checked(found.known, len(found.coords)))
 
 
 def _points(
@@ -183,9 +193,8 @@ def _points(
     if len(points) == 0:
         raise UserError(f"{mask}: no pixel is known; paint known pixels white in the mask")
     if len(points) > MOST_POINTS:
-        every = "every pixel is known, nothing is to be reconstructed; and " if known.all() else ""
-        raise UserError(f"{path}: {every}{len(points):,} known pixels, at most {MOST_POINTS:,} can "
-                        "be used: make the picture smaller, or fewer pixels white in the mask")
+        raise UserError(f"{path}: {len(points):,} known pixels, at most {MOST_POINTS:,} can be "
+                        "used: make the picture smaller, or fewer pixels white in the mask")
     return points
 
 
@@ -201,10 +210,10 @@ def words_of(name: str) -> list[str]:
 
 
 class _Columns:
-    """The columns of a table, by places from 0; units: of some by name."""
+    """The columns of a table, by places from 0."""
 
-    def __init__(self, source: str, table: pandas.DataFrame, units: dict[str, str | None]):
-        self.source, self.table, self.units = source, table, units
+    def __init__(self, source: str, table: pandas.DataFrame):
+        self.source, self.table = source, table
         self.names = [str(name).strip() for name in table.columns]
         self.seen = f"{source}: columns {', '.join(self.names)}"
         if len(self.names) < 3:
@@ -213,30 +222,41 @@ class _Columns:
 
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
-        lonlat: bool,
+        reads_noise: bool, lonlat: bool, covariates: Sequence[str] = (),
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
             noise = "noise_sd"
         k_noise = None if noise is None else self.find(noise, "--noise_sd")
         chosen = [self.find(name, "--value") for name in value or ()]
-        k_x, k_y = self.axes(x, y, [*chosen, k_noise])
-        chosen = chosen or self.values(k_x, k_y, k_noise)
-        names = tuple(self.names[k] for k in chosen)
+        k_known = [self.find(name, "--covariates") for name in covariates]
+        k_x, k_y = self.axes(x, y, [*chosen, *k_known, k_noise])
+        chosen = chosen or self.values(k_x, k_y, k_noise, *k_known)
+        k_noise = k_noise if reads_noise else None
+        names = [self.names[k] for k in chosen]
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
-                if k not in (k_x, k_y, *chosen, k_noise)]
+                if k not in (k_x, k_y, *chosen, k_noise, *k_known)]
         log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
                  self.names[k_y], "s" if len(names) > 1 else "", ", ".join(names),
-                 "" if k_noise is None else f", noise_sd = {self.names[k_noise]}",
+                 ("" if k_noise is None else f", noise_sd = {self.names[k_noise]}")
+                 + (f", covariates = {', '.join(covariates)}" if covariates else ""),
                  f"; left out: {', '.join(left)}" if left else "")
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         words = set(words_of(self.names[k_y]))
         if words & PAIRS[1][1] and not words & {"grid", "rotated"} and not lonlat:
             _tell_of_globe(self.source, coords, x is not None or y is not None)
+        values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
+        units = self.table.attrs.get(names[0]) if len(names) == 1 else None
         return Measurements(
-            coords, np.stack([self.numbers(k, "value") for k in chosen], axis=1), names,
-            None if k_noise is None else self.numbers(k_noise, "noise_sd"),
-            self.units.get(names[0]) if len(names) == 1 else None)
+            coords, values, tuple(names), units=units, known=self._known(k_known),
+            noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
+
+    def _known(self, columns: Sequence[int]) -> Known | None:
+        if not columns:
+            return None
+        names = tuple(self.names[k] for k in columns)
+        return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
+                     tuple(self.table.attrs.get(name) or "" for name in names))
 
     def find(self, wanted: str, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
@@ -288,7 +308,7 @@ class _Columns:
         """
         rest = [k for k, name in enumerate(self.names)
                 if k not in taken and not set(words_of(name)) <= LABELS]
-        rest = [k for k in rest if self._holds_numbers(k)] or rest
+        rest = [k for k in rest if np.isfinite(_as_numbers(self.table.iloc[:, k])).any()] or rest
         if not rest:
             raise UserError(f"{self.seen}: no value column is left beside x, y and the noise's sd; "
                             "choose one with --value")
@@ -298,11 +318,6 @@ class _Columns:
             raise UserError(f"{self.seen}: {twice!r} is there {names.count(twice)} times; choose "
                             "with --x, --y and --value, by number")
         return rest
-
-    def _holds_numbers(self, k: int) -> bool:
-        """Whether some entries are numbers, or none is there."""
-        column = self.table.iloc[:, k]
-        return np.isfinite(_as_numbers(column)).any() or column.isna().all()
 
     def numbers(self, k: int, flag: str) -> np.ndarray:
         """A column as float64, NaN where an entry is missing. Raises UserError for words."""
@@ -333,8 +348,7 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
     if lon <= 90 < lat <= globe.WIDEST and not are_chosen:
         raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
                         "are exchanged; give --x and --y")
-    span = np.ptp(coords[:, 0])
-    if span > globe.WIDEST / 2:
+    if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
                     "may be near to each other: --lonlat", source, span)
     else:
@@ -343,23 +357,6 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
 
 
 # --- tables: files --------------------------------------------------------------------------------
-
-
-def _read_table(
-    source: str, missing: Sequence[str], decimal: str
-) -> tuple[pandas.DataFrame, dict[str, str | None]]:
-    """The columns of a file under their names, and their units where it has them."""
-    kind = Path(source).suffix.lower()
-    try:
-        if kind in ENDINGS:
-            return _read_netcdf(Path(source))
-        if kind in (".parquet", ".pq"):
-            return _read_parquet(source), {}
-        return _read_text(source, missing, decimal), {}
-    except PermissionError:
-        raise UserError(f"{source}: no permission to read it; chmod +r or choose another") from None
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from None
 
 
 def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.DataFrame:
@@ -434,20 +431,18 @@ def _content(source: str) -> str:
     raise UserError(f"{source}: no table of x,y,value rows but {kind or 'no text'}; give a CSV")
 
 
-def _read_parquet(source: str) -> pandas.DataFrame:
+def _read_parquet(path: Path) -> pandas.DataFrame:
     try:
-        return pandas.read_parquet(source)
+        return pandas.read_parquet(path)
     except ImportError:
-        raise UserError(f"{source}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
+        raise UserError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
                         ) from None
-    except PermissionError:
-        raise
     except Exception as error:  # pyarrow raises a great many kinds for a broken file
-        raise UserError(f"{source}: no readable Parquet ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: no readable Parquet ({' '.join(str(error).split())})") from None
 
 
-def _read_netcdf(path: Path) -> tuple[pandas.DataFrame, dict[str, str | None]]:
-    """The variables along the dimension that most share, a column each, and their units."""
+def _read_netcdf(path: Path) -> pandas.DataFrame:
+    """The variables along the dimension that most share, a column each."""
     dataset = read_dataset(path)
     variables = [dataset[name] for name in dataset.variables if dataset[name].dtype.kind in "iuf"]
     counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
@@ -456,29 +451,34 @@ def _read_netcdf(path: Path) -> tuple[pandas.DataFrame, dict[str, str | None]]:
         training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
-    along = max(counts, key=counts.get)
-    lists = {str(v.name): v for v in variables if v.dims == along}
-    return (pandas.DataFrame({name: v.values for name, v in lists.items()}),
-            {name: units_of(v) for name, v in lists.items()})
+    lists = [v for v in variables if v.dims == max(counts, key=counts.get)]
+    table = pandas.DataFrame({str(v.name): v.values for v in lists})
+    table.attrs = {str(v.name): units_of(v) for v in lists}
+    return table
 
 
-def _read_npz(path: Path) -> Measurements:
+def _read_npz(path: Path, reads_noise: bool, covariates: Sequence[str] = ()) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
+            arrays = {name: file[name] for name in ("coords", "values", "noise_sd", *covariates)
                       if name in file.files}
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
             zipfile.LargeZipFile) as error:
         raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
-    if lacking := {"coords", "values"} - set(arrays):
+    if lacking := {"coords", "values", *covariates} - set(arrays):
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
     coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
-    noise = arrays.get("noise_sd")
+    noise = arrays.get("noise_sd") if reads_noise else None
     if noise is not None and noise.shape != (len(values),):
         raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
                         f"({len(values)},)")
+    known = None
+    if covariates:
+        columns = [real_array(f"{path}: {name}", arrays[name]) for name in covariates]
+        if any(column.shape != (len(values),) for column in columns):
+            raise UserError(f"{path}: each covariate must be a number for each point: "
+                            f"({len(values)},)")
+        known = Known(np.stack(columns, axis=1), tuple(covariates))
     return Measurements(coords, values, noise=None if noise is None else real_array(
-        f"{path}: noise_sd", noise))
+        f"{path}: noise_sd", noise), known=known)

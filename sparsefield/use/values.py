@@ -39,12 +39,11 @@ def transformed(name: str | None, values: np.ndarray) -> np.ndarray:
         return values
     if name not in TRANSFORMS:
         raise UserError(f"transform {name!r}: give {' or '.join(TRANSFORMS)}, or leave it out")
-    lowest = float(values.min(initial=np.inf))
-    if lowest < 0 or (name == "log" and lowest == 0):
+    if (name == "log" and not values.min() > 0) or values.min() < 0:
         needs = ("only numbers above 0 have a logarithm; give sqrt" if name == "log" else
                  "numbers below 0 have no root; leave --transform out")
-        raise UserError(f"transform {name}: the lowest value is {lowest:g}, and {needs}, or say "
-                        "with --missing what was not measured")
+        raise UserError(f"transform {name}: the lowest value is {values.min():g}, and {needs}, or "
+                        "say with --missing what was not measured")
     return np.log(values) if name == "log" else np.sqrt(values)
 
 
@@ -55,10 +54,8 @@ def untransformed(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def transformed_noise(name: str | None, noise: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The sd (M, C) of the noise of transformed values (M, C), to first order.
-
-    Values are taken to be no less than their noise, below which the first order does not hold.
-    """
+    """The sd (M, C) of the noise of transformed values (M, C), to first order, which holds for
+    values above their noise: those below count as large as it."""
     if name is None or not noise.any():
         return noise
     size = np.maximum(np.abs(values), noise)
@@ -78,8 +75,7 @@ def unlike_training(
         shape: rows and columns that are asked for. observe: the rule of its training.
         of_colours: whether it was trained on colour pictures of 8 bits.
     """
-    is_in_colour = given.value_range is not None if given.is_picture else (
-        given.are_colours and are_within_bytes(given.values))
+    is_in_colour = given.value_range or (given.are_colours and are_within_bytes(given.values))
     if of_colours and not is_in_colour:
         channels = given.values.shape[1]
         return (f"these are {channels} channel{'s' * (channels > 1)} of numbers from "
@@ -109,11 +105,9 @@ def is_of_pictures(trained: Scale | None) -> bool:
 
 
 def choose_scale(trained: Scale | None, values: np.ndarray, ranges: Ranges | None) -> Scale:
-    """How a model sees values (M, C), all finite.
+    """How a model sees values (M, C), all finite, by the ranges of the user, or by the scale of its
+    training data; None: it takes any values.
 
-    Args:
-        trained: the scale of the training data; None: the model takes any values.
-        ranges: those of the user.
     Raises:
         UserError: values that lie far outside of the range, are too large, or cannot be colours.
     """
@@ -145,19 +139,14 @@ def choose_scale(trained: Scale | None, values: np.ndarray, ranges: Ranges | Non
     if outside <= FAR:
         log.warning("WARNING: %s leave the range of the training data (%s)", found, limits)
         return trained
-    log.warning("WARNING: %s lie far outside the training data (%s): their own range is used "
-                "instead; if that is not meant, convert the units, or give --value_range low high",
-                found, limits)
+    log.warning("WARNING: %s lie far outside the training data (%s): their own range is used; else "
+                "convert the units, or give --value_range low high", found, limits)
     return Scale(own_range(values), trained.units)
 
 
 def own_range(values: np.ndarray) -> Ranges:
     """For each channel of (M, C), the range of its values with a margin; half of a value that all
-    have on either side of it.
-
-    Raises:
-        UserError: too large to compute with.
-    """
+    have on either side of it. Raises UserError for what is too large to compute with."""
     low, high = values.min(axis=0), values.max(axis=0)
     if max(-low.min(), high.max()) > MOST:
         raise UserError(f"values from {low.min():.3g} to {high.max():.3g} are too large; do they "

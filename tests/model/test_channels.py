@@ -71,14 +71,6 @@ def test_an_unknown_channel_is_the_mean_of_those_at_hand():
     torch.testing.assert_close(found, expected)
 
 
-def test_the_learnt_number_of_channels_changes_nothing():
-    learnt = checkpoint()
-    same = for_channels(learnt, 3)
-    for name, weight in learnt["weights"].items():
-        torch.testing.assert_close(same["weights"][name], weight)
-    assert same["step"] == 3
-
-
 def test_more_channels_than_were_learnt_are_refused():
     with pytest.raises(UserError, match=r"1 channel\(s\), the data 3"):
         for_channels(checkpoint(channels=1), 3)

@@ -1,9 +1,11 @@
-"""Devices that lack float64, simulated: none of their tensors is ever of it."""
+"""What a device can: those that lack float64, simulated, none of whose tensors is ever of it."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from sparsefield.device import has_float64, pick_device
+from sparsefield.device import has_fast_bfloat16, has_float64, pick_device
 from sparsefield.errors import UserError
 from sparsefield.hashed import seeds_of
 from sparsefield.model.field import GaussianModel, fitted_form
@@ -88,3 +90,10 @@ def test_auto_does_not_pick_what_lacks_float64(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="device='mps' is not there"):
         pick_device("mps")
+
+
+def test_bfloat16_instructions_are_found():
+    if not (listed := Path("/proc/cpuinfo")).exists():
+        pytest.skip("only Linux lists the CPU's instructions")
+    flags = listed.read_text().split()
+    assert has_fast_bfloat16() is ("avx512_bf16" in flags or "amx_tile" in flags)

@@ -1,20 +1,28 @@
-"""V2 and its parts: what information can flow where, what is refused, what is learnt."""
+"""V1, V2 and their parts: what information can flow where, what is refused, what is learnt."""
 
+import json
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
+from small import ROOT
 from torch import Tensor, nn
 
 from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition
 from sparsefield.model.attention import Attention
+from sparsefield.model.field import FieldModel
 from sparsefield.model.mamba import Mamba
 from sparsefield.model.tokens import ORDERS, hilbert_index
 from sparsefield.place import Observed, grid_coords
+from train_mamba import MAMBADiffusion
 from train_mamba_v2 import BidirectionalMAMBA, LightweightPerceiver, MAMBADiffusionV2
 
+SMALL_V1 = dict(d_model=32, num_layers=2, heads=4, neighbours=4)
 SMALL = dict(d_model=32, num_layers=2, perceiver_iterations=1, perceiver_heads=4, neighbours=4)
 
 
@@ -47,35 +55,58 @@ def make_scene(channels: int = 3, inputs: int = 12, queries: int = 20, size: int
                  torch.linspace(0, 1.4, size))
 
 
-def velocity(model: nn.Module, scene: Scene) -> Tensor:
+def velocity(model: FieldModel, scene: Scene) -> Tensor:
     state = model.encode(scene.observed, scene.query_coords)
     z = path.interpolate(scene.z_0, (scene.x_1 - state.mean) / state.sd, scene.theta)
     return model.velocity(path.seen(z, scene.theta), scene.theta, state)
 
 
-def loss_of(model: nn.Module, scene: Scene) -> Tensor:
+def loss_of(model: FieldModel, scene: Scene) -> Tensor:
     state = model.encode(scene.observed, scene.query_coords)
     z_1 = (scene.x_1 - state.mean) / state.sd
     return (velocity(model, scene) - path.target(scene.z_0, z_1, scene.theta)).square().mean()
 
 
-def wake(model: MAMBADiffusionV2) -> MAMBADiffusionV2:
+def wake(model: FieldModel) -> FieldModel:
     """A model starts as the closed form, its last layer zero; give that layer something to say."""
     nn.init.normal_(model.decoder[-1].weight, generator=torch.Generator().manual_seed(1))
     return model
 
 
-def test_default_size_is_pinned():
-    assert sum(p.numel() for p in MAMBADiffusionV2().parameters()) == 6_841_635
+# --- V1 ------------------------------------------------------------------------------------------
 
 
-def test_block_has_the_names_and_shapes_of_mamba_ssm():
-    shapes = {name: tuple(p.shape) for name, p in Mamba(64).named_parameters()}
-    assert shapes == {
-        "A_log": (128, 16), "D": (128,), "in_proj.weight": (256, 64),
-        "conv1d.weight": (128, 1, 4), "conv1d.bias": (128,), "x_proj.weight": (36, 128),
-        "dt_proj.weight": (128, 4), "dt_proj.bias": (128,), "out_proj.weight": (64, 128),
-    }
+def test_v1_reads_tokens_one_way():
+    """In the order [context, queries], a query sees earlier tokens only: V1's handicap."""
+    model = wake(MAMBADiffusion(**SMALL_V1, order="concat", prior="none")).eval()
+    scene, other = make_scene(), make_scene()
+    other.z_0[:, 10] += 1
+    changed = (velocity(model, other) - velocity(model, scene)).abs().amax(dim=(0, 2)) > 0
+    assert not changed[:10].any() and changed[10:].all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_residual_of_v1_hands_the_queries_on(residual):
+    """With a cross-attention that gives nothing, only the residual tells queries apart."""
+    model = wake(MAMBADiffusion(**SMALL_V1, cross_attention_residual=residual, prior="none"))
+    nn.init.zeros_(model.cross_attention.out_proj.weight)
+    assert (velocity(model, make_scene()).std(dim=1).max() > 1e-3) == residual
+
+
+def test_both_quick_runners_train_alike():
+    """A comparison compares models only while the runners agree on everything else."""
+    environment = {**os.environ, "QUICK": "1", "DRY_RUN": "1", "DEVICE": "cpu",
+                   "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    v1, v2 = (json.loads(subprocess.run(
+        [f"./run_{name}_training.sh"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=True).stdout.partition("settings: ")[2].splitlines()[0])
+        for name in ("mamba", "mamba_v2"))
+    assert v1["d_model"] == 2 * v2["d_model"]
+    for name in set(v1) & set(v2) - {"save_dir", "d_model", "num_layers"}:
+        assert v1[name] == v2[name], name
+
+
+# --- parts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -118,12 +149,22 @@ def test_attention_bias_is_the_squared_distance():
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("prior", "channels"), [("fitted", 3), ("none", 1)])
-def test_every_parameter_gets_a_gradient(prior, channels):
-    model = wake(MAMBADiffusionV2(**SMALL, prior=prior, channels=channels))
-    loss_of(model, make_scene(channels)).backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+# --- whole models --------------------------------------------------------------------------------
+
+
+def test_default_sizes():
+    assert sum(p.numel() for p in MAMBADiffusionV2().parameters()) == 6_841_635
+    assert 14e6 < sum(p.numel() for p in MAMBADiffusion().parameters()) < 16e6
+
+
+@pytest.mark.parametrize("model_class, settings", [
+    (MAMBADiffusionV2, SMALL), (MAMBADiffusionV2, {**SMALL, "prior": "none", "channels": 1}),
+    (MAMBADiffusion, SMALL_V1), (MAMBADiffusion, {**SMALL_V1, "cross_attention_residual": True}),
+])
+def test_every_parameter_gets_a_gradient(model_class, settings):
+    model = wake(model_class(**settings))
+    loss_of(model, make_scene(settings.get("channels", 3))).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_an_untrained_model_is_the_closed_form():
@@ -146,11 +187,8 @@ def test_order_of_the_given_points_does_not_matter(order):
     """Tokens are sorted along the curve; "concat" alone reads them as they come."""
     model, scene = wake(MAMBADiffusionV2(**SMALL, order=order)).eval(), make_scene()
     shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(3))
-    moved = scene._replace(
-        query_coords=scene.query_coords[:, shuffled],
-        z_0=scene.z_0[:, shuffled],
-        x_1=scene.x_1[:, shuffled],
-    )
+    moved = scene._replace(query_coords=scene.query_coords[:, shuffled],
+                           z_0=scene.z_0[:, shuffled], x_1=scene.x_1[:, shuffled])
     same = torch.allclose(velocity(model, moved), velocity(model, scene)[:, shuffled], atol=1e-3)
     assert same == (order != "concat")
 
@@ -185,15 +223,18 @@ def test_other_legal_values_work(legal):
     assert velocity(model, make_scene()).shape == (2, 20, 3)
 
 
-@pytest.mark.parametrize("illegal", [
-    dict(num_layers=7), dict(num_layers=-2), dict(perceiver_heads=5), dict(perceiver_heads=0),
-    dict(perceiver_iterations=-1), dict(d_model=0), dict(d_state=0), dict(dropout=1.0),
-    dict(prior="hope"), dict(order="random"), dict(neighbours=-1),
+@pytest.mark.parametrize("model_class, small, illegal", [
+    *((MAMBADiffusionV2, SMALL, illegal) for illegal in (
+        dict(num_layers=7), dict(num_layers=-2), dict(perceiver_heads=5), dict(perceiver_heads=0),
+        dict(perceiver_iterations=-1), dict(d_model=0), dict(d_state=0), dict(dropout=1.0),
+        dict(prior="hope"), dict(order="random"), dict(neighbours=-1))),
+    *((MAMBADiffusion, SMALL_V1, illegal) for illegal in (
+        dict(heads=5), dict(num_layers=0), dict(dropout=1.0))),
 ])
-def test_illegal_values_are_refused_by_name(illegal):
+def test_illegal_values_are_refused_by_name(model_class, small, illegal):
     (name, value), = illegal.items()
     with pytest.raises(UserError, match=f"{name.removeprefix('perceiver_')}={value!r}"):
-        MAMBADiffusionV2(**{**SMALL, **illegal})
+        model_class(**{**small, **illegal})
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -201,23 +242,19 @@ def test_few_observations_and_repeated_ones(count):
     scene = make_scene(inputs=count)
     model = wake(MAMBADiffusionV2(**SMALL))
     assert velocity(model, scene).isfinite().all()
-    twice = scene._replace(
-        input_coords=scene.input_coords.repeat(1, 2, 1),
-        input_values=scene.input_values.repeat(1, 2, 1),
-    )
+    twice = scene._replace(input_coords=scene.input_coords.repeat(1, 2, 1),
+                           input_values=scene.input_values.repeat(1, 2, 1))
     assert velocity(model, twice).isfinite().all()
 
 
 def test_one_batch_is_learnt_by_heart():
     """Same points, draws and angles at every step: the loss falls far below the closed form's."""
     torch.manual_seed(0)
-    model, scene = MAMBADiffusionV2(**SMALL), make_scene()
+    model, scene, losses = MAMBADiffusionV2(**SMALL), make_scene(), []
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
     for _ in range(100):
-        loss = loss_of(model, scene)
+        losses.append(loss_of(model, scene))
         optimiser.zero_grad()
-        loss.backward()
+        losses[-1].backward()
         optimiser.step()
-        losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]

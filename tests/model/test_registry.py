@@ -1,12 +1,10 @@
 """A new model is a class and its settings, in one file: it trains, loads and is compared."""
 
-import subprocess
-import sys
 from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from small import ROOT, settings, write_pictures
+from small import run, settings, write_pictures
 from torch import Tensor, nn
 
 import eval_v1_vs_v2
@@ -75,8 +73,7 @@ def test_an_unknown_model_is_refused_with_what_to_do(trained):
 
 def test_a_checkout_knows_the_models_of_its_scripts_and_the_package_names_none():
     """In a process of its own, that has imported neither."""
-    code = ("from sparsefield import load; import sys; "
-            "print(type(load('bundled').network).__name__); "
-            "print('matplotlib' in sys.modules or 'tensorboard' in sys.modules)")
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = run("-c", "from sparsefield import load; import sys; "
+                "print(type(load('bundled').network).__name__); "
+                "print('matplotlib' in sys.modules or 'tensorboard' in sys.modules)")
     assert found.stdout.split() == ["MAMBADiffusionV2", "False"], found.stderr

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import records, settings, train
+from small import ROOT, flags, losses, settings, train
 
 from sparsefield.model.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[2]
+SHARED = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
 
 
-def command(config, processes: int) -> list[str]:
-    flags = [word for name, value in vars(config).items() if value is not None
-             for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc_per_node={processes}", str(ROOT / "train_mamba_v2.py"), *flags]
+def start(config) -> subprocess.Popen:
+    """A training in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / "train_mamba_v2.py"), *flags(config)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def ranks(launcher: subprocess.Popen) -> list[int]:
@@ -35,16 +36,10 @@ def until(condition, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in records(folder) if "loss" in record]
-
-
 def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_path):
     """1 and 2 processes give equal losses; the job ends with a dead rank; 1 process takes over."""
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     two, one = tmp_path / "two", tmp_path / "one"
-    job = subprocess.Popen(command(settings(data, two, **shared), 2), cwd=ROOT, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    job = start(settings(data, two, **SHARED))
     try:
         until(lambda: job.poll() is not None or (two / "mamba_v2_epoch_0002.pth").exists())
         os.kill(ranks(job)[1], signal.SIGKILL)
@@ -55,9 +50,9 @@ def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_p
     done = load_checkpoint(two / "mamba_v2_latest.pth")["epoch"]
     assert 2 <= done < 12
 
-    train(settings(data, one, **shared))
+    train(settings(data, one, **SHARED))
     assert losses(two)[:done] == pytest.approx(losses(one)[:done], rel=1e-4)
-    train(settings(data, two, **shared, resume="must"))
+    train(settings(data, two, **SHARED, resume="must"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     ends = [load_checkpoint(folder / "mamba_v2_latest.pth") for folder in (one, two)]
     for name, weight in ends[0]["weights"].items():
@@ -68,27 +63,25 @@ def test_two_processes_train_as_one_and_one_goes_on_when_a_rank_dies(data, tmp_p
 
 @pytest.mark.long
 def test_torchrun_passes_a_signal_on_and_two_go_on_where_one_stopped(data, tmp_path):
-    shared = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)
     one, parts = tmp_path / "one", tmp_path / "parts"
-    train(settings(data, one, **shared))
-    train(settings(data, parts, **{**shared, "epochs": 1}))
-    config = settings(data, parts, **shared, resume="must")
-    job = subprocess.Popen(command(config, 2), cwd=ROOT, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    train(settings(data, one, **SHARED))
+    train(settings(data, parts, **{**SHARED, "epochs": 1}))
+    config = settings(data, parts, **SHARED, resume="must")
+    job = start(config)
     until(lambda: job.poll() is not None or (parts / "mamba_v2_epoch_0003.pth").exists())
     job.terminate()  # torchrun passes it on, waits, and calls that a failure
     printed, _ = job.communicate(timeout=60)
     assert "the same command goes on from here" in printed
     last = load_checkpoint(parts / "mamba_v2_latest.pth")["step"]
-    again = subprocess.run(command(config, 2), cwd=ROOT, text=True, capture_output=True)
-    assert again.returncode == 0 and f"going on from step {last} " in again.stdout
+    again = start(config)
+    printed, _ = again.communicate()
+    assert again.returncode == 0 and f"going on from step {last} " in printed
     assert len(losses(parts)) == len(losses(one))
 
 
 @pytest.mark.long
 def test_ranks_whose_launcher_dies_save_and_end(data, tmp_path):
-    job = subprocess.Popen(command(settings(data, tmp_path, epochs=10_000), 2), cwd=ROOT, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    job = start(settings(data, tmp_path, epochs=10_000))
     until(lambda: (tmp_path / "mamba_v2_epoch_0001.pth").exists())
     orphans = ranks(job)
     job.kill()

@@ -5,23 +5,30 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import WHOLE, settings, train, write_checkpoint, write_pictures
+from small import (
+    SIZE,
+    WHOLE,
+    flags,
+    settings,
+    train,
+    weights_of,
+    write_checkpoint,
+    write_pictures,
+)
 
 import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
-from sparsefield.model.transfer import for_channels
+from sparsefield.model.transfer import for_channels, take_shared_components
 from sparsefield.train.optimise import Stages
 from sparsefield.train.report import Validation
+
+SHARED = {"unet", "fourier", "time_embedding", "input_proj", "query_proj", "decoder"}  # with V1
 
 
 @pytest.fixture
 def earlier(whole):
     return whole / "mamba_v2_latest.pth"
-
-
-def weights_of(path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path)["weights"]
 
 
 def is_same(one, other, part: str) -> bool:
@@ -76,34 +83,22 @@ def test_the_start_stays_as_it_is_however_often_a_training_is_made_longer(data, 
 # --- the start of another ------------------------------------------------------------------------
 
 
-def test_a_start_that_is_taken_stays_as_it_is_and_the_flow_learns(data, earlier, tmp_path):
-    train(settings(data, tmp_path, epochs=1, start_from=str(earlier)))
-    before, after = weights_of(earlier), weights_of(tmp_path / "mamba_v2_latest.pth")
-    assert is_same(before, after, "shift") and is_same(before, after, "scale")
-    assert not is_same(before, after, "flow")
-
-
-def test_a_start_without_a_flow_gets_one(data, earlier, tmp_path, capsys):
+@pytest.mark.parametrize("has_flow", [True, False])
+def test_a_start_that_is_taken_stays_as_it_is_and_the_flow_learns(
+    data, earlier, tmp_path, capsys, has_flow
+):
     old, checkpoint = tmp_path / "old.pth", load_checkpoint(earlier)
-    weights = {name: weight for name, weight in checkpoint["weights"].items()
-               if not name.startswith("unet.flow.")}
-    sizes = {**checkpoint["model_args"], "flow_unet_width": 0}
-    save_checkpoint(old, {**checkpoint, "weights": weights, "model_args": sizes})
+    if not has_flow:
+        checkpoint["weights"] = {name: weight for name, weight in checkpoint["weights"].items()
+                                 if not name.startswith("unet.flow.")}
+        checkpoint["model_args"]["flow_unet_width"] = 0
+    save_checkpoint(old, checkpoint)
     train(settings(data, tmp_path / "new", epochs=1, start_from=str(old)))
-    assert "that of the flow is new" in capsys.readouterr().out
+    assert ("that of the flow is new" in capsys.readouterr().out) is not has_flow
     before, after = weights_of(old), weights_of(tmp_path / "new" / "mamba_v2_latest.pth")
     assert is_same(before, after, "shift") and is_same(before, after, "scale")
     assert any(name.startswith("unet.flow.") for name in after)
-
-
-@pytest.mark.parametrize(("changes", "words"), [
-    (dict(unet_width=4), "another size: set UNET_WIDTH"),
-    (dict(flow_unet_width=8), "another size: set UNET_WIDTH and FLOW_UNET_WIDTH"),
-    (dict(unet_width=0), "this model has no grid U-Nets"),
-])
-def test_a_start_that_does_not_fit_is_refused(data, earlier, tmp_path, changes, words):
-    with pytest.raises(UserError, match=words):
-        train(settings(data, tmp_path, dry_run=True, start_from=str(earlier), **changes))
+    assert not is_same(before, after, "flow")
 
 
 # --- all weights of another ----------------------------------------------------------------------
@@ -150,15 +145,18 @@ def test_a_size_on_the_command_line_is_not_replaced_even_if_it_is_the_default(da
     assert json.loads(settings_line)["d_model"] == 64
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    (dict(d_model=32), "train with --d_model 16"),
-    (dict(unet_width=16, neighbours=2), "train with --unet_width 8 --neighbours 4"),
-    (dict(perceiver_heads=4), "train with --perceiver_heads 2"),  # fits, and means something else
-    (dict(order="hilbert"), "train with --order per_layer"),
+@pytest.mark.parametrize("flag, changes, words", [
+    ("init_from", dict(d_model=32), "train with --d_model 16"),
+    ("init_from", dict(unet_width=16, neighbours=2), "with --unet_width 8 --neighbours 4"),
+    ("init_from", dict(perceiver_heads=4), "with --perceiver_heads 2"),  # fits, means another
+    ("init_from", dict(order="hilbert"), "train with --order per_layer"),
+    ("start_from", dict(unet_width=4), "another size: set UNET_WIDTH"),
+    ("start_from", dict(flow_unet_width=8), "another size: set UNET_WIDTH and FLOW_UNET_WIDTH"),
+    ("start_from", dict(unet_width=0), "this model has no grid U-Nets"),
 ])
-def test_another_model_is_refused_with_what_to_say(data, earlier, tmp_path, changes, words):
+def test_another_model_is_refused_with_what_to_say(data, earlier, tmp_path, flag, changes, words):
     with pytest.raises(UserError, match=words):
-        train(settings(data, tmp_path, dry_run=True, init_from=str(earlier), **changes))
+        train(settings(data, tmp_path, dry_run=True, **{flag: str(earlier)}, **changes))
 
 
 @pytest.mark.parametrize("flag", ["init_from", "start_from"])
@@ -180,12 +178,6 @@ def test_more_channels_are_refused(data, tmp_path, flag):
         train(settings(data, tmp_path / "v2", dry_run=True, **{flag: str(grey)}))
 
 
-def test_v1_is_no_v2(data, tmp_path):
-    v1 = write_checkpoint(tmp_path / "v1.pth", "V1", data)
-    with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
-        train(settings(data, tmp_path / "v2", dry_run=True, init_from=str(v1)))
-
-
 @pytest.mark.parametrize("flag", ["init_from", "start_from"])
 def test_weights_that_would_be_moved_away_are_refused_and_stay(data, earlier, tmp_path, flag):
     own = tmp_path / "mamba_v2_best.pth"
@@ -193,3 +185,46 @@ def test_weights_that_would_be_moved_away_are_refused_and_stay(data, earlier, tm
     with pytest.raises(UserError, match=f"{flag}=.* lies in save_dir=.*: set another SAVE_DIR"):
         train(settings(data, tmp_path, **{flag: str(own)}))
     assert own.read_bytes() == earlier.read_bytes()
+
+
+# --- V1 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def v1(data, tmp_path_factory) -> str:
+    """A checkpoint of V1 with d_model 16."""
+    return str(write_checkpoint(tmp_path_factory.mktemp("v1") / "v1.pth", "V1", data))
+
+
+@pytest.mark.parametrize(("width", "fitting"), [(16, SHARED), (32, {"unet", "fourier"})])
+def test_what_fits_is_taken_from_v1_whole_and_reported(v1, width, fitting):
+    torch.manual_seed(5)
+    model = train_mamba_v2.MAMBADiffusionV2(**{**SIZE, "d_model": width}, perceiver_heads=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lines = take_shared_components(model, v1, "MAMBADiffusion")
+    said = {words: {line.split(": ")[1].split(" ")[0] for line in lines if line.startswith(words)}
+            for words in ("taken", "not taken")}
+    assert said == {"taken": fitting, "not taken": SHARED - fitting | {"mamba", "perceiver"}}
+    for name, value in model.state_dict().items():
+        source = weights_of(v1) if name.split(".")[0] in fitting else before
+        assert torch.equal(value, source[name]), name  # not even the decoder's bias
+
+
+def test_another_class_or_no_file_is_refused(data, tmp_path, v1):
+    with pytest.raises(UserError, match="holds a MAMBADiffusion, not a MAMBADiffusionV2"):
+        take_shared_components(torch.nn.Identity(), v1, "MAMBADiffusionV2")
+    with pytest.raises(UserError, match="does not exist"):
+        take_shared_components(torch.nn.Identity(), tmp_path / "none.pth", "MAMBADiffusion")
+    with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
+        train(settings(data, tmp_path / "v2", dry_run=True, init_from=v1))
+
+
+def test_a_training_starts_from_v1_and_says_what_it_took(data, v1, tmp_path, capsys):
+    command = flags(settings(data, tmp_path, epochs=1, batch_size=18, lr=1e-12, init_from_v1=v1))
+    train_mamba_v2.main(command)
+    assert f"taken from {v1}: decoder" in capsys.readouterr().out
+    name = "decoder.3.weight"
+    found = weights_of(tmp_path / "mamba_v2_latest.pth")[name]  # the averaged weights
+    assert torch.allclose(found, weights_of(v1)[name], atol=1e-6)
+    train_mamba_v2.main(command)
+    assert "taken from" not in capsys.readouterr().out  # it goes on instead

@@ -12,7 +12,7 @@ import pytest
 from sparsefield import load
 from sparsefield.use import predict
 from sparsefield.use.grids import Frame, grid_shape
-from sparsefield.use.points import merge_repeats, merge_twins
+from sparsefield.use.points import Measurements, merge_repeats, merge_twins
 
 RNG = np.random.default_rng(3)
 PLACES, QUERIES = RNG.uniform(size=(80, 2)), RNG.uniform(size=(100, 2))
@@ -85,8 +85,9 @@ def test_a_trained_model_sees_data_and_places_within_its_square(paths, monkeypat
 ])
 def test_scales_of_the_axes(width, height, aspect, shape):
     coords = np.array([[5, 0], [5 + width, height]])
-    frame = Frame.of(coords, aspect=aspect)
-    assert grid_shape(64, (5, 5 + width, 0, height), frame.scaled_by) == shape
+    extent = 5, 5 + width, 0, height
+    frame = Frame.of(Measurements(coords, np.zeros((2, 1))), extent, aspect)
+    assert grid_shape(64, extent, frame.scaled_by) == shape
     assert frame.domain.side == pytest.approx(1) and (frame.inside(coords) >= 0).all()
 
 
@@ -144,7 +145,9 @@ def test_a_twin_that_disagrees_is_noise_at_its_place_alone(caplog):
         at_twin = model.at(PLACES[7:8], coords, disagreeing, num_samples=2)
     assert "1 pair(s) of points next to each other differ" in caplog.text
     assert np.median(twins.sd) < 1.5 * np.median(plain.sd)
-    assert at_twin.sd.item() > 0.03 and twins.sd.max() < 2 * plain.sd.max()
+    assert twins.sd.max() < 2 * plain.sd.max()
+    off = abs(at_twin.mean.item() - truth(PLACES[7:8]).item())  # the others know it better
+    assert at_twin.sd.item() > 0 and off < 3 * at_twin.sd.item()
     error = [np.sqrt(((a.mean[:, 0] - truth(QUERIES)) ** 2).mean()) for a in (plain, twins)]
     assert error[1] < 1.5 * error[0]
 

@@ -10,10 +10,12 @@ import pytest
 
 from sparsefield import load
 from sparsefield.errors import UserError
-from sparsefield.use import export, globe, holdout, values
+from sparsefield.use import globe, holdout, values
 from sparsefield.use.grids import Frame, what_is_asked
 from sparsefield.use.holdout import Forecast, verdict
 from sparsefield.use.points import Measurements, clean
+
+EXTENT = (0, 40, -60, 60)
 
 
 def wave(lonlat: np.ndarray) -> np.ndarray:
@@ -85,14 +87,6 @@ def test_no_field_ends_beyond_a_pole():
     assert what_is_asked(given, lonlat=True)[1].extent[3] == 90
 
 
-@pytest.mark.parametrize("angle, sides, words", [
-    (-120.0, "EW", "120°W"), (0.0, "EW", "0°"), (-180.0, "EW", "180°"), (2.5, "NS", "2.5°N"),
-    (np.float64(-90), "NS", "90°S"),
-])
-def test_degrees_in_pictures(angle, sides, words):
-    assert export.degrees(angle, sides) == words
-
-
 def test_chords_are_as_long_as_the_surface_nearby():
     extent = (0.0, 10.0, 45.0, 52.0)
     a, b = np.array([[5.0, 48.0]]), np.array([[5.0, 48.7]])
@@ -141,7 +135,8 @@ def test_noise_that_is_found_makes_intervals_of_measurements_honest():
     values = np.sin(4 * coords.sum(axis=1)) + 0.4 * rng.normal(size=300)
     given = Measurements(coords, values[:, None])
     kept, hidden = holdout.split(given, 0.3, 0)
-    exact, found = (holdout.by_model(load("none"), find_noise=find) for find in (False, True))
+    seen = Frame.of(given, EXTENT), EXTENT
+    exact, found = (holdout.by_model(load("none"), *seen, find_noise=f) for f in (False, True))
     scores = holdout.compare({"exact": exact, "found": found}, kept, hidden)
     assert scores[1].rmse < scores[0].rmse and scores[1].crps < scores[0].crps
     assert 0.82 < scores[1].covered < 0.97
@@ -194,7 +189,7 @@ def test_a_method_that_fails_is_named_and_left_out(caplog):
 def test_values_that_are_all_alike_need_no_verdict(recwarn):
     given = Measurements(places(20, 0, 40), np.full((20, 1), 3.0))
     kept, hidden = holdout.split(given, 0.2, 0)
-    frame = Frame.of(given.coords, aspect="equal")
+    frame = Frame.of(given, EXTENT, "equal")
     scores = holdout.compare({"this": holdout.constant, "linear": holdout.linear(frame)}, kept,
                              hidden)
     assert "predicts all of it exactly" in verdict(scores) and not recwarn.list
@@ -215,7 +210,7 @@ def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
     monkeypatch.setitem(sys.modules, "pykrige", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pykrige.ok", SimpleNamespace(OrdinaryKriging=NoVariogram))
     given = Measurements(places(20, 0, 40), np.arange(20.0)[:, None])
-    method = holdout.pykrige(Frame.of(given.coords, aspect="equal"))
+    method = holdout.pykrige(Frame.of(given, EXTENT, "equal"))
     with caplog.at_level("INFO", logger="sparsefield"):
         assert holdout.compare({"PyKrige": method}, *holdout.split(given, 0.2, 0)) == []
     assert "PyKrige: no answer (its variogram could not be fitted)" in caplog.text
@@ -226,12 +221,12 @@ def test_pykrige_without_a_variogram_is_left_out(monkeypatch, caplog, recwarn):
 def test_all_methods_predict_a_smooth_field(lonlat):
     where = places(150, 0, 40, 30, 60)
     given = Measurements(where, wave(where)[:, None])
-    frame = Frame.of(given.coords, lonlat=lonlat)
+    frame = Frame.of(given, EXTENT, lonlat=lonlat)
     kept, hidden = holdout.split(given, 0.2, 0)
     methods = {"constant": holdout.constant, "linear": holdout.linear(frame)}
     if holdout.pykrige(frame):
         methods["PyKrige"] = holdout.pykrige(frame)
-    methods["this"] = holdout.by_model(load("none"), lonlat=lonlat, separately=True)
+    methods["this"] = holdout.by_model(load("none"), frame, EXTENT, separately=True)
     constant, *others = holdout.compare(methods, kept, hidden)
     assert all(score.rmse < 0.3 * constant.rmse for score in others)
     assert "this is better than constant" in verdict([others[-1], constant])

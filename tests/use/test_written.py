@@ -113,7 +113,7 @@ def test_a_grid_with_its_first_longitude_twice(tables):
 def test_a_grid_beside_all_measurements_is_said(tables):
     write_grid("like.nc", [-20.0, -10.0], [-40.0, -30.0])
     code, out, _ = tables("a.csv", "--grid", "like.nc", "--lonlat")
-    assert code == 0 and "WARNING: 30 of 30 measurements lie outside the field (x -25 to -5" in out
+    assert code == 0 and "WARNING: 30 of 30 measurements lie outside the field (x -20 to -10" in out
 
 
 def test_geotiff_where_rasterio_is_installed(tables):
@@ -181,13 +181,15 @@ def test_a_noise_column_by_name(tables):
 
 @pytest.mark.parametrize("file", ["n.csv", "n.npz"])
 @pytest.mark.parametrize("said, read", [("auto", None), ("0.3", 0.3), ("0", None)])
-def test_noise_that_is_given_or_found_is_not_read(tables, file, said, read):
+def test_noise_that_is_given_or_found_is_not_read(tables, caplog, file, said, read):
     """A column noise_sd is then left out, and what it lacks costs no measurement."""
     noise = np.where(np.arange(30) < 10, np.nan, 0.5)
     np.savetxt("n.csv", np.column_stack([ROWS, ROWS[:, 0], noise]), delimiter=",", comments="",
                header="lon,lat,sst,noise_sd")
     np.savez("n.npz", coords=ROWS, values=ROWS[:, 0], noise_sd=noise)
-    given = read_measurements(file, channels=3, noise_sd=said)
+    with caplog.at_level("INFO", logger="sparsefield"):
+        given = read_measurements(file, channels=3, noise_sd=said)
+    assert "noise_sd =" not in caplog.text
     assert len(given.coords) == 30 and given.values.shape[1] == 1
     assert given.noise is None if read is None else np.all(given.noise == read)
 
