@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,33 +84,52 @@ def _status(key: str) -> float:
 
 def closed_form(coords: Tensor, values: Tensor, queries: Tensor, seeds: list[int] | None = None,
                 simple: bool = False, **settings: object) -> dict[str, Tensor]:
-    """What `sparsefield.gaussian` answers: mean and sd (B, N, C), draws (S, N, C).
+    """What `sparsefield.gaussian` answers: mean and sd (B, N, C), in `seconds`, draws (S, N, C).
 
     Args:
         seeds: of draws. simple: with one kernel. settings: of `condition`.
     """
     from sparsefield.gaussian import ONE_KERNEL, condition
 
+    start = time.perf_counter()
     posterior = condition(coords, values, kernels=ONE_KERNEL if simple else None, **settings)
     answer = posterior.at(queries)
+    seconds = torch.tensor(time.perf_counter() - start)
     drawn = answer.mean[:0]
     if seeds:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = answer.mean + answer.sd * posterior.noise(queries)(generators)
-    return {"mean": answer.mean, "sd": answer.sd, "draws": drawn}
+    return {"mean": answer.mean, "sd": answer.sd, "draws": drawn, "seconds": seconds}
+
+
+def training_batch(observed: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """Seconds of the closed forms and draws of a batch of fields of 32 x 32, as in training: the
+    first of its masks, and further ones.
+
+    Args:
+        observed: (G, M), of as many masks. values: (B, M, C), of fields that take turns with them.
+    """
+    from sparsefield.gaussian import GridPosterior
+
+    grid, seeds = GridPosterior(32, 32, values.device), torch.arange(len(values))
+    ids = [b % len(observed) for b in range(len(values))]
+    return {name: torch.tensor(stopwatch(partial(grid, ids, observed[ids], own, seeds)))
+            for name, own in (("first", values), ("further", -values))}
 
 
 class Checkout:
-    """`closed_form` by another checkout of this project, in a process of its own."""
+    """`closed_form`, or another function of this file, by another checkout of this project, in a
+    process of its own."""
 
-    def __init__(self, path: Path):
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, text=True,
-                                        stdout=subprocess.PIPE,
-                                        env=os.environ | {"PYTHONPATH": str(path)})
+    def __init__(self, path: Path, function: str = "closed_form"):
+        self.function = function
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(path)})
 
     def __call__(self, *args: object, **settings: object) -> dict[str, Tensor]:
         with tempfile.NamedTemporaryFile() as file:
-            torch.save([args, settings], file.name)
+            torch.save([self.function, args, settings], file.name)
             print(file.name, file=self.process.stdin, flush=True)
             if not self.process.stdout.readline():
                 raise RuntimeError("the other checkout has failed")
@@ -171,8 +191,8 @@ def print_row(cells: list[str]) -> None:
 def main() -> None:
     """Answer the requests of a `Checkout`."""
     for line in sys.stdin:
-        args, settings = torch.load(line.strip(), weights_only=True)
-        torch.save(closed_form(*args, **settings), line.strip())
+        name, args, settings = torch.load(line.strip(), weights_only=True)
+        torch.save(globals()[name](*args, **settings), line.strip())
         print(flush=True)
 
 
