@@ -34,7 +34,8 @@ from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Case, Cases
 from sparsefield.place import grid_coords
 
-DRAWS = 39  # the range from the second to the last but one is a 90 % interval
+DRAWS = 39
+COVERED = ("covered", "coverage_90_4x4", "coverage_90_8x8")
 SIDE = 32
 TILES = {name: SOURCES[name][0] for name in ("relief", "sst", "winds")}
 ELEVATION = {"fault": ("jacksboro_fault_dem.npz", "elevation", 32),
@@ -122,28 +123,12 @@ def score(case: Case, scale: Scale, method, **settings: object) -> dict[str, flo
     unit = scale.to_physical(sd) - scale.to_physical(0 * sd)
     whole = to_unit(mean.reshape(shape).clip(-1, 1))
     fields = to_unit(draws.reshape(-1, *shape).clip(-1, 1))
-    return errors(*(x[hidden] for x in (scale.to_physical(mean), unit, scale.to_physical(truth)))
-                  ) | {
+    there = (x[hidden] for x in (scale.to_physical(mean), unit, scale.to_physical(truth)))
+    return metrics.evaluate_samples(fields, case.truth, case.observed) | errors(*there) | {
         "psnr": metrics.psnr(whole, case.truth),
-        "4 x 4": covered(blocks(fields, 4), blocks(case.truth[None], 4)[0]),
-        "8 x 8": covered(blocks(fields, 8), blocks(case.truth[None], 8)[0]),
         "speckle": metrics.speckle(fields[0], case.truth, 0.10),
         "grain": metrics.flat_hf(fields[0], case.truth),
     }
-
-
-def covered(draws: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the truth between the second and the last but one of the draws."""
-    low, high = np.sort(draws, axis=0)[[1, -2]]
-    exists = ~np.isnan(truth)
-    return float(((low <= truth) & (truth <= high))[exists].mean())
-
-
-def blocks(fields: np.ndarray, size: int) -> np.ndarray:
-    """(K, H, W, C) to means of size x size, (K, H / size, W / size, C)."""
-    count, height, width, channels = fields.shape
-    parts = fields.reshape(count, height // size, size, width // size, size, channels)
-    return parts.mean(axis=(2, 4))
 
 
 def main() -> None:
@@ -179,7 +164,7 @@ def main() -> None:
                          f"{mean['rmse']:.4g}{unit}")
                 rows.append([
                     f"{name}, {len(cases)}", f"{share} %", way, error, f"{mean['crps']:.4g}{unit}",
-                    *(f"{mean[key]:.1%}" for key in ("covered", "4 x 4", "8 x 8")),
+                    *(f"{mean[key]:.1%}" for key in COVERED),
                     f"{mean['speckle']:.3f}", f"{mean['grain']:.3f}"])
     print(f"{describe_machine()}, seed {given.seed}\n")
     table(["fields", "observed", "kriging", "PSNR or RMSE of the mean", "CRPS", "points",

@@ -91,9 +91,8 @@ class TrainingBatches(Dataset):
     Nothing depends on rank, world size, worker or on what was asked before: rank r of R gets
     slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
 
-    - Fields come in an endless row of permutations of the split, one for each epoch; epochs may
-      end inside a batch. Where the split is symmetric, a field is turned, flipped and its channels
-      exchanged at random before it is observed.
+    - Fields come in an endless row of permutations of the split, one for each epoch. Where the
+      split is symmetric, a field is augmented before it is observed.
     - n is drawn from `queries` = (low, high), both included, once for each step, and M follows
       from the pattern, so that all slots have equally many.
     - N is n, or, for a model that `sees_whole` draws, more: in every other step, by chance, all
@@ -105,11 +104,9 @@ class TrainingBatches(Dataset):
       to MOST_STARTING.
     - In data with gaps, N and M shrink to what the poorest field of the global batch has.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
-    - In data without gaps masks are shared: MASKS of them are in use at a time, and what is
-      computed from places alone then serves many fields. Where the pattern draws equally many
-      points each time, every RENEWED steps one of them makes way for a new one. Where how many
-      varies, steps take turns among COUNTS such numbers, each with MASKS / COUNTS masks for RENEWED
-      of its steps.
+    - In data without gaps MASKS masks are shared at a time, so that what is computed from places
+      alone serves many fields. Every RENEWED steps one makes way for a new one; where the number
+      of points varies, steps take turns among COUNTS numbers with MASKS / COUNTS masks each.
 
     Raises:
         UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.

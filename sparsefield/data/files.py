@@ -12,31 +12,23 @@ from sparsefield.errors import UserError
 
 # Endings of files that people have and nothing here reads: what they are, and the way out.
 _FOREIGN = {
-    ".xlsx .xls .xlsm .ods .numbers": ("a spreadsheet", "save the sheet as CSV"),
-    ".heic .heif": ("an HEIC picture", "convert it to PNG or JPEG"),
-    ".dng .cr2 .cr3 .nef .arw .raf": ("a camera's raw file", "develop it to TIFF or PNG"),
-    ".svg .pdf .eps .ps .ai": ("a drawing, not a picture of pixels", "export it as PNG"),
-    ".h5 .hdf5 .hdf .he5 .zarr": (
-        "HDF5", "save its arrays as .npz or .nc, or a list of points as CSV"),
-    ".grib .grib2 .grb .grb2": ("GRIB", "save its arrays as .npz, or a list of points as CSV"),
-    ".shp .gpkg .geojson .kml .json .xml": (
-        "no table of rows and columns", "export its points as CSV"),
-    ".mat .rds .rdata .sav .dta .feather": (
-        "another program's own format", "export it as CSV or .npz"),
-    ".pkl .pickle .pt .pth .joblib .safetensors": (
-        "a file of Python objects or weights", "save its arrays as .npz"),
-    ".zip .tar .tgz .7z .rar .bz2 .xz": ("an archive", "unpack it and name the file inside"),
-    ".mp4 .mov .avi .mkv": ("a film", "export its frames as PNG"),
+    ".xlsx .xls .xlsm .ods": "a spreadsheet, which is not read here; save the sheet as CSV",
+    ".heic .heif": "an HEIC picture, which is not read here; convert it to PNG or JPEG",
+    ".dng .cr2 .cr3 .nef .arw": "a camera's raw file; develop it to TIFF or PNG",
+    ".h5 .hdf5 .hdf .zarr .grib .grib2 .grb": "HDF5, Zarr or GRIB; save its arrays as .npz or .nc",
+    ".shp .gpkg .geojson .kml .json .xml": "no table of rows and columns; export its points as CSV",
+    ".mat .rds .rdata .feather": "another program's own format; export it as CSV or .npz",
+    ".pkl .pickle .pt .pth .joblib .safetensors":
+        "a file of Python objects or weights; save its arrays as .npz",
+    ".zip .tar .tgz .7z .rar": "an archive; unpack it and name the file inside",
 }
-FOREIGN = {ending: kind for endings, kind in _FOREIGN.items() for ending in endings.split()}
-# The same by how a file begins, for those whose name says something else or nothing.
-BEGINNINGS = {
+# How files begin that are no text, whatever their names say.
+_BEGINNINGS = {
     b"PK\x03\x04": "an archive or a spreadsheet", b"\x89HDF": "NetCDF or HDF5", b"CDF": "NetCDF",
     b"PAR1": "Parquet (name it .parquet)", b"\x93NUMPY": "an array (name it .npy)",
     b"\x89PNG": "a PNG picture (name it .png)", b"\xff\xd8\xff": "a JPEG picture (name it .jpg)",
-    b"II*\0": "a TIFF picture (name it .tif)", b"MM\0*": "a TIFF picture (name it .tif)",
     b"GRIB": "GRIB", b"\xd0\xcf\x11\xe0": "an old spreadsheet (save the sheet as CSV)",
-    b"%PDF": "a PDF", b"GIF8": "a GIF picture (name it .gif)",
+    b"%PDF": "a PDF",
 }
 
 
@@ -54,16 +46,14 @@ def require_file(path: Path) -> None:
 
 def refuse_foreign(path: Path, instead: str) -> None:
     """Raises UserError for a file of a kind that people have and nothing here reads."""
-    if found := FOREIGN.get(path.suffix.lower()):
-        kind, way_out = found
-        raise UserError(f"{path}: {kind}, which is not read here; {way_out} ({instead})")
+    for endings, kind in _FOREIGN.items():
+        if path.suffix.lower() in endings.split():
+            raise UserError(f"{path}: {kind} ({instead})")
 
 
 def kind_by_beginning(content: bytes) -> str | None:
     """What a file is, in words, by how it begins; None if nothing is known of it."""
-    if content[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        return "an HEIC picture (convert it to PNG or JPEG)"
-    return next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
+    return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
 
 
 # --- not measured ---------------------------------------------------------------------------------
@@ -74,7 +64,9 @@ HUGE = 1e15
 FAR = 10  # times the spread of all others: a value that repeats there is no outlier
 
 
-def lone_extreme(values: np.ndarray, codes_only: bool = False) -> float | None:
+def lone_extreme(
+    values: np.ndarray, codes_only: bool = False, is_axis: bool = False
+) -> float | None:
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
     A code counts where it is farther from all others than they spread. Negative nines (-999) also
@@ -83,6 +75,7 @@ def lone_extreme(values: np.ndarray, codes_only: bool = False) -> float | None:
 
     Args:
         values: (N,), NaN is left out. codes_only: whether other values than codes are left alone.
+        is_axis: whether they are coordinates, which repeat: on a grid -99 is a longitude.
     """
     values = values[np.isfinite(values)]
     for extreme in (values.min(initial=np.inf), values.max(initial=-np.inf)):
@@ -90,7 +83,7 @@ def lone_extreme(values: np.ndarray, codes_only: bool = False) -> float | None:
         if len(others) == 0:
             return None
         gap, spread = np.abs(others - extreme).min(), np.ptp(others)
-        repeats = len(values) - len(others) > 1
+        repeats = len(values) - len(others) > 1 and not is_axis
         if (is_code(extreme) and gap > spread) or (
             extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
         ) or (repeats and not codes_only and 0 < FAR * spread < gap):
@@ -107,23 +100,24 @@ def _is_nines(value: float) -> bool:
     return bool(re.fullmatch(r"-99(\.9+)?|-?999+(\.9+)?", f"{value:.10g}"))
 
 
-def refuse_lone_extreme(where: str, values: np.ndarray, codes_only: bool = False) -> None:
+def refuse_lone_extreme(
+    where: str, values: np.ndarray, codes_only: bool = False, is_axis: bool = False
+) -> None:
     """Raises UserError where the user must say whether a value was measured; see `lone_extreme`."""
     found = np.unique(values[np.isfinite(values)])
     if len(found) == 1 and is_code(found[0]) and not 0 <= found[0] < HUGE:
         raise UserError(f"{where}: all are {found[0]:.10g}, which means: not measured; if not, "
                         "give --missing none (in Python missing=[])")
-    extreme = lone_extreme(values, codes_only)
+    extreme = lone_extreme(values, codes_only, is_axis)
     if extreme is None:
         return
     times = int((values == extreme).sum())
     others = found[found != extreme]
     text = f"{extreme:.10g}"
     raise UserError(
-        f"{where}: {text} stands there {times} time{'s' if times > 1 else ''}, far from all others "
-        f"({others.min():.6g} to {others.max():.6g}); if it means: not measured, give --missing "
-        f"{text}, if it was measured, --missing none (in Python missing=[{text}] or [])"
-    )
+        f"{where}: {text} stands there {times} time{'s' if times > 1 else ''}, all others are "
+        f"{others.min():.6g} to {others.max():.6g}; if it means: not measured, give --missing "
+        f"{text}, if it was measured, --missing none (in Python missing=[{text}] or [])")
 
 
 def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list[str]]:
@@ -136,6 +130,4 @@ def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list
             numbers.append(float(word))
         except ValueError:
             others.append(word)
-    if [word.lower() for word in others] == ["none"]:
-        others = []
-    return numbers, others
+    return numbers, [] if [word.lower() for word in others] == ["none"] else others

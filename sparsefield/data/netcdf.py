@@ -160,7 +160,7 @@ _NAMES = {"x": ("lon", "longitude", "x", "easting", "projection_x_coordinate", "
           "y": ("lat", "latitude", "y", "northing", "projection_y_coordinate", "rlat")}
 
 
-def axis_of(variable: DataArray) -> str | None:
+def _axis_of(variable: DataArray) -> str | None:
     """Whether the file says that a coordinate is "x" or "y", by axis, units or name (CF, 4)."""
     text = {key: str(variable.attrs.get(key, "")).strip().lower()
             for key in ("axis", "units", "standard_name")}
@@ -186,7 +186,7 @@ def grid_axes(path: Path) -> tuple[DataArray, DataArray]:
     dataset = read_dataset(path)
     axes = {"x": [], "y": []}
     for name in dataset.indexes:
-        if dataset[name].dtype.kind in "iuf" and (axis := axis_of(dataset[name])):
+        if dataset[name].dtype.kind in "iuf" and (axis := _axis_of(dataset[name])):
             axes[axis].append(dataset[name])
     for axis, found in axes.items():
         if len(found) != 1:
@@ -278,8 +278,6 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     if not kept.any():
         raise UserError(f"{path}: all of {', '.join(str(v.name) for v in chosen)} is missing; "
                         "choose another variable")
-    if np.isinf(values).any():
-        raise UserError(f"{path}: {first.name} holds infinite values; mark gaps by _FillValue")
     units = [units_of(variable) or "" for variable in chosen]
     step, row = (*[None] * (3 - fields[0].ndim), *fields[0].dims)[:2]
     years = _years(fields[0][step]) if step in fields[0].coords else None
@@ -294,9 +292,8 @@ def _find(path: Path, variables: dict[str, DataArray], wanted: str,
     alike = [name for name in variables if name.lower() == wanted.lower()]
     if wanted in variables or len(alike) == 1:
         return variables[wanted if wanted in variables else alike[0]]
-    there = ", ".join(describe(v) for v in variables.values() if v.ndim > 0)
     raise UserError(f"{path}: no variable {wanted!r} of numbers; choose with {flag} among "
-                    f"{there or 'none'}")
+                    f"{', '.join(describe(v) for v in variables.values() if v.ndim) or 'none'}")
 
 
 def _only_field(path: Path, variables: dict[str, DataArray]) -> DataArray:
@@ -306,8 +303,8 @@ def _only_field(path: Path, variables: dict[str, DataArray]) -> DataArray:
     if fields:
         raise UserError(f"{path}: which variable? give --variables (VARIABLES=) of "
                         f"{', '.join(map(describe, fields))}")
-    found = ", ".join(map(describe, variables.values())) or "no numbers"
-    raise UserError(f"{path}: no fields of axes (y, x) or (time, y, x), but {found}; lists of "
+    raise UserError(f"{path}: no fields of axes (y, x) or (time, y, x), but "
+                    f"{', '.join(map(describe, variables.values())) or 'no numbers'}; lists of "
                     "stations are for reconstruct.py")
 
 
@@ -318,7 +315,7 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
         raise UserError(f"{path}: {describe(variable)}: fields have axes (y, x) or (time, y, x); "
                         + ("choose one step of the others first" if field.ndim > 3 else
                            "lists of stations are for reconstruct.py"))
-    axes = {axis_of(field[dim]): dim for dim in field.dims}
+    axes = {_axis_of(field[dim]): dim for dim in field.dims}
     times = [dim for dim in field.dims if _time_rule(field[dim]) or dim == "time"]
     if "x" in axes and "y" in axes:
         field = field.transpose(..., axes["y"], axes["x"])

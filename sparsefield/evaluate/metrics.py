@@ -88,8 +88,7 @@ def speckle(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.
     that is as rough as the truth has some: see `missed`.
     """
     x, g, exists = _pair(reconstruction, truth)
-    new = _stands_out(x, threshold) & ~_stands_out(g, threshold)
-    return float(np.mean(new[exists]))
+    return _mean((_stands_out(x, threshold) & ~_stands_out(g, threshold))[exists])
 
 
 def missed(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.10) -> float:
@@ -99,8 +98,7 @@ def missed(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.1
     smoothing.
     """
     x, g, exists = _pair(reconstruction, truth)
-    lost = _stands_out(g, threshold) & ~_stands_out(x, threshold)
-    return float(np.mean(lost[exists]))
+    return _mean((_stands_out(g, threshold) & ~_stands_out(x, threshold))[exists])
 
 
 def _stands_out(image: np.ndarray, threshold: float) -> np.ndarray:

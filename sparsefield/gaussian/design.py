@@ -70,7 +70,7 @@ class Design:
     @classmethod
     def of(cls, places: Tensor, side: float, covariates: int, trend: int) -> Design:
         """Before anything is chosen: all covariates are drift columns, but for those that are
-        constant or a combination of others.
+        constant or a combination of others; and the trend is as high as places determine.
 
         Args:
             places: (M, space + covariates), the observations.
@@ -79,9 +79,11 @@ class Design:
         spread = exact.std(dim=0, correction=0)
         made = cls(side, places.shape[1] - covariates, trend, exact.mean(dim=0),
                    torch.where(spread > 0, spread, 1.0), (), (0.0,) * covariates)
+        while made.trend and not _determined(made.see(places)[1]):
+            made = replace(made, trend=made.trend - 1)
         for j in range(covariates):
             wider = replace(made, drift=(*made.drift, j))
-            if float(spread[made.space + j]) > 0 and _independent(wider.see(places)[1]):
+            if float(spread[made.space + j]) > 0 and _determined(wider.see(places)[1]):
                 made = wider
         return made
 
@@ -92,7 +94,7 @@ class Design:
         Args:
             places: (..., space + p). D is 2 or 3, or with further coordinates 3 + as many.
         """
-        coords = places[..., : self.space] / self.side
+        coords = places[..., : self.space].float() / self.side
         if not (self.trend or self.scales):
             return coords, None
         unit = ((places.double() - self.middle) / self.spread).to(coords)
@@ -133,6 +135,8 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
         some = some.to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
+        of_some = Design.of(places, design.side, len(design.scales), design.trend)
+        design = replace(design, trend=of_some.trend, drift=of_some.drift)
     possible, known = design.drift, {}
 
     def score(tried: Design) -> float:
@@ -143,19 +147,19 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
 
     for _ in range(ROUNDS):
         before = design
-        for j in range(len(design.scales)):
-            design = max(_variants(design, j, j in possible), key=score)
+        for j in possible:
+            design = max(_variants(design, j), key=score)
         if (design.drift, design.scales) == (before.drift, before.scales):
             break
     return design
 
 
-def _variants(design: Design, j: int, may_drift: bool) -> Iterator[Design]:
+def _variants(design: Design, j: int) -> Iterator[Design]:
     """Every way to use covariate j; the present one first, which equals keep."""
     yield design
     others = tuple(k for k in design.drift if k != j)
     with_j = tuple(sorted((*others, j)))
-    for scale, drift in product(SCALES, (others, with_j) if may_drift else (others,)):
+    for scale, drift in product(SCALES, (others, with_j)):
         scales = (*design.scales[:j], scale, *design.scales[j + 1 :])
         yield replace(design, drift=drift, scales=scales)
 
@@ -163,8 +167,6 @@ def _variants(design: Design, j: int, may_drift: bool) -> Iterator[Design]:
 def _evidence(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> float:
     """Log evidence of a design, up to a constant."""
     coords, drift = design.see(places)
-    if drift is not None and drift.shape[1] >= len(drift):
-        return -torch.inf
     if noise is None:
         sites = Sites.of(CHOICE, coords, None, drift)
         found = scores(sites, sites.whiten(values))
@@ -173,11 +175,12 @@ def _evidence(design: Design, places: Tensor, values: Tensor, noise: Tensor | No
     return float(found.logsumexp(dim=0)) - PENALTY * sum(scale > 0 for scale in design.scales)
 
 
-def _independent(columns: Tensor | None) -> bool:
-    """Whether the last of drift columns (M, q), beside a level, is no combination of the others."""
+def _determined(columns: Tensor | None) -> bool:
+    """Whether M observations determine drift columns (M, q) beside a level, and something is left:
+    none is a combination of the others."""
     assert columns is not None
-    if len(columns) <= columns.shape[1]:
+    if len(columns) <= columns.shape[1] + 1:
         return False
     whole = torch.cat([torch.ones_like(columns[:, :1]), columns], dim=1).double()
-    last = torch.linalg.qr(whole)[1][-1, -1].abs() / whole[:, -1].norm()
-    return bool(last > LEAST_PART)
+    left = torch.linalg.qr(whole)[1].diagonal().abs() / whole.norm(dim=0)
+    return bool((left > LEAST_PART).all())

@@ -29,9 +29,10 @@ from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites, full_precis
 
 KEPT = 4  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
-TEMPER = 6.0
-PROMISING = 8
-SCREENED = 64
+TEMPER = 6.0  # scores are divided by it
+PROMISING = 8  # kernels that all observations decide between
+SCREENED = 100  # observations from which kernels are screened, on about SUBSET of them
+SUBSET = 64
 PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an uncertainty
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
 ROUNDING = 1e-6  # of correlations, computed in float32
@@ -114,18 +115,22 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
 
 def _promising(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
                noise_variance: Tensor | None, drift: Tensor | None) -> tuple[Kernel, ...]:
-    """The PROMISING kernels with the best scores on some of the observations: what is far behind
-    there has no weight among all of them."""
-    step = max(2, len(coords) // SCREENED)
-    if len(kernels) <= PROMISING or len(coords) < SCREENED:
+    """The PROMISING kernels with the best scores on some of the observations, which do not depend
+    on their order: what is far behind there has no weight among all of them."""
+    count = len(coords)
+    if len(kernels) <= PROMISING or count < SCREENED:
         return kernels
-    coords, values = coords[::step], values[::step]
-    drift = None if drift is None else drift[::step]
+    by_place = (coords[:, 0] + math.pi * coords[:, 1]).argsort(stable=True)
+    some = by_place[:: max(2, count // SUBSET)].sort().values
+    coords, values = coords[some], values[some]
+    if drift is not None:
+        drift = drift[some]
+        drift = drift[:, drift.amax(dim=0) > drift.amin(dim=0)]  # constant on these: unknown there
     if noise_variance is None:
         sites = Sites.of(kernels, coords, None, drift)
         score = scores(sites, sites.whiten(values))
     else:
-        score, _ = climb(kernels, coords, values, noise_variance[::step], drift)
+        score, _ = climb(kernels, coords, values, noise_variance[some], drift)
     return tuple(kernels[k] for k in sorted(score.topk(PROMISING).indices.tolist()))
 
 

@@ -24,6 +24,7 @@ from sparsefield.place import grid_coords
 NUGGET = 1e-4  # semivariance, relative to the amplitude, of what is not spatially correlated
 WAVES = 1536
 SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the domain
+SLOWEST_MATERN = 0.05  # radians a range: 0.1 % of the variance is below
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
@@ -210,6 +211,8 @@ def _waves(
     """Frequencies along the axes (D, WAVES) in radians, float64, sd of waves (WAVES,) and slopes
     (D, D), float32."""
     low, high = 2 * math.pi * SLOWEST, 2 * math.pi * FASTEST
+    if kernel.reach is not None:
+        low = SLOWEST_MATERN / kernel.reach
     step = math.log(high / low) / WAVES
     k = torch.arange(WAVES, dtype=torch.float64)
     radius = low * torch.exp((k + 0.5) * step)
@@ -225,9 +228,10 @@ def _waves(
         directions = (normal / normal.norm(dim=1, keepdim=True)).T
     sphere = 2 * math.pi ** (dims / 2) / math.gamma(dims / 2)
     sd = (kernel.spectral_density(radius, dims) * sphere * step * radius**dims).sqrt()
-    below = low * torch.exp(-(k + 0.5) * step)  # as many octaves below the lowest
-    variance = kernel.spectral_density(below, dims) * sphere * step * below ** (dims + 2)
-    slope = math.sqrt(float(variance.sum()) / dims)
+    slope = 0.0
+    if kernel.reach is None:  # the integral of S(w) w^2 over all that is slower
+        at_low = float(kernel.spectral_density(torch.tensor(low, dtype=torch.float64), dims))
+        slope = math.sqrt(at_low * sphere * low ** (dims + 2) / (2 - kernel.smoothness) / dims)
     matrix = kernel.stretch(dims)
     return ((matrix @ (radius * directions)).to(device), sd.float().to(device),
             (matrix * slope).float().to(device))
@@ -241,15 +245,14 @@ class Waves:
         f(x) = sum_k sqrt(w_k) (a_k cos w_k.A x + b_k sin w_k.A x) + g.A x,   a, b, g ~ N(0, 1)
 
     so that the same seed gives the same value at a place, whatever else is asked for. w_k
-    integrates the spectral density of |h|^b in the plane, c_b |w|^(-2-b) (Samorodnitsky & Taqqu
-    1994, section 7.2), over log-spaced frequencies in golden-angle directions; g is what lies below
-    the lowest of them, where a wave is a slope.
+    integrates the spectral density over log-spaced frequencies in directions that are even on the
+    sphere; g is what a power variogram has below the lowest of them, where a wave is a slope.
 
     A wave is the product of one along x and one along y. Where places lie on a grid, or are many of
     its points, fields are summed from these by one product of matrices, without the features.
 
     Args:
-        coords: (N, D) in sides of the domain, D 2 or 3.
+        coords: (N, D) in sides of the domain.
     """
 
     def __init__(self, kernel: Kernel, coords: Tensor):

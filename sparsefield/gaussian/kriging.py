@@ -37,6 +37,7 @@ LEAST_PIVOT = 0.02
 LEAST_NUGGET = 1e-5  # below which float32 never serves
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 ALONE = 0.5  # precision, relative to the amplitude
+LEAST_PRECISION = 1e-5
 LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
@@ -188,13 +189,15 @@ class Factored:
 
     def precision(self) -> Tensor:
         """P_ii (..., K, M) of P, the precision with level and drift projected out, and ALONE where
-        there are no other observations."""
+        there are no other observations. At least LEAST_PRECISION of that without drift: a drift
+        column may be known from one observation alone."""
         inverse = self.inverse
         if inverse.shape[-1] == 0:
             return inverse.new_full((*inverse.shape[:-2], 1), ALONE)
         whole = torch.cat([inverse.sum(dim=-1).square().sum(dim=-1)[..., None],
                            inverse.square().sum(dim=-2)], dim=-1)
-        return whole - self._spread_out(inverse.mT @ self.basis).square().sum(dim=-1)
+        along = self._spread_out(inverse.mT @ self.basis).square().sum(dim=-1)
+        return torch.maximum(whole - along, LEAST_PRECISION * whole)
 
     def weigh(self, white: Tensor) -> Tensor:
         """P y (..., K, M, F) of whitened y (..., K, M - 1 + q, F)."""
@@ -274,7 +277,9 @@ class Sites:
 
     def whiten(self, values: Tensor) -> Tensor:
         """See Factored.whiten."""
-        return self._joined([part.whiten(values).float() for _, part in self.parts], -3)
+        own = values.dim() == self.parts[0][1].lower.dim()  # of each kernel
+        return self._joined([part.whiten(values[..., rows, :, :] if own else values).float()
+                             for rows, part in self.parts], -3)
 
     def coefficients(self, white: Tensor) -> tuple[Tensor, Tensor]:
         """Of the drift under every kernel, by generalised least squares: (K, q, F), and their

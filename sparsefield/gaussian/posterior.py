@@ -74,7 +74,7 @@ def condition(
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
-    return Posterior(coords.float(), values.float(), noise_sd, domain, kernels or BANK, covariates,
+    return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
                      trend)
 
 
@@ -160,7 +160,7 @@ class Posterior:
 
     def _places(self, queries: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """(N, D) in sides of the domain and (N, q), of B folded fields."""
-        each = queries.to(self.device).float().repeat_interleave(self.folded, dim=0)
+        each = queries.to(self.device).repeat_interleave(self.folded, dim=0)
         return [field.design.see(places) for field, places in zip(self.fields, each, strict=True)]
 
     def _unfolded(self, fields: Sequence[Tensor]) -> Tensor:

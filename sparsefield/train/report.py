@@ -236,7 +236,8 @@ class Reporter:
         self.bar = tqdm(total=stages.end, initial=progress.step, unit="step", smoothing=0.05,
                         disable=not on_terminal, dynamic_ncols=True)
         if on_terminal:
-            logging_redirect_tqdm([log]).__enter__()
+            self._redirect = logging_redirect_tqdm([log])  # kept: it ends when it is forgotten
+            self._redirect.__enter__()
         parts = world.gather(validation.baselines())
         self.baselines = {name: mean_numbers([r for part in parts for r in part[name]])
                           for name in SHOWN_BASELINES}

@@ -128,7 +128,7 @@ def clean(
         for name, column in zip(names, found.values.T, strict=True):
             refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
         for axis, column in zip("xy", found.coords.T, strict=True):
-            refuse_lone_extreme(f"{source}: {axis}", column, codes_only=True)
+            refuse_lone_extreme(f"{source}: {axis}", column, is_axis=True)
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
     there = [found.coords, found.values, noise]
     if found.known is not None:

@@ -127,6 +127,12 @@ def test_codes_are_asked_about_whatever_the_spread(tmp_path, code, times, values
     assert len(open_data(path, value_range=(-1e4, 2e3)).train) > 1
 
 
+def test_longitudes_of_a_grid_are_no_codes():
+    longitudes = np.repeat(np.arange(-99.0, -69), 4)
+    assert lone_extreme(longitudes, is_axis=True) is None
+    assert lone_extreme(np.append(longitudes, -999), is_axis=True) == -999
+
+
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):
     path = saved(tmp_path / "f.npz", images=np.linspace(0, 1.2, 30 * 20).reshape(30, 4, 5))
     with caplog.at_level(logging.WARNING, logger="sparsefield"):

@@ -69,8 +69,7 @@ def test_all_files_are_written_and_the_json_is_strict(compared):
 
 
 def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
-    same = {"v1_checkpoint": checkpoints["v2_checkpoint"],
-            "v2_checkpoint": checkpoints["v2_checkpoint"]}
+    same = dict.fromkeys(checkpoints, checkpoints["v2_checkpoint"])
     results = script.evaluate(config(same, tmp_path, num_samples=2, ensemble=2))
     for found in results["differences"].values():
         assert all(math.isnan(d["mean"]) or d["mean"] == d["low"] == d["high"] == 0
@@ -213,17 +212,15 @@ def refused(settings: script.Config) -> str:
     return str(error.value)
 
 
-def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path):
-    missing = {"v1_checkpoint": str(tmp_path / "none.pth")}
-    assert "train V1 first: ./run_mamba_training.sh" in refused(
-        config({**checkpoints, **missing}, tmp_path / "out"))
+@pytest.mark.parametrize("key, name, words", [
+    ("v1_checkpoint", "none.pth", "train V1 first: ./run_mamba_training.sh"),
+    ("v1_checkpoint", "v1_best.pth", "v1_latest.pth, which is there"),
+    ("v2_checkpoint", "none.pth", "train V2 first: ./run_mamba_v2_training.sh"),
+])
+def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path, key, name, words):
     (tmp_path / "v1_latest.pth").touch()
-    missing = {"v1_checkpoint": str(tmp_path / "v1_best.pth")}
-    assert "v1_latest.pth, which is there" in refused(
-        config({**checkpoints, **missing}, tmp_path / "out"))
-    missing = {"v2_checkpoint": str(tmp_path / "none.pth")}
-    assert "train V2 first: ./run_mamba_v2_training.sh" in refused(
-        config({**checkpoints, **missing}, tmp_path / "out"))
+    missing = {**checkpoints, key: str(tmp_path / name)}
+    assert words in refused(config(missing, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

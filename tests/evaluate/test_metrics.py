@@ -141,21 +141,13 @@ def test_what_cannot_be_scored_is_refused():
         metrics.psnr(truth, truth[..., 0])
 
 
-def test_crps_agrees_with_its_definition_and_skips_missing_points():
-    rng = np.random.default_rng(0)
-    truth, samples = rng.uniform(size=(4, 5, 2)), rng.uniform(size=(6, 4, 5, 2))
-    truth[0, 0] = np.nan
-    x, g = samples.reshape(6, 20, 2)[:, 1:], truth.reshape(20, 2)[1:]
-    pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / (2 * 6 * 5)
-    assert metrics.crps(samples, truth) == pytest.approx(np.mean(np.abs(x - g).mean(0) - pairs))
-
-
 @pytest.mark.parametrize("members", [2, 5, 20])
-def test_crps_is_the_fair_estimator_of_scoringrules(members):
+def test_crps_is_the_fair_estimator_and_skips_missing_points(members):
     rng = np.random.default_rng(members)
     samples, truth = rng.random((members, 4, 5, 3)), rng.random((4, 5, 3))
     theirs = scoringrules.crps_ensemble(truth, samples, m_axis=0, estimator="fair")
-    assert metrics.crps(samples, truth) == pytest.approx(theirs.mean(), abs=1e-12)
+    truth[0, 0] = np.nan
+    assert metrics.crps(samples, truth) == pytest.approx(theirs[~np.isnan(truth)].mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [8, 20])
