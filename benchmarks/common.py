@@ -152,7 +152,9 @@ def errors(mean: np.ndarray, sd: np.ndarray, truth: np.ndarray) -> dict[str, flo
 
 def mean_of(found: list[dict[str, float]]) -> dict[str, float]:
     """Of all cases, with `rmse`; what is NaN in a case is left out."""
-    mean = {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}
+    values = {key: np.array([each[key] for each in found]) for key in found[0]}
+    mean = {key: float(x[~np.isnan(x)].mean()) if not np.isnan(x).all() else np.nan
+            for key, x in values.items()}
     return mean | {"rmse": mean["mse"] ** 0.5}
 
 
