@@ -21,6 +21,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -28,6 +29,7 @@ import numpy as np
 import pandas
 import torch
 from common import ROOT, describe_machine, errors, mean_of, table
+from PIL import Image
 
 sys.path.insert(0, str(ROOT))
 
@@ -109,22 +111,17 @@ def pykrige(frame: Frame) -> dict[str, Method]:
         return {}
     variogram = {"variogram_model": "exponential", "nlags": 20, "weight": True}
 
-    def kriged(given: Measurements, places: np.ndarray, kind: type, known: dict, asked: dict
-               ) -> Forecast:
+    def ordinary(given: Measurements, places: np.ndarray, universal: bool = False) -> Forecast:
+        kind, known, asked = OrdinaryKriging, {}, {}
+        if universal:
+            kind, asked = UniversalKriging, {"specified_drift_arrays": list(places[:, 2:].T)}
+            known = {"drift_terms": ["specified"], "specified_drift": list(given.known.values.T)}
         points, queries = (frame.inside(p[:, :2])[:, :2] for p in (given.coords, places))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mean, variance = kind(*points.T, given.values[:, 0], **variogram, **known).execute(
                 "points", *queries.T, **asked)
         return Forecast(mean.data[:, None], sd=np.sqrt(np.maximum(variance.data, 1e-12))[:, None])
-
-    def ordinary(given: Measurements, places: np.ndarray) -> Forecast:
-        return kriged(given, places, OrdinaryKriging, {}, {})
-
-    def universal(given: Measurements, places: np.ndarray) -> Forecast:
-        known = {"drift_terms": ["specified"], "specified_drift": list(given.known.values.T)}
-        return kriged(given, places, UniversalKriging, known,
-                      {"specified_drift_arrays": list(places[:, 2:].T)})
 
     def regression(given: Measurements, places: np.ndarray) -> Forecast:
         columns, there = (np.hstack([np.ones_like(x[:, :1]), x])
@@ -133,7 +130,7 @@ def pykrige(frame: Frame) -> dict[str, Method]:
         left = ordinary(replace(given, values=given.values - columns @ slope), places)
         return left._replace(mean=left.mean + there @ slope)
 
-    return {"PyKrige, ordinary": ordinary, "PyKrige, universal": universal,
+    return {"PyKrige, ordinary": ordinary, "PyKrige, universal": partial(ordinary, universal=True),
             "PyKrige, regression": regression}
 
 
@@ -241,6 +238,7 @@ def draw_colours(path: Path, chosen: list[int]) -> None:
         axis.set_ylabel(title, fontsize=17)
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=80)
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path)
 
 
 def main() -> None:
@@ -254,7 +252,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="ways to hide a fifth")
     given = parser.parse_args()
     if given.picture:
-        draw_colours(given.picture, [0, 2, 4, 1, 3, 5])
+        draw_colours(given.picture, [0, 1, 2, 3, 4])
         return
     print(describe_machine() + "\n")
     if given.colorado:
