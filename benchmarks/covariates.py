@@ -29,7 +29,6 @@ import numpy as np
 import pandas
 import torch
 from common import ROOT, describe_machine, errors, mean_of, table
-from PIL import Image
 
 sys.path.insert(0, str(ROOT))
 
@@ -223,7 +222,7 @@ def draw_colours(path: Path, chosen: list[int]) -> None:
     split = open_data("photos", image_size=96).test
     cases = Cases(split, parse_pattern("random:0.05"), chosen)
     titles = ["truth", "measured: 5 %", "without", "grey known"]
-    figure, axes = plt.subplots(4, len(cases), figsize=(2.2 * len(cases), 8.8), squeeze=False)
+    figure, axes = plt.subplots(4, len(cases), figsize=(2.4 * len(cases), 9.4), squeeze=False)
     for column, case in zip(axes.T, cases, strict=True):
         measured = np.full_like(case.truth, 1.0).reshape(-1, 3)
         measured[case.observed] = to_unit(case.values.numpy())
@@ -233,12 +232,11 @@ def draw_colours(path: Path, chosen: list[int]) -> None:
             axis.imshow(picture)
             axis.set(xticks=[], yticks=[])
             if row > 1:
-                axis.set_xlabel(f"{metrics.psnr(picture, case.truth):.1f} dB", fontsize=15)
+                axis.set_xlabel(f"{metrics.psnr(picture, case.truth):.1f} dB", fontsize=18)
     for axis, title in zip(axes[:, 0], titles, strict=True):
-        axis.set_ylabel(title, fontsize=17)
+        axis.set_ylabel(title, fontsize=19)
     figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=80)
-    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path)
+    figure.savefig(path, dpi=64)
 
 
 def main() -> None:
