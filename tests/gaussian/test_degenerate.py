@@ -97,8 +97,8 @@ def test_a_fit_to_some_of_the_points_answers_like_one_to_all(monkeypatch):
     some = condition(coords, values, noise_sd).at(GRID)
     monkeypatch.setattr(posterior_module, "NOISY_FIT_POINTS", 300)
     every = condition(coords, values, noise_sd).at(GRID)
-    assert (some.mean - every.mean).square().mean().sqrt() < 0.2 * every.sd.mean()
-    assert abs(math.log(some.sd.mean() / every.sd.mean())) < 0.2
+    assert (some.mean - every.mean).square().mean().sqrt() < 0.3 * every.sd.mean()
+    assert abs(math.log(some.sd.mean() / every.sd.mean())) < 0.25
 
 
 @pytest.mark.long
