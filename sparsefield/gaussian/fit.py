@@ -25,7 +25,7 @@ from sparsefield.gaussian.kernels import (
 )
 from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites
 
-KEPT = 4  # kernels that answer at most; the others have no weight
+KEPT = 3  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
 TEMPER = 6.0  # scores are divided by it
 PROMISING = 8  # kernels that all observations decide between
@@ -90,7 +90,7 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     Raises:
         UserError: places that cannot be told apart.
     """
-    kernels = _promising(candidates(kernels, len(coords)), coords, values, noise_variance, drift)
+    kernels = _screened(candidates(kernels, len(coords)), coords, values, noise_variance, drift)
     if noise_variance is None:
         sites = Sites.of(kernels, coords, None, drift)
         white = sites.whiten(values)                                      # (K, M - 1 + q, C)
@@ -106,15 +106,26 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     return Fit(of_kept, Mixture(weight, channels), sites, sites.whiten(values))
 
 
-def _promising(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
-               noise_variance: Tensor | None, drift: Tensor | None) -> tuple[Kernel, ...]:
-    """The PROMISING kernels with the best scores on some of the observations, which do not depend
-    on their order: what is far behind there has no weight among all of them."""
+def screened_on(kernels: tuple[Kernel, ...], coords: Tensor) -> Tensor | None:
+    """Observations on which many kernels are screened, whatever the order of coords (M, D): what is
+    far behind there has no weight among all of them. None: all of them decide at once."""
     count = len(coords)
     if len(kernels) <= PROMISING or count < SCREENED:
-        return kernels
+        return None
     by_place = (coords[:, 0] + math.pi * coords[:, 1]).argsort(stable=True)
-    some = by_place[:: max(2, count // SUBSET)].sort().values
+    return by_place[:: max(2, count // SUBSET)].sort().values
+
+
+def promising(score: Tensor) -> Tensor:
+    """The kernels with the best scores (..., K) where they are screened: (..., PROMISING)."""
+    return score.topk(PROMISING, dim=-1).indices
+
+
+def _screened(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
+              noise_variance: Tensor | None, drift: Tensor | None) -> tuple[Kernel, ...]:
+    some = screened_on(kernels, coords)
+    if some is None:
+        return kernels
     coords, values = coords[some], values[some]
     if drift is not None:
         drift = drift[some]
@@ -124,7 +135,7 @@ def _promising(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
         score = scores(sites, sites.whiten(values))
     else:
         score, _ = climb(kernels, coords, values, noise_variance[some], drift)
-    return tuple(kernels[k] for k in sorted(score.topk(PROMISING).indices.tolist()))
+    return tuple(kernels[k] for k in sorted(promising(score).tolist()))
 
 
 def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:

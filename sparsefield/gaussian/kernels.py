@@ -108,7 +108,7 @@ def _directed(kernels: list[Kernel]) -> list[Kernel]:
 BANK = tuple(
     [Kernel(b) for b in (0.8, 1.2, 1.6, 1.9)]
     + _directed([Kernel(1.0), Kernel(1.4)])
-    + _matern(0.5, 0.2) + _matern(1.5, 0.05, 0.1, 0.2, 0.4, 0.8) + _matern(2.5, 0.2, 0.4)
+    + _matern(0.5, 0.2) + _matern(1.5, 0.05, 0.1, 0.2, 0.4, 0.8)
     + _directed(_matern(1.5, 0.1, 0.2, 0.4))
     + _matern(1.5, 0.1, 0.2, 0.4, nugget=1e-6)
     + _matern(math.inf, 0.1, 0.14, 0.2, 0.28, 0.4, nugget=1e-8)

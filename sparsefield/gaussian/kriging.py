@@ -140,6 +140,7 @@ class Factored:
         eye = torch.eye(self.lower.shape[-1], dtype=self.lower.dtype, device=self.lower.device)
         return torch.linalg.solve_triangular(self.lower, eye.expand_as(self.lower), upper=False)
 
+    @cached_property
     def log_det(self) -> Tensor:
         """(..., K) of the covariance of contrasts and of F' cov^-1 F, float64; infinite where there
         is no factor."""
@@ -262,6 +263,11 @@ class Sites:
         """M - q, observations that the drift leaves, the prior one among them."""
         return self.contrasts + 1 - self.parts[0][1].root.shape[-1]
 
+    def one_by_one(self) -> list[Factored]:
+        """The factors of every kernel on its own, views of these."""
+        each = {k: part.take([i]) for rows, part in self.parts for i, k in enumerate(rows)}
+        return [each[k] for k in range(len(self.kernels))]
+
     def take(self, kept: Rows) -> Sites:
         """Some of the kernels, in their order."""
         parts = []
@@ -274,7 +280,7 @@ class Sites:
 
     def log_det(self) -> Tensor:
         """See Factored.log_det."""
-        return self._joined([part.log_det() for _, part in self.parts], -1)
+        return self._joined([part.log_det for _, part in self.parts], -1)
 
     def whiten(self, values: Tensor) -> Tensor:
         """See Factored.whiten."""
@@ -318,8 +324,10 @@ class Sites:
     def _joined(self, parts: list[Tensor], dim: int) -> Tensor:
         if len(parts) == 1:
             return parts[0]
-        order = torch.tensor([k for rows, _ in self.parts for k in rows])
-        return torch.cat(parts, dim).index_select(dim, order.argsort().to(parts[0].device))
+        order, joined = [k for rows, _ in self.parts for k in rows], torch.cat(parts, dim)
+        if order == sorted(order):
+            return joined
+        return joined.index_select(dim, torch.tensor(order).argsort().to(joined.device))
 
 
 def _cut(rows: Rows, size: int) -> list[Rows]:
