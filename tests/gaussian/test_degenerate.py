@@ -32,13 +32,12 @@ def rough(coords, seed=0):
 
 
 LINE = torch.stack([torch.linspace(0.1, 0.9, 30), torch.linspace(0.2, 0.8, 30)], dim=1)[None]
-HORIZONTAL = torch.stack([torch.linspace(0, 1, 50), torch.full((50,), 0.5)], dim=1)[None]
 PLACES = {
     "one point": uniform(1),
     "two points": uniform(2),
     "two points at one place": uniform(1).expand(1, 2, 2),
     "a line": LINE,
-    "a horizontal line": HORIZONTAL,
+    "a horizontal line": LINE * torch.tensor([1.0, 0.0]) + 0.1,
     "a cluster": 0.5 + 1e-3 * uniform(40),
     "a tight cluster and one point": torch.cat([0.5 + 1e-6 * uniform(20), uniform(1)], dim=1),
     "all at one place": torch.full((1, 30, 2), 0.3),

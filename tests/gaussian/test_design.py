@@ -67,8 +67,8 @@ def test_a_combination_of_others_or_of_the_trend_is_not_used():
     tilted = condition(joined(coords, coords.sum(dim=2, keepdim=True)), values, covariates=1,
                        trend=1)
     assert tilted.design().drift == () and tilted.design().trend == 1
-    plain = condition(coords, values, trend=1)
-    assert_same(tilted.at(joined(AT, AT.sum(dim=2, keepdim=True))), plain.at(AT))
+    assert_same(tilted.at(joined(AT, AT.sum(dim=2, keepdim=True))),
+                condition(coords, values, trend=1).at(AT))
 
 
 def test_a_covariate_of_noise_is_ignored():
