@@ -224,8 +224,8 @@ class GridPosterior:
         drawn = torch.empty_like(numbers)
         for where, part in mask.parts(rows, heaviest.weight):
             mine: Tensor | slice = slice(None)
-            if not seeds.is_cuda:  # those whose heaviest kernel it is
-                mine = heaviest.weight[:, where.start].nonzero()[:, 0]
+            if not seeds.is_cuda:  # those whose heaviest kernel is here
+                mine = heaviest.weight[:, where].any(dim=1).nonzero()[:, 0]
             columns = numbers[mine].movedim(0, 1).flatten(1)              # (P, m C)
             roots = grid_roots(part.sites.kernels, self.height, self.width, self.grid.device)
             fields = (columns.mT @ roots.mT).mT                           # (U, P, m C)
