@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsefield.data.arrays import open_array, open_cifar10
-from sparsefield.data.batches import Batch, FrozenCase, TrainingBatches, frozen_case
+from sparsefield.data.batches import (
+    Batch,
+    FrozenCase,
+    Pattern,
+    TrainingBatches,
+    frozen_case,
+    parse_pattern,
+)
 from sparsefield.data.crops import open_folder, open_photos, open_terrain
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
-from sparsefield.data.patterns import Pattern, parse_pattern
 from sparsefield.data.scale import Data, Scale, Split
 from sparsefield.errors import UserError
 

@@ -385,7 +385,7 @@ def _read(path: Path, image_size: int, channels: int | None) -> Found | str:
     height, width = picture.shape
     if min(height, width) < image_size:
         return f"{width} x {height} pixels, fewer than {image_size}"
-    if picture.known is not None:
+    if not picture.known.all():
         return "has points without a value; save such fields as one .npz with NaN there"
     picture = picture.with_channels(channels or picture.channels)
     digest = hashlib.sha256(f"{picture.values.shape} {picture.values.dtype}".encode())
