@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +11,15 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from sparsefield.data.files import refuse_foreign, require_file
+from sparsefield.data.files import BROKEN, one_line, refuse_foreign, require_file
 from sparsefield.errors import UserError
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-# What decoders raise on files that are broken or not what their name says.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError,
-           RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
-           ImportError)
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 ORIENTATION = 0x0112  # of EXIF, and of TIFF
+GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
 TURNS = {  # orientation -> how to come from there to upright
     2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
     5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
@@ -128,11 +123,11 @@ def read_picture(path: Path, on_white: bool = False) -> Raster:
     try:
         if path.suffix.lower() == ".npy":
             return _of_array(np.load(path, allow_pickle=False), on_white)
-        return (_read_tiff if _is_tiff(path) else _read_by_pillow)(path, on_white)
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return (_read_tiff if is_tiff else _read_by_pillow)(path, on_white)
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        reason = one_line(error)
         if "allow_pickle" in reason:
             reason = "objects, or no .npy at all: save one array of numbers"
         raise UserError(f"{path}: no readable picture ({reason})") from None
@@ -147,7 +142,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raises ValueError above Pillow's limit; Pillow itself only warns up to twice of it."""
+    """Raises ValueError above Pillow's limit; Pillow only warns up to twice of it."""
     if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
 
@@ -195,13 +190,6 @@ def _of_8_bits(image: Image.Image, on_white: bool, nodata: float | None) -> Rast
 
 
 # --- TIFF: 8 bits by Pillow, the rest by tifffile -------------------------------------------------
-
-GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _read_tiff(path: Path, on_white: bool) -> Raster:
@@ -265,14 +253,13 @@ def _nodata(page: TiffPage) -> np.generic | None:
 
 def _scaled(raster: Raster, page: TiffPage) -> Raster:
     """Values by SCALE and OFFSET of the first band, which GDAL keeps in XML."""
-    text = page.tags.valueof(GDAL_METADATA)
-    if not text or raster.white is not None:
-        return raster
-    terms = {item.get("role"): float(item.text)
-             for item in ElementTree.fromstring(text.strip("\0 "))
+    text = page.tags.valueof(GDAL_METADATA, "").strip("\0 ")
+    terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(text or "<a/>")
              if item.get("role") in ("scale", "offset") and item.get("sample", "0") == "0"}
+    if not terms or raster.white is not None:
+        return raster
     values = raster.values.astype(float) * terms.get("scale", 1.0) + terms.get("offset", 0.0)
-    return replace(raster, values=values) if terms else raster
+    return replace(raster, values=values)
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -198,8 +198,8 @@ def test_no_permission(refused, tmp_path):
     with as_nobody():
         refused(opened("closed"), "closed", "Permission denied")
         refused(opened("closed/a.npz"), "closed/a.npz", "Permission denied")
-        refused(opened("closed.npy"), "closed.npy", "no permission")
-        refused(lambda: parse_pattern("closed_mask.png"), "closed_mask.png", "no permission")
+        refused(opened("closed.npy"), "closed.npy", "Permission denied")
+        refused(lambda: parse_pattern("closed_mask.png"), "closed_mask.png", "Permission denied")
 
 
 @pytest.mark.parametrize("text, word", [
