@@ -84,7 +84,7 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
         raise UserError(f"--value_range {text}: give lo hi for all channels{each}")
     pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2]), strict=True))
     if not all(low < high and np.isfinite(high - low) for low, high in pairs):
-        raise UserError(f"--value_range {text}: give low high, each lo below its hi, and finite")
+        raise UserError(f"--value_range {text}: give low high, lo below its hi, both finite")
     return pairs if len(pairs) == channels else pairs * channels
 
 
