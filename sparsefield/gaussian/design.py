@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.fit import climb, scores
-from sparsefield.gaussian.kernels import FEW, PENALTY
+from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import Sites
 
 SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)  # sides of the domain for one sd
 CHOICE_POINTS = 300  # observations, at most, that decide
 ROUNDS = 4  # over all covariates, at most
+PENALTY = 5.0  # log odds against a further coordinate
 LEAST_PART = 1e-4  # of a column that the others leave: below, it is their combination
 
 

@@ -28,6 +28,7 @@ from sparsefield.gaussian.fit import (
 )
 from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
 from sparsefield.gaussian.kriging import (
+    Factored,
     Kriged,
     Mixture,
     Sites,
@@ -72,7 +73,7 @@ class _Part(NamedTuple):
 
 
 class _Mask:
-    """Observed points (M,) of places (P + L, 2), factored under every kernel.
+    """Observed points (M,) of places (P + L, 2), factored under the kernels that fields need.
 
     Attributes:
         near: (P + L, M), see `closeness`. some, few: points on which kernels are screened, and
@@ -82,16 +83,18 @@ class _Mask:
     def __init__(self, places: Tensor, observed: Tensor, spacing: float):
         self.places, self.observed = places, observed
         coords = places[observed]
-        self.kernels = candidates(BANK, len(observed))
-        whole = Sites.of(self.kernels, coords)
-        self.each = whole.one_by_one()
+        self.coords, self.kernels = coords, candidates(BANK, len(observed))
+        self.each: dict[int, Factored] = {}
         self.near = closeness(places, coords, spacing)
         self.some = None if coords.is_cuda else screened_on(self.kernels, coords)
         self.few = None if self.some is None else Sites.of(self.kernels, coords[self.some])
         self._parts: dict[tuple[int, ...], _Part] = {}
 
     def sites(self, rows: Sequence[int]) -> Sites:
-        """Under some of the kernels."""
+        """Under some of the kernels, factored when first needed."""
+        if missing := [k for k in rows if k not in self.each]:
+            made = Sites.of(tuple(self.kernels[k] for k in missing), self.coords)
+            self.each.update(zip(missing, made.one_by_one(), strict=True))
         return Sites(tuple(self.kernels[k] for k in rows),
                      [([i], self.each[k]) for i, k in enumerate(rows)])
 
@@ -123,7 +126,7 @@ class _Mask:
     def bytes(self) -> int:
         """Of what is large: grows as kernels are brought to the places."""
         brought = sum(part.kriged.whitened.nbytes for part in self._parts.values())
-        factors = 2 * sum(each.lower.nbytes for each in self.each)  # and their inverses
+        factors = 2 * sum(each.lower.nbytes for each in self.each.values())  # and their inverses
         return factors + self.near.nbytes + brought
 
 
