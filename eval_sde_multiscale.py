@@ -36,12 +36,12 @@ import numpy as np
 import pandas as pd
 
 from sparsefield import cli
+from sparsefield.data import Data
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
 from sparsefield.evaluate.calibration import SETTINGS, pool
-from sparsefield.evaluate.cases import ENLARGED, Cases, open_test_data, spread, with_finest_truth
-from sparsefield.evaluate.outputs import EvaluationConfig
+from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth
 from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -56,7 +56,7 @@ MOST_ROWS = 1024
 
 
 @dataclass
-class Config(EvaluationConfig):
+class Config(tables.EvaluationConfig):
     """Settings of the evaluation."""
 
     checkpoint: str = V2
@@ -137,8 +137,6 @@ def evaluate_all(
             parts.append(tables.rows_of(cases, made, kind, name, steps=steps))
             if draws > 1:
                 ensembles[name] = made
-                parts.append(tables.rows_of(cases, made.averaged(), "mean of samples", name,
-                                            steps=steps))
         for name in INTERPOLATIONS:
             made = cases.interpolate(name, rows)
             fields[rows][name] = made.fields
@@ -168,20 +166,21 @@ def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(results: dict, fields: dict, draws: dict, cases: Cases) -> dict[str, bytes]:
+def contents(
+    results: dict, fields: Fields, draws: dict, data: Data, cases: Cases
+) -> dict[str, bytes]:
     """The report and its pictures, by name."""
-    about = (f"{results['data']['name']}, {len(cases)} test pictures, "
+    about = (f"{data.name}, {len(cases)} test pictures, "
              f"{results['settings']['observe']} of {cases.rows} x {cases.columns} observed")
-    style = plots.Style.of(results["data"])
     files = {
         "metrics_comparison.json": tables.as_json(results).encode(),
         "metrics_comparison.txt": tables.multiscale_report(results).encode(),
-        "multiscale_comparison.png": plots.resolutions(cases, fields, style),
+        "multiscale_comparison.png": plots.resolutions(cases, fields, data),
         "performance_chart.png": plots.performance(results, about),
     }
     if draws:
         method = next(iter(draws))
-        files["diversity.png"] = plots.diversity(cases, method, draws[method], style)
+        files["diversity.png"] = plots.diversity(cases, method, draws[method], data)
         files["uncertainty.png"] = plots.calibration(results["uncertainty"], about)
     return files
 
@@ -195,27 +194,23 @@ def evaluate(config: Config) -> dict[str, Any]:
     config.check()
     device = pick_device(config.device)
     checkpoint = load_checkpoint(config.checkpoint)
-    data = open_test_data(checkpoint, config.data, config.data_test)
     model = build_model(checkpoint, device)
-    known = with_finest_truth(data.test, config.resolutions)
-    out = config.folder(FILES, config.checkpoint)
-    cases = Cases(
-        data.test, config.pattern(), spread(known, config.num_samples), seed=config.seed,
-        resolutions=config.resolutions, points=config.points, device=device,
-    )
+    data, out = config.open(checkpoint, FILES, config.checkpoint)
+    chosen = spread(with_finest_truth(data.test, config.resolutions), config.num_samples)
+    cases = Cases(data.test, config.pattern(), chosen, seed=config.seed, points=config.points,
+                  resolutions=config.resolutions, device=device)
     table, fields, draws = evaluate_all(model, cases, config, checkpoint.get("calibration"))
     by_rows = dict(list(table.groupby("rows")))
-    mean, kriging = (tables.per_picture(by_rows[cases.rows], *which, "psnr")
-                     for which in (("mean", MEAN), ("baseline", "kriging, fitted")))
+    gain = tables.difference(by_rows[cases.rows], ("mean", MEAN), ("baseline", "kriging, fitted"))
     results = {
-        **tables.about(config, device, data, cases),
+        **tables.about(config, data, cases),
         "model": tables.describe_model(checkpoint, model, config.checkpoint),
         "table": table,
         "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
         "uncertainty": {name: pooled_scores(cases, own) for name, own in draws.items()},
-        "gain_over_kriging": metrics.paired_bootstrap(mean - kriging, seed=config.seed),
+        "gain_over_kriging": metrics.paired_bootstrap(gain["psnr"], seed=config.seed),
     }
-    out.write(contents(results, fields, draws, cases))
+    out.write(contents(results, fields, draws, data, cases))
     return results
 
 

@@ -38,13 +38,13 @@ import pandas as pd
 import tyro
 
 from sparsefield import cli
+from sparsefield.data import Data
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS
-from sparsefield.evaluate.cases import Cases, open_test_data, spread
-from sparsefield.evaluate.outputs import EvaluationConfig
+from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -52,13 +52,14 @@ from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.train.config import BESIDE_LEARNING
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
+KRIGING = "kriging, fitted"
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
 FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
          "improvement_chart.png")
 
 
 @dataclass
-class Config(EvaluationConfig):
+class Config(tables.EvaluationConfig):
     """Settings of the comparison."""
 
     v1_checkpoint: str = V1
@@ -189,7 +190,7 @@ def compare(
         pairs: {V1, V2: model}, first the one that is compared, then those of other seeds.
         sampler: `method` and options of the samples. ensemble: samples of each case.
     Returns:
-        the table, and fields of every case of both means and the best baseline.
+        the table, and fields of every case of both means and of kriging.
     """
     parts, fields, steps = [], {}, sampler["num_steps"]
     for training, models in enumerate(pairs):
@@ -203,31 +204,30 @@ def compare(
                 made["calibrated"] = made["sample"].widened(fitted["spread"])
             parts += [tables.rows_of(cases, outcome, kind, name, training, steps)
                       for kind, outcome in made.items()]
-    known = {name: cases.interpolate(name) for name in BASELINES}
-    rows = {name: tables.rows_of(cases, outcome, "baseline", name)
-            for name, outcome in known.items()}
-    best = max(rows, key=lambda name: rows[name]["psnr"].mean())
+    for name in BASELINES:
+        outcome = cases.interpolate(name)
+        parts.append(tables.rows_of(cases, outcome, "baseline", name))
+        if name == KRIGING:
+            fields[name] = outcome.fields
     kriging = cases.sample(GaussianModel(), draws=ensemble, **sampler)
-    parts += [*rows.values(), tables.rows_of(cases, kriging, "sample", "kriging, fitted")]
-    return pd.concat(parts, ignore_index=True), fields | {best: known[best].fields}
+    parts.append(tables.rows_of(cases, kriging, "sample", KRIGING))
+    return pd.concat(parts, ignore_index=True), fields
 
 
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(
-    results: dict, fields: dict[str, list[np.ndarray]], cases: Cases
-) -> dict[str, bytes]:
-    """The four files of a comparison."""
-    about = (f"{results['data']['name']}, {len(cases)} test pictures, "
+def contents(results: dict, fields: dict, data: Data, cases: Cases) -> dict[str, bytes]:
+    """The report and its pictures, by name."""
+    about = (f"{data.name}, {len(cases)} test pictures, "
              f"{results['settings']['observe']}, seed {results['settings']['seed']}")
     return {
         "comparison_results.json": tables.as_json(results).encode(),
         "comparison_results.txt": tables.comparison_report(results).encode(),
         "v1_vs_v2_comparison.png": plots.comparison(
-            cases, fields, plots.Style.of(results["data"]), f"Posterior means: {about}"),
+            cases, fields, data, f"Posterior means: {about}"),
         "improvement_chart.png": plots.improvement_chart(
-            results["table"], results["differences"],
+            results["table"].query("training == 0"), results["differences"],
             f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
     }
 
@@ -244,32 +244,33 @@ def evaluate(config: Config) -> dict[str, Any]:
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     notes = notes_on_classes(checkpoints)
     require_same_data(checkpoints)
-    seeds = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
-                load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
-    data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    out = config.folder(FILES, *paths.values(), *config.v1_seeds, *config.v2_seeds)
+    further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
+                  load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
-             for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in seeds))]
+             for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in further))]
+    data, out = config.open(checkpoints["V2"], FILES, *paths.values(), *config.v1_seeds,
+                            *config.v2_seeds)
     cases = Cases(
         data.test, config.pattern(), spread(range(len(data.test)), config.num_samples),
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
     table, fields = compare(cases, pairs, checkpoints, sampler, config.ensemble)
+    first = table.query("training == 0")
     results = {
-        **tables.about(config, device, data, cases),
+        **tables.about(config, data, cases),
         "models": {
             name: tables.describe_model(checkpoints[name], model, paths[name])
             for name, model in pairs[0].items()},
         "notes": notes,
         "trained_differently": differences_in_training(checkpoints),
         "table": table,
-        "summary": tables.summarise(table[table["training"] == 0]),
-        "differences": tables.compare_pairs(table, config.seed),
+        "summary": tables.summarise(first),
+        "differences": tables.compare_pairs(first, config.seed),
     }
     if len(pairs) > 1:
         results["seeds"] = tables.over_trainings(table)
-    out.write(contents(results, fields, cases))
+    out.write(contents(results, fields, data, cases))
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,28 +21,8 @@ LIMITS = (0.25, 4.0)
 Draw = Callable[[Cases], list[np.ndarray]]
 
 
-class Calibration(NamedTuple):
-    """How far samples must be from their mean.
-
-    Attributes:
-        spread: factor on the distance of every sample from the mean of the samples.
-        raw, calibrated: share of the truths in the 90 % interval without and with it, on pictures
-            that it was not fitted on; NaN without such pictures.
-        pictures: how many these are. fitted_on: how many others the factor was fitted on.
-    """
-
-    spread: float
-    raw: float
-    calibrated: float
-    pictures: int
-    fitted_on: int
-
-    def describe(self) -> str:
-        return describe(self._asdict())
-
-
 def describe(fitted: dict[str, Any]) -> str:
-    """A calibration, as a checkpoint holds it, in words."""
+    """What `calibrate` found, in words."""
     factor = f"the spread times {fitted['spread']:.2f}"
     if not fitted["pictures"]:
         return f"{factor}, fitted on {fitted['fitted_on']} validation picture(s), not measured"
@@ -51,22 +31,22 @@ def describe(fitted: dict[str, Any]) -> str:
             f"{fitted.get('fitted_on', 'unknown')} others")
 
 
-def fit_spread(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
-    """The factor within LIMITS at which intervals of samples (K, P) cover `level` of truth (P,).
+def fit_spread(samples: np.ndarray, truth: np.ndarray) -> float:
+    """The factor within LIMITS at which intervals of samples (K, P) cover LEVEL of truth (P,).
 
     Coverage grows with the factor, but for rounding; found by bisection.
     """
     low, high = LIMITS
     for _ in range(20):
         middle = (low + high) / 2
-        if metrics.coverage(widen(samples, middle), truth, level) < level:
+        if metrics.coverage(widen(samples, middle), truth, LEVEL) < LEVEL:
             low = middle
         else:
             high = middle
     return (low + high) / 2
 
 
-def calibrate(draw: Draw, cases: Cases) -> Calibration:
+def calibrate(draw: Draw, cases: Cases) -> dict[str, Any]:
     """Fit the spread on every second of at most PICTURES cases, and measure it on the others.
 
     Points that were observed are left out: samples agree with them by construction.
@@ -74,6 +54,11 @@ def calibrate(draw: Draw, cases: Cases) -> Calibration:
     Args:
         draw: gives K samples (K, H, W, C) in [0, 1] of each of some cases; see `samples_of`.
         cases: at least one; they are chosen evenly spread.
+    Returns:
+        what a checkpoint holds: spread, a factor on the distance of every sample from the mean of
+        the samples; raw and calibrated, the share of the truths in the LEVEL interval without and
+        with it, NaN without other pictures; pictures and fitted_on, how many were measured on and
+        fitted on.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
     scored = [metrics.unobserved(samples, case.truth, case.observed)
@@ -85,7 +70,8 @@ def calibrate(draw: Draw, cases: Cases) -> Calibration:
         samples, truth = pool(held_out)
         raw = metrics.coverage(samples, truth, LEVEL)
         calibrated = metrics.coverage(widen(samples, factor), truth, LEVEL)
-    return Calibration(factor, raw, calibrated, len(held_out), len(to_fit))
+    return {"spread": factor, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
+            "fitted_on": len(to_fit)}
 
 
 def samples_of(model: FieldModel) -> Draw:

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,18 @@ class Case:
     inside: np.ndarray
     observed: np.ndarray
     noise_seed: int
-    truths: dict[int, np.ndarray] = field(default_factory=dict)
+    truths: dict[int, np.ndarray]
+
+    @classmethod
+    def open(
+        cls, split: Split, index: int, pattern: Pattern, seed: int, resolutions: Sequence[int]
+    ) -> Case:
+        """A field of a split, with the truths that there are among some resolutions."""
+        frozen = frozen_case(split, index, pattern, seed)
+        inside = np.ascontiguousarray(frozen["truth"])
+        fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
+        truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
+        return cls(index, inside, frozen["observed"], frozen["noise_seed"], truths)
 
     @property
     def truth(self) -> np.ndarray:
@@ -77,14 +88,12 @@ class Case:
 
     def exists(self, rows: int) -> np.ndarray:
         """(H, W) bool: which points of a resolution there are."""
-        factor = rows // len(self.inside)
-        coarse = ~np.isnan(self.inside).any(axis=2)
-        return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+        cell = np.ones((rows // len(self.inside),) * 2, dtype=bool)
+        return np.kron(~np.isnan(self.inside).any(axis=2), cell)
 
     def asked(self, rows: int) -> np.ndarray:
         """(H, W) bool: points that exist and were not observed; all that exist, if all were."""
-        factor = rows // len(self.inside)
-        asked = self.exists(rows)
+        factor, asked = rows // len(self.inside), self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one
             i, j = np.divmod(self.observed, self.inside.shape[1])
             asked[i * factor + factor // 2, j * factor + factor // 2] = False
@@ -122,13 +131,6 @@ class Outcome:
         draws = [np.clip(metrics.widen(samples, factor), 0, 1) for samples in self.draws]
         return replace(self, draws=draws, how=f"{self.how}, spread times {factor:.2f}")
 
-    def averaged(self) -> Outcome:
-        """The mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
-        count = len(self.draws[0])
-        return Outcome([samples.mean(axis=0, keepdims=True) for samples in self.draws], self.rows,
-                       count * self.nfe, count * self.seconds,
-                       f"mean of {count} samples, each: {self.how}")
-
 
 class Cases:
     """Some fields of a split with their observations, and what methods make of them.
@@ -150,9 +152,8 @@ class Cases:
         resolutions: Sequence[int] = (), points: int = POINTS, device: torch.device | str = "cpu",
     ):
         self.rows, self.columns, self.channels = split.example(0).shape
-        check_resolutions(resolutions, self.rows)
         self.points, self.device = points, torch.device(device)
-        self.cases = [_open_case(split, i, pattern, seed, resolutions) for i in indices]
+        self.cases = [Case.open(split, i, pattern, seed, resolutions) for i in indices]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -190,24 +191,18 @@ class Cases:
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
         with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
-                  mininterval=0.1 if sys.stderr.isatty() else 30, miniters=0, disable=not bar
-                  ) as progress:
-
-            def called(done: int, calls: int | None) -> None:
-                progress.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
-                progress.update(0)
-
+                  mininterval=0.1 if sys.stderr.isatty() else 30, disable=not bar) as progress:
             for group in self.groups(rows):
                 start = self._now()
-                result = self._call(model, group, rows, draws, progress=called, **sampler)
+                result = self._call(model, group, rows, draws, **sampler)
                 seconds += self._now() - start
                 evaluations += result.nfe * len(group)
                 for k, values in zip(group, result.values, strict=True):
                     found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
                 progress.update(len(group) * draws)
-        count = len(self)
-        in_order = [found[k] for k in range(count)]
-        return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
+        in_order = [found[k] for k in range(len(self))]
+        return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
+                       result.how)
 
     def warm_up(self, model: Model) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
@@ -229,10 +224,10 @@ class Cases:
         factor = outcome.rows // self.rows
         results = []
         for case, draws in zip(self.cases, outcome.draws, strict=True):
-            numbers = {}
+            numbers, truth = {}, case.truths.get(outcome.rows)
             if factor > 1:
-                numbers["psnr_base"] = metrics.psnr(area_average(draws[0], factor), case.truth)
-            truth = case.truths.get(outcome.rows)
+                averaged = metrics.block_sums(draws[0], factor) / factor**2
+                numbers["psnr_base"] = metrics.psnr(averaged, case.truth)
             if truth is not None:
                 numbers |= metrics.evaluate(draws[0], truth)
             if truth is not None and len(draws) > 1:
@@ -282,13 +277,13 @@ class Cases:
         return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
 
     def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:
-        given = case.coords.numpy(), to_unit(case.values.numpy())
+        given, shape = (case.coords.numpy(), to_unit(case.values.numpy())), self.shape(rows)
         if name == ENLARGED:
             coarse = BASELINES["biharmonic"](*given, self.shape(self.rows))
-            fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
+            fine = skimage.transform.resize(coarse, shape, order=3, mode="edge")
             result = keep_observations(fine, *given)
         else:
-            result = BASELINES[name](*given, self.shape(rows))
+            result = BASELINES[name](*given, shape)
         return np.where(case.exists(rows)[..., None], result, np.nan)
 
     def _now(self) -> float:
@@ -321,21 +316,12 @@ def spread(candidates: Sequence[int], count: int) -> list[int]:
     return [int(candidates[place]) for place in places.round().astype(int)]
 
 
-def check_resolutions(resolutions: Sequence[int], rows: int) -> None:
-    """Raises UserError unless all are multiples of the rows of the fields."""
-    wrong = [r for r in resolutions if r < 1 or r % rows]
-    if wrong:
-        raise UserError(f"--resolutions {wrong[0]}: give multiples of the {rows} rows that the "
-                        "fields have, so that results can be averaged down to them")
-
-
 def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
     """The fields with a truth at the largest of the resolutions that any of them has.
 
     Raises:
         UserError: a resolution is no multiple of the rows of the fields.
     """
-    check_resolutions(resolutions, len(split.example(0)))
     for resolution in sorted(resolutions, reverse=True):
         known = [i for i in range(len(split)) if _finer(split, i, resolution) is not None]
         if known:
@@ -343,26 +329,12 @@ def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
     return list(range(len(split)))
 
 
-def area_average(values: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W, C) averaged over squares of factor x factor points."""
-    height, width, channels = values.shape
-    cells = values.reshape(height // factor, factor, width // factor, factor, channels)
-    return cells.mean(axis=(1, 3))
-
-
-def _open_case(
-    split: Split, index: int, pattern: Pattern, seed: int, resolutions: Sequence[int]
-) -> Case:
-    frozen = frozen_case(split, index, pattern, seed)
-    inside = np.ascontiguousarray(frozen["truth"])
-    fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
-    truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
-    return Case(index, inside, frozen["observed"], frozen["noise_seed"], truths)
-
-
 def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
     """The field with so many rows, in [-1, 1]; None if the source has no such truth."""
     coarse = split.example(index)
+    if rows < 1 or rows % len(coarse):
+        raise UserError(f"--resolutions {rows}: give multiples of the {len(coarse)} rows that the "
+                        "fields have, so that results can be averaged down to them")
     if rows == len(coarse):
         return coarse
     is_square = coarse.shape[0] == coarse.shape[1]
@@ -389,9 +361,8 @@ def open_test_data(
         log.warning("tested on photos: the training data of the bundled weights (%s) are not part "
                     "of the project", config["data"])
         data = "photos"
-    named = test or data
-    if named:
-        bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
+    if named := test or data:
+        bounds = np.ravel(trained["value_range"]).tolist()
         of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
         opened = open_data(
             named, val=test, test=test, image_size=config["image_size"], units=trained["units"],

@@ -3,7 +3,7 @@
 Images are numpy arrays (H, W, C), values in [0, 1], any number of channels. NaN in the truth marks
 a point that does not exist (land in an ocean field, say): it is never scored. Metrics with a window
 continue both images into such points in the same way (each point takes the value of the nearest
-existing one) and count only windows whose centre exists.
+existing one) and count only windows whose centre exists. UserError for an image without any.
 
 Scores of ensembles take samples (K, P) and truth (P,): K samples of P values. Leave the observed
 points out (`unobserved`): there samples and truth agree by construction.
@@ -73,10 +73,8 @@ def ssim_wang(reconstruction: np.ndarray, truth: np.ndarray) -> float:
         x, g, win_size=window, data_range=1, channel_axis=-1, full=True, gaussian_weights=True,
         sigma=1.5, use_sample_covariance=False,
     )
-    border = window // 2
-    centres = np.zeros_like(exists)
-    centres[border : -border, border : -border] = True
-    return _mean(similarity[centres & exists])
+    inner = np.s_[window // 2 : -(window // 2), window // 2 : -(window // 2)]
+    return _mean(similarity[inner][exists[inner]])
 
 
 def speckle(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.10) -> float:
@@ -112,11 +110,12 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
     Flatness is decided per channel. NaN for a truth without any flat area.
     """
     x, g, exists = _pair(reconstruction, truth)
-    mean = scipy.ndimage.uniform_filter(g, size=(5, 5, 1), mode="reflect")
-    mean_square = scipy.ndimage.uniform_filter(g**2, size=(5, 5, 1), mode="reflect")
-    flat = (mean_square - mean**2 < flat_below**2) & exists[..., None]
-    error = x - g
-    grain = error - scipy.ndimage.uniform_filter(error, size=(3, 3, 1), mode="reflect")
+
+    def box(image: np.ndarray, side: int) -> np.ndarray:
+        return scipy.ndimage.uniform_filter(image, size=(side, side, 1), mode="reflect")
+
+    flat = (box(g**2, 5) - box(g, 5) ** 2 < flat_below**2) & exists[..., None]
+    grain = x - g - box(x - g, 3)
     return float(np.sqrt(_mean(grain[flat] ** 2)))
 
 
@@ -144,33 +143,20 @@ def paired_bootstrap(
     if count < 2:
         return _mean(defined), np.nan, np.nan
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    means = defined[draws].mean(axis=1)
     quantile = scipy.stats.t.ppf((1 - confidence) / 2, df=count - 1)
     tail = scipy.stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(defined[draws].mean(axis=1), [tail, 1 - tail])
     return float(defined.mean()), float(low), float(high)
 
 
 # --- ensembles -----------------------------------------------------------------------------------
 
 
-def crps(samples: np.ndarray, truth: np.ndarray) -> float:
-    """Continuous ranked probability score of samples (K, ...), K >= 2, mean over the truth (...).
-
-    Same units as the values. NaN in the truth is not scored; NaN if nothing is.
-    """
-    truth = np.asarray(truth, dtype=np.float64)
-    exists = ~np.isnan(truth)
-    known = np.asarray(samples, dtype=np.float64)[:, exists]
-    _require_finite(known)
-    return _mean(crps_of_values(known, truth[exists]))
-
-
 def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The score of each value alone: of samples (K, ...), K >= 2, at (...).
+    """Continuous ranked probability score of each value: of samples (K, ...), K >= 2, at (...).
 
-    The fair estimator, whose expectation does not depend on K (Ferro 2014, doi:10.1002/qj.2270):
-    mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)).
+    In the units of the values. The fair estimator, whose expectation does not depend on K (Ferro
+    2014, doi:10.1002/qj.2270): mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)).
     """
     count = len(samples)
     if count < 2:
@@ -201,12 +187,13 @@ def evaluate_samples(
     """
     draws = np.asarray(draws, dtype=np.float64)
     samples, target = unobserved(draws, truth, observed)
+    _require_finite(samples)
     variance, squared_error = moments(samples, target)
     luminance = unobserved(
         draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed
     )
     return {
-        "crps": crps(samples, target),
+        "crps": _mean(crps_of_values(samples, target)),
         "coverage_50": coverage(samples, target, 0.5), "coverage_90": coverage(samples, target),
         **{f"coverage_90_{size}x{size}": coverage(*block_means(draws, truth, observed, size))
            for size in BLOCKS},
@@ -225,7 +212,7 @@ def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Variance of the samples and squared error of their mean, (P,) each.
 
     The variance is widened by 1 + 1/K, for the mean of K samples is uncertain by 1/K of it (Fortin
-    et al. 2014).
+    et al. 2014, doi:10.1175/JHM-D-14-0008.1).
     """
     variance = samples.var(axis=0, ddof=1) * (1 + 1 / len(samples))
     return variance, (samples.mean(axis=0) - truth) ** 2
@@ -234,17 +221,9 @@ def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
 def unobserved(
     samples: np.ndarray, truth: np.ndarray, observed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values of one image that were neither observed nor missing.
-
-    Args:
-        samples: (K, H, W, C). truth: (H, W, C), NaN where a point does not exist.
-        observed: flat indices i * W + j of the observed points.
-    Returns:
-        samples (K, P) and truth (P,).
-    """
-    scored = ~np.isnan(truth).any(axis=-1)
-    scored.reshape(-1)[observed] = False
-    return samples[:, scored].reshape(len(samples), -1), truth[scored].reshape(-1)
+    """Hidden values of one image (see `evaluate_samples`): samples (K, P) and truth (P,)."""
+    hidden = _hidden(truth, observed)
+    return samples[:, hidden].reshape(len(samples), -1), truth[hidden].reshape(-1)
 
 
 def block_means(
@@ -252,23 +231,19 @@ def block_means(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means over size x size blocks that hold a hidden point; those cut by the border are left out.
 
-    Args:
-        as for `evaluate`. Points that do not exist do not count in a mean.
-    Returns:
-        samples (K, P) and truth (P,) of P = blocks x channels.
+    Points that do not exist do not count in a mean. Returns samples (K, P) and truth (P,) of
+    P = blocks x channels.
     """
     exists = ~np.isnan(truth).any(axis=-1)
-    hidden = exists.copy()
-    hidden.reshape(-1)[observed] = False
-    count = _block_sums(exists[..., None].astype(float), size)            # (h, w, 1)
-    scored = _block_sums(hidden[..., None].astype(float), size)[..., 0] > 0
+    count = block_sums(exists[..., None], size)                           # (h, w, 1)
+    scored = block_sums(_hidden(truth, observed)[..., None], size)[..., 0] > 0
     fields = np.concatenate([draws, truth[None]]).astype(np.float64)
-    sums = _block_sums(np.where(exists[..., None], fields, 0), size)      # (K + 1, h, w, C)
+    sums = block_sums(np.where(exists[..., None], fields, 0), size)       # (K + 1, h, w, C)
     means = (sums[:, scored] / count[scored]).reshape(len(fields), -1)
     return means[:-1], means[-1]
 
 
-def _block_sums(fields: np.ndarray, size: int) -> np.ndarray:
+def block_sums(fields: np.ndarray, size: int) -> np.ndarray:
     """(..., H, W, C) to (..., H // size, W // size, C)."""
     *batch, height, width, channels = fields.shape
     rows, columns = height // size, width // size
@@ -290,11 +265,11 @@ def interval_name(level: float, members: int) -> str:
 
 
 def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
-    """Share of truths inside the central interval of the samples.
+    """Share of truths inside the central interval of the samples; NaN without a value.
 
     The ends are quantiles at the plotting positions k / (K + 1) (Weibull), so that a calibrated
-    ensemble covers at the stated level. K samples can express levels up to (K - 1) / (K + 1), 90 %
-    needs 19; beyond, the interval is their whole range. NaN without a value.
+    ensemble covers at the stated level. Beyond `largest_coverage` the interval is the whole range
+    of the samples: 90 % needs 19.
     """
     if not len(truth):
         return float("nan")
@@ -306,9 +281,8 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> fl
 def ensemble_scores(samples: np.ndarray, truth: np.ndarray, bins: int = 10) -> dict[str, Any]:
     """How the spread of K >= 2 samples (K, P) fits the truth (P,), in plain types.
 
-        bin_spread, bin_skill  rms sd of the samples (see `moments`) and rms error of their mean in
-                               classes of equal count, by sd; equal if calibrated (Fortin et al.
-                               2014, doi:10.1175/JHM-D-14-0008.1)
+        bin_spread, bin_skill  rms sd of the samples and rms error of their mean (see `moments`) in
+                               classes of equal count, by sd; equal if calibrated (Fortin et al.)
         ranks                  see `rank_histogram`
     """
     variance, squared_error = moments(samples, truth)
@@ -325,13 +299,10 @@ def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Uniform for a calibrated ensemble, a cup for one too narrow, a hill for one too wide. A truth
     equal to samples (clipped values) is shared evenly between the ranks that it could have.
     """
-    below = (samples < truth).sum(axis=0)
-    ties = (samples == truth).sum(axis=0)
-    share = 1 / (ties + 1)
-    change = np.zeros(len(samples) + 2)
-    np.add.at(change, below, share)
-    np.add.at(change, below + ties + 1, -share)
-    return change.cumsum()[:-1] / len(truth)
+    below, not_above = (samples < truth).sum(axis=0), (samples <= truth).sum(axis=0)
+    ranks = np.arange(len(samples) + 1)[:, None]
+    possible = (below <= ranks) & (ranks <= not_above)                   # (K + 1, P)
+    return (possible / possible.sum(axis=0)).mean(axis=1)
 
 
 # --- helpers -------------------------------------------------------------------------------------
@@ -349,12 +320,17 @@ def _pair(
     if not exists.any():
         raise UserError("an image without a single existing point (all NaN) cannot be scored")
     if not exists.all():
-        nearest = scipy.ndimage.distance_transform_edt(
-            ~exists, return_distances=False, return_indices=True
-        )
-        x, g = x[tuple(nearest)], g[tuple(nearest)]
+        nearest = tuple(scipy.ndimage.distance_transform_edt(
+            ~exists, return_distances=False, return_indices=True))
+        x, g = x[nearest], g[nearest]
     _require_finite(x)
     return x, g, exists
+
+
+def _hidden(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    hidden = np.asarray(~np.isnan(truth).any(axis=-1))
+    hidden.reshape(-1)[observed] = False
+    return hidden
 
 
 def _require_finite(values: np.ndarray) -> None:

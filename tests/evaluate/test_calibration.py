@@ -10,7 +10,7 @@ from small import settings, train
 
 from sparsefield.data import parse_pattern
 from sparsefield.evaluate import calibration
-from sparsefield.evaluate.calibration import calibrate
+from sparsefield.evaluate.calibration import calibrate, describe
 from sparsefield.evaluate.cases import Cases
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.train import loop as training
@@ -54,20 +54,20 @@ def undoing(width: float, members: int = 20) -> float:
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
 def test_a_wrong_width_is_undone_on_pictures_that_were_not_fitted(width):
     found = calibrate(drawer(lambda index: width), noise_cases(16))
-    assert found.spread == pytest.approx(undoing(width), rel=0.06)
-    assert found.calibrated == pytest.approx(0.9, abs=0.02)
-    assert (found.raw < 0.65) if width < 1 else (found.raw > 0.88)
-    assert (found.pictures, found.fitted_on) == (8, 8)
+    assert found["spread"] == pytest.approx(undoing(width), rel=0.06)
+    assert found["calibrated"] == pytest.approx(0.9, abs=0.02)
+    assert (found["raw"] < 0.65) if width < 1 else (found["raw"] > 0.88)
+    assert (found["pictures"], found["fitted_on"]) == (8, 8)
 
 
 def test_what_is_reported_is_out_of_sample():
     """Every second picture is drawn too wide: the factor of the others does not help them."""
     found = calibrate(drawer(lambda index: 1 + 2 * (index % 2)), noise_cases(16))
-    assert found.spread == pytest.approx(1, rel=0.06)
-    assert found.raw > 0.99 and found.calibrated > 0.99
+    assert found["spread"] == pytest.approx(1, rel=0.06)
+    assert found["raw"] > 0.99 and found["calibrated"] > 0.99
     swapped = calibrate(drawer(lambda index: 3 - 2 * (index % 2)), noise_cases(16))
-    assert swapped.spread == pytest.approx(undoing(3), rel=0.06)
-    assert swapped.raw == pytest.approx(0.9, abs=0.02) and swapped.calibrated < 0.6
+    assert swapped["spread"] == pytest.approx(undoing(3), rel=0.06)
+    assert swapped["raw"] == pytest.approx(0.9, abs=0.02) and swapped["calibrated"] < 0.6
 
 
 def test_pictures_are_taken_from_the_whole_set(monkeypatch):
@@ -79,9 +79,9 @@ def test_pictures_are_taken_from_the_whole_set(monkeypatch):
 
 def test_a_single_picture_is_fitted_and_nothing_measured():
     found = calibrate(drawer(lambda index: 2), noise_cases(1))
-    assert found.spread == pytest.approx(undoing(2), rel=0.25)
-    assert found.pictures == 0 and np.isnan(found.calibrated)
-    assert "not measured" in found.describe()
+    assert found["spread"] == pytest.approx(undoing(2), rel=0.25)
+    assert found["pictures"] == 0 and np.isnan(found["calibrated"])
+    assert "not measured" in describe(found)
 
 
 # --- in a training -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.evaluate import tables
 from sparsefield.evaluate.cases import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -12,7 +12,8 @@ from small import write_checkpoint
 import eval_sde_multiscale as script
 from sparsefield import cli
 from sparsefield.data import open_data, parse_pattern
-from sparsefield.evaluate.cases import ENLARGED, Cases, area_average, spread, with_finest_truth
+from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth
+from sparsefield.evaluate.metrics import block_sums
 from sparsefield.evaluate.tables import recommendation
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -99,7 +100,7 @@ def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
     cases = Cases(data.test, parse_pattern("random:0.2"), spread(known, 4), resolutions=(16, 256))
     assert len(cases) == 4 and 255 not in known
     for case in cases:
-        np.testing.assert_allclose(area_average(case.truths[256], 16), case.truth, atol=1e-6)
+        np.testing.assert_allclose(block_sums(case.truths[256], 16) / 256, case.truth, atol=1e-6)
 
 
 def test_v1_and_data_without_finer_truth(arrays, tmp_path):

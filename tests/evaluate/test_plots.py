@@ -56,10 +56,12 @@ def test_pictures_have_their_own_colours_and_maps_are_drawn_north_up(open_figure
     grey = np.full((3, 3, 3), 0.5)
     assert plots.limits_of(grey) == {"vmin": 0, "vmax": 1}
     for field, bars in ((grey, 0), (grey[..., :1], 1)):
-        row = plots.Row("a", field, [field, None], [np.zeros((3, 3, 1))])
-        plots.sheet([row], ["truth", "none", "error"], plots.Style(METRES, rows_up=True))
+        case = SimpleNamespace(truth=field, truths={3: field}, observed=[0])
+        row = plots.Row("a", case, [], [np.zeros((3, 3, 1))])
+        data = SimpleNamespace(scale=METRES, rows_up=True)
+        plots.sheet([row, row._replace(rows=6)], ["error"], data)
         axes = plots.plt.gcf().axes
-        assert len(axes) == 4 + bars  # and one bar for the errors
+        assert len(axes) == 7 + 2 * bars  # and one bar for the errors
         assert axes[0].images[0].origin == "lower"
 
 
@@ -93,6 +95,6 @@ def test_each_stage_has_a_curve_of_its_own(tmp_path, open_figures):
 
 
 def test_matplotlib_is_not_imported_by_what_loads_a_model():
-    code = ("import sys; from sparsefield.evaluate import calibration, outputs, tables; "
+    code = ("import sys; from sparsefield.evaluate import calibration, tables; "
             "sys.exit('matplotlib' in sys.modules)")
     assert run("-c", code).returncode == 0
