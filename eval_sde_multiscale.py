@@ -36,7 +36,6 @@ import numpy as np
 import pandas as pd
 
 from sparsefield import cli
-from sparsefield.data import Data
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
@@ -82,15 +81,10 @@ class Config(tables.EvaluationConfig):
     save_dir: str = "eval_sde_multiscale"
     """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
 
-    def options(self, method: str) -> dict[str, float]:
-        """Settings of one sampler."""
-        return {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta}}.get(method, {})
-
     def methods(self) -> dict[str, dict]:
-        """{sampler: everything that `sample` takes of it}; the posterior mean is always there."""
-        names = dict.fromkeys((*self.samplers, MEAN))
-        common = {"num_steps": self.num_steps}
-        return {name: {"method": name, **common, **self.options(name)} for name in names}
+        """{sampler: its options}, with the posterior mean, which is always there."""
+        options = {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta}}
+        return {name: options.get(name, {}) for name in dict.fromkeys((*self.samplers, MEAN))}
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
@@ -98,8 +92,8 @@ class Config(tables.EvaluationConfig):
         for name in ("samplers", "resolutions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise UserError(f"--{name}: give at least one, and each once")
-        for method in self.samplers:
-            check_sampler(method, self.num_steps, self.options(method))
+        for method, options in self.methods().items():
+            check_sampler(method, self.num_steps, options)
         if max(self.resolutions) > MOST_ROWS:
             raise UserError(f"--resolutions {max(self.resolutions)}: at most {MOST_ROWS} rows")
         if self.ensemble < 0 or self.ensemble == 1:
@@ -113,12 +107,9 @@ class Config(tables.EvaluationConfig):
 # --- numbers -------------------------------------------------------------------------------------
 
 
-Fields = dict[int, dict[str, list[np.ndarray]]]
-
-
 def evaluate_all(
     model: FieldModel, cases: Cases, config: Config, fitted: dict[str, Any] | None
-) -> tuple[pd.DataFrame, Fields, dict[str, list[np.ndarray]]]:
+) -> tuple[pd.DataFrame, dict[int, dict[str, list[np.ndarray]]], dict[str, list[np.ndarray]]]:
     """The table, the fields {rows: {method: [...]}} and the draws {sampler: [...]}.
 
     Args:
@@ -126,13 +117,14 @@ def evaluate_all(
     """
     samplers = config.methods()
     cases.warm_up(model)
-    parts, fields, ensembles = [], Fields(), {}
+    parts, fields, ensembles = [], {}, {}
     for rows in dict.fromkeys((cases.rows, *config.resolutions)):
         fields[rows] = {}
         for name, options in samplers.items():
             kind, steps = ("mean", 0) if name == MEAN else ("sample", config.num_steps)
             draws = max(1, config.ensemble) if rows == cases.rows and name != MEAN else 1
-            made = cases.sample(model, rows=rows, draws=draws, bar=name, **options)
+            made = cases.sample(model, rows=rows, draws=draws, bar=name, method=name,
+                                num_steps=config.num_steps, **options)
             fields[rows][name] = made.fields
             parts.append(tables.rows_of(cases, made, kind, name, steps=steps))
             if draws > 1:
@@ -149,48 +141,18 @@ def evaluate_all(
         for name, options in samplers.items():
             if name != MEAN and declared_nfe(name, 1) is not None:  # others take no steps of ours
                 made = cases.sample(model, draws=config.ensemble, bar=f"{name}, {steps} steps",
-                                    **options | {"num_steps": steps})
+                                    method=name, num_steps=steps, **options)
                 parts.append(tables.rows_of(cases, made, "sweep", name, steps=steps))
     draws_of = {name: made.draws for name, made in ensembles.items()}
     return pd.concat(parts, ignore_index=True), fields, draws_of
 
 
-def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
-    """Scores of the draws (K, H, W, C) of all cases, over all points that were not observed."""
-    return metrics.ensemble_scores(*pool([
-        metrics.unobserved(samples, case.truth, case.observed)
-        for samples, case in zip(draws, cases, strict=True)
-    ]))
-
-
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(
-    results: dict, fields: Fields, draws: dict, data: Data, cases: Cases
-) -> dict[str, bytes]:
-    """The report and its pictures, by name."""
-    about = (f"{data.name}, {len(cases)} test pictures, "
-             f"{results['settings']['observe']} of {cases.rows} x {cases.columns} observed")
-    files = {
-        "metrics_comparison.json": tables.as_json(results).encode(),
-        "metrics_comparison.txt": tables.multiscale_report(results).encode(),
-        "multiscale_comparison.png": plots.resolutions(cases, fields, data),
-        "performance_chart.png": plots.performance(results, about),
-    }
-    if draws:
-        method = next(iter(draws))
-        files["diversity.png"] = plots.diversity(cases, method, draws[method], data)
-        files["uncertainty.png"] = plots.calibration(results["uncertainty"], about)
-    return files
-
-
 def evaluate(config: Config) -> dict[str, Any]:
-    """Run the evaluation and write its files. Raises UserError for what the user can mend.
-
-    Returns:
-        what metrics_comparison.json holds, see above; `table` is a DataFrame.
-    """
+    """Run the evaluation and write its files; what metrics_comparison.json holds, with `table` as a
+    DataFrame. Raises UserError for what the user can mend."""
     config.check()
     device = pick_device(config.device)
     checkpoint = load_checkpoint(config.checkpoint)
@@ -207,10 +169,24 @@ def evaluate(config: Config) -> dict[str, Any]:
         "model": tables.describe_model(checkpoint, model, config.checkpoint),
         "table": table,
         "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
-        "uncertainty": {name: pooled_scores(cases, own) for name, own in draws.items()},
+        "uncertainty": {name: metrics.ensemble_scores(*pool([
+            metrics.unobserved(samples, case.truth, case.observed)
+            for samples, case in zip(own, cases, strict=True)])) for name, own in draws.items()},
         "gain_over_kriging": metrics.paired_bootstrap(gain["psnr"], seed=config.seed),
     }
-    out.write(contents(results, fields, draws, data, cases))
+    about = (f"{data.name}, {len(cases)} test pictures, {config.observe} of {cases.rows} x "
+             f"{cases.columns} observed")
+    files = {
+        "metrics_comparison.json": tables.as_json(results).encode(),
+        "metrics_comparison.txt": tables.multiscale_report(results).encode(),
+        "multiscale_comparison.png": plots.resolutions(cases, fields, data),
+        "performance_chart.png": plots.performance(results, about),
+    }
+    if draws:
+        method = next(iter(draws))
+        files["diversity.png"] = plots.diversity(cases, method, draws[method], data)
+        files["uncertainty.png"] = plots.calibration(results["uncertainty"], about)
+    out.write(files)
     return results
 
 

@@ -38,7 +38,6 @@ import pandas as pd
 import tyro
 
 from sparsefield import cli
-from sparsefield.data import Data
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
@@ -110,29 +109,27 @@ def load(name: str, path: str) -> dict[str, Any]:
     return load_checkpoint(path)
 
 
-def notes_on_classes(checkpoints: dict[str, dict]) -> list[str]:
-    """A line where the models are not the usual two. Raises UserError if these are exchanged."""
-    found = {name: checkpoint["model_class"] for name, checkpoint in checkpoints.items()}
-    if found == CLASSES:
-        return []
-    if found == {"V1": CLASSES["V2"], "V2": CLASSES["V1"]}:
-        raise UserError(f"--v1_checkpoint holds a {found['V1']} (V2) and --v2_checkpoint a "
-                        f"{found['V2']} (V1): exchange the two paths")
-    return [f"V1 below is a {found['V1']}, V2 a {found['V2']}"]
+def check_pair(v1: dict, v2: dict) -> list[str]:
+    """A note where the models are not the usual two.
 
-
-def require_same_data(checkpoints: dict[str, dict]) -> None:
-    """Raises UserError unless both models were trained on the same data."""
-    v1, v2 = (checkpoints[name]["data"] for name in ("V1", "V2"))
-    if v1["channels"] != v2["channels"]:
-        raise UserError(f"V1 was trained with {v1['channels']} channels and V2 with "
-                        f"{v2['channels']}: train both on the same data")
-    if v1["fingerprint"] != v2["fingerprint"]:
-        raise UserError(f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
-                        f"{v2['height']} x {v2['width']}): train both on the same data")
-    if not np.array_equal(v1["value_range"], v2["value_range"]):
-        raise UserError(f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
-                        f"{v2['value_range']}: train both with the same VALUE_RANGE")
+    Raises:
+        UserError: these are exchanged, or were not trained on the same data.
+    """
+    classes, (of_v1, of_v2) = (v1["model_class"], v2["model_class"]), (v1["data"], v2["data"])
+    if classes == (CLASSES["V2"], CLASSES["V1"]):
+        raise UserError(f"--v1_checkpoint holds a {classes[0]} (V2) and --v2_checkpoint a "
+                        f"{classes[1]} (V1): exchange the two paths")
+    if of_v1["channels"] != of_v2["channels"]:
+        raise UserError(f"V1 was trained with {of_v1['channels']} channels and V2 with "
+                        f"{of_v2['channels']}: train both on the same data")
+    if of_v1["fingerprint"] != of_v2["fingerprint"]:
+        raise UserError(f"V1 was trained on {of_v1['name']} and V2 on other data ({of_v2['name']}, "
+                        f"{of_v2['height']} x {of_v2['width']}): train both on the same data")
+    if not np.array_equal(of_v1["value_range"], of_v2["value_range"]):
+        raise UserError(f"V1 was trained with values of {of_v1['value_range']} as -1 and 1, V2 "
+                        f"with {of_v2['value_range']}: train both with the same VALUE_RANGE")
+    usual = classes == tuple(CLASSES.values())
+    return [] if usual else ["V1 below is a {}, V2 a {}".format(*classes)]
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -155,23 +152,22 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
 
 def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     """Checkpoints of trainings like the first's, each of another seed. Raises UserError else."""
-    found, seeds = [], {first["config"].get("seed")}
+    found, seeds, flag = [], {first["config"].get("seed")}, f"--{name.lower()}_seeds"
     own = learnt_from(first)
     for path in paths:
         checkpoint = load(name, path)
-        its = learnt_from(checkpoint)
+        its, seed = learnt_from(checkpoint), checkpoint["config"].get("seed")
         differing = [key for key in own if its.get(key) != own[key]
-                     and key not in ("seed", "start_from", "canvas_from")]  # a start has a seed
+                     and key not in ("seed", "start_from")]  # a start has a seed
         differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]
         if differing:
-            raise UserError(f"--{name.lower()}_seeds {path} is of another training than the {name} "
-                            f"that is compared (differs in {', '.join(differing)}): trainings that "
-                            "differ in their seed alone, please")
-        seed = checkpoint["config"].get("seed")
+            raise UserError(f"{flag} {path} is of another training than the {name} that is "
+                            f"compared (differs in {', '.join(differing)}): give trainings that "
+                            "differ in their seed alone")
         if seed in seeds:
-            raise UserError(f"--{name.lower()}_seeds {path} was trained with seed {seed}, as "
-                            f"another {name} was: give each of another seed")
+            raise UserError(f"{flag} {path} was trained with seed {seed}, as another {name} was: "
+                            "give each of another seed")
         seeds.add(seed)
         found.append(checkpoint)
     return found
@@ -217,33 +213,14 @@ def compare(
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(results: dict, fields: dict, data: Data, cases: Cases) -> dict[str, bytes]:
-    """The report and its pictures, by name."""
-    about = (f"{data.name}, {len(cases)} test pictures, "
-             f"{results['settings']['observe']}, seed {results['settings']['seed']}")
-    return {
-        "comparison_results.json": tables.as_json(results).encode(),
-        "comparison_results.txt": tables.comparison_report(results).encode(),
-        "v1_vs_v2_comparison.png": plots.comparison(
-            cases, fields, data, f"Posterior means: {about}"),
-        "improvement_chart.png": plots.improvement_chart(
-            results["table"].query("training == 0"), results["differences"],
-            f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
-    }
-
-
 def evaluate(config: Config) -> dict[str, Any]:
-    """Run the comparison and write its files. Raises UserError for what the user can mend.
-
-    Returns:
-        what comparison_results.json holds, see above; `table` is a DataFrame.
-    """
+    """Run the comparison and write its files; what comparison_results.json holds, with `table` as a
+    DataFrame. Raises UserError for what the user can mend."""
     config.check()
     device = pick_device(config.device)
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
-    notes = notes_on_classes(checkpoints)
-    require_same_data(checkpoints)
+    notes = check_pair(*checkpoints.values())
     further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
                   load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
@@ -270,7 +247,15 @@ def evaluate(config: Config) -> dict[str, Any]:
     }
     if len(pairs) > 1:
         results["seeds"] = tables.over_trainings(table)
-    out.write(contents(results, fields, data, cases))
+    about = f"{data.name}, {len(cases)} test pictures, {config.observe}, seed {config.seed}"
+    out.write({
+        "comparison_results.json": tables.as_json(results).encode(),
+        "comparison_results.txt": tables.comparison_report(results).encode(),
+        "v1_vs_v2_comparison.png": plots.comparison(
+            cases, fields, data, f"Posterior means: {about}"),
+        "improvement_chart.png": plots.improvement_chart(
+            results, f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
+    })
     return results
 
 

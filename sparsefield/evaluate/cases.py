@@ -2,9 +2,8 @@
 and the data that a checkpoint is tested on.
 
 Symbols: K draws, M observed points, N points that exist, C channels. A *field* is (H, W, C) in
-[0, 1] with NaN where no point exists; models work in [-1, 1], and this file alone goes between the
-two. A resolution is a number of rows: fields observed on `Cases.rows` rows can be asked for, and
-compared with the truth, on a multiple of them.
+[0, 1] with NaN where no point exists; models work in [-1, 1]. A resolution is a number of rows:
+fields can be asked for, and compared with the truth, on a multiple of the observed ones.
 """
 
 from __future__ import annotations
@@ -86,6 +85,11 @@ class Case:
         """(M, C) observed, in [-1, 1]."""
         return torch.from_numpy(self.inside.reshape(-1, self.inside.shape[2])[self.observed])
 
+    @property
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates and values, in [0, 1], as baselines take them."""
+        return self.coords.numpy(), to_unit(self.values.numpy())
+
     def exists(self, rows: int) -> np.ndarray:
         """(H, W) bool: which points of a resolution there are."""
         cell = np.ones((rows // len(self.inside),) * 2, dtype=bool)
@@ -109,10 +113,10 @@ class Outcome:
     """What one method made of all cases, in their order.
 
     Attributes:
-        draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists; K = 1 for what is
-            no sample. Observed values are put in.
-        rows: resolution. nfe: evaluations of the model per draw.
-        seconds: wall time per draw. how: the method in words.
+        draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists, observed values put
+            in; K = 1 for what is no sample.
+        rows: resolution. nfe, seconds: evaluations of the model and wall time per draw.
+        how: the method in words.
     """
 
     draws: list[np.ndarray]
@@ -135,11 +139,9 @@ class Outcome:
 class Cases:
     """Some fields of a split with their observations, and what methods make of them.
 
-    Mask and noise of field i depend only on (seed, i).
-
     Args:
         split: fields of one shape. pattern: which points are observed.
-        indices: which fields, see `spread`. seed: of observations and noise.
+        indices: which fields, see `spread`. seed: mask and noise of field i depend on (seed, i).
         resolutions: for which the truth is wanted, beside the observed one.
         points: most queries of one model call. Small fields go together, which changes results by
             rounding only; a field with more queries is answered in blocks (`Result.how` says so).
@@ -183,8 +185,7 @@ class Cases:
         """What a model and a sampler give, in float32 on every machine.
 
         Args:
-            model: runs in eval mode, whatever its mode is. rows: resolution. draws: K.
-            bar: name of a progress bar; none without a name.
+            model: runs in eval mode, whatever its mode is. draws: K. bar: name of a progress bar.
             sampler: `method` and its options, see `sparsefield.flow.sampling.sample`.
         """
         rows = rows or self.rows
@@ -210,17 +211,21 @@ class Cases:
 
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
-        rows = rows or self.rows
-        start = time.perf_counter()
-        draws = [self._interpolated(case, name, rows)[None] for case in self.cases]
+        rows, start, draws = rows or self.rows, time.perf_counter(), []
+        for case in self.cases:
+            if name == ENLARGED:
+                coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
+                fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
+                field = keep_observations(fine, *case.known)
+            else:
+                field = BASELINES[name](*case.known, self.shape(rows))
+            draws.append(np.where(case.exists(rows)[..., None], field, np.nan)[None])
         return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name)
 
     def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
-        """Of each case `metrics.evaluate` of its first draw, if there is a truth of that size.
-
-        Of two and more draws `metrics.evaluate_samples` too; of a finer resolution `psnr_base`, the
-        PSNR of the field averaged down to the observed one.
-        """
+        """Of each case `metrics.evaluate` of its first draw, and of two and more draws
+        `metrics.evaluate_samples`, if there is a truth of that size; of a finer resolution also
+        `psnr_base`, the PSNR of the field averaged down to the observed one."""
         factor = outcome.rows // self.rows
         results = []
         for case, draws in zip(self.cases, outcome.draws, strict=True):
@@ -249,11 +254,8 @@ class Cases:
                 for i in range(0, len(which), size)]
 
     def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
-        """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device.
-
-        Args:
-            which: B cases with equally many points each.
-        """
+        """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device, of B
+        cases with equally many points each."""
         cases = [self.cases[k] for k in which]
         rows = rows or self.rows
         grid = grid_coords(*self.shape(rows))
@@ -274,17 +276,7 @@ class Cases:
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
         result[asked] = to_unit(values.cpu().float().numpy())
-        return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
-
-    def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:
-        given, shape = (case.coords.numpy(), to_unit(case.values.numpy())), self.shape(rows)
-        if name == ENLARGED:
-            coarse = BASELINES["biharmonic"](*given, self.shape(self.rows))
-            fine = skimage.transform.resize(coarse, shape, order=3, mode="edge")
-            result = keep_observations(fine, *given)
-        else:
-            result = BASELINES[name](*given, shape)
-        return np.where(case.exists(rows)[..., None], result, np.nan)
+        return keep_observations(result, *case.known)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -305,11 +297,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def spread(candidates: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the candidates, evenly spread: neighbours in a file are often alike.
-
-    Raises:
-        UserError: count is below 1.
-    """
+    """At most `count` (else UserError: at least 1) of the candidates, evenly spread: neighbours in
+    a file are often alike."""
     if count < 1:
         raise UserError(f"num_samples={count}: must be at least 1")
     places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
@@ -317,11 +306,7 @@ def spread(candidates: Sequence[int], count: int) -> list[int]:
 
 
 def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
-    """The fields with a truth at the largest of the resolutions that any of them has.
-
-    Raises:
-        UserError: a resolution is no multiple of the rows of the fields.
-    """
+    """The fields with a truth at the largest of the resolutions that any of them has."""
     for resolution in sorted(resolutions, reverse=True):
         known = [i for i in range(len(split)) if _finer(split, i, resolution) is not None]
         if known:
@@ -330,7 +315,8 @@ def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
 
 
 def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
-    """The field with so many rows, in [-1, 1]; None if the source has no such truth."""
+    """The field with so many rows, in [-1, 1]; None if the source has no such truth. UserError if
+    they are no multiple of those observed."""
     coarse = split.example(index)
     if rows < 1 or rows % len(coarse):
         raise UserError(f"--resolutions {rows}: give multiples of the {len(coarse)} rows that the "
@@ -353,8 +339,7 @@ def open_test_data(
         checkpoint: as loaded. data: what to open instead of what the model was trained on.
         test: an .npz file, all of whose pictures are the test.
     Raises:
-        UserError: the file is missing, is not the one trained on (where none was asked for), or
-            has other channels than the model.
+        UserError: the data are missing, changed since the training, or have other channels.
     """
     trained, config = checkpoint["data"], checkpoint["config"]
     if not (data or test) and checkpoint.get("shipped"):
@@ -373,20 +358,15 @@ def open_test_data(
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
     else:
-        opened = _open_as_trained(trained, config)
+        for path in (config["data"], config["data_val"], config.get("data_test")):
+            if path not in (None, *NAMES) and not Path(path).exists():
+                raise UserError(f"the model was trained on {path}, which is not here: name the "
+                                "data to test on with --data (`photos` needs no file)")
+        opened = open_as_configured(config)
+        if opened.fingerprint != trained["fingerprint"]:
+            raise UserError(f"{config['data']} is not the data that the model was trained on (its "
+                            "contents differ): restore it, or name the data to test on with --data")
     if opened.channels != trained["channels"]:
         raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
                         f"{trained['channels']}: choose other --data")
-    return opened
-
-
-def _open_as_trained(trained: dict[str, Any], config: dict[str, Any]) -> Data:
-    for path in (config["data"], config["data_val"], config.get("data_test")):
-        if path not in (None, *NAMES) and not Path(path).exists():
-            raise UserError(f"the model was trained on {path}, which is not here: name the data to "
-                            "test on with --data (`photos` needs no file)")
-    opened = open_as_configured(config)
-    if opened.fingerprint != trained["fingerprint"]:
-        raise UserError(f"{config['data']} is not the data that the model was trained on (its "
-                        "contents differ): restore it, or name the data to test on with --data")
     return opened

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy
 import skimage
 
@@ -30,7 +31,8 @@ def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Every per-image number, by name: psnr, ssim, mse, mae, speckle_*, missed_0.10, flat_hf."""
     pair = reconstruction, truth
     return {
-        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "mse": mse(*pair), "mae": mae(*pair),
+        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "mse": mse(*pair),
+        "mae": float(np.nanmean(np.abs(np.subtract(*pair, dtype=np.float64)))),
         **{f"speckle_{level:.2f}": speckle(*pair, level) for level in SPECKLE_THRESHOLDS},
         "missed_0.10": missed(*pair), "flat_hf": flat_hf(*pair),
     }
@@ -42,12 +44,6 @@ def mse(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean((x - g)[exists] ** 2))
 
 
-def mae(reconstruction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean absolute error over existing points and channels."""
-    x, g, exists = _pair(reconstruction, truth)
-    return float(np.mean(np.abs(x - g)[exists]))
-
-
 def psnr(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB for a data range of 1; at most PSNR_CEILING."""
     floor = 10 ** (-PSNR_CEILING / 10)
@@ -57,12 +53,8 @@ def psnr(reconstruction: np.ndarray, truth: np.ndarray) -> float:
 def ssim_wang(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity with the settings of Wang et al. (2004): Gaussian window, sigma 1.5.
 
-    Mean over channels, without the border of 5 points where the window leaves the image. Images
-    with a side below 11 keep the window (over reflected borders) and crop less. NaN where no
-    existing point lies inside the border.
-
-    Raises:
-        UserError: a side is shorter than 3 points.
+    Mean over channels, without the border of 5 points where the window leaves the image (less where
+    a side is below 11); NaN where no point exists inside it. UserError for a side below 3 points.
     """
     x, g, exists = _pair(reconstruction, truth)
     side = min(exists.shape)
@@ -121,7 +113,7 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
 
 def average(values: Sequence[float]) -> float:
     """Mean over the images where a number is defined; NaN if there are none."""
-    return _mean(_defined(values))
+    return float(pd.Series(values, dtype=float).mean())
 
 
 def paired_bootstrap(
@@ -138,7 +130,7 @@ def paired_bootstrap(
     Returns:
         NaN for what cannot be computed: the mean of no image, the interval of fewer than two.
     """
-    defined = _defined(differences)
+    defined = pd.Series(differences, dtype=float).dropna().to_numpy()
     count = len(defined)
     if count < 2:
         return _mean(defined), np.nan, np.nan
@@ -170,16 +162,14 @@ def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def evaluate_samples(
     draws: np.ndarray, truth: np.ndarray, observed: np.ndarray
 ) -> dict[str, float]:
-    """Every number about the samples of one image, by name.
+    """Every number about the samples of one image, by name; NaN where there is nothing to score.
 
-        crps                             fair, mean over the hidden values
+        crps                             fair, mean over the hidden values: of points that exist
+                                         and were not observed
         coverage_50, coverage_90         of central intervals of the hidden values
         coverage_90_4x4, coverage_90_8x8 of the means of blocks that are not wholly observed
         coverage_90_luminance            of the mean over channels of the hidden points
         variance, squared_error          mean over the hidden values; see `moments`
-
-    A point is hidden if it exists and was not observed. NaN where there is nothing to score: an
-    image smaller than a block, or without a hidden point.
 
     Args:
         draws: (K, H, W, C), K >= 2. truth: (H, W, C), NaN where a point does not exist.
@@ -190,8 +180,7 @@ def evaluate_samples(
     _require_finite(samples)
     variance, squared_error = moments(samples, target)
     luminance = unobserved(
-        draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed
-    )
+        draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed)
     return {
         "crps": _mean(crps_of_values(samples, target)),
         "coverage_50": coverage(samples, target, 0.5), "coverage_90": coverage(samples, target),
@@ -259,9 +248,8 @@ def largest_coverage(members: int) -> float:
 def interval_name(level: float, members: int) -> str:
     """A level in words, which say so where that many samples cannot state it."""
     highest = largest_coverage(members)
-    if level <= highest:
-        return f"{level:.0%}"
-    return f"{level:.0%} (of {members} samples at most {highest:.0%})"
+    stated = "" if level <= highest else f" (of {members} samples at most {highest:.0%})"
+    return f"{level:.0%}{stated}"
 
 
 def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
@@ -283,26 +271,20 @@ def ensemble_scores(samples: np.ndarray, truth: np.ndarray, bins: int = 10) -> d
 
         bin_spread, bin_skill  rms sd of the samples and rms error of their mean (see `moments`) in
                                classes of equal count, by sd; equal if calibrated (Fortin et al.)
-        ranks                  see `rank_histogram`
+        ranks                  (K + 1,) share of truths with 0, 1, ... K samples below them (Hamill
+                               2001): uniform if calibrated, a cup if too narrow, a hill if too wide
+
+    A truth equal to samples (clipped values) is shared between the ranks that it could have.
     """
     variance, squared_error = moments(samples, truth)
     classes = np.array_split(np.argsort(variance, kind="stable"), min(bins, len(variance)))
     spread, skill = ([float(np.sqrt(values[members].mean())) for members in classes]
                      for values in (variance, squared_error))
-    return {"bin_spread": spread, "bin_skill": skill,
-            "ranks": rank_histogram(samples, truth).tolist()}
-
-
-def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(K + 1,) share of truths with 0, 1, ... K samples below them (Hamill 2001).
-
-    Uniform for a calibrated ensemble, a cup for one too narrow, a hill for one too wide. A truth
-    equal to samples (clipped values) is shared evenly between the ranks that it could have.
-    """
     below, not_above = (samples < truth).sum(axis=0), (samples <= truth).sum(axis=0)
     ranks = np.arange(len(samples) + 1)[:, None]
     possible = (below <= ranks) & (ranks <= not_above)                   # (K + 1, P)
-    return (possible / possible.sum(axis=0)).mean(axis=1)
+    return {"bin_spread": spread, "bin_skill": skill,
+            "ranks": (possible / possible.sum(axis=0)).mean(axis=1).tolist()}
 
 
 # --- helpers -------------------------------------------------------------------------------------
@@ -312,8 +294,7 @@ def _pair(
     reconstruction: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both images in float64 with points that do not exist filled, and which exist (H, W)."""
-    x = np.asarray(reconstruction, dtype=np.float64)
-    g = np.asarray(truth, dtype=np.float64)
+    x, g = (np.asarray(image, dtype=np.float64) for image in (reconstruction, truth))
     if x.shape != g.shape or g.ndim != 3:
         raise ValueError(f"expected two images (H, W, C), not {x.shape} and {g.shape}")
     exists = np.asarray(~np.isnan(g).any(axis=-1))
@@ -337,11 +318,6 @@ def _require_finite(values: np.ndarray) -> None:
     # A comparison with NaN is False: a diverged model would have no speckle at all.
     if not np.isfinite(values).all():
         raise ValueError("a reconstruction has values that are not finite")
-
-
-def _defined(values: Sequence[float]) -> np.ndarray:
-    numbers = np.asarray(values, dtype=np.float64)
-    return numbers[~np.isnan(numbers)]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -49,12 +49,8 @@ STAGES = {"start": "start: error of its mean and sd", "flow": "flow: squared err
 
 
 class Row(NamedTuple):
-    """A row of a sheet: truth and observations of a case, then fields in the colours of its truth,
-    then errors (H, W, 1) in the units of the fields, on a scale of their own.
-
-    Attributes:
-        rows: resolution of the truth that is shown, where it is not the observed one.
-    """
+    """A row of a sheet: truth (of `rows` rows, if not as observed) and observations of a case, then
+    fields in the colours of that truth, and errors (H, W, 1) on a scale of their own."""
 
     label: str
     case: Case
@@ -99,12 +95,8 @@ def sheet(
     rows: Sequence[Row], titles: Sequence[str], data: Data, title: str = "",
     error_name: str = "absolute error", limit: float = ERROR_LIMIT,
 ) -> bytes:
-    """PNG of rows, each with a colour bar for its fields, unless they are RGB, and one for all
-    errors, which are shares of the range of the row's colours.
-
-    Args:
-        titles: of fields and errors.
-    """
+    """PNG of rows, `titles` above their fields and errors. Each has a colour bar for its fields,
+    unless they are RGB; all errors have one, of shares of the range of the row's colours."""
     titles = ["truth", "observed", *titles]
     figure, axes = plt.subplots(
         len(rows), len(titles), figsize=(1.85 * len(titles) + 0.9, 1.9 * len(rows) + 0.9),
@@ -172,9 +164,7 @@ def quantile_cases(
 # --- training -------------------------------------------------------------------------------------
 
 
-def reconstructions(
-    cases: Cases, columns: dict[str, list[np.ndarray]], path: Path, data: Data
-) -> None:
+def reconstructions(cases: Cases, columns: dict[str, Any], path: Path, data: Data) -> None:
     """A row per frozen case: truth, observations, each column, absolute error of the first one."""
     first = next(iter(columns))
     rows = [Row(f"picture {case.index}", case, [column[k] for column in columns.values()],
@@ -185,12 +175,8 @@ def reconstructions(
 def learning_curves(
     records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
 ) -> None:
-    """Training loss, and PSNR of the posterior mean beside the baselines, against steps.
-
-    Args:
-        records: of metrics.jsonl. The losses of the stages ("stage": "start" or "flow") are
-            different ones: each has a curve of its own.
-    """
+    """Loss of each stage, and PSNR of the posterior mean beside the baselines, against steps, of
+    the records in metrics.jsonl."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_psnr"])
     for stage, label in STAGES.items():
@@ -205,23 +191,17 @@ def learning_curves(
     right.legend(fontsize=8)
     left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
     right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     path.write_bytes(as_png(figure))
 
 
 # --- V1 and V2 ------------------------------------------------------------------------------------
 
 
-def comparison(
-    cases: Cases, columns: dict[str, Sequence[np.ndarray]], data: Data, title: str
-) -> bytes:
-    """A row per case: truth, observations, each method, and the error maps of V1 and V2.
-
-    Args:
-        columns: fields of every case by method, "V1" and "V2" among them. The cases that are shown
-            are at the quartiles of the error of V2, with the best and the worst.
-    """
+def comparison(cases: Cases, columns: dict[str, Any], data: Data, title: str) -> bytes:
+    """Truth, observations, fields of each method and errors of V1 and V2, for the cases at the
+    quartiles of the error of V2, with the best and the worst."""
     shares = np.linspace(0, 1, min(5, len(cases))).tolist()
     rows = [Row(f"error of V2\n{share:.0%} quantile", cases[k],
                 [fields[k] for fields in columns.values()],
@@ -230,25 +210,19 @@ def comparison(
     return sheet(rows, [*columns, "|error| V1", "|error| V2"], data, title)
 
 
-def improvement_chart(
-    table: pd.DataFrame, differences: dict[str, dict[str, dict[str, float]]], title: str
-) -> bytes:
-    """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
-
-    Args:
-        table, differences: see sparsefield.evaluate.tables.
-    """
-    figure, axes = plt.subplots(
-        1, len(CHART_METRICS), figsize=(3.1 * len(CHART_METRICS), 4.2), layout="constrained"
-    )
+def improvement_chart(results: dict[str, Any], title: str) -> bytes:
+    """V2 - V1 for every picture, with the mean and its interval; zero is no difference."""
+    count = len(CHART_METRICS)
+    figure, axes = plt.subplots(1, count, figsize=(3.1 * count, 4.2), layout="constrained")
     kinds = {"mean": "posterior mean", "sample": "sample"}
+    table = results["table"].query("training == 0")
     changes = {kind: tables.difference(table, (kind, "V2"), (kind, "V1")) for kind in kinds}
     for axis, (metric, name) in zip(axes, CHART_METRICS.items(), strict=True):
         for place, kind in enumerate(kinds):
             points = changes[kind][metric].dropna()
             jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(points))
             axis.scatter(place + jitter, points, s=12, alpha=0.45, linewidths=0)
-            mean, low, high = (differences[kind][metric][end] for end in ("mean", "low", "high"))
+            mean, low, high = results["differences"][kind][metric].values()
             axis.errorbar(place, mean, [[mean - low], [high - mean]], fmt="D", color="black",
                           capsize=6, linewidth=2)
         axis.axhline(0, color="0.3", linewidth=1)
@@ -265,12 +239,9 @@ def improvement_chart(
 # --- samplers and resolutions ---------------------------------------------------------------------
 
 
-def resolutions(
-    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], data: Data
-) -> bytes:
-    """A row per resolution of one case: observations, truth of that size, each method.
-
-    The case is that of the median error of the first method at the observed resolution.
+def resolutions(cases: Cases, fields: dict[int, dict[str, Any]], data: Data) -> bytes:
+    """A row per resolution of one case: truth of that size, observations, each method; the case
+    is that of the median error of the first method at the observed resolution.
 
     Args:
         fields: {resolution: {method: fields of all cases}}, the observed resolution among them.
@@ -292,21 +263,20 @@ def performance(results: dict[str, Any], about: str) -> bytes:
     the posterior mean and all baselines are references where they have the number.
     """
     observed = results["data"]["height"]
-    table = results["table"][results["table"]["rows"] == observed]
+    table = results["table"].query(f"rows == {observed}")
     numbers = [name for name in QUALITY if name in table and table[name].notna().any()]
     of_methods = table.groupby(["kind", "method", "steps"], sort=False)[
         [*numbers, *COSTS]].mean().reset_index()
-    drawn = of_methods[of_methods["kind"].isin(["mean", "sample", "sweep"])]
+    is_reference = of_methods["kind"] == "baseline"
+    references = of_methods[is_reference].set_index("method")
+    drawn = of_methods[~is_reference & (of_methods["kind"] != "calibrated")]
     drawn = drawn.drop_duplicates(["method", "steps"]).sort_values("nfe")
-    references = of_methods[of_methods["kind"] == "baseline"].set_index("method")
     samples = results["summary"][str(observed)].get("sample", {})
     figure, axes = plt.subplots(
         len(COSTS), len(numbers), figsize=(3.7 * len(numbers), 7.4), sharey="col", squeeze=False,
         layout="constrained",
     )
-    for (line, cost), (column, name) in itertools.product(
-            enumerate(COSTS), enumerate(numbers)):
-        axis = axes[line, column]
+    for axis, (cost, name) in zip(axes.flat, itertools.product(COSTS, numbers), strict=True):
         for colour, (method, part) in enumerate(drawn.groupby("method")):
             part = part.dropna(subset=name)
             axis.plot(part[cost], part[name], "*-" if method == "mean" else "o-", alpha=0.8,
@@ -317,7 +287,7 @@ def performance(results: dict[str, Any], about: str) -> bytes:
         if name == "psnr" and samples:
             axis.axhline(next(iter(samples.values()))["expected_psnr"], color="tab:red",
                          linewidth=1, label="mean − 3.01 dB")
-        axis.set(xscale="log", xlabel=COSTS[cost], title="" if line else QUALITY[name])
+        axis.set(xscale="log", xlabel=COSTS[cost], title=QUALITY[name])
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -343,11 +313,7 @@ def diversity(cases: Cases, method: str, draws: list[np.ndarray], data: Data) ->
 
 
 def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
-    """Rank histogram, and spread against skill, of each sampler.
-
-    Args:
-        scores: {method: metrics.ensemble_scores}.
-    """
+    """Rank histogram, and spread against skill, of `metrics.ensemble_scores` of each sampler."""
     figure, (ranks, curve) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for method, score in scores.items():
         count = len(score["ranks"])
@@ -359,8 +325,8 @@ def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
     curve.axline((0, 0), slope=1, color="0.3", linestyle="--")
     curve.set(xlabel="spread: rms sd of the samples", ylabel="skill: rms error of their mean",
               title="Spread and skill, in ten classes of points", xlim=(0, None), ylim=(0, None))
-    for axis in (ranks, curve):
-        axis.grid(alpha=0.3)
+    ranks.grid(alpha=0.3)
+    curve.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(scores) + 1)
     figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
     return as_png(figure)

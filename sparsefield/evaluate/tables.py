@@ -120,14 +120,11 @@ class EvaluationConfig:
 
 
 class OutputFolder:
-    """A folder that is missing, empty, or holds only files with the names that a command writes.
-
-    Hidden files do not count.
+    """A folder that is missing, empty, or holds only hidden files and those that a command writes.
 
     Args:
         flag: how the user chose the folder, for messages. names: of all files that the command can
-            write. inputs: files that are read, and are never written. overwrite: other files may
-            be there.
+            write. inputs: files that are never written. overwrite: other files may be there.
     Raises:
         UserError: the folder holds something else, or an input, or cannot be made.
     """
@@ -154,10 +151,8 @@ class OutputFolder:
     def write(self, files: dict[str, bytes]) -> None:
         """Write all files or none, and delete those of an earlier run that are not among them.
 
-        All contents are on the disk, in a folder of their own, before the first file is replaced.
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written.
+        All are on the disk, in a folder of their own, before the first is replaced. UserError if
+        the disk is full, or the folder cannot be written.
         """
         try:
             with tempfile.TemporaryDirectory(prefix=".new_", dir=self.path) as new:
@@ -208,11 +203,9 @@ def rows_of(
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Summary]]:
-    """{kind: {method: summary}} of rows of one resolution and training; see the file's docstring.
-
-    Of samples also `expected_psnr`, that of their posterior mean less 3.01 dB, and `spread_error`,
-    the root of mean variance over mean squared error. In a sweep the steps are part of the name.
-    """
+    """{kind: {method: summary}} of rows of one resolution and training; in a sweep the steps are
+    part of the name. Of samples also `expected_psnr`, that of their posterior mean less 3.01 dB,
+    and `spread_error`, the root of mean variance over mean squared error."""
     result: dict[str, dict[str, Summary]] = {}
     for (kind, method, steps), part in table.groupby(["kind", "method", "steps"], sort=False):
         numbers = part[_metrics(table)].agg(["mean", "median", "std"]).rename({"std": "sd"})
@@ -234,11 +227,8 @@ def summarise(table: pd.DataFrame) -> dict[str, dict[str, Summary]]:
 def difference(
     table: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]
 ) -> pd.DataFrame:
-    """Every number of one (kind, method) less that of another, by picture.
-
-    Args:
-        table: rows of one resolution and training.
-    """
+    """Every number of one (kind, method) less that of another, by picture, of rows of one
+    resolution and training."""
     by_method = table.set_index(["kind", "method", "picture"]).sort_index()[_metrics(table)]
     return by_method.loc[one] - by_method.loc[other]
 
@@ -246,13 +236,12 @@ def difference(
 def compare_pairs(table: pd.DataFrame, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """{kind: {metric: {mean, low, high}}} of V2 - V1: mean and paired 95 % bootstrap interval."""
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for kind in ("mean", "sample", "calibrated"):
-        if {"V1", "V2"} <= set(table.loc[table["kind"] == kind, "method"]):
+    for kind, own in table[table["method"].isin(["V1", "V2"])].groupby("kind", sort=False):
+        if own["method"].nunique() == 2:
             result[kind] = {
                 metric: dict(zip(("mean", "low", "high"),
                                  metrics.paired_bootstrap(changes, seed=seed), strict=True))
-                for metric, changes in difference(table, (kind, "V2"), (kind, "V1")).items()
-            }
+                for metric, changes in difference(own, (kind, "V2"), (kind, "V1")).items()}
     return result
 
 
@@ -315,9 +304,11 @@ def header(title: str, top: Sequence[str], results: dict[str, Any], models: dict
         f"Observed:  {settings['observe']} of {height} x {width}; seed {settings['seed']}",
     ]
     for name, model in models.items():
+        residual = ("; with a residual around its cross-attention"
+                    if model["model_args"].get("cross_attention_residual") else "")
         lines.append(f"{name + ':':11}{model['checkpoint']} ({model['model_class']}, "
                      f"{model['parameters']:,} parameters, step {model['step']}, trained on "
-                     f"{model['trained_on']})")
+                     f"{model['trained_on']}{residual})")
     versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
     return "\n".join([
         *lines, f"Versions:  Python {env['python']}, {versions}",
@@ -355,14 +346,13 @@ def width_in_words(samples: dict[str, Summary]) -> str:
 def lines_of(summaries: dict[str, Summary], **more: dict[str, float]) -> str:
     """Numbers under the titles of COLUMNS, a row for each name, then `more`; a dash for what is not
     defined. A column that no row has is left out."""
-    rows = {name: row | row["mean"] | {"psnr_sd": row["sd"].get("psnr"),
-                                       "psnr_median": row["median"].get("psnr")}
+    rows = {name: row | row["mean"] | {f"psnr_{number}": row[number].get("psnr")
+                                       for number in ("sd", "median")}
             for name, row in summaries.items()}
-    frame = pd.DataFrame.from_dict(rows | more, orient="index").dropna(axis="columns", how="all")
-    return pd.DataFrame({
-        title: [f"{value:,.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
-        for name, (title, digits) in COLUMNS.items() if name in frame
-    }, index=frame.index).to_string()
+    frame = pd.DataFrame.from_dict(rows | more, orient="index").reindex(columns=list(COLUMNS))
+    frame = frame.dropna(axis="columns", how="all")
+    return frame.to_string(header=[COLUMNS[name][0] for name in frame], na_rep="-", formatters={
+        name: f"{{:,.{COLUMNS[name][1]}f}}".format for name in frame})
 
 
 def method_table(title: str, summaries: dict[str, Summary]) -> str:
@@ -467,18 +457,18 @@ def calibration_lines(results: dict[str, Any]) -> str:
 
 
 def seeds_section(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    lines, count = [], 0
-    for kind, of_metrics in found.items():
-        for metric, rows in of_metrics.items():
-            label, unit, digits, _ = BLOCKS[metric]
-            parts = [f"{name} {row['mean']:.{digits + 1}f} ± {row['sd']:.{digits + 1}f}"
-                     for name, row in rows.items()]
-            each = [f"{value:+.{digits + 1}f}" for value in rows["V2 - V1"]["each"]]
-            if not math.isnan(rows["V2 - V1"]["mean"]):
-                lines.append(f"{kind}, {label}{unit}: {'; '.join(parts)} ({', '.join(each)})")
-                count = len(each)
-    return titled(f"Over {count} seeds of training (mean ± sd between seeds; first the pair above)",
-                  *lines)
+    """How V1, V2 and their difference vary from seed to seed."""
+    lines = []
+    for kind, metric in ((kind, metric) for kind, rows in found.items() for metric in rows):
+        label, unit, digits, _ = BLOCKS[metric]
+        rows = found[kind][metric]
+        each = [f"{value:+.{digits + 1}f}" for value in rows["V2 - V1"]["each"]]
+        parts = [f"{name} {row['mean']:.{digits + 1}f} ± {row['sd']:.{digits + 1}f}"
+                 for name, row in rows.items()]
+        if not math.isnan(rows["V2 - V1"]["mean"]):
+            lines.append(f"{kind}, {label}{unit}: {'; '.join(parts)} ({', '.join(each)})")
+    return titled(f"Over {len(each)} seeds of training (mean ± sd between seeds; first the pair "
+                  "above)", *lines)
 
 
 # --- the report on samplers and resolutions ------------------------------------------------------
