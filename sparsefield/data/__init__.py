@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsefield.data.arrays import open_array, open_cifar10
-from sparsefield.data.batches import Batch, FrozenCase, TrainingBatches, frozen_case
+from sparsefield.data.batches import Batch, Pattern, TrainingBatches, frozen_case, parse_pattern
 from sparsefield.data.crops import open_folder, open_photos, open_terrain
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
-from sparsefield.data.patterns import Pattern, parse_pattern
 from sparsefield.data.scale import Data, Scale, Split
 from sparsefield.errors import UserError
 
 __all__ = [
-    "NAMES", "Batch", "Data", "FrozenCase", "Pattern", "Scale", "Split", "TrainingBatches",
-    "frozen_case", "open_as_configured", "open_data", "parse_pattern",
+    "NAMES", "Batch", "Data", "Pattern", "Scale", "Split", "TrainingBatches", "frozen_case",
+    "open_as_configured", "open_data", "parse_pattern",
 ]
 
 NAMES = ("photos", "terrain", "cifar10")  # data sets that are no paths
@@ -44,10 +43,10 @@ def open_data(
         UserError: what is wrong with it, and what to do.
     """
     path, size = Path(spec), image_size or 32
-    is_gridded = spec not in NAMES and path.suffix.lower() in (*ENDINGS, *GEOTIFF)
+    is_gridded = path.suffix.lower() in (*ENDINGS, *GEOTIFF)
     if variables and not is_gridded:
-        asked = " ".join(variables)
-        raise UserError(f"--variables {asked}: {spec} is no NetCDF file; leave it out")
+        raise UserError(f"--variables {' '.join(variables)}: {spec} is no NetCDF file; leave it "
+                        "out")
     if spec == "photos":
         return open_photos(size, seed)
     if spec == "terrain":
@@ -57,9 +56,8 @@ def open_data(
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"--data {path}: no such file or folder; give photos, terrain, cifar10, a folder of "
-            "pictures, an .nc, a GeoTIFF, an .npz or an .npy") from None
+        raise UserError(f"--data {path}: no such file or folder; give photos, terrain, cifar10, a "
+                        "folder of pictures, an .nc, a GeoTIFF, an .npz or an .npy") from None
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; choose another path") from None
     own = {"val": Path(val) if val else None, "test": Path(test) if test else None}

@@ -6,43 +6,35 @@ import hashlib
 import logging
 import os
 import pickletools
-import struct
 import sys
 import tarfile
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from sparsefield.data.files import lone_extreme, refuse_foreign, require_file
-from sparsefield.data.scale import Data, Scale, given_range, pixel_scale, wide_enough
+from sparsefield.data.files import BROKEN, lone_extreme, one_line, refuse_foreign, require_file
+from sparsefield.data.scale import Data, Scale, given_range, in_three, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = 0.05  # share of one array that becomes validation, and again test
 MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
 SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
 TRIES = 8  # to find a tile for training
-# What numpy, zipfile and tarfile raise on files that are broken or not what their name says.
-_BROKEN = (
-    OSError, ValueError, EOFError, LookupError, RuntimeError, MemoryError, SyntaxError,
-    tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, tarfile.TarError,
-)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Fields `first` to `last` of an array, and where it came from."""
+    """Fields `first` to `last` of an array, which came from `source`."""
 
     source: str
     array: np.ndarray
@@ -75,22 +67,16 @@ class ArraySplit:
     tile anywhere in it of which at least half of the points exist.
 
     Args:
-        tile: (h, w), None: whole fields. most: tiles that are kept, evenly from all.
-    Raises:
-        UserError: half of the points exist in no tile.
+        places: (n, 3), the field, top and left of each example. tile: (h, w) of all.
     """
 
     def __init__(
-        self, part: Part, scale: Scale, *, is_symmetric: bool, has_gaps: bool,
-        tile: tuple[int, int] | None = None, most: int | None = None,
+        self, part: Part, scale: Scale, places: np.ndarray, tile: tuple[int, int], *,
+        is_symmetric: bool, has_gaps: bool,
     ):
-        self.part, self.scale = part, scale
+        self.part, self.scale, self.places, self.tile = part, scale, places, tile
         self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
-        shape = part.fields(0, 1).shape[1:3]
-        self.tile = tile or shape
-        self.room = np.subtract(shape, self.tile) + 1
-        self.places = _places(part, tile, most) if tile else np.pad(
-            np.arange(len(part))[:, None], ((0, 0), (0, 2)))
+        self.room = np.subtract(part.fields(0, 1).shape[1:3], tile) + 1
 
     def __len__(self) -> int:
         return len(self.places)
@@ -117,8 +103,11 @@ class ArraySplit:
         return inside
 
 
-def _places(part: Part, size: tuple[int, int], most: int | None) -> np.ndarray:
-    """(n, 3): field, top and left of tiles side by side, of which half of the points exist."""
+def _places(part: Part, size: tuple[int, int] | None, most: int | None) -> np.ndarray:
+    """(n, 3): field, top and left of whole fields, or of tiles side by side, of which half of the
+    points exist; of these at most so many, evenly from all."""
+    if size is None:
+        return np.arange(len(part))[:, None] * [1, 0, 0]
     exists = ~np.isnan(part.fields(0, len(part))).any(axis=-1)
     tops, lefts = (range(0, exists.shape[k + 1] - size[k] + 1, size[k]) for k in range(2))
     shares = np.stack([exists[:, top:top + size[0], left:left + size[1]].mean(axis=(1, 2))
@@ -137,12 +126,12 @@ def open_array(
     path: Path, *, val: Path | None = None, test: Path | None = None,
     value_range: Sequence[float] | None = None, units: str | None = None,
 ) -> Data:
-    """The fields of a file, in the order of the file: 90 % training, 5 % validation, 5 % test.
+    """The fields of a file: 90 % training, 5 % validation, 5 % test, in the order of the file.
 
     Blocks rather than a shuffle, because neighbours in a file often show the same thing (crops of
     one picture, days of one season), and a neighbour in training would make the test too easy.
-    Files `val` and `test`, or arrays `train`, `val` and `test` in one .npz, replace them; `val`
-    alone is halved between validation and test. See `read_arrays` for the names.
+    Files `val` and `test`, see `scale.in_three`, or arrays `train`, `val` and `test` in one .npz
+    replace them.
 
     Raises:
         UserError: as `read_arrays` and `array_data` do, or too few fields to split.
@@ -152,15 +141,7 @@ def open_array(
         parts = [_part(path, arrays[name]) for name in SPLITS]
     else:
         main = _part(path, arrays["images" if "images" in arrays else "train"])
-        own = [file and _only_part(file) for file in (val, test)]
-        if all(own):
-            parts = [main, *own]
-        elif val:
-            parts = [main, *cut(own[0], 0.5)]
-        elif test:
-            parts = [*cut(main, HELD_OUT), own[1]]
-        else:
-            parts = cut(main, HELD_OUT, HELD_OUT)
+        parts = in_three(main, *(file and _only_part(file) for file in (val, test)), cut)
     return array_data(path.name, parts, value_range, units or named_units)
 
 
@@ -170,12 +151,12 @@ def array_data(
 ) -> Data:
     """Training, validation and test fields that are in memory, or mapped into it.
 
-    NaN in any channel marks a point that does not exist. What becomes -1 and 1 is `value_range`
-    (lo hi, or lo hi for each channel); without it 0 and 255 for uint8, and otherwise the smallest
-    and largest training value of each channel. Three channels of uint8 are pictures: training
-    shows them flipped, turned and with channels exchanged. Others are shown as they are.
+    NaN in any channel marks a point that does not exist. Three channels of uint8 are pictures:
+    training shows them flipped, turned and with channels exchanged. Others are shown as they are.
 
     Args:
+        value_range: see `given_range`; by default 0 and 255 for uint8, and otherwise the smallest
+            and largest training value of each channel.
         tile: (h, w), whole fields by default; see `ArraySplit`. rows_up: see `Data`.
     Raises:
         UserError: wrong rank or type, zero size, infinities, whole fields with fewer than two
@@ -186,7 +167,7 @@ def array_data(
         if tile is None:
             _check_alike(part, parts[0])
     surveys = [_survey(part, is_whole=tile is None) for part in parts]
-    height, width, channels = parts[0].fields(0, 1).shape[1:]
+    *shape, channels = parts[0].fields(0, 1).shape[1:]
     is_uint8 = parts[0].array.dtype == np.uint8
     if value_range is not None:
         bounds = given_range(value_range, channels)
@@ -199,13 +180,13 @@ def array_data(
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
         _check_inside(part.source, survey, scale, warns=value_range is not None)
-    splits = [ArraySplit(part, scale, is_symmetric=is_uint8 and channels == 3,
-                         has_gaps=survey.has_gaps, tile=tile, most=MOST_FROZEN if number else None)
-              for number, (part, survey) in enumerate(zip(parts, surveys, strict=True))]
-    fingerprint = hashlib.sha256("".join(survey.digest for survey in surveys).encode())
-    if tile:
-        fingerprint.update(str(tile).encode())
-    return Data(name, *(tile or (height, width)), scale, fingerprint.hexdigest(), *splits, rows_up)
+    size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
+    splits = [ArraySplit(part, scale, _places(part, tile, most), size,
+                         is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
+              for part, survey, most in zip(parts, surveys, limits, strict=True)]
+    content = "".join(survey.digest for survey in surveys) + (str(tile) if tile else "")
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    return Data(name, *size, scale, fingerprint, *splits, rows_up)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -215,8 +196,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
     """The fields in a file, and their units if it names them.
 
     Returns:
-        {"images": array} from an .npy, or from an .npz with an array of that name or with one
-        array only; {"train": ..., "val": ..., "test": ...} from an .npz that has these.
+        {"images": array} from an .npy, or an .npz with an array of that name or one array only;
+        {"train": ..., "val": ..., "test": ...} from an .npz that has these.
     Raises:
         UserError: no permission, broken, of another kind, more than memory holds, or object
             arrays (nothing in a file is ever executed).
@@ -236,10 +217,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
                 return {name: archive[name] for name in SPLITS}, units
             if "images" in names or len(names) == 1:
                 return {"images": archive["images" if "images" in names else names[0]]}, units
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
-    except _BROKEN as error:
-        reason = f"broken or cut off ({' '.join(str(error).split())}); copy it again"
+    except BROKEN as error:
+        reason = f"broken or cut off ({one_line(error)}); copy it again"
         if "Object arrays" in reason:
             reason = "holds an object array; fields must be one array of numbers of one shape"
         elif "pickle" in reason:
@@ -250,7 +229,6 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
 
 
 def _check_fits_memory(path: Path) -> None:
-    """An archive that unpacks to more than the machine has would end in a crash."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -272,17 +250,14 @@ def _only_part(path: Path) -> Part:
 
 
 def cut(part: Part, *shares: float) -> list[Part]:
-    """Blocks: what remains, then blocks of these shares, each of at least one field.
-
-    Raises:
-        UserError: too few fields for that.
-    """
+    """What remains, then blocks of these shares, each of at least one field. Raises UserError for
+    too few fields."""
     sizes = [max(1, int(share * len(part))) for share in shares]
     if len(part) <= sum(sizes):
         _check_array(part)  # a wrong shape is the better explanation
-        raise UserError(
-            f"{part.source}: {len(part)} fields cannot be split into {len(shares) + 1} parts; add "
-            "fields, or name other files to validate and test on")
+        raise UserError(f"{part.source}: {len(part)} fields cannot be split into "
+                        f"{len(shares) + 1} parts; add fields, or name files to validate and test "
+                        "on")
     edges = [part.first, *np.cumsum([part.last - sum(sizes), *sizes]).tolist()]
     return [Part(part.source, part.array, *pair) for pair in pairwise(edges)]
 
@@ -312,10 +287,7 @@ def _check_alike(part: Part, first: Part) -> None:
             f"{theirs.shape} {theirs.dtype}; sizes, channels and types must not be mixed")
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What one pass over every value found."""
-
+class _Survey(NamedTuple):
     low: np.ndarray   # (C,) float64
     high: np.ndarray  # (C,)
     has_gaps: bool
@@ -323,8 +295,8 @@ class _Survey:
 
 
 def _survey(part: Part, is_whole: bool) -> _Survey:
-    """Raises UserError for infinite values and, if fields are seen whole, for fewer than two
-    points in one."""
+    """What one pass over every value finds. Raises UserError for infinite values and, if fields
+    are seen whole, for fewer than two points in one."""
     lows, highs, has_gaps, digest = [], [], False, hashlib.sha256()
     step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
     for start in range(0, len(part), step):
@@ -363,8 +335,8 @@ def _refuse_codes(part: Part) -> None:
 
 
 def _check_inside(source: str, survey: _Survey, scale: Scale, warns: bool) -> None:
-    """Raises UserError where a channel leaves its range by more than the width of that: it has
-    another unit. Logs values a little outside if it `warns`."""
+    """Raises UserError where a channel, in another unit, leaves its range by more than the width of
+    that. Logs values a little outside if it `warns`."""
     lows, highs = np.asarray(scale.value_range).T
     outside = np.maximum(lows - survey.low, survey.high - highs) / (highs - lows)
     extent = f"{source}: values from {survey.low.min():g} to {survey.high.max():g}"
@@ -380,24 +352,18 @@ def _check_inside(source: str, survey: _Survey, scale: Scale, warns: bool) -> No
 # --- CIFAR-10 -------------------------------------------------------------------------------------
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/"
-# The standard archives (Krizhevsky 2009). The binary form comes first: it is what is downloaded
-# when neither is there.
+# The standard archives (Krizhevsky 2009); the first is what is downloaded when neither is there.
 CIFAR10_SHA256 = {
     "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
 }
-# The last tenth of the training pictures (5,000 of 50,000, in shuffled order) is validation.
-CIFAR10_HELD_OUT = 0.1
+CIFAR10_HELD_OUT = 0.1  # share of the training pictures, in shuffled order: validation
 
 
 def open_cifar10(folder: Path | None = None, url: str = CIFAR10_URL) -> Data:
-    """CIFAR-10 from an archive in a folder, downloaded into it if there is none.
+    """45,000 training, 5,000 validation and 10,000 test pictures, from an archive in a folder (by
+    default the user's cache), downloaded into it if there is none.
 
-    Args:
-        folder: default: the user's cache folder (`pooch.os_cache("sparsefield")`).
-    Returns:
-        45,000 training and 5,000 validation pictures from the archive's training part, and its
-        10,000 test pictures.
     Raises:
         UserError: no archive and no network, or an archive that is broken or of another kind.
     """
@@ -410,10 +376,9 @@ def open_cifar10(folder: Path | None = None, url: str = CIFAR10_URL) -> Data:
         batches = _read_batches(archive)
         training = np.concatenate([batches[name] for name in sorted(batches) if "data" in name])
         test = batches["test_batch"]
-    except _BROKEN as error:
-        raise UserError(
-            f"{archive}: no CIFAR-10 archive, or cut off ({' '.join(str(error).split())}); delete "
-            "it, and it is downloaded again") from None
+    except BROKEN as error:
+        raise UserError(f"{archive}: no CIFAR-10 archive, or cut off ({one_line(error)}); delete "
+                        "it, and it is downloaded again") from None
     return array_data("cifar10", [*cut(_part(archive, training), CIFAR10_HELD_OUT),
                                   _part(archive, test)])
 
@@ -421,9 +386,9 @@ def open_cifar10(folder: Path | None = None, url: str = CIFAR10_URL) -> Data:
 def _read_batches(archive: Path) -> dict[str, np.ndarray]:
     """Name without ending -> (n, 32, 32, 3) uint8, of all batches in the archive.
 
-    A picture is 3,072 bytes: all red, all green, all blue, each row by row. A binary batch has one
-    byte for the class before each picture; a pickled one has all pictures in its longest string,
-    which is found without executing the pickle.
+    A picture is 3,072 bytes: red, green, blue, each row by row. A binary batch has a byte for the
+    class before each picture; a pickled one has all pictures in its longest string, which is found
+    without executing the pickle.
     """
     batches = {}
     with tarfile.open(archive) as tar:
@@ -450,8 +415,7 @@ def _download(folder: Path, url: str) -> Path:
         return Path(pooch.retrieve(url + name, f"sha256:{checksum}", name, folder,
                                    progressbar=sys.stderr.isatty()))
     except (OSError, ValueError) as error:  # those of requests are OSErrors
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"CIFAR-10 is not in {folder} and could not be downloaded ({reason}): put "
+            f"CIFAR-10 is not in {folder} and could not be downloaded ({one_line(error)}): put "
             f"{CIFAR10_URL}{name} (sha256 {checksum}) there, or name its folder with --data_dir"
         ) from None

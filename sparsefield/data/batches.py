@@ -1,9 +1,21 @@
-"""Frozen evaluation cases; training batches, a pure function of (seed, step, global slot)."""
+"""What is observed: the rules behind `--observe`, frozen evaluation cases, training batches.
+
+    random:0.2         a fifth of the points, uniformly
+    random:0.05-0.5    a share that varies from batch to batch, from evaluation field to field
+    grid:4             every 4th point of every 4th row
+    block:0.3          everything but a block of 0.3 of the area (inpainting)
+    lines:8            8 whole rows
+    mask.png           what is white, and opaque, in a picture of the size of the fields
+    random:0.2,lines:8 one of several rules, equally often: for who will measure in several ways
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -11,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sparsefield.data.patterns import Pattern
+from sparsefield.data.pictures import read_mask
 from sparsefield.data.scale import Split
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
@@ -24,6 +36,150 @@ MOST_STARTING = 1024
 MOST_SEEN = 4096
 TURNS = 8  # flips and quarter turns of a square; the first 4 map any rectangle onto itself
 
+# --- patterns -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of a pattern.
+
+    Attributes:
+        kind: random, grid, block, lines or mask.
+        argument: (least, most) share of the points; step of the grid; share of the area in the
+            block, in the proportions of the field; number of lines; (H, W) bool of the mask.
+    """
+
+    text: str
+    kind: str
+    argument: tuple[float, float] | float | int | np.ndarray
+
+    def draw(self, valid: np.ndarray, rng: np.random.Generator, level: float) -> np.ndarray:
+        """See `Pattern.draw`. Of a share that varies, the logarithm is uniform."""
+        existing = np.flatnonzero(valid)
+        if self.kind == "random":
+            least, most = self.argument
+            count = int(least * (most / least) ** level * len(existing))
+            count = min(max(count, 1), len(existing) - 1)
+            return np.sort(rng.choice(existing, count, replace=False, shuffle=False))
+        points = np.flatnonzero(self._observed(valid.shape, rng) & valid)
+        if len(points) == 0:
+            return rng.choice(existing, 1)
+        if len(points) == len(existing):
+            return np.sort(rng.choice(existing, len(existing) - 1, replace=False))
+        return points
+
+    def _observed(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        observed = np.zeros(shape, dtype=bool)
+        match self.kind:
+            case "grid" if self.argument <= min(shape):
+                every = slice(self.argument // 2, None, self.argument)
+                observed[every, every] = True
+            case "lines" if self.argument < shape[0]:
+                observed[rng.choice(shape[0], self.argument, replace=False)] = True
+            case "block":
+                height, width = (max(1, round(side * self.argument**0.5)) for side in shape)
+                top = rng.integers(shape[0] - height + 1)
+                left = rng.integers(shape[1] - width + 1)
+                observed[:] = True
+                observed[top:top + height, left:left + width] = False
+            case "mask" if self.argument.shape == shape:
+                observed = self.argument
+            case _:
+                has = "the rule" if self.kind != "mask" else "{1} x {0} pixels".format(
+                    *self.argument.shape)
+                raise UserError(f"--observe {self.text}: {has} does not fit fields of {shape[1]} x "
+                                f"{shape[0]} points; use another pattern or size")
+        return observed
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Rules that choose observed points, equally often. `str(pattern)` gives its text back."""
+
+    rules: tuple[Rule, ...]
+
+    def __str__(self) -> str:
+        return ",".join(rule.text for rule in self.rules)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it draws equally many points on every whole field."""
+        first = self.rules[0]
+        varies = first.kind == "random" and first.argument[0] < first.argument[1]
+        return len(self.rules) == 1 and not varies
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether its points turned with the field are as likely; taken to be so of several rules,
+        since who names several has no direction of the grid in mind."""
+        return len(self.rules) > 1 or self.rules[0].kind == "random"
+
+    def draw(
+        self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
+    ) -> np.ndarray:
+        """Observed points of one field.
+
+        Args:
+            valid: (H, W) bool, True where a point exists; at least two.
+            level: number in [0, 1) that decides the rule and *how many*; a batch shares one, so
+                that all its fields have equally many. Default: drawn from rng.
+        Returns:
+            (M,) int64, sorted indices i * W + j; only points that exist, at least one of them,
+            and never all of them (one is added or dropped if the rule leaves none on one side).
+        Raises:
+            UserError: the rule does not fit a grid of this size.
+        """
+        if level is None:
+            level = 0.0 if self.is_fixed else rng.random()
+        which, level = divmod(level * len(self.rules), 1)
+        return self.rules[int(which)].draw(valid, rng, level)
+
+
+def parse_pattern(text: str) -> Pattern:
+    """The pattern that `--observe` names (see the top of this file).
+
+    Raises:
+        UserError: unknown rule, a mask that cannot be read, or a rule that observes nothing or
+            everything.
+    """
+    texts = [text] if os.path.isfile(text) else text.split(",")
+    return Pattern(tuple(map(_parse_rule, texts)))
+
+
+def _parse_rule(text: str) -> Rule:
+    if os.path.isfile(text):
+        mask = read_mask(Path(text))
+        if mask.all() or not mask.any():
+            raise UserError(f"--observe {text}: the mask observes "
+                            f"{'everything' if mask.all() else 'nothing'}; paint observed points "
+                            "white and the others black")
+        return Rule(text, "mask", mask)
+    kind, _, given = text.partition(":")
+    try:
+        match kind:
+            case "random":
+                least, _, most = given.partition("-")
+                argument = float(least), float(most or least)
+                is_sound = 0 < argument[0] <= argument[1] < 1
+            case "block":
+                is_sound = 0 < (argument := float(given)) < 1
+            case "grid" | "lines":
+                is_sound = (argument := int(given)) >= (2 if kind == "grid" else 1)
+            case _:
+                raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--observe {text}: neither a picture nor a rule; use random:0.2, random:0.05-0.5, "
+            "grid:4, block:0.3, lines:8 or mask.png") from None
+    if not is_sound:
+        raise UserError(
+            f"--observe {text}: observes nothing or everything; shares lie between 0 and 1, the "
+            "smaller one first, a grid has steps of 2 or more, lines are 1 or more")
+    return Rule(text, kind, argument)
+
+
+# --- frozen cases ---------------------------------------------------------------------------------
+
 
 class FrozenCase(TypedDict):
     truth: np.ndarray     # (H, W, C) float32 in [-1, 1], NaN where no point exists
@@ -32,16 +188,16 @@ class FrozenCase(TypedDict):
 
 
 def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> FrozenCase:
-    """Field `index` with its observations.
-
-    For one grid and pattern they depend on (eval_seed, index) alone, never on the model, the
-    batch or the number of cases. random:0.2 observes int(0.2 * existing points).
-    """
+    """Field `index` with its observations, for one grid and pattern a function of (eval_seed,
+    index) alone."""
     rng = generator(eval_seed, Purpose.FROZEN_CASE, index)
     noise_seed = int(rng.integers(2**63))
     truth = split.example(index)
     observed = pattern.draw(~np.isnan(truth[..., 0]), rng)
     return FrozenCase(truth=truth, observed=observed, noise_seed=noise_seed)
+
+
+# --- training -------------------------------------------------------------------------------------
 
 
 def count_symmetries(height: int, width: int) -> int:
@@ -91,18 +247,17 @@ class TrainingBatches(Dataset):
     Nothing depends on rank, world size, worker or on what was asked before: rank r of R gets
     slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
 
-    - Fields come in an endless row of permutations of the split, one for each epoch. Where the
-      split is symmetric, a field is augmented before it is observed.
-    - n is drawn from `queries` = (low, high), both included, once for each step, and M follows
-      from the pattern, so that all slots have equally many.
-    - N is n, or, for a model that `sees_whole` draws, more: in every other step, by chance, all
-      unobserved points, up to the MOST_SEEN around a random place, else any number at random
-      places. Tokens answer n of them.
-    - Queries are unobserved points, uniformly without replacement: at an observed point the
-      answer can be copied. Observed points fill up only where fewer than n are unobserved.
+    - Fields come in permutations of the split, one for each epoch. Those of a symmetric split are
+      augmented before they are observed.
+    - Once for each step n is drawn from `queries` = (low, high), both included. M follows from the
+      pattern. In data with gaps both shrink to what the poorest field of the global batch has.
+    - N is n. For a model that `sees_whole` draws it is more, of which tokens answer n: in every
+      other step, by chance, all unobserved points, up to the MOST_SEEN around a random place, else
+      any number at random places.
+    - Queries are unobserved points, uniformly without replacement. Observed points, whose answer
+      can be copied, fill up only where fewer than n are unobserved.
     - In the first `starting` steps, in which no tokens learn, all unobserved points are queries, up
       to MOST_STARTING.
-    - In data with gaps, N and M shrink to what the poorest field of the global batch has.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
     - In data without gaps MASKS masks are shared at a time, so that what is computed from places
       alone serves many fields. Every RENEWED steps one makes way for a new one; where the number
@@ -118,16 +273,13 @@ class TrainingBatches(Dataset):
         starting: int = 0, sees_whole: bool = False, rank: int = 0, world_size: int = 1,
     ):
         if batch_size % world_size:
-            raise UserError(
-                f"the batch of {batch_size} does not divide among {world_size} processes: "
-                f"set BATCH_SIZE to a multiple of {world_size}"
-            )
+            raise UserError(f"the batch of {batch_size} does not divide among {world_size} "
+                            f"processes: set BATCH_SIZE to a multiple of {world_size}")
         self.split, self.pattern, self.seed = split, pattern, seed
         self.batch_size, self.queries, self.draw_angles = batch_size, queries, draw_angles
         self.starting, self.sees_whole = starting, sees_whole
         share = batch_size // world_size
         self.own_slots = range(rank * share, (rank + 1) * share)
-        self.shares_masks = not split.has_gaps
         self.shape = split.example(0).shape[:2]
         self.coords = grid_coords(*self.shape).numpy()
 
@@ -187,15 +339,12 @@ class _Slot:
         values = batches.split.training_example(batches.field_of(step, slot), self.rng)
         if batches.split.is_symmetric:
             values = augmented(values, self.rng)
-        valid = np.ones(values.shape[:2], dtype=bool)
+        valid = ~np.isnan(values[..., 0])
         if batches.split.has_gaps:
-            valid = ~np.isnan(values[..., 0])
-        self.mask_id = -1
-        if batches.shares_masks:
+            self.mask_id, self.observed = -1, batches.pattern.draw(valid, self.rng, level)
+        else:
             self.mask_id = batches.mask_id(step, self.rng)
             self.observed = batches.observed(self.mask_id)
-        else:
-            self.observed = batches.pattern.draw(valid, self.rng, level)
         self.draws = int(self.rng.integers(2**63))
         self.coords = batches.coords
         self.values = values.reshape(-1, values.shape[2])

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sparsefield.data.pictures import read_picture
-from sparsefield.data.scale import Data, Scale, pixel_scale, wide_enough
+from sparsefield.data.pictures import Raster, read_picture
+from sparsefield.data.scale import Data, Scale, in_three, pixel_scale, wide_enough
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 
@@ -36,7 +36,8 @@ class Box(NamedTuple):
 
 
 def random_box(rng: np.random.Generator, height: int, width: int, smallest: int) -> Box:
-    """A box anywhere in a picture, its side log-uniform from `smallest` to the short side."""
+    """A box anywhere in a picture, its side log-uniform from `smallest` to the short side: as many
+    octaves of detail as of overview, and nothing is ever enlarged."""
     side = round(smallest * (min(height, width) / smallest) ** rng.random())
     return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side)
 
@@ -45,12 +46,14 @@ class Picture:
     """A picture that gives the area average of any square at any size in O(size^2).
 
     Kept as a summed-area table (Crow 1984): T[i, j] is the sum of the pixels above row i and left
-    of column j. Between pixel corners the integral of the picture is bilinear in (i, j), so that
-    sums over boxes with fractional corners are exact as well.
+    of column j. Between pixel corners it is bilinear in (i, j), so that sums over boxes with
+    fractional corners are exact as well.
+
+    Args:
+        pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float.
     """
 
     def __init__(self, pixels: np.ndarray):
-        """pixels: (H, W, C) uint8, at most 2^24 pixels (the sums are uint32), or float."""
         self.height, self.width, channels = pixels.shape
         kind = np.uint32 if pixels.dtype == np.uint8 else np.float64
         self.sums = np.zeros((self.height + 1, self.width + 1, channels), dtype=kind)
@@ -83,9 +86,8 @@ def _cell_sums(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
 class CropSplit:
     """Crops of a few pictures held in memory; see `scale.Split`.
 
-    Training example i is a random crop of picture i mod len(pictures), with sides from
-    `image_size` (so that nothing is ever enlarged) to the picture's short side, log-uniform: as
-    many octaves of detail as of overview. Frozen examples are given as (picture, box).
+    Training example i is a random crop of picture i mod len(pictures), see `random_box`. Frozen
+    examples are given as (picture, box).
     """
 
     has_gaps, is_symmetric = False, True
@@ -125,8 +127,7 @@ PHOTOS = {
     "val": ("coffee.png",),
     "test": ("chelsea.png", "rocket.jpg"),
 }
-# The crops of an epoch: about as many as the pictures hold disjoint 32 x 32 squares at the
-# middle (geometric mean) scale, and 32 steps of the default batch, which logs read well.
+# In an epoch about as many as the pictures hold disjoint 32 x 32 squares at the middle scale.
 PHOTO_CROPS, FROZEN_PHOTOS = 2048, 256
 LARGE_SIDE = 256  # every second frozen crop has at least this side, for the truth at 256 x 256
 
@@ -145,11 +146,11 @@ TERRAIN_CROPS, FROZEN_TERRAIN, LARGEST_TERRAIN = 512, 64, 64
 def open_photos(image_size: int, seed: int) -> Data:
     """The photographs, cropped at random scales and shrunk to image_size.
 
-    Frozen crops with an even index have a side of at least 256 px, so that `high_resolution` gives
-    their truth at every size up to 256; the others are of any scale, like the training crops.
+    Frozen crops with an even index have a side of at least LARGE_SIDE, so that `high_resolution`
+    gives their truth; the others are of any scale, like the training crops.
 
     Raises:
-        UserError: image_size is not in 8 ... 256, or the wheel came without its pictures.
+        UserError: image_size is not in 8 ... LARGE_SIDE, or the wheel came without its pictures.
     """
     import skimage.data
 
@@ -172,11 +173,10 @@ def open_photos(image_size: int, seed: int) -> Data:
 
 
 def open_terrain(image_size: int, seed: int) -> Data:
-    """Elevations cropped at random scales and averaged to image_size; flipped and turned in
-    training. Frozen crops overlap.
+    """Elevations, cropped at random scales and averaged to image_size. Frozen crops overlap.
 
     Raises:
-        UserError: image_size is not in 8 ... 64, or the wheel came without its sample data.
+        UserError: image_size is not in 8 ... LARGEST_TERRAIN, or no sample data in the wheel.
     """
     from matplotlib import cbook
 
@@ -195,10 +195,8 @@ def open_terrain(image_size: int, seed: int) -> Data:
         digest.update(grid.tobytes())
     elevations = np.concatenate([grid.ravel() for grid in grids.values()])
     scale = Scale(((float(elevations.min()), float(elevations.max())),), "m")
-    pieces = [[grids[name][:, first:last, None] for name, first, last in areas]
-              for areas in TERRAIN.values()]
-    parts = [[Picture(piece) for piece in part if min(piece.shape[:2]) >= image_size]
-             for part in pieces]
+    parts = [[Picture(grids[name][:, first:last, None]) for name, first, last in areas
+              if min(len(grids[name]), last - first) >= image_size] for areas in TERRAIN.values()]
     splits = _crop_splits(parts, image_size, scale, seed, TERRAIN_CROPS, FROZEN_TERRAIN, first=3)
     return Data("terrain", image_size, image_size, scale, digest.hexdigest(), *splits)
 
@@ -214,14 +212,14 @@ def _crop_splits(
             every second frozen crop.
     """
     splits = []
-    for number, pictures in enumerate(parts):
+    for number, pictures in enumerate(parts, start=first):
         frozen = []
         for index in range(in_test):
-            rng = generator(seed, Purpose.FROZEN_CROP, first + number, index)
+            rng = generator(seed, Purpose.FROZEN_CROP, number, index)
             picture = pictures[(index // 2 if large else index) % len(pictures)]
             smallest = image_size if index % 2 else large or image_size
             frozen.append((picture, random_box(rng, picture.height, picture.width, smallest)))
-        length = in_test if number else in_epoch
+        length = in_test if splits else in_epoch
         splits.append(CropSplit(pictures, frozen, length, image_size, scale))
     return splits
 
@@ -273,9 +271,9 @@ class FolderSplit:
         pixels = found.working
         if pixels is None:
             picture = read_picture(found.path, on_white=True).with_channels(self.scale.channels)
-            pixels = picture.reduced(_factor(picture.shape, self.image_size)).values
-        return self._shrunk(pixels, random_box(rng, *pixels.shape[:2], self.image_size),
-                            self.image_size)
+            pixels = _working_copy(picture, self.image_size)
+        box = random_box(rng, *pixels.shape[:2], self.image_size)
+        return self._shrunk(pixels, box, self.image_size)
 
     def example(self, index: int) -> np.ndarray:
         return self.high_resolution(index, self.image_size)
@@ -283,8 +281,7 @@ class FolderSplit:
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         picture = read_picture(self.found[index].path, on_white=True)
         picture = picture.reduced(-(-min(picture.shape) // LARGEST_SIDE))
-        height, width = picture.shape
-        side = min(height, width)
+        (height, width), side = picture.shape, min(picture.shape)
         if side < size:
             return None
         box = Box((height - side) // 2, (width - side) // 2, side)
@@ -295,28 +292,26 @@ class FolderSplit:
         return self.scale.to_inside(Picture(square).crop(Box(0, 0, box.side), size))
 
 
-def _factor(shape: tuple[int, int], image_size: int) -> int:
-    """How many times a picture is reduced for its working copy."""
-    return max(1, min(shape) // (WORKING_SIDE * image_size))
+def _working_copy(picture: Raster, image_size: int) -> np.ndarray:
+    return picture.reduced(min(picture.shape) // (WORKING_SIDE * image_size)).values
 
 
 def open_folder(
     folder: Path, *, image_size: int = 32, channels: int | None = None,
     val: Path | None = None, test: Path | None = None,
 ) -> Data:
-    """The pictures in a folder and its subfolders.
+    """The pictures in a folder and its subfolders; linked ones are followed, each folder once.
 
     Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
     so that files added later move no other, and equal pictures stay together whatever their files
-    are. Folders `val` and `test` may hold these splits instead; `val` alone is halved between
-    them. Grey pictures alone make one channel.
+    are. Folders `val` and `test` may hold these splits instead; see `scale.in_three`. Grey
+    pictures alone make one channel.
 
     Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
     bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
 
-    Linked subfolders are followed, each folder once. Broken files, files that are none (pipes,
-    devices), and pictures with fewer than `image_size` pixels a side, are skipped and named
-    once in the log.
+    Broken files, files that are none (pipes, devices), and pictures with fewer than `image_size`
+    pixels a side, are skipped and named once in the log.
 
     Raises:
         UserError: no folder, no permission, fewer than three different usable pictures, no picture
@@ -325,27 +320,19 @@ def open_folder(
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
-    main, held_out, testing = (_read_folder(path, image_size, channels) if path else []
-                               for path in (folder, val, test))
-    _refuse_mixed([*main, *held_out, *testing])
-    if val and test:
-        parts = [main, held_out, testing]
-    elif val:
-        parts = [main, *_by_digest(val, held_out, 0.5)]
-    elif test:
-        parts = [*_by_digest(folder, main, 0.95), testing]
-    else:
-        parts = _by_digest(folder, main, 0.90, 0.95)
+    read = [path and _read_folder(path, image_size, channels) for path in (folder, val, test)]
+    _refuse_mixed([found for of_folder in read for found in of_folder or ()])
+    parts = in_three(*read, _by_digest)
     learnt = {picture.digest for picture in parts[0]}
     if leaks := sum(picture.digest in learnt for picture in (*parts[1], *parts[2])):
         log.warning("%d pictures to validate or to test on are training pictures, too", leaks)
-    white = main[0].white
-    bounds = (0.0, float(white)) if white is not None else wide_enough(
+    first = parts[0][0]
+    bounds = (0.0, float(first.white)) if first.white is not None else wide_enough(
         min(picture.low for picture in parts[0]), max(picture.high for picture in parts[0]))
-    scale = Scale((bounds,) * main[0].channels)
+    scale = Scale((bounds,) * first.channels)
     fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
-    for part in parts:
-        fingerprint.update(b"".join(picture.digest for picture in part))
+    for picture in itertools.chain(*parts):
+        fingerprint.update(picture.digest)
     return Data(folder.resolve().name, image_size, image_size, scale, fingerprint.hexdigest(),
                 *(FolderSplit(part, image_size, scale) for part in parts))
 
@@ -370,9 +357,8 @@ def _read_folder(folder: Path, image_size: int, channels: int | None) -> list[Fo
         why = f"skipped {len(skipped)}: {reasons}" if skipped else "it holds no picture files"
         raise UserError(f"{folder}: no usable picture ({why})")
     if skipped:
-        more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-        log.warning("%s: skipped %d of %d: %s%s",
-                    folder, len(skipped), len(skipped) + len(found), reasons, more)
+        log.warning("%s: skipped %d of %d: %s%s", folder, len(skipped), len(skipped) + len(found),
+                    reasons, "; and more" if len(skipped) > 10 else "")
     return found
 
 
@@ -385,12 +371,12 @@ def _read(path: Path, image_size: int, channels: int | None) -> Found | str:
     height, width = picture.shape
     if min(height, width) < image_size:
         return f"{width} x {height} pixels, fewer than {image_size}"
-    if picture.known is not None:
+    if not picture.known.all():
         return "has points without a value; save such fields as one .npz with NaN there"
     picture = picture.with_channels(channels or picture.channels)
     digest = hashlib.sha256(f"{picture.values.shape} {picture.values.dtype}".encode())
     digest.update(np.ascontiguousarray(picture.values))
-    pixels = picture.reduced(_factor(picture.shape, image_size)).values
+    pixels = _working_copy(picture, image_size)
     return Found(path, pixels, digest.digest(), picture.channels, picture.white,
                  float(pixels.min()), float(pixels.max()))
 
@@ -431,23 +417,25 @@ def _refuse_mixed(found: list[Found]) -> None:
                         "not have equally many bits a channel; convert all to one kind")
 
 
-def _by_digest(folder: Path, found: list[Found], *cuts: float) -> list[list[Found]]:
-    """Parts between the cuts in [0, 1), each with a picture; equal pictures stay together."""
+def _by_digest(found: list[Found], *shares: float) -> list[list[Found]]:
+    """What remains, then parts of these shares, by digest; each has a picture, and equal ones stay
+    together."""
     copies: dict[bytes, list[Found]] = {}
     for picture in sorted(found, key=lambda picture: (picture.digest, picture.path)):
         copies.setdefault(picture.digest, []).append(picture)
     different = len(copies)
-    if different <= len(cuts):
-        raise UserError(f"{folder}: {different} different pictures cannot be split into "
-                        f"{len(cuts) + 1} parts; add pictures")
+    if different <= len(shares):
+        raise UserError(f"{found[0].path.parent}: {different} different pictures cannot be split "
+                        f"into {len(shares) + 1} parts; add pictures")
     if different < len(found):
-        log.info("%s: %d of %d pictures are copies of others; copies go to one part",
-                 folder, len(found) - different, len(found))
+        log.info("%d of %d pictures are copies of others; copies go to one part",
+                 len(found) - different, len(found))
     places = [int.from_bytes(digest[:6]) / 2**48 for digest in copies]
     edges = [different]
-    for earlier, cut in reversed(list(enumerate(cuts, start=1))):
+    for k in reversed(range(len(shares))):
         # No later than the last picture, and with one left for each part before it.
-        edges.insert(0, max(min(bisect_left(places, cut), edges[0] - 1), earlier))
+        edge = bisect_left(places, 1 - sum(shares[k:]))
+        edges.insert(0, max(min(edge, edges[0] - 1), k + 1))
     alike = list(copies.values())
     return [list(itertools.chain(*alike[start:end]))
             for start, end in itertools.pairwise([0, *edges])]

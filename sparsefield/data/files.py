@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import struct
+import tarfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +15,7 @@ import numpy as np
 
 from sparsefield.errors import UserError
 
-# Endings of files that people have and nothing here reads: what they are, and the way out.
+# Endings of files that nothing here reads: what they are, and the way out.
 _FOREIGN = {
     ".xlsx .xls .xlsm .ods": "a spreadsheet, which is not read here; save the sheet as CSV",
     ".heic .heif": "an HEIC picture, which is not read here; convert it to PNG or JPEG",
@@ -27,25 +32,35 @@ _BEGINNINGS = {
     b"PK\x03\x04": "an archive or a spreadsheet", b"\x89HDF": "NetCDF or HDF5", b"CDF": "NetCDF",
     b"PAR1": "Parquet (name it .parquet)", b"\x93NUMPY": "an array (name it .npy)",
     b"\x89PNG": "a PNG picture (name it .png)", b"\xff\xd8\xff": "a JPEG picture (name it .jpg)",
-    b"GRIB": "GRIB", b"\xd0\xcf\x11\xe0": "an old spreadsheet (save the sheet as CSV)",
-    b"%PDF": "a PDF",
+    b"GRIB": "GRIB",
 }
+# What readers raise on files that are broken or not what their name says.
+BROKEN = (OSError, ValueError, TypeError, EOFError, LookupError, OverflowError, RuntimeError,
+          MemoryError, SyntaxError, ImportError, tokenize.TokenError, struct.error,
+          zipfile.BadZipFile, zlib.error, tarfile.TarError)
+
+
+def one_line(error: BaseException) -> str:
+    """What it says, or its name."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def require_file(path: Path) -> None:
-    """Raises UserError unless it is a regular file: a pipe or device would be waited for."""
+    """Raises UserError unless it is a regular file, since a pipe or device would be waited for,
+    that may be read."""
     try:
         if path.is_file():
+            path.open("rb").close()
             return
         what = ("is a folder" if path.is_dir() else
                 "is a pipe or a device, not a file" if path.exists() else "no such file")
     except OSError as error:
-        what = f"cannot be looked at ({error.strerror})"
+        what = f"cannot be read ({error.strerror})"
     raise UserError(f"{path}: {what}; check the path")
 
 
 def refuse_foreign(path: Path, instead: str) -> None:
-    """Raises UserError for a file of a kind that people have and nothing here reads."""
+    """Raises UserError for a file of a kind that nothing here reads."""
     for endings, kind in _FOREIGN.items():
         if path.suffix.lower() in endings.split():
             raise UserError(f"{path}: {kind} ({instead})")
@@ -69,9 +84,9 @@ def lone_extreme(
 ) -> float | None:
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
-    A code counts where it is farther from all others than they spread. Negative nines (-999) also
-    count, whatever the spread, where nothing else is negative or where they repeat. Any other
-    value counts where it repeats, ten times as far from all others as they spread.
+    A code counts farther from all others than they spread; negative nines (-999) also where
+    nothing else is negative or where they repeat; any other value where it repeats, FAR times as
+    far from all others as they spread.
 
     Args:
         values: (N,), NaN is left out. codes_only: whether other values than codes are left alone.
@@ -111,9 +126,7 @@ def refuse_lone_extreme(
     extreme = lone_extreme(values, codes_only, is_axis)
     if extreme is None:
         return
-    times = int((values == extreme).sum())
-    others = found[found != extreme]
-    text = f"{extreme:.10g}"
+    times, others, text = (values == extreme).sum(), found[found != extreme], f"{extreme:.10g}"
     raise UserError(
         f"{where}: {text} stands there {times} time{'s' if times > 1 else ''}, all others are "
         f"{others.min():.6g} to {others.max():.6g}; if it means: not measured, give --missing "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +11,15 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from sparsefield.data.files import refuse_foreign, require_file
+from sparsefield.data.files import BROKEN, one_line, refuse_foreign, require_file
 from sparsefield.errors import UserError
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-# What decoders raise on files that are broken or not what their name says.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError,
-           RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
-           ImportError)
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 ORIENTATION = 0x0112  # of EXIF, and of TIFF
+GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
 TURNS = {  # orientation -> how to come from there to upright
     2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
     5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
@@ -40,12 +35,12 @@ class Raster:
         values: (H, W, 1) grey or (H, W, 3) colour, uint8, or float with every bit of the file.
         white: 255; 65535 for colours of 16 bits; 1 for colours as floats; None where grey values
             are measurements of a scale that the file does not tell (16 bits, floats).
-        known: (H, W) bool: not transparent, and a number; None if all are.
+        known: (H, W) bool: not transparent, and a number.
     """
 
     values: np.ndarray
     white: float | None
-    known: np.ndarray | None = None
+    known: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,28 +57,23 @@ class Raster:
     def with_channels(self, channels: int) -> Raster:
         """Grey (1) or in colour (3)."""
         values = self.values
-        if channels == 3 and self.channels == 1:
+        if channels > self.channels:
             values = values.repeat(3, axis=2)
-        elif channels == 1 and self.channels == 3 and self.is_8_bit:
+        elif channels < self.channels and self.is_8_bit:
             values = np.asarray(Image.fromarray(values).convert("L"))[..., None]
-        elif channels == 1 and self.channels == 3:
+        elif channels < self.channels:
             values = (values @ np.array(GREY_WEIGHTS, values.dtype))[..., None]
         return replace(self, values=values)
 
     def without(self, missing: np.ndarray) -> Raster:
         """`missing`, (H, W) bool, is not known either."""
-        if not missing.any():
-            return self
-        known = ~missing if self.known is None else self.known & ~missing
         values = self.values
         if not self.is_8_bit:
             values = np.where(missing[..., None], np.nan, values)
-        return replace(self, values=values, known=known)
+        return replace(self, values=values, known=self.known & ~missing)
 
     def seen_through(self, opacity: np.ndarray, on_white: bool) -> Raster:
         """Seen on white paper, or else not known where opacity (H, W) is below a half."""
-        if (opacity == 1).all():
-            return self
         if not on_white or self.white is None:
             return self.without(opacity < 0.5)
         share = opacity[..., None]
@@ -95,20 +85,20 @@ class Raster:
         """From an orientation as EXIF counts them to upright."""
         if (turn := TURNS.get(orientation)) is None:
             return self
-        known = None if self.known is None else turn(self.known)
-        return Raster(np.ascontiguousarray(turn(self.values)), self.white, known)
+        return Raster(np.ascontiguousarray(turn(self.values)), self.white, turn(self.known))
 
     def reduced(self, factor: int) -> Raster:
         """Blocks of factor x factor become their mean over the points that are known."""
         if factor <= 1:
             return self
-        if self.known is None:
-            return Raster(_block_means(self.values, factor), self.white)
         known = self.known[..., None]
         weight = _block_means(known.astype(np.float32), factor)
-        sums = _block_means(np.where(known, self.values, 0).astype(np.float32), factor)
-        values = sums / np.maximum(weight, 1e-6)
-        values = np.round(values).astype(np.uint8) if self.is_8_bit else values
+        if known.all():
+            values = _block_means(self.values, factor)
+        else:
+            values = _block_means(np.where(known, self.values, 0).astype(np.float32), factor)
+            values = values / np.maximum(weight, 1e-6)
+            values = np.round(values).astype(np.uint8) if self.is_8_bit else values
         return Raster(values, self.white, weight[..., 0] >= 0.5)
 
 
@@ -133,29 +123,26 @@ def read_picture(path: Path, on_white: bool = False) -> Raster:
     try:
         if path.suffix.lower() == ".npy":
             return _of_array(np.load(path, allow_pickle=False), on_white)
-        return (_read_tiff if _is_tiff(path) else _read_by_pillow)(path, on_white)
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return (_read_tiff if is_tiff else _read_by_pillow)(path, on_white)
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        reason = one_line(error)
         if "allow_pickle" in reason:
             reason = "objects, or no .npy at all: save one array of numbers"
         raise UserError(f"{path}: no readable picture ({reason})") from None
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool: what is half as bright as the brightest pixel or more, and not transparent.
-
-    So true may be 255, 65535, 1 or -1. NaN is not known. See `read_picture`.
-    """
+    """(H, W) bool: what is known, and half as bright as the brightest pixel or more, so that true
+    may be 255, 65535, 1 or -1. See `read_picture`."""
     raster = read_picture(path).with_channels(1)
     grey = np.abs(raster.values[..., 0].astype(np.float64))
-    known = (grey > 0) & (grey >= np.nanmax(grey, initial=0) / 2)
-    return known if raster.known is None else known & raster.known
+    return raster.known & (grey > 0) & (grey >= np.nanmax(grey, initial=0) / 2)
 
 
 def _check_size(width: int, height: int) -> None:
-    """Raises ValueError above Pillow's limit; Pillow itself only warns up to twice of it."""
+    """Raises ValueError above Pillow's limit; Pillow only warns up to twice of it."""
     if width * height > (Image.MAX_IMAGE_PIXELS or float("inf")):
         raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
 
@@ -183,16 +170,16 @@ def _read_by_pillow(path: Path, on_white: bool, nodata: float | None = None) -> 
 
 
 def _is_deep(image: Image.Image) -> bool:
-    arguments = image.tile[0].args if image.tile else ""
-    if not isinstance(arguments, tuple):
-        return ";16" in str(arguments)
-    return ";16" in str(arguments[0]) or (image.format == "PPM" and arguments[-1] > 255)
+    stored = image.tile[0].args if image.tile else ""
+    first, *_, last = stored if isinstance(stored, tuple) else (stored, 0)
+    return ";16" in str(first) or (image.format == "PPM" and last > 255)
 
 
 def _of_8_bits(image: Image.Image, on_white: bool, nodata: float | None) -> Raster:
-    """`nodata`: the number that all of a pixel has, in a palette its place, where it is unknown."""
+    """`nodata`: what all numbers of an unknown pixel are, in a palette its place."""
     channels = 1 if image.mode in ("1", "L", "LA") else 3
-    raster = Raster(np.atleast_3d(image.convert("L" if channels == 1 else "RGB")), 255)
+    values = np.atleast_3d(image.convert("L" if channels == 1 else "RGB"))
+    raster = Raster(values, 255, np.ones(values.shape[:2], bool))
     if image.has_transparency_data:
         opacity = np.asarray(image.convert("RGBA").getchannel("A")) / 255
         raster = raster.seen_through(opacity, on_white)
@@ -203,14 +190,6 @@ def _of_8_bits(image: Image.Image, on_white: bool, nodata: float | None) -> Rast
 
 
 # --- TIFF: 8 bits by Pillow, the rest by tifffile -------------------------------------------------
-
-_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags of GeoTIFFs
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in _BEGINNINGS
 
 
 def _read_tiff(path: Path, on_white: bool) -> Raster:
@@ -240,7 +219,7 @@ def _deep_page(path: Path, page: TiffPage, on_white: bool) -> Raster:
     if not is_rgb and page.photometric.name not in ("MINISBLACK", "MINISWHITE"):
         raise ValueError(f"{page.photometric.name} of more than 8 bits: save it as RGB")
     extra = int(page.extrasamples[0]) if page.extrasamples else 2  # 0: no opacity, near infrared
-    if is_rgb and bands == 4 and extra == 1:
+    if bands == 4 and extra == 1:
         raise ValueError("colours of more than 8 bits multiplied by opacity: save them as they are")
     nodata = _nodata(page)
     try:
@@ -274,14 +253,13 @@ def _nodata(page: TiffPage) -> np.generic | None:
 
 def _scaled(raster: Raster, page: TiffPage) -> Raster:
     """Values by SCALE and OFFSET of the first band, which GDAL keeps in XML."""
-    text = page.tags.valueof(GDAL_METADATA)
-    if not text or raster.white is not None:
-        return raster
-    terms = {item.get("role"): float(item.text)
-             for item in ElementTree.fromstring(text.strip("\0 "))
+    text = page.tags.valueof(GDAL_METADATA, "").strip("\0 ")
+    terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(text or "<a/>")
              if item.get("role") in ("scale", "offset") and item.get("sample", "0") == "0"}
+    if not terms or raster.white is not None:
+        return raster
     values = raster.values.astype(float) * terms.get("scale", 1.0) + terms.get("offset", 0.0)
-    return replace(raster, values=values) if terms else raster
+    return replace(raster, values=values)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -289,21 +267,20 @@ def _scaled(raster: Raster, page: TiffPage) -> Raster:
 
 def _of_numbers(numbers: np.ndarray, nodata: float | None = None) -> Raster:
     """The picture in numbers of any type, (H, W, 1) or (H, W, 3); what is not finite is unknown."""
-    missing = np.zeros(numbers.shape[:2], bool)
+    known = np.isfinite(numbers).all(axis=2)
     if nodata is not None:
-        missing = (numbers == nodata).all(axis=2)
-    if numbers.dtype == np.uint8:
-        return Raster(numbers, 255).without(missing)
-    missing |= ~np.isfinite(numbers).all(axis=2)
+        known &= (numbers != nodata).any(axis=2)
     white = None
+    if numbers.dtype == np.uint8:
+        return Raster(numbers, 255, known)
     if numbers.shape[2] == 3 and numbers.dtype == np.uint16:
         white = 65535
     elif numbers.shape[2] == 3 and numbers.dtype.kind == "f":
-        there = numbers[~missing]  # the custom for colours in floats is 0 to 1
+        there = numbers[known]  # the custom for colours in floats is 0 to 1
         white = 1 if there.min(initial=0) >= 0 and there.max(initial=0) <= 1 else None
     is_short = numbers.dtype.itemsize <= 2 or numbers.dtype == np.float32
     values = numbers.astype(np.float32 if is_short else np.float64)
-    return Raster(values, white).without(missing)
+    return Raster(values, white, known).without(~known)
 
 
 def _of_array(array: np.ndarray, on_white: bool) -> Raster:

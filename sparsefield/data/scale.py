@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from sparsefield.errors import UserError
 
+HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
+
+Part = TypeVar("Part")
+
 
 @dataclass(frozen=True)
 class Scale:
-    """An affine map for each channel, between values of a file and those that a model sees.
+    """An affine map for each channel, the last axis, between values of a file and of a model.
 
     Attributes:
-        value_range: (lo, hi) of each channel, which become (-1, 1). Channels are the last axis.
+        value_range: (lo, hi) of each channel, which become (-1, 1).
         units: text for colour bars, "K", or "m/s,m/s,K" for each channel; None for pictures.
     """
 
@@ -29,7 +33,6 @@ class Scale:
         return len(self.value_range)
 
     def unit(self, channel: int) -> str | None:
-        """The unit of one channel."""
         names = self.units.split(",") if self.units else [None]
         return names[channel] if len(names) == self.channels else self.units
 
@@ -73,20 +76,31 @@ def wide_enough(low: float, high: float) -> tuple[float, float]:
 
 
 def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, float], ...]:
-    """The range of each channel that a user gave, as low high for all or for each.
-
-    Raises:
-        UserError: not so many numbers, not finite, or not in order.
-    """
+    """The range of each channel that a user gave, as lo hi for all or for each. Raises UserError
+    for another count, and for what is not finite or not in order."""
     text = " ".join(f"{value:g}" for value in given)
     if len(given) not in (2, 2 * channels):
         each = f", or {channels} times lo hi" if channels > 1 else ""
         raise UserError(f"--value_range {text}: give lo hi for all channels{each}")
     pairs = tuple(zip(map(float, given[::2]), map(float, given[1::2]), strict=True))
     if not all(low < high and np.isfinite(high - low) for low, high in pairs):
-        raise UserError(f"--value_range {text}: give low high, each lo must be below its hi, and "
-                        "both finite")
+        raise UserError(f"--value_range {text}: give low high, lo below its hi, both finite")
     return pairs if len(pairs) == channels else pairs * channels
+
+
+def in_three(
+    main: Part, val: Part | None, test: Part | None, cut: Callable[..., list[Part]]
+) -> list[Part]:
+    """Training, validation and test. `val` alone is halved between the latter two; else a twentieth
+    of `main` is held out for each that is missing.
+
+    `cut(part, *shares)` gives what remains, then parts of these shares.
+    """
+    if val is not None:
+        return [main, val, test] if test is not None else [main, *cut(val, 0.5)]
+    if test is not None:
+        return [*cut(main, HELD_OUT), test]
+    return cut(main, HELD_OUT, HELD_OUT)
 
 
 class Split(Protocol):
@@ -94,8 +108,8 @@ class Split(Protocol):
 
     Attributes:
         has_gaps: whether points of some field do not exist. These are NaN in all channels.
-        is_symmetric: whether flips, quarter turns and exchanged channels of a field are as likely
-            as the field itself, as in pictures.
+        is_symmetric: whether a field flipped, turned by quarters, or with channels exchanged is as
+            likely as it is, as in pictures.
     """
 
     has_gaps: bool
@@ -110,10 +124,8 @@ class Split(Protocol):
         """Field `index` for training, augmented with numbers of `rng`."""
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
-        """(size, size, C): the truth of `example(index)` on a finer grid.
-
-        `example(index)` is its area average. None if the source has fewer points than that.
-        """
+        """(size, size, C), of which `example(index)` is the area average; None if the source has
+        fewer points."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +135,9 @@ class Data:
     Attributes:
         name: what the user asked for, without folders.
         height, width: the grid of every field.
-        scale: value range and units, one range for each channel.
         fingerprint: hash of the source, equal on every machine.
-        rows_up: whether y grows with the row: maps with coordinates. Row 0 is then drawn at the
-            bottom; of pictures and arrays it is drawn on top.
+        rows_up: whether y grows with the row, so that row 0 is drawn at the bottom: maps with
+            coordinates.
     """
 
     name: str
@@ -152,14 +163,10 @@ class Data:
         return self.scale.value_range
 
     def to_physical(self, inside: np.ndarray) -> np.ndarray:
-        """[-1, 1] -> values of the file, channels last."""
         return self.scale.to_physical(inside)
 
     def describe(self) -> dict[str, object]:
-        """What a checkpoint remembers of its data, in plain types.
-
-        `Scale(d["value_range"], d["units"])` of the result brings the scale back.
-        """
+        """What a checkpoint remembers of its data, in plain types."""
         return {
             "name": self.name, "channels": self.channels, "height": self.height,
             "width": self.width, "value_range": [list(pair) for pair in self.value_range],

@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from sparsefield.data import files
+from sparsefield.data import files, parse_pattern
 from sparsefield.data.netcdf import ENDINGS, describe, read_dataset, units_of
-from sparsefield.data.patterns import parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use import globe
@@ -142,7 +141,7 @@ def measure_picture(
         factor = -(-max(picture.shape) // LARGEST)
         picture = picture.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
-    there = np.ones(picture.shape, bool) if picture.known is None else picture.known
+    there = picture.known
     if missing:
         there = there & ~np.isin(picture.values, missing).all(axis=2)
     elif missing is None and picture.white is None:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 
 import numpy as np
 import pytest
-import torch
 
-from sparsefield.data import (
-    TrainingBatches,
-    arrays,
-    frozen_case,
-    open_data,
-    parse_pattern,
-)
+from sparsefield.data import TrainingBatches, arrays, frozen_case, open_data, parse_pattern
 from sparsefield.data.files import lone_extreme
 from sparsefield.errors import UserError
 
@@ -107,16 +99,13 @@ def test_a_validation_file_in_another_unit_is_refused(tmp_path):
                   val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
 
 
-WIDE = np.linspace(-5000, 1853, 90).round()
-POSITIVE = np.linspace(5, 1800, 90).round()
-
-
-@pytest.mark.parametrize("code, times, values, asked", [
-    (-999, 3, POSITIVE, True), (-99, 1, POSITIVE, True), (-99, 2, np.linspace(-50, 40, 90), True),
-    (-9999, 2, WIDE, True), (-9999, 1, WIDE, False), (-999, 2, WIDE, False),
+@pytest.mark.parametrize("code, times, low, high, asked", [
+    (-999, 3, 5, 1800, True), (-99, 1, 5, 1800, True), (-99, 2, -50, 40, True),
+    (-9999, 2, -5000, 1853, True), (-9999, 1, -5000, 1853, False), (-999, 2, -5000, 1853, False),
 ])
-def test_codes_are_asked_about_whatever_the_spread(tmp_path, code, times, values, asked):
+def test_codes_are_asked_about_whatever_the_spread(tmp_path, code, times, low, high, asked):
     """As the only negative number, or as an extreme that repeats."""
+    values = np.linspace(low, high, 90).round()
     assert lone_extreme(values) is None
     values = np.concatenate([values[times:], np.full(times, code)])
     assert lone_extreme(values) == (code if asked else None)
@@ -135,8 +124,7 @@ def test_longitudes_of_a_grid_are_no_codes():
 
 def test_values_a_little_outside_their_range_are_said(tmp_path, caplog):
     path = saved(tmp_path / "f.npz", images=np.linspace(0, 1.2, 30 * 20).reshape(30, 4, 5))
-    with caplog.at_level(logging.WARNING, logger="sparsefield"):
-        open_data(path, value_range=(0, 1))
+    open_data(path, value_range=(0, 1))
     assert "clipped" in caplog.text and "1.2" in caplog.text
 
 
@@ -156,8 +144,10 @@ def test_splits_in_one_file_or_of_their_own(tmp_path):
     assert [len(s) for s in (data.train, data.val, data.test)] == [40, 4, 7]
     assert [round(data.to_physical(s.example(0)).max()) for s in (data.train, data.val)] == [40, 4]
     test = saved(tmp_path / "test.npz", images=parts["test"])
-    data = open_data(saved(tmp_path / "main.npz", images=parts["train"]), test=test)
-    assert [len(s) for s in (data.train, data.val, data.test)] == [38, 2, 7]
+    main = saved(tmp_path / "main.npz", images=parts["train"])
+    for own, sizes in (({"test": test}, [38, 2, 7]), ({"val": test}, [40, 4, 3])):
+        data = open_data(main, **own)
+        assert [len(s) for s in (data.train, data.val, data.test)] == sizes
 
 
 def test_large_npy_is_mapped_and_travels_as_its_path(tmp_path, monkeypatch):
@@ -169,30 +159,17 @@ def test_large_npy_is_mapped_and_travels_as_its_path(tmp_path, monkeypatch):
     mapped = open_data(str(tmp_path / "big.npy"))
     assert isinstance(mapped.train.part.array, np.memmap)
     assert mapped.fingerprint == in_memory.fingerprint
+    fields[12, 3, 3] ^= 1
+    other = open_data(saved(tmp_path / "other.npz", images=fields))
+    assert other.fingerprint != mapped.fingerprint
     assert len(pickle.dumps(mapped.test)) < 2000
     copy = pickle.loads(pickle.dumps(mapped.test))
     np.testing.assert_array_equal(copy.example(2), in_memory.test.example(2))
 
 
-def test_fingerprint_tells_contents_apart(tmp_path):
-    fields = np.zeros((30, 5, 6), np.uint8)
-    before = open_data(saved(tmp_path / "a.npz", images=fields)).fingerprint
-    assert open_data(saved(tmp_path / "b.npz", images=fields)).fingerprint == before
-    fields[12, 3, 3] = 1
-    assert open_data(saved(tmp_path / "a.npz", images=fields)).fingerprint != before
-
-
-def test_pictures_are_turned_in_training_and_fields_are_not(tmp_path):
-    ramp = np.broadcast_to(np.arange(0, 240, 30), (30, 8, 8))
-    pictures = saved(tmp_path / "p.npz", images=np.stack([ramp] * 3, -1).astype(np.uint8))
-    fields = saved(tmp_path / "f.npz", images=ramp.astype(np.float32))
-    shown = []
-    for path in (pictures, fields):
-        used = TrainingBatches(
-            open_data(str(path)).train, parse_pattern("grid:2"), seed=0, batch_size=8,
-            queries=(64, 64), draw_angles=lambda rng, size: rng.random(size),
-        )
-        values = torch.cat([used[step].x_1[..., 0] for step in range(3)]).unflatten(1, (8, 8))
-        shown.append({(bool(v[0, -1] > v[0, 0]), bool(v[-1, 0] > v[0, 0])) for v in values})
-    assert shown[0] == {(True, False), (False, False), (False, True)}
-    assert shown[1] == {(True, False)}
+@pytest.mark.parametrize("kind, channels, is_symmetric", [
+    (np.uint8, 3, True), (np.float32, 3, False), (np.uint8, 1, False)])
+def test_only_pictures_are_turned_in_training(tmp_path, kind, channels, is_symmetric):
+    fields = np.zeros((30, 8, 8, channels), kind)
+    split = open_data(saved(tmp_path / "a.npz", images=fields)).train
+    assert split.is_symmetric == is_symmetric
