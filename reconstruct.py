@@ -50,7 +50,7 @@ from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
 from sparsefield.use.grids import Asked, what_is_asked

@@ -31,13 +31,9 @@ SD_FIELDS = 64  # from which the sd of the values is taken
 
 @dataclass
 class TrainingConfig:
-    """Settings that all models share; a training goes on with others in MAY_CHANGE alone.
+    """Settings that all models share; a training goes on with others in MAY_CHANGE alone."""
 
-    Attributes:
-        given: names of the settings that the command line gave, even if they equal the defaults.
-    """
-
-    given: ClassVar[frozenset[str]] = frozenset()
+    given: ClassVar[frozenset[str]] = frozenset()  # what the command line gave, be it a default
 
     data: str = "photos"
     """What to learn from: photos or terrain (embedded), cifar10, a folder of pictures, an .nc
@@ -86,27 +82,23 @@ class TrainingConfig:
     zero_share: float = 0.25
     """Share of training times that are exactly 0, where one evaluation gives the mean."""
     prior: Literal["fitted", "none"] = "fitted"
-    """What the flow starts from: the Gaussian posterior fitted to the field, or independent
-    noise."""
+    """What the flow starts from: the Gaussian posterior of the field, or independent noise."""
     unet_width: int = 48
-    """Width of the grid U-Nets, which improve the mean and sd that the flow starts from; 0: no
-    grid U-Nets at all."""
+    """Width of the grid U-Nets, which improve mean and sd that the flow starts from; 0: none."""
     unet_dropout: float = 0.1
     """Share of their channels that training drops, in [0, 1)."""
     flow_unet_width: int = 48
-    """Width of the grid U-Net of the flow, which predicts its velocity before the tokens do; 0:
-    none."""
+    """Width of the grid U-Net that predicts the flow's velocity before the tokens do; 0: none."""
     start_share: float = 0.5
-    """Share of the steps of stage "start", in which the grid U-Nets learn the mean and sd that the
-    flow starts from. In the rest, stage "flow", they stay as they are and the flow learns."""
+    """Share of the steps in which the grid U-Nets learn; in the rest the flow does (stages "start"
+    and "flow")."""
     start_from: str | None = None
     """Checkpoint (bundled: that of the project) whose grid U-Nets a new training takes; all steps
     are then for the flow."""
     init_from: str | None = None
     """Checkpoint (bundled: that of the project) whose weights a new training starts from, to learn
-    your fields or patterns on top: every part goes on learning. Sizes of the model that are not set
-    are those of the checkpoint; its fields may have more channels than yours (colours, and you have
-    one quantity)."""
+    your fields or patterns on top. Sizes that are not set are those of the checkpoint; its fields
+    may have more channels than yours (colours, and you have one quantity)."""
     neighbours: int = 24
     """Nearest observations that each query token holds."""
     order: str = "per_layer"
@@ -163,10 +155,11 @@ class TrainingConfig:
             for name in names:
                 if not is_fine(getattr(self, name)):
                     raise UserError(f"{name}={getattr(self, name)}: {words}")
+        log = self.log_file
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
-            given, log = getattr(self, name), self.log_file
-            if log and given and all(map(os.path.exists, (log, given))) and (
-                    os.path.samefile(given, log)):
+            given = getattr(self, name)
+            is_there = log and given and os.path.exists(log) and os.path.exists(given)
+            if is_there and os.path.samefile(log, given):
                 raise UserError(f"log_file={log} is the file of {name}: name another log")
         for name in ("init_from", "start_from"):
             given = getattr(self, name)
@@ -191,13 +184,8 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
 
 
 def sized_as_init_from(config: TrainingConfig, model_class: type[nn.Module]) -> TrainingConfig:
-    """Settings whose model is that of `init_from`: sizes that were not set are taken from there.
-
-    A size that was set stays, and is refused when the weights are taken if it differs.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
+    """Settings with the sizes of `init_from` where none were set. Raises UserError if it cannot be
+    read; a size that was set and differs is refused when the weights are taken."""
     if config.init_from is None:
         return config
     theirs = load_checkpoint(config.init_from)["model_args"]

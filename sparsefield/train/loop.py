@@ -17,13 +17,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from sparsefield import cli
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import calibrate, samples_of
+from sparsefield.evaluate.calibration import calibrate, describe
 from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
@@ -32,13 +31,7 @@ from sparsefield.model.transfer import take_start, take_weights
 from sparsefield.train import config as settings
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.losses import ClosedForms
-from sparsefield.train.optimise import (
-    Optimiser,
-    SlotDropout,
-    Stages,
-    averaging_decay,
-    learning_rate,
-)
+from sparsefield.train.optimise import Optimiser, SlotDropout, Stages, averaged, learning_rate
 from sparsefield.train.processes import StopRequest, World, join_world, stream
 from sparsefield.train.report import LOSSES, Progress, Reporter, Validation, announce
 from sparsefield.train.run import RunFolder
@@ -92,10 +85,8 @@ def train(
 
 
 class Training:
-    """A model with what trains it, and the folder that it is kept in.
+    """A model, made with `arguments`, with what trains it, and the folder that it is kept in.
 
-    Args:
-        arguments: constructor arguments of the model. initialise: see `train`.
     Raises:
         UserError: a batch that does not divide.
     """
@@ -129,7 +120,7 @@ class Training:
     # --- from the first step to the last ----------------------------------------------------------
 
     def rehearse(self) -> None:
-        """Raises UserError for what a start would refuse; changes nothing on the disk."""
+        """Raises UserError for what a start would refuse; writes nothing."""
         self.batches[0]
         checkpoint = self.newest()
         if checkpoint is None:
@@ -138,11 +129,7 @@ class Training:
             self.refuse_contradictions(checkpoint)
 
     def run(self, stop: StopRequest) -> None:
-        """All steps that are left, unless `stop` asks for an end, and the calibration.
-
-        Raises:
-            UserError: the folder's checkpoint cannot be gone on from.
-        """
+        """All steps that are left, unless `stop` asks for an end, and the calibration."""
         self.restore()
         if self.is_done:
             log.info("nothing left to do: all %d epochs are done; raise EPOCHS to go on",
@@ -159,9 +146,7 @@ class Training:
         """Go to where the newest checkpoint stands, if there is one."""
         config, world = self.config, self.world
         self.progress = Progress(world.device)
-        self.averaged = AveragedModel(self.model, multi_avg_fn=lambda old, new, _: (
-            torch._foreach_lerp_(old, new, 1 - averaging_decay(self.progress.step,
-                                                               config.ema_decay))))
+        self.averaged = averaged(self.model, config.ema_decay, lambda: self.progress.step)
         self.optimiser = Optimiser(self.model, config.optimiser, config.lr, config.weight_decay)
         self.persistent = {"model": self.model, "averaged": self.averaged,
                            "optimiser": self.optimiser, "progress": self.progress}
@@ -183,11 +168,8 @@ class Training:
         progress.best_of = count
 
     def go_on(self) -> None:
-        """Set everything persistent to where the newest checkpoint of the folder stands, if any.
-
-        Raises:
-            UserError: as `newest`, or it was made with other settings or data.
-        """
+        """Set all that is persistent to where the newest checkpoint of the folder stands, if any.
+        Raises UserError as `newest`, and for one made with other settings, data or code."""
         folder, is_first = self.folder, self.world.is_first
         if self.config.resume == "never" and is_first:
             folder.set_aside()
@@ -206,8 +188,7 @@ class Training:
             raise UserError(
                 f"the checkpoint in {folder.path} does not fit this version of the project "
                 f"({str(error).splitlines()[0]}): go on with the version that wrote it, or give "
-                "another SAVE_DIR"
-            ) from error
+                "another SAVE_DIR") from error
         if is_first:
             folder.rewind(checkpoint["step"])
         log.info("going on from step %d (epoch %d)", checkpoint["step"], checkpoint["epoch"])
@@ -218,11 +199,8 @@ class Training:
                      self.config.epochs)
 
     def newest(self) -> dict | None:
-        """The checkpoint that the training goes on from, if any.
-
-        Raises:
-            UserError: there is none and `resume` is "must", or none can be read.
-        """
+        """The checkpoint that the training goes on from, if any. Raises UserError if none can be
+        read, or there is none and `resume` is "must"."""
         checkpoint = None if self.config.resume == "never" else self.folder.newest()
         if checkpoint is None and self.config.resume == "must":
             raise UserError(f"resume=must, but {self.folder.path} holds no checkpoint to go on "
@@ -230,10 +208,8 @@ class Training:
         return checkpoint
 
     def refuse_contradictions(self, checkpoint: dict) -> None:
-        """Raises UserError naming every setting that differs from the checkpoint's and may not.
-
-        A setting that did not exist when the checkpoint was written had its present default.
-        """
+        """Raises UserError naming every setting that differs from the checkpoint's and may not. One
+        that did not exist when it was written had its present default."""
         now = {**asdict(self.config), **self.arguments, "data": self.data.fingerprint}
         then = {**asdict(type(self.config)()), **checkpoint["config"], **checkpoint["model_args"],
                 "data": checkpoint["data"]["fingerprint"]}
@@ -243,8 +219,7 @@ class Training:
             raise UserError(
                 f"{self.folder.path} holds a training with {', '.join(different)}: give its "
                 "settings to go on, another SAVE_DIR for a new one, or RESUME=never to set the old "
-                "one aside"
-            )
+                "one aside")
 
     def take_weights(self) -> None:
         """Weights that a new training starts from, as the settings say, told in the log."""
@@ -303,11 +278,8 @@ class Training:
     # --- one step ---------------------------------------------------------------------------------
 
     def step(self, batch: Batch, asked_to_stop: bool) -> Tensor:
-        """One step of the optimiser.
-
-        Returns:
-            (2,) over all processes: the loss, and how many were asked to stop before it.
-        """
+        """One step of the optimiser; (2,) over all processes: the loss, and how many were asked to
+        stop before it."""
         first, end = self.stages.around(self.progress.step)
         self.optimiser.rate = learning_rate(self.progress.step - first, end - first,
                                             self.config.warmup, self.config.lr)
@@ -395,9 +367,9 @@ class Training:
         if "calibration" in checkpoint:
             return
         model = build_model(checkpoint, self.world.device)
-        calibration = calibrate(samples_of(model), self.validation.every)
-        log.info("calibration: %s", calibration.describe())
-        self.folder.save_best({**checkpoint, "calibration": calibration._asdict()})
+        calibration = calibrate(model, self.validation.every)
+        log.info("calibration: %s", describe(calibration))
+        self.folder.save_best({**checkpoint, "calibration": calibration})
 
 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:

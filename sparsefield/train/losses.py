@@ -21,16 +21,11 @@ LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root
 
 
 class Known(NamedTuple):
-    """What is known of the fields of a batch before a network is asked.
-
-    Attributes:
-        observed: the observations. form: the closed form at the queries.
-        z_0: (B, N, C), the draws that the paths start from; empty if none were wanted.
-    """
+    """What is known of the fields of a batch before a network is asked."""
 
     observed: Observed
-    form: ClosedForm
-    z_0: Tensor
+    form: ClosedForm  # at the queries
+    z_0: Tensor       # (B, N, C), the draws that paths start from; (B, 0, C) if none were wanted
 
     def part(self, rows: slice) -> Known:
         """Some of the fields."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sparsefield.hashed import STRIDE, happens
 from sparsefield.train.config import TrainingConfig
@@ -53,11 +55,19 @@ def averaging_decay(count: int, decay: float) -> float:
     return min(decay, (1 + count) / (10 + count))
 
 
+def averaged(model: nn.Module, decay: float, step: Callable[[], int]) -> AveragedModel:
+    """The moving average of a model's weights."""
+    def update(old: list[Tensor], new: list[Tensor], _: object) -> None:
+        torch._foreach_lerp_(old, new, 1 - averaging_decay(step(), decay))
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
 class Optimiser:
     """All parameters of a model, each in one group, and one learning rate for them.
 
-    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal. Scaled to the size of AdamW's
-    (Liu et al. 2025, "Muon is scalable", section 2.2) both go with the same rate.
+    Muon (Jordan et al. 2024) makes the update of a matrix orthogonal, here scaled to the size of
+    AdamW's (Liu et al. 2025, "Muon is scalable", section 2.2).
 
     Args:
         kind: "muon" for the matrices between hidden features, or "adamw" for all parameters.
@@ -103,17 +113,14 @@ class Optimiser:
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if it is the state of other parameters or another kind."""
+        """Raises ValueError for the state of other parameters or another kind."""
         for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(own)
 
 
 class SlotDropout:
-    """Draws the masks of all dropouts of a model, each field's from a seed of its own.
-
-    Every `nn.Dropout` and `nn.Dropout2d` (of whole channels) is replaced. Its masks are then the
-    same on any device, in one process and in several, and however a batch is cut into parts.
-    """
+    """Replaces every `nn.Dropout` and `nn.Dropout2d` (of whole channels) of a model. A field's mask
+    follows from a seed of its own: the same on any device, in any number of processes or parts."""
 
     def __init__(self, model: nn.Module):
         self.state = torch.zeros(0, dtype=torch.long)  # (B,)

@@ -83,11 +83,8 @@ class World:
 
 
 def join_world(device: str) -> World:
-    """Join the processes that torchrun started, or be the only one.
-
-    Raises:
-        UserError: the device ("auto", "cpu", "cuda", "cuda:1", "mps") is not there.
-    """
+    """Join the processes that torchrun started, or be the only one. Raises UserError if the device
+    ("auto", "cpu", "cuda", "cuda:1", "mps") is not there."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if size > 1 and chosen.type == "cuda" and ":" in device:
@@ -102,11 +99,8 @@ def join_world(device: str) -> World:
 def stream(
     batches: TrainingBatches, first: int, end: int, num_workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    """Batches of the steps first ... end - 1. Data processes that die are replaced.
-
-    Raises:
-        UserError: replacements died as well, before they delivered.
-    """
+    """Batches of the steps first ... end - 1. Data processes that die are replaced; raises
+    UserError if replacements die before they deliver."""
     step, died_at = first, None
     while step < end:
         loader = iter(DataLoader(batches, batch_size=None, sampler=range(step, end),
@@ -122,10 +116,9 @@ def stream(
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             if died_at == step:
-                raise UserError(
-                    "processes that prepare data keep dying: the same command goes on from the "
-                    "last checkpoint; NUM_WORKERS=0 prepares data in the training process"
-                ) from error
+                raise UserError("processes that prepare data keep dying: the same command goes on "
+                                "from the last checkpoint; NUM_WORKERS=0 prepares data in the "
+                                "training process") from error
             died_at = step
             log.warning("WARNING: a process that prepares data died (out of memory?); others "
                         "take over, nothing is lost")
@@ -134,9 +127,8 @@ def stream(
 class StopRequest:
     """Within it, SIGTERM, SIGHUP or Ctrl-C ask to stop after the current step; a second at once.
 
-    Args:
-        launched: by torchrun, whose death is a request, too. It passes on signals that the rank has
-            often got already: what follows within ECHO seconds is the same request.
+    Where torchrun `launched` the process, its death is a request, too. It passes on signals that
+    the rank has often got already: what follows within ECHO seconds is the same request.
     """
 
     ECHO = 5.0

@@ -93,11 +93,8 @@ class Progress:
         return is_best
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
-        """Count a step; of a skipped one only that it was skipped.
-
-        Raises:
-            UserError: PATIENCE steps in a row were not finite (checked as often).
-        """
+        """Count a step; of a skipped one only that it was skipped. Raises UserError after PATIENCE
+        steps in a row that were not finite (checked as often)."""
         taken, sums = 1 - skipped, self.sums
         for name, value in (("loss", loss), ("grad_norm", norm)):
             sums[name] += value.nan_to_num(0, 0, 0) * taken
@@ -107,8 +104,7 @@ class Progress:
         if self.step % PATIENCE == 0 and sums["skipped_in_a_row"] >= PATIENCE:
             raise UserError(
                 f"the loss was not finite for {PATIENCE} steps in a row, up to step {self.step}: "
-                "lower LR, or look for extreme values in the data; checkpoints are as they were"
-            )
+                "lower LR, or look for extreme values in the data; checkpoints are as they were")
 
     def close_epoch(self) -> dict[str, float]:
         """Means over the epoch, and the steps skipped since the start; the next epoch begins."""
@@ -120,23 +116,19 @@ class Progress:
 
 
 class _Group(NamedTuple):
-    """Cases that are computed together."""
-
     which: list[int]
     batch: Batch
     known: Known
 
 
 class Validation:
-    """Fields of a validation split, evenly spread, and what training is told about them.
+    """At most `count` fields of a validation split, evenly spread, for models of one architecture:
+    their closed forms are computed once.
 
     Args:
-        pattern: how they are observed. count: how many of them, at most.
         batch_size: fields per model call. share: (rank, size), which of them are ours.
     Attributes:
         count: cases of all processes together. every: all of them. cases: ours.
-
-    One serves models of one architecture: their closed forms are computed once.
     """
 
     def __init__(
@@ -156,8 +148,8 @@ class Validation:
                 if len(self.cases) else [] for name in SHOWN_BASELINES}
 
     def evaluate(self, model: FieldModel, stage: str) -> list[dict[str, float]]:
-        """Numbers per field of the posterior mean, and the loss of a stage with a frozen draw at a
-        frozen angle, at the points that were not observed."""
+        """Numbers per field of the posterior mean, and the loss of a stage, with a frozen draw and
+        angle, at the points that were not observed."""
         loss_of = LOSSES[stage]
         results: list[dict[str, float]] = [{} for _ in self.cases]
         for which, batch, known in self.groups(model):
@@ -170,7 +162,6 @@ class Validation:
         return results
 
     def groups(self, model: FieldModel) -> list[_Group]:
-        """All cases with their closed forms, made once."""
         if not self._groups:
             forms = ClosedForms(model, *self.cases.shape(self.cases.rows), self.cases.device)
             batches = [(which, self._batch(which)) for which in self.cases.groups()]
@@ -244,12 +235,11 @@ class Reporter:
 
     @property
     def epochs(self) -> int:
-        """How many are done."""
         return self.progress.step // self.per_epoch
 
     @property
     def stage(self) -> str:
-        """Name of the stage of the last step."""
+        """Of the last step."""
         return self.stages.name(max(0, self.progress.step - 1))
 
     def step(self, waited: float, worked: float) -> None:
@@ -265,10 +255,8 @@ class Reporter:
         numbers = self.progress.close_epoch()
         seconds = self.waited + self.worked
         numbers |= {
-            "lr": rate,
-            "samples_per_s": self.steps * self.config.batch_size / seconds,
-            "data_wait": self.waited / seconds,
-            "memory_mb": peak_memory_mb(self.world.device),
+            "lr": rate, "samples_per_s": self.steps * self.config.batch_size / seconds,
+            "data_wait": self.waited / seconds, "memory_mb": peak_memory_mb(self.world.device),
             "minutes": self.progress.seconds / 60,
         }
         step = self.progress.step
@@ -289,10 +277,8 @@ class Reporter:
         results = [r for part in self.world.gather(own) for r in part]
         numbers = mean_numbers(results)
         is_best = self.progress.note_validation(numbers, self.stage)
-        beside = "  ".join(
-            f"{name} {self.baselines[name]['psnr']:.2f} / {self.baselines[name]['ssim']:.3f}"
-            for name in SHOWN_BASELINES
-        )
+        beside = "  ".join(f"{name} {numbers['psnr']:.2f} / {numbers['ssim']:.3f}"
+                           for name, numbers in self.baselines.items())
         log.info("validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / "
                  "SSIM %.3f  |  %s",
                  len(results), self.stage, numbers["loss"], " *best*" if is_best else "",
@@ -318,7 +304,7 @@ class Reporter:
             "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
         }
         with self.folder.tolerating("picture"):
-            plots.reconstructions(shown, columns, path, plots.Style.of(data.describe()))
+            plots.reconstructions(shown, columns, path, data)
             log.info("picture: %s", path)
 
     def finish(self) -> None:

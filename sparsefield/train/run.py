@@ -24,11 +24,7 @@ log = logging.getLogger("sparsefield")
 
 
 class RunFolder:
-    """Names and rules of a training's files: NAME_latest.pth, NAME_best.pth, NAME_epoch_XXXX.pth.
-
-    Args:
-        path: folder, made when missing. name: what the files' names begin with.
-    """
+    """A training's folder, made when missing: NAME_latest.pth, NAME_best.*, NAME_epoch_XXXX.pth."""
 
     def __init__(self, path: str | Path, name: str):
         self.path, self.name = Path(path), name
@@ -86,11 +82,8 @@ class RunFolder:
                         what, error.strerror or error, self.path)
 
     def newest(self) -> dict | None:
-        """The newest checkpoint that can be read, or None; says so when one had to be passed over.
-
-        Raises:
-            UserError: there are checkpoints, and none can be read; or they are of another model.
-        """
+        """The newest checkpoint that can be read, or None; the log says which were passed over.
+        Raises UserError where there are some and none can be read, or of another model."""
         others = [path for path in self.path.glob("*_latest.pth") if path != self.latest]
         if others:
             raise UserError(f"{self.path} holds another model's training ({others[0].name}): set "
@@ -113,10 +106,8 @@ class RunFolder:
         return None
 
     def save(self, checkpoint: dict, numbered: bool, keep: int) -> bool:
-        """Write the checkpoint as latest and, with `numbered`, under its epoch; then prune.
-
-        Whether the disk took it. "latest" comes last: where it stands, all before it is written.
-        """
+        """Write the checkpoint as latest and, with `numbered`, under its epoch; then prune. Whether
+        the disk took it. "latest" comes last: where it stands, all before it is written."""
         with self.tolerating("checkpoint"):
             if numbered:
                 name = f"{self.name}_epoch_{checkpoint['epoch']:04d}.pth"
@@ -128,10 +119,8 @@ class RunFolder:
         return False
 
     def save_best(self, checkpoint: dict) -> bool:
-        """Write the best weights, as .safetensors and .pth, without what only resuming needs.
-
-        Whether the disk took them. The .pth comes last: where it is calibrated, so is the other.
-        """
+        """Write the best weights, without what only resuming needs. Whether the disk took them. The
+        .pth comes last: where it is calibrated, so is the .safetensors."""
         slim = {key: value for key, value in checkpoint.items() if key != "resume"}
         with self.tolerating("best checkpoint"):
             files.save_safetensors(self.best.with_suffix(".safetensors"), slim)
@@ -177,10 +166,8 @@ class RunFolder:
         return self.records.read_text(errors="surrogateescape").split("\n") if there else []
 
     def rewind(self, step: int) -> None:
-        """Forget records after `step`, which will be written again, and one cut off by a crash.
-
-        Lines that no training wrote stay.
-        """
+        """Forget records after `step`, which will be written again, and one cut off by a crash;
+        lines that no training wrote stay."""
         kept = []
         for line in self._lines():
             record = _record(line)
@@ -193,9 +180,8 @@ class RunFolder:
 
     def set_aside(self) -> None:
         """Move an earlier training's files into a subfolder of their own, old_1, old_2, ..."""
-        patterns = (f"{self.name}_latest.pth", f"{self.name}_best.*",
-                    f"{self.name}_epoch_*.pth", "metrics.jsonl", "tensorboard",
-                    "training_loss.png", "pictures_epoch_*.png")
+        patterns = (f"{self.name}_latest.pth", f"{self.name}_best.*", f"{self.name}_epoch_*.pth",
+                    "metrics.jsonl", "tensorboard", "training_loss.png", "pictures_epoch_*.png")
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return
