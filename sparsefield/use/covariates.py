@@ -10,15 +10,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import scipy
 
-from sparsefield.data.netcdf import read_plane
-from sparsefield.data.pictures import Raster, read_picture
 from sparsefield.errors import UserError
 from sparsefield.gaussian.design import Use
+
+if TYPE_CHECKING:
+    from sparsefield.data.pictures import Raster
 
 log = logging.getLogger("sparsefield")
 
@@ -81,6 +82,8 @@ def checked(known: Known, count: int) -> Known:
 def of_picture(names: Sequence[str], picture: Raster, rows: np.ndarray, columns: np.ndarray
                ) -> Known:
     """Covariates of pixels: luminance of the picture itself, or pictures of the same size."""
+    from sparsefield.data.pictures import read_picture
+
     planes, found = [], []
     for name in names:
         if name == LUMINANCE:
@@ -124,6 +127,8 @@ def of_grid(
     Raises:
         UserError: a variable is missing, or no place is on the grid.
     """
+    from sparsefield.data.netcdf import read_plane  # xarray, which the closed form does not need
+
     x, y, values, units = read_plane(Path(path), known.names)
     if places.shape[:2] == values.shape[:2] and np.array_equal(
             places, np.stack(np.meshgrid(x, y), axis=-1)):
