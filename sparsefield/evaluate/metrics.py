@@ -11,11 +11,11 @@ points out (`unobserved`): there samples and truth agree by construction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy
 import skimage
 
@@ -113,7 +113,14 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
 
 def average(values: Sequence[float]) -> float:
     """Mean over the images where a number is defined; NaN if there are none."""
-    return float(pd.Series(values, dtype=float).mean())
+    defined = _defined(values)
+    return float(defined.mean()) if len(defined) else math.nan
+
+
+def _defined(values: Sequence[float]) -> np.ndarray:
+    """Those that are numbers, float64."""
+    numbers = np.array(values, dtype=np.float64)
+    return numbers[~np.isnan(numbers)]
 
 
 def paired_bootstrap(
@@ -130,7 +137,7 @@ def paired_bootstrap(
     Returns:
         NaN for what cannot be computed: the mean of no image, the interval of fewer than two.
     """
-    defined = pd.Series(differences, dtype=float).dropna().to_numpy()
+    defined = _defined(differences)
     count = len(defined)
     if count < 2:
         return _mean(defined), np.nan, np.nan
