@@ -169,9 +169,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         "model": tables.describe_model(checkpoint, model, config.checkpoint),
         "table": table,
         "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
-        "uncertainty": {name: metrics.ensemble_scores(*pool([
-            metrics.unobserved(samples, case.truth, case.observed)
-            for samples, case in zip(own, cases, strict=True)])) for name, own in draws.items()},
+        "uncertainty": {name: metrics.ensemble_scores(*pool(own, cases))
+                        for name, own in draws.items()},
         "gain_over_kriging": metrics.paired_bootstrap(gain["psnr"], seed=config.seed),
     }
     about = (f"{data.name}, {len(cases)} test pictures, {config.observe} of {cases.rows} x "

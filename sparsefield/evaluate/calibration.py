@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from sparsefield.evaluate.cases import Cases, spread
+from sparsefield.evaluate.cases import Case, Cases, spread
 from sparsefield.evaluate.metrics import LEVEL, coverage, unobserved, widen
 from sparsefield.model.field import FieldModel
 
@@ -50,21 +50,20 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         how many that was measured on (of none it is NaN), and fitted_on.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
-    made = chosen.sample(model, draws=MEMBERS, **SETTINGS)
-    scored = [unobserved(samples, case.truth, case.observed)
-              for samples, case in zip(made.draws, chosen, strict=True)]
-    to_fit, held_out = scored[::2], scored[1::2]
-    factor = fit_spread(*pool(to_fit))
+    draws = chosen.sample(model, draws=MEMBERS, **SETTINGS).draws
+    to_fit, held_out = chosen.cases[::2], chosen.cases[1::2]
+    factor = fit_spread(*pool(draws[::2], to_fit))
     raw = calibrated = float("nan")
     if held_out:
-        samples, truth = pool(held_out)
+        samples, truth = pool(draws[1::2], held_out)
         raw = coverage(samples, truth, LEVEL)
         calibrated = coverage(widen(samples, factor), truth, LEVEL)
     return {"spread": factor, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
             "fitted_on": len(to_fit)}
 
 
-def pool(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (K, P) and truths (P,) of several images as those of one."""
-    samples, truths = zip(*scored, strict=True)
+def pool(draws: Iterable[np.ndarray], cases: Iterable[Case]) -> tuple[np.ndarray, np.ndarray]:
+    """Samples (K, P) and truths (P,) at the points of all cases that were not observed."""
+    samples, truths = zip(*(unobserved(own, case.truth, case.observed)
+                            for own, case in zip(draws, cases, strict=True)), strict=True)
     return np.concatenate(samples, axis=1), np.concatenate(truths)
