@@ -40,8 +40,7 @@ from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
 from sparsefield.evaluate.calibration import SETTINGS, pool
-from sparsefield.evaluate.cases import ENLARGED, Cases, open_test_data, spread, with_finest_truth
-from sparsefield.evaluate.outputs import EvaluationConfig
+from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth
 from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -56,7 +55,7 @@ MOST_ROWS = 1024
 
 
 @dataclass
-class Config(EvaluationConfig):
+class Config(tables.EvaluationConfig):
     """Settings of the evaluation."""
 
     checkpoint: str = V2
@@ -82,15 +81,10 @@ class Config(EvaluationConfig):
     save_dir: str = "eval_sde_multiscale"
     """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
 
-    def options(self, method: str) -> dict[str, float]:
-        """Settings of one sampler."""
-        return {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta}}.get(method, {})
-
     def methods(self) -> dict[str, dict]:
-        """{sampler: everything that `sample` takes of it}; the posterior mean is always there."""
-        names = dict.fromkeys((*self.samplers, MEAN))
-        common = {"num_steps": self.num_steps}
-        return {name: {"method": name, **common, **self.options(name)} for name in names}
+        """{sampler: its options}, with the posterior mean, which is always there."""
+        options = {"sde": {"temperature": self.temperature}, "ddim": {"eta": self.eta}}
+        return {name: options.get(name, {}) for name in dict.fromkeys((*self.samplers, MEAN))}
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
@@ -98,8 +92,8 @@ class Config(EvaluationConfig):
         for name in ("samplers", "resolutions"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise UserError(f"--{name}: give at least one, and each once")
-        for method in self.samplers:
-            check_sampler(method, self.num_steps, self.options(method))
+        for method, options in self.methods().items():
+            check_sampler(method, self.num_steps, options)
         if max(self.resolutions) > MOST_ROWS:
             raise UserError(f"--resolutions {max(self.resolutions)}: at most {MOST_ROWS} rows")
         if self.ensemble < 0 or self.ensemble == 1:
@@ -113,12 +107,9 @@ class Config(EvaluationConfig):
 # --- numbers -------------------------------------------------------------------------------------
 
 
-Fields = dict[int, dict[str, list[np.ndarray]]]
-
-
 def evaluate_all(
     model: FieldModel, cases: Cases, config: Config, fitted: dict[str, Any] | None
-) -> tuple[pd.DataFrame, Fields, dict[str, list[np.ndarray]]]:
+) -> tuple[pd.DataFrame, dict[int, dict[str, list[np.ndarray]]], dict[str, list[np.ndarray]]]:
     """The table, the fields {rows: {method: [...]}} and the draws {sampler: [...]}.
 
     Args:
@@ -126,19 +117,18 @@ def evaluate_all(
     """
     samplers = config.methods()
     cases.warm_up(model)
-    parts, fields, ensembles = [], Fields(), {}
+    parts, fields, ensembles = [], {}, {}
     for rows in dict.fromkeys((cases.rows, *config.resolutions)):
         fields[rows] = {}
         for name, options in samplers.items():
             kind, steps = ("mean", 0) if name == MEAN else ("sample", config.num_steps)
             draws = max(1, config.ensemble) if rows == cases.rows and name != MEAN else 1
-            made = cases.sample(model, rows=rows, draws=draws, bar=name, **options)
+            made = cases.sample(model, rows=rows, draws=draws, bar=name, method=name,
+                                num_steps=config.num_steps, **options)
             fields[rows][name] = made.fields
             parts.append(tables.rows_of(cases, made, kind, name, steps=steps))
             if draws > 1:
                 ensembles[name] = made
-                parts.append(tables.rows_of(cases, made.averaged(), "mean of samples", name,
-                                            steps=steps))
         for name in INTERPOLATIONS:
             made = cases.interpolate(name, rows)
             fields[rows][name] = made.fields
@@ -151,71 +141,52 @@ def evaluate_all(
         for name, options in samplers.items():
             if name != MEAN and declared_nfe(name, 1) is not None:  # others take no steps of ours
                 made = cases.sample(model, draws=config.ensemble, bar=f"{name}, {steps} steps",
-                                    **options | {"num_steps": steps})
+                                    method=name, num_steps=steps, **options)
                 parts.append(tables.rows_of(cases, made, "sweep", name, steps=steps))
     draws_of = {name: made.draws for name, made in ensembles.items()}
     return pd.concat(parts, ignore_index=True), fields, draws_of
 
 
-def pooled_scores(cases: Cases, draws: list[np.ndarray]) -> dict[str, Any]:
-    """Scores of the draws (K, H, W, C) of all cases, over all points that were not observed."""
-    return metrics.ensemble_scores(*pool([
-        metrics.unobserved(samples, case.truth, case.observed)
-        for samples, case in zip(draws, cases, strict=True)
-    ]))
-
-
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(results: dict, fields: dict, draws: dict, cases: Cases) -> dict[str, bytes]:
-    """The report and its pictures, by name."""
-    about = (f"{results['data']['name']}, {len(cases)} test pictures, "
-             f"{results['settings']['observe']} of {cases.rows} x {cases.columns} observed")
-    style = plots.Style.of(results["data"])
+def evaluate(config: Config) -> dict[str, Any]:
+    """Run the evaluation and write its files; what metrics_comparison.json holds, with `table` as a
+    DataFrame. Raises UserError for what the user can mend."""
+    config.check()
+    device = pick_device(config.device)
+    checkpoint = load_checkpoint(config.checkpoint)
+    model = build_model(checkpoint, device)
+    data, out = config.open(checkpoint, FILES, config.checkpoint)
+    chosen = spread(with_finest_truth(data.test, config.resolutions), config.num_samples)
+    cases = Cases(data.test, config.pattern(), chosen, seed=config.seed, points=config.points,
+                  resolutions=config.resolutions, device=device)
+    table, fields, draws = evaluate_all(model, cases, config, checkpoint.get("calibration"))
+    by_rows = dict(list(table.groupby("rows")))
+    gain = tables.difference(by_rows[cases.rows], ("mean", MEAN), ("baseline", "kriging, fitted"))
+    results = {
+        **tables.about(config, data, cases),
+        "model": tables.describe_model(checkpoint, model, config.checkpoint),
+        "table": table,
+        "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
+        "uncertainty": {name: metrics.ensemble_scores(*pool([
+            metrics.unobserved(samples, case.truth, case.observed)
+            for samples, case in zip(own, cases, strict=True)])) for name, own in draws.items()},
+        "gain_over_kriging": metrics.paired_bootstrap(gain["psnr"], seed=config.seed),
+    }
+    about = (f"{data.name}, {len(cases)} test pictures, {config.observe} of {cases.rows} x "
+             f"{cases.columns} observed")
     files = {
         "metrics_comparison.json": tables.as_json(results).encode(),
         "metrics_comparison.txt": tables.multiscale_report(results).encode(),
-        "multiscale_comparison.png": plots.resolutions(cases, fields, style),
+        "multiscale_comparison.png": plots.resolutions(cases, fields, data),
         "performance_chart.png": plots.performance(results, about),
     }
     if draws:
         method = next(iter(draws))
-        files["diversity.png"] = plots.diversity(cases, method, draws[method], style)
+        files["diversity.png"] = plots.diversity(cases, method, draws[method], data)
         files["uncertainty.png"] = plots.calibration(results["uncertainty"], about)
-    return files
-
-
-def evaluate(config: Config) -> dict[str, Any]:
-    """Run the evaluation and write its files. Raises UserError for what the user can mend.
-
-    Returns:
-        what metrics_comparison.json holds, see above; `table` is a DataFrame.
-    """
-    config.check()
-    device = pick_device(config.device)
-    checkpoint = load_checkpoint(config.checkpoint)
-    data = open_test_data(checkpoint, config.data, config.data_test)
-    model = build_model(checkpoint, device)
-    known = with_finest_truth(data.test, config.resolutions)
-    out = config.folder(FILES, config.checkpoint)
-    cases = Cases(
-        data.test, config.pattern(), spread(known, config.num_samples), seed=config.seed,
-        resolutions=config.resolutions, points=config.points, device=device,
-    )
-    table, fields, draws = evaluate_all(model, cases, config, checkpoint.get("calibration"))
-    by_rows = dict(list(table.groupby("rows")))
-    mean, kriging = (tables.per_picture(by_rows[cases.rows], *which, "psnr")
-                     for which in (("mean", MEAN), ("baseline", "kriging, fitted")))
-    results = {
-        **tables.about(config, device, data, cases),
-        "model": tables.describe_model(checkpoint, model, config.checkpoint),
-        "table": table,
-        "summary": {str(rows): tables.summarise(own) for rows, own in by_rows.items()},
-        "uncertainty": {name: pooled_scores(cases, own) for name, own in draws.items()},
-        "gain_over_kriging": metrics.paired_bootstrap(mean - kriging, seed=config.seed),
-    }
-    out.write(contents(results, fields, draws, cases))
+    out.write(files)
     return results
 
 

@@ -43,8 +43,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import SETTINGS
-from sparsefield.evaluate.cases import Cases, open_test_data, spread
-from sparsefield.evaluate.outputs import EvaluationConfig
+from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -52,13 +51,14 @@ from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.train.config import BESIDE_LEARNING
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
+KRIGING = "kriging, fitted"
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
 FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
          "improvement_chart.png")
 
 
 @dataclass
-class Config(EvaluationConfig):
+class Config(tables.EvaluationConfig):
     """Settings of the comparison."""
 
     v1_checkpoint: str = V1
@@ -109,29 +109,27 @@ def load(name: str, path: str) -> dict[str, Any]:
     return load_checkpoint(path)
 
 
-def notes_on_classes(checkpoints: dict[str, dict]) -> list[str]:
-    """A line where the models are not the usual two. Raises UserError if these are exchanged."""
-    found = {name: checkpoint["model_class"] for name, checkpoint in checkpoints.items()}
-    if found == CLASSES:
-        return []
-    if found == {"V1": CLASSES["V2"], "V2": CLASSES["V1"]}:
-        raise UserError(f"--v1_checkpoint holds a {found['V1']} (V2) and --v2_checkpoint a "
-                        f"{found['V2']} (V1): exchange the two paths")
-    return [f"V1 below is a {found['V1']}, V2 a {found['V2']}"]
+def check_pair(v1: dict, v2: dict) -> list[str]:
+    """A note where the models are not the usual two.
 
-
-def require_same_data(checkpoints: dict[str, dict]) -> None:
-    """Raises UserError unless both models were trained on the same data."""
-    v1, v2 = (checkpoints[name]["data"] for name in ("V1", "V2"))
-    if v1["channels"] != v2["channels"]:
-        raise UserError(f"V1 was trained with {v1['channels']} channels and V2 with "
-                        f"{v2['channels']}: train both on the same data")
-    if v1["fingerprint"] != v2["fingerprint"]:
-        raise UserError(f"V1 was trained on {v1['name']} and V2 on other data ({v2['name']}, "
-                        f"{v2['height']} x {v2['width']}): train both on the same data")
-    if not np.array_equal(v1["value_range"], v2["value_range"]):
-        raise UserError(f"V1 was trained with values of {v1['value_range']} as -1 and 1, V2 with "
-                        f"{v2['value_range']}: train both with the same VALUE_RANGE")
+    Raises:
+        UserError: these are exchanged, or were not trained on the same data.
+    """
+    classes, (of_v1, of_v2) = (v1["model_class"], v2["model_class"]), (v1["data"], v2["data"])
+    if classes == (CLASSES["V2"], CLASSES["V1"]):
+        raise UserError(f"--v1_checkpoint holds a {classes[0]} (V2) and --v2_checkpoint a "
+                        f"{classes[1]} (V1): exchange the two paths")
+    if of_v1["channels"] != of_v2["channels"]:
+        raise UserError(f"V1 was trained with {of_v1['channels']} channels and V2 with "
+                        f"{of_v2['channels']}: train both on the same data")
+    if of_v1["fingerprint"] != of_v2["fingerprint"]:
+        raise UserError(f"V1 was trained on {of_v1['name']} and V2 on other data ({of_v2['name']}, "
+                        f"{of_v2['height']} x {of_v2['width']}): train both on the same data")
+    if not np.array_equal(of_v1["value_range"], of_v2["value_range"]):
+        raise UserError(f"V1 was trained with values of {of_v1['value_range']} as -1 and 1, V2 "
+                        f"with {of_v2['value_range']}: train both with the same VALUE_RANGE")
+    usual = classes == tuple(CLASSES.values())
+    return [] if usual else ["V1 below is a {}, V2 a {}".format(*classes)]
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -154,23 +152,22 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
 
 def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     """Checkpoints of trainings like the first's, each of another seed. Raises UserError else."""
-    found, seeds = [], {first["config"].get("seed")}
+    found, seeds, flag = [], {first["config"].get("seed")}, f"--{name.lower()}_seeds"
     own = learnt_from(first)
     for path in paths:
         checkpoint = load(name, path)
-        its = learnt_from(checkpoint)
+        its, seed = learnt_from(checkpoint), checkpoint["config"].get("seed")
         differing = [key for key in own if its.get(key) != own[key]
-                     and key not in ("seed", "start_from", "canvas_from")]  # a start has a seed
+                     and key not in ("seed", "start_from")]  # a start has a seed
         differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]
         if differing:
-            raise UserError(f"--{name.lower()}_seeds {path} is of another training than the {name} "
-                            f"that is compared (differs in {', '.join(differing)}): trainings that "
-                            "differ in their seed alone, please")
-        seed = checkpoint["config"].get("seed")
+            raise UserError(f"{flag} {path} is of another training than the {name} that is "
+                            f"compared (differs in {', '.join(differing)}): give trainings that "
+                            "differ in their seed alone")
         if seed in seeds:
-            raise UserError(f"--{name.lower()}_seeds {path} was trained with seed {seed}, as "
-                            f"another {name} was: give each of another seed")
+            raise UserError(f"{flag} {path} was trained with seed {seed}, as another {name} was: "
+                            "give each of another seed")
         seeds.add(seed)
         found.append(checkpoint)
     return found
@@ -189,7 +186,7 @@ def compare(
         pairs: {V1, V2: model}, first the one that is compared, then those of other seeds.
         sampler: `method` and options of the samples. ensemble: samples of each case.
     Returns:
-        the table, and fields of every case of both means and the best baseline.
+        the table, and fields of every case of both means and of kriging.
     """
     parts, fields, steps = [], {}, sampler["num_steps"]
     for training, models in enumerate(pairs):
@@ -203,73 +200,62 @@ def compare(
                 made["calibrated"] = made["sample"].widened(fitted["spread"])
             parts += [tables.rows_of(cases, outcome, kind, name, training, steps)
                       for kind, outcome in made.items()]
-    known = {name: cases.interpolate(name) for name in BASELINES}
-    rows = {name: tables.rows_of(cases, outcome, "baseline", name)
-            for name, outcome in known.items()}
-    best = max(rows, key=lambda name: rows[name]["psnr"].mean())
+    for name in BASELINES:
+        outcome = cases.interpolate(name)
+        parts.append(tables.rows_of(cases, outcome, "baseline", name))
+        if name == KRIGING:
+            fields[name] = outcome.fields
     kriging = cases.sample(GaussianModel(), draws=ensemble, **sampler)
-    parts += [*rows.values(), tables.rows_of(cases, kriging, "sample", "kriging, fitted")]
-    return pd.concat(parts, ignore_index=True), fields | {best: known[best].fields}
+    parts.append(tables.rows_of(cases, kriging, "sample", KRIGING))
+    return pd.concat(parts, ignore_index=True), fields
 
 
 # --- command -------------------------------------------------------------------------------------
 
 
-def contents(
-    results: dict, fields: dict[str, list[np.ndarray]], cases: Cases
-) -> dict[str, bytes]:
-    """The four files of a comparison."""
-    about = (f"{results['data']['name']}, {len(cases)} test pictures, "
-             f"{results['settings']['observe']}, seed {results['settings']['seed']}")
-    return {
-        "comparison_results.json": tables.as_json(results).encode(),
-        "comparison_results.txt": tables.comparison_report(results).encode(),
-        "v1_vs_v2_comparison.png": plots.comparison(
-            cases, fields, plots.Style.of(results["data"]), f"Posterior means: {about}"),
-        "improvement_chart.png": plots.improvement_chart(
-            results["table"], results["differences"],
-            f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
-    }
-
-
 def evaluate(config: Config) -> dict[str, Any]:
-    """Run the comparison and write its files. Raises UserError for what the user can mend.
-
-    Returns:
-        what comparison_results.json holds, see above; `table` is a DataFrame.
-    """
+    """Run the comparison and write its files; what comparison_results.json holds, with `table` as a
+    DataFrame. Raises UserError for what the user can mend."""
     config.check()
     device = pick_device(config.device)
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
-    notes = notes_on_classes(checkpoints)
-    require_same_data(checkpoints)
-    seeds = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
-                load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
-    data = open_test_data(checkpoints["V2"], config.data, config.data_test)
-    out = config.folder(FILES, *paths.values(), *config.v1_seeds, *config.v2_seeds)
+    notes = check_pair(*checkpoints.values())
+    further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
+                  load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
-             for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in seeds))]
+             for pair in (checkpoints, *({"V1": v1, "V2": v2} for v1, v2 in further))]
+    data, out = config.open(checkpoints["V2"], FILES, *paths.values(), *config.v1_seeds,
+                            *config.v2_seeds)
     cases = Cases(
         data.test, config.pattern(), spread(range(len(data.test)), config.num_samples),
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}
     table, fields = compare(cases, pairs, checkpoints, sampler, config.ensemble)
+    first = table.query("training == 0")
     results = {
-        **tables.about(config, device, data, cases),
+        **tables.about(config, data, cases),
         "models": {
             name: tables.describe_model(checkpoints[name], model, paths[name])
             for name, model in pairs[0].items()},
         "notes": notes,
         "trained_differently": differences_in_training(checkpoints),
         "table": table,
-        "summary": tables.summarise(table[table["training"] == 0]),
-        "differences": tables.compare_pairs(table, config.seed),
+        "summary": tables.summarise(first),
+        "differences": tables.compare_pairs(first, config.seed),
     }
     if len(pairs) > 1:
         results["seeds"] = tables.over_trainings(table)
-    out.write(contents(results, fields, cases))
+    about = f"{data.name}, {len(cases)} test pictures, {config.observe}, seed {config.seed}"
+    out.write({
+        "comparison_results.json": tables.as_json(results).encode(),
+        "comparison_results.txt": tables.comparison_report(results).encode(),
+        "v1_vs_v2_comparison.png": plots.comparison(
+            cases, fields, data, f"Posterior means: {about}"),
+        "improvement_chart.png": plots.improvement_chart(
+            results, f"V2 against V1, mean and 95 % bootstrap interval: {about}"),
+    })
     return results
 
 

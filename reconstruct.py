@@ -6,6 +6,8 @@
     python reconstruct.py docs/stations.csv --lonlat --value temperature --holdout 0.2   # trust it?
     python reconstruct.py soil.csv --x east --y north --value zinc --transform log
     python reconstruct.py sea.csv --missing -9999 --noise_sd sigma --grid like.nc
+    python reconstruct.py rain.csv --lonlat --covariates elev --grid terrain.nc  # follows height
+    python reconstruct.py photo.png --observe random:0.05 --covariates luminance # colours it
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
     python reconstruct.py --help                                     # every setting, explained
 
@@ -37,7 +39,7 @@ if __name__ == "__main__":
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -48,7 +50,7 @@ from sparsefield import cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
 from sparsefield.use.grids import Asked, what_is_asked
@@ -72,7 +74,8 @@ class Config:
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
-    """For points: reconstruct on the grid of this NetCDF file."""
+    """For points: reconstruct on the grid of this NetCDF file or GeoTIFF. With --covariates it
+    holds them; they are interpolated where --resolution or --extent ask for another grid."""
     holdout: float | None = None
     """Hide this share of the measured places, predict them, print the scores and write nothing."""
     num_samples: int = 16
@@ -90,6 +93,12 @@ class Config:
     """For a table: the column of y."""
     value: tuple[str, ...] | None = None
     """For a table: one or more columns of values. Default: all others."""
+    covariates: tuple[str, ...] = ()
+    """What is known everywhere and may tell about the field, such as elev. For a table: columns,
+    whose values everywhere are variables of the same names in --grid. For a picture: luminance, its
+    grey version, or other pictures of the same size. The likelihood decides how each is used."""
+    trend: Literal["linear", "quadratic"] | None = None
+    """Krige what is left beside a polynomial of x and y."""
     decimal: str = "."
     """For a table: the decimal separator; , for numbers such as 3,14."""
     missing: tuple[str, ...] | None = None
@@ -135,13 +144,17 @@ def reconstruct(config: Config) -> None:
         config.input, channels=(chosen and chosen.channels) or 3, mask=config.mask,
         observe=config.observe, x=config.x, y=config.y, value=config.value,
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
-        lonlat=config.lonlat, seed=config.seed,
+        lonlat=config.lonlat, seed=config.seed, covariates=config.covariates,
     )
     own_range(transformed(config.transform, given.values))  # refused before writing
     given, asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach,
     )
+    if config.covariates and asked.known is None and config.holdout is None:
+        raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
+                        "field is asked for, too: give --grid FILE with variables of these names, "
+                        "or --holdout 0.2 to see what they are worth")
     if not config.noise_sd and given.shape == asked.shape and (
         len(given.coords) == math.prod(asked.shape)
     ):
@@ -166,7 +179,7 @@ def choose_model(
             cli.log.warning("WARNING: %s was not trained on such measurements: %s; --checkpoint "
                             "none needs no training", chosen.path, why)
         return chosen
-    if config.lonlat:
+    if config.lonlat or config.covariates or config.trend:
         return load("none", config.device)
     if why := unlike_training(given, asked.shape, BUNDLED_OBSERVES, of_colours=True):
         cli.log.info("the bundled model is not used: %s; --checkpoint %s uses it all the same, "
@@ -194,10 +207,10 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
             bar.total = total
             bar.update(calls - bar.n)
 
-        field = model.answer(given, asked, Settings(
+        field = model.answer(replace(given, units=config.units or given.units), asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
-            progress=progress))
+            trend=config.trend, progress=progress))
     out.write(export.contents(field, given, asked, units_of(config, model, given)))
     for line in account(model, given, field):
         cli.log.info("%s", line)
@@ -218,11 +231,12 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: A
     """Print how well hidden measurements are predicted, by this and by other methods; where values
     are different things, of each on its own."""
     kept, hidden = holdout.split(given, config.holdout, config.seed)
-    is_by_default = config.checkpoint is None and model.is_closed_form and not config.lonlat
+    is_by_default = config.checkpoint is None and model.is_closed_form and not (
+        config.lonlat or config.covariates or config.trend)
     can_be_grey = given.are_quantities or given.values.shape[1] != 3
     methods = holdout.all_methods(
         model, given, asked, transform=config.transform, find_noise=config.noise_sd == "auto",
-        also=load(BUNDLED, config.device) if is_by_default and (
+        trend=config.trend, also=load(BUNDLED, config.device) if is_by_default and (
             can_be_grey or are_within_bytes(given.values)) else None,
         **settings_of(config),
     )
@@ -246,6 +260,7 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     lines = [] if model.is_closed_form else [f"model: {model.path}"]
     if field.variogram:
         lines.append(f"closed form fitted to the measurements: {field.variogram}")
+    lines += [f"covariate {line}" for line in field.covariates]
     channels, samples = given.values.shape[1], len(field.samples)
     if model.is_of_pictures and not given.is_picture:
         if channels == 3 == model.channels and not given.are_quantities:

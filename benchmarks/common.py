@@ -1,17 +1,23 @@
-"""Timing side by side: what every benchmark here shares."""
+"""What benchmarks here share: timing side by side, the closed form of two checkouts, tables."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.special import ndtri
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUS = Path("/proc/self/status")
@@ -76,6 +82,82 @@ def _status(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def closed_form(coords: Tensor, values: Tensor, queries: Tensor, seeds: list[int] | None = None,
+                simple: bool = False, **settings: object) -> dict[str, Tensor]:
+    """What `sparsefield.gaussian` answers: mean and sd (B, N, C), in `seconds`, draws (S, N, C).
+
+    Args:
+        seeds: of draws. simple: with one kernel. settings: of `condition`.
+    """
+    from sparsefield.gaussian import ONE_KERNEL, condition
+
+    start = time.perf_counter()
+    posterior = condition(coords, values, kernels=ONE_KERNEL if simple else None, **settings)
+    answer = posterior.at(queries)
+    seconds = torch.tensor(time.perf_counter() - start)
+    drawn = answer.mean[:0]
+    if seeds:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = answer.mean + answer.sd * posterior.noise(queries)(generators)
+    return {"mean": answer.mean, "sd": answer.sd, "draws": drawn, "seconds": seconds}
+
+
+def training_batch(observed: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """Seconds of the closed forms and draws of a batch of fields of 32 x 32, as in training: the
+    first of its masks, and further ones.
+
+    Args:
+        observed: (G, M), of as many masks. values: (B, M, C), of fields that take turns with them.
+    """
+    from sparsefield.gaussian import GridPosterior
+
+    grid, seeds = GridPosterior(32, 32, values.device), torch.arange(len(values))
+    ids = [b % len(observed) for b in range(len(values))]
+    return {name: torch.tensor(stopwatch(partial(grid, ids, observed[ids], own, seeds)))
+            for name, own in (("first", values), ("further", -values))}
+
+
+class Checkout:
+    """`closed_form`, or another function of this file, by another checkout of this project, in a
+    process of its own."""
+
+    def __init__(self, path: Path, function: str = "closed_form"):
+        self.function = function
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(path)})
+
+    def __call__(self, *args: object, **settings: object) -> dict[str, Tensor]:
+        with tempfile.NamedTemporaryFile() as file:
+            torch.save([self.function, args, settings], file.name)
+            print(file.name, file=self.process.stdin, flush=True)
+            if not self.process.stdout.readline():
+                raise RuntimeError("the other checkout has failed")
+            return torch.load(file.name, weights_only=True)
+
+
+def ways(before: Path | None) -> dict[str, Callable[..., dict[str, Tensor]]]:
+    """`closed_form` as it is and as it was in another checkout, if there is one."""
+    return ({"before": Checkout(before)} if before else {}) | {"now": closed_form}
+
+
+def errors(mean: np.ndarray, sd: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """MSE, CRPS and the share in 90 % intervals of Gaussian forecasts, of arrays of one shape."""
+    from sparsefield.use.holdout import gaussian_crps
+
+    z = (truth - mean) / sd
+    return {"mse": float(((truth - mean) ** 2).mean()), "crps": float(gaussian_crps(z, sd).mean()),
+            "covered": float((np.abs(z) < ndtri(0.95)).mean())}
+
+
+def mean_of(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of all cases, with `rmse`; what is NaN in a case is left out."""
+    values = {key: np.array([each[key] for each in found]) for key in found[0]}
+    mean = {key: float(x[~np.isnan(x)].mean()) if not np.isnan(x).all() else np.nan
+            for key, x in values.items()}
+    return mean | {"rmse": mean["mse"] ** 0.5}
+
+
 def validations(folder: Path) -> list[dict]:
     """What a training logged at its validations, from its metrics."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -106,3 +188,15 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 def print_row(cells: list[str]) -> None:
     """Print one line of a Markdown table at once, for tables whose rows take long."""
     print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Answer the requests of a `Checkout`."""
+    for line in sys.stdin:
+        name, args, settings = torch.load(line.strip(), weights_only=True)
+        torch.save(globals()[name](*args, **settings), line.strip())
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

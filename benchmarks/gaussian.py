@@ -2,6 +2,7 @@
 
     python benchmarks/gaussian.py                       # all tables, about 5 minutes on two cores
     python benchmarks/gaussian.py --tables batch        # some: batch, observations, queries, others
+    python benchmarks/gaussian.py --tables before --before ../before      # beside another checkout
     pip install pykrige gstools                         # optional: their rows
 
 Places are uniform over the unit square; random fields of three channels, values of unit size. Rows
@@ -14,11 +15,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from common import (
     ROOT,
+    Checkout,
     describe_machine,
     interleave,
     memory_in_a_process_of_its_own,
@@ -76,6 +79,32 @@ def print_batch(rounds: int) -> None:
     found = interleave(runs, rounds)
     table([f"{BATCH} fields at once, {OBSERVED} observations, 820 queries", "ms for a field"],
           [[name, milliseconds([s / BATCH for s in seconds])] for name, seconds in found.items()])
+
+
+def print_before(before: Path, rounds: int) -> None:
+    """The same by two checkouts, which take turns."""
+    coords, queries = places(BATCH, OBSERVED), places(BATCH, 820)
+    values, grid = values_at(coords), grid_coords(32, 32)
+    masks = torch.stack([torch.randperm(1024, generator=g)[:OBSERVED].sort()[0]
+                         for g in generators(BATCH)])
+    on_grid = values_at(grid[masks])
+    tasks = {
+        "one field, 1,024 places": ("closed_form", (coords[:1], values[:1], grid[None])),
+        f"{BATCH} fields, 820 places each": ("closed_form", (coords, values, queries)),
+        f"training, {BATCH} fields, a mask each": ("training_batch", (masks, on_grid)),
+        f"training, {BATCH} fields, one mask": (
+            "training_batch", (masks[:1], values_at(grid[masks[:1]]).expand_as(on_grid))),
+    }
+    rows = []
+    for name, (function, args) in tasks.items():
+        both = [Checkout(path, function) for path in (before, ROOT)]
+        found = [[checkout(*args) for checkout in both] for _ in range(rounds + 1)][1:]
+        for key in ("seconds", "first", "further"):
+            if key in found[0][0]:
+                old, new = ([float(each[i][key]) for each in found] for i in (0, 1))
+                rows.append([name + ("" if key == "seconds" else f": {key} batch"),
+                             milliseconds(old), milliseconds(new), ratio(new, old)])
+    table([f"{OBSERVED} observations of 3 channels", "before, ms", "now, ms", "now / before"], rows)
 
 
 def one_field(observations: int, queries: int) -> dict[str, Callable[[], object]]:
@@ -165,7 +194,8 @@ def print_others(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     every = ["batch", "observations", "queries", "others"]
-    parser.add_argument("--tables", nargs="+", default=every, choices=every)
+    parser.add_argument("--tables", nargs="+", default=every, choices=[*every, "before"])
+    parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory_of", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -173,6 +203,8 @@ def main() -> None:
         print_memory(*given.memory_of)
         return
     print(describe_machine() + "\n")
+    if given.before:
+        print_before(given.before, given.rounds)
     if "batch" in given.tables:
         print_batch(given.rounds)
     if "observations" in given.tables:

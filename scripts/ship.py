@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sparsefield import cli
 from sparsefield.data import open_as_configured, parse_pattern
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import PICTURES, calibrate, samples_of
+from sparsefield.evaluate.calibration import PICTURES, calibrate, describe
 from sparsefield.model.checkpoint import (
     build_model,
     load_checkpoint,
@@ -44,9 +44,9 @@ def ship(source: Path, target: Path) -> None:
     if "calibration" not in checkpoint:
         validation = Validation(open_as_configured(config).val, parse_pattern(config["observe"]),
                                 PICTURES, TOGETHER, torch.device("cpu"))
-        found = calibrate(samples_of(build_model(checkpoint)), validation.cases)
-        print(found.describe())
-        checkpoint["calibration"] = found._asdict()
+        found = calibrate(build_model(checkpoint), validation.cases)
+        print(describe(found))
+        checkpoint["calibration"] = found
     slim = {key: value for key, value in checkpoint.items() if key != "resume"}
     slim["shipped"] = True
     slim["weights"] = {name: tensor.half() for name, tensor in checkpoint["weights"].items()}

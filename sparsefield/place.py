@@ -78,10 +78,13 @@ class Observed(NamedTuple):
     """What was measured of B fields.
 
     Attributes:
-        coords: (B, M, 2), or (B, M, 3) on a globe. values: (B, M, C), of about unit size.
+        coords: (B, M, 2), or (B, M, 3) on a globe, and columns of covariates, if any.
+        values: (B, M, C), of about unit size.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
         domain: the rectangle that the observations stand for.
         box: the rectangle that holds them and all that is asked for; it begins at (0, 0).
+        covariates: how many columns of coords, here and of queries, are no places in space: only
+            the closed form reads them. trend: degree of its polynomial drift, 0 to 2.
     """
 
     coords: Tensor
@@ -89,3 +92,5 @@ class Observed(NamedTuple):
     noise_sd: Tensor | None = None
     domain: Domain = UNIT_SQUARE
     box: Domain = UNIT_SQUARE
+    covariates: int = 0
+    trend: int = 0

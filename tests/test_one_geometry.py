@@ -45,8 +45,9 @@ def netcdf(path, north_first: bool) -> str:
 
 
 @pytest.mark.parametrize("prior", ["fitted", "none"])
-def test_a_rectangle_is_asked_as_it_is_learnt_and_evaluated(tmp_path, prior):
+def test_a_rectangle_is_asked_as_it_is_learnt_and_evaluated(tmp_path, prior, monkeypatch):
     """Pixel centres of a 12 x 28 field, as points in pixels: the mean of the evaluation."""
+    monkeypatch.setattr("sparsefield.use.predict.has_fast_bfloat16", lambda: False)
     spec = arrays(tmp_path / "saw.npz")
     path = write_checkpoint(tmp_path / "v2.pth", "V2", spec)
     data = open_data(spec)
@@ -63,7 +64,8 @@ def test_a_rectangle_is_asked_as_it_is_learnt_and_evaluated(tmp_path, prior):
     field = model.answer(given, asked, Settings(value_range=data.value_range[0], num_samples=2,
                                                 num_steps=1))
     spread = np.std(expected)
-    assert np.abs(field.mean - expected).max() < 0.02 * spread
+    mean = field.mean.clip(*data.value_range[0])  # as evaluations do
+    assert np.abs(mean - expected).max() < 1e-3 * spread
 
 
 @pytest.mark.parametrize("north_first", [True, False])

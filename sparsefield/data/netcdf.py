@@ -201,6 +201,34 @@ def grid_axes(path: Path) -> tuple[DataArray, DataArray]:
     return axes["x"][0], axes["y"][0]
 
 
+def read_plane(
+    path: Path, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Variables of axes (y, x) by their names: x (W,), y (H,), values (H, W, p), as in the file,
+    and their units.
+
+    The only band of a GeoTIFF answers to any one name.
+
+    Raises:
+        UserError: one is not there, or has other axes.
+    """
+    dataset = read_dataset(path)
+    x, y = grid_axes(path)
+    fields = {str(name): dataset[name] for name in dataset.data_vars
+              if dataset[name].dtype.kind in "iuf" and dataset[name].ndim >= 2}
+    if path.suffix.lower() in GEOTIFF and len(names) == len(fields) == 1:
+        fields = {names[0]: next(iter(fields.values()))}
+    planes, units = [], []
+    for name in names:
+        plane = _find(path, fields, name, "--covariates").squeeze(drop=True)
+        if set(plane.dims) != {x.name, y.name}:
+            raise UserError(f"{path}: {describe(plane)}: a covariate has the axes {y.name} and "
+                            f"{x.name} alone; choose one step of the others first")
+        planes.append(plane.transpose(y.name, x.name).values.astype(np.float64))
+        units.append(units_of(plane) or "")
+    return x.values, y.values, np.stack(planes, axis=-1), tuple(units)
+
+
 def units_of(variable: DataArray) -> str | None:
     """The units that a file gives for a variable."""
     return str(variable.attrs.get("units", "")).strip() or None
@@ -258,12 +286,13 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
                   rows_up=row in fields[0].coords)
 
 
-def _find(path: Path, variables: dict[str, DataArray], wanted: str) -> DataArray:
+def _find(path: Path, variables: dict[str, DataArray], wanted: str,
+          flag: str = "--variables") -> DataArray:
     """A variable by its name, in any case of letters where that is unique."""
     alike = [name for name in variables if name.lower() == wanted.lower()]
     if wanted in variables or len(alike) == 1:
         return variables[wanted if wanted in variables else alike[0]]
-    raise UserError(f"{path}: no variable {wanted!r} of numbers; choose with --variables among "
+    raise UserError(f"{path}: no variable {wanted!r} of numbers; choose with {flag} among "
                     f"{', '.join(describe(v) for v in variables.values() if v.ndim) or 'none'}")
 
 

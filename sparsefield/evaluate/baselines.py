@@ -32,8 +32,6 @@ def keep_observations(field: np.ndarray, coords: np.ndarray, values: np.ndarray)
 
     Args:
         field: (H, W, C) reconstruction. coords: (M, 2). values: (M, C) in [0, 1].
-    Returns:
-        a copy clipped to [0, 1], with the observed value where a pixel centre is an observation.
     """
     field = np.clip(field, 0, 1)
     on_grid, rows, columns = _grid_points(coords, field.shape[:2])
@@ -48,9 +46,9 @@ def baseline(name: str) -> Callable[[Method], Method]:
         @wraps(method)
         def checked(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
             coords, values = (np.asarray(x, dtype=np.float64) for x in (coords, values))
-            if values.ndim != 2 or not len(values) or coords.shape != (len(values), 2):
+            if not len(values) or coords.shape != (len(values), 2):
                 raise ValueError(f"expected (M, 2), (M, C), not {coords.shape}, {values.shape}")
-            if not (np.isfinite(coords).all() and np.isfinite(values).all()):
+            if not np.isfinite(np.hstack([coords, values])).all():
                 raise ValueError("some observations are not finite")
             field = method(coords, values, shape).reshape(*shape, values.shape[1])
             return keep_observations(field, coords, values)
@@ -75,10 +73,8 @@ def nearest(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> n
 
 @baseline("linear")
 def linear(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Linear on a Delaunay triangulation, the nearest observation outside the convex hull.
-
-    Nearest everywhere where the observations lie on one line.
-    """
+    """Linear on a Delaunay triangulation; the nearest observation outside the convex hull, and
+    everywhere where the observations lie on one line."""
     outside = nearest(coords, values, shape).reshape(-1, values.shape[1])
     if not _span_the_plane(coords):
         return outside
@@ -102,11 +98,8 @@ def biharmonic(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -
 @baseline("thin-plate RBF")
 def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Thin-plate spline through the observations; the nearest RBF_NEIGHBOURS above
-    RBF_DENSE_POINTS of them. Nearest everywhere where the observations lie on one line.
-
-    Raises:
-        UserError: so many observations that neighbourhoods are used, and one of those is a line.
-    """
+    RBF_DENSE_POINTS of them (UserError where some of those lie on one line). Nearest everywhere
+    where all observations lie on one line."""
     if not _span_the_plane(coords):
         return nearest(coords, values, shape)
     neighbours = RBF_NEIGHBOURS if len(coords) > RBF_DENSE_POINTS else None
@@ -114,32 +107,25 @@ def thin_plate_rbf(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int
                                                  kernel="thin_plate_spline")
     try:
         return spline(_queries(shape))
-    except np.linalg.LinAlgError as error:
+    except np.linalg.LinAlgError:
         raise UserError(
             f"thin-plate RBF: some {RBF_NEIGHBOURS} neighbouring observations lie on one line; "
-            f"use at most {RBF_DENSE_POINTS} observations, or another baseline"
-        ) from error
+            f"use at most {RBF_DENSE_POINTS} observations, or another baseline") from None
 
 
-@baseline("kriging, one kernel")
-def kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Ordinary kriging with the variogram |h|, whatever the field (sparsefield.gaussian)."""
-    return _krige(coords, values, shape, ONE_KERNEL)
+def _kriging(kernels: tuple[Kernel, ...]) -> Method:
+    def krige(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Ordinary kriging (sparsefield.gaussian)."""
+        places, known, queries = (torch.from_numpy(x)[None].float()
+                                  for x in (coords, values, _queries(shape)))
+        posterior = condition(places, known, domain=Domain.of_grid(*shape), kernels=kernels)
+        return posterior.at(queries).mean[0].double().numpy()
+
+    return krige
 
 
-@baseline("kriging, fitted")
-def fitted_kriging(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Ordinary kriging with a variogram fitted to the field: what the models start from."""
-    return _krige(coords, values, shape, BANK)
-
-
-def _krige(
-    coords: np.ndarray, values: np.ndarray, shape: tuple[int, int], kernels: tuple[Kernel, ...]
-) -> np.ndarray:
-    places, known, queries = (torch.from_numpy(x)[None].float()
-                              for x in (coords, values, _queries(shape)))
-    posterior = condition(places, known, domain=Domain.of_grid(*shape), kernels=kernels)
-    return posterior.at(queries).mean[0].double().numpy()
+baseline("kriging, one kernel")(_kriging(ONE_KERNEL))  # the variogram |h|, whatever the field
+baseline("kriging, fitted")(_kriging(BANK))  # fitted to the field: what the models start from
 
 
 def _queries(shape: tuple[int, int]) -> np.ndarray:

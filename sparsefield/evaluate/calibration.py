@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from sparsefield.evaluate import metrics
 from sparsefield.evaluate.cases import Cases, spread
-from sparsefield.evaluate.metrics import widen
+from sparsefield.evaluate.metrics import LEVEL, coverage, unobserved, widen
 from sparsefield.model.field import FieldModel
 
-LEVEL = 0.9
 SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}  # of samples, here and later
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
 
-Draw = Callable[[Cases], list[np.ndarray]]
-
-
-class Calibration(NamedTuple):
-    """How far samples must be from their mean.
-
-    Attributes:
-        spread: factor on the distance of every sample from the mean of the samples.
-        raw, calibrated: share of the truths in the 90 % interval without and with it, on pictures
-            that it was not fitted on; NaN without such pictures.
-        pictures: how many these are. fitted_on: how many others the factor was fitted on.
-    """
-
-    spread: float
-    raw: float
-    calibrated: float
-    pictures: int
-    fitted_on: int
-
-    def describe(self) -> str:
-        return describe(self._asdict())
-
 
 def describe(fitted: dict[str, Any]) -> str:
-    """A calibration, as a checkpoint holds it, in words."""
+    """What `calibrate` found, in words."""
     factor = f"the spread times {fitted['spread']:.2f}"
     if not fitted["pictures"]:
         return f"{factor}, fitted on {fitted['fitted_on']} validation picture(s), not measured"
@@ -51,46 +27,41 @@ def describe(fitted: dict[str, Any]) -> str:
             f"{fitted.get('fitted_on', 'unknown')} others")
 
 
-def fit_spread(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
-    """The factor within LIMITS at which intervals of samples (K, P) cover `level` of truth (P,).
-
-    Coverage grows with the factor, but for rounding; found by bisection.
-    """
+def fit_spread(samples: np.ndarray, truth: np.ndarray) -> float:
+    """The factor within LIMITS at which intervals of samples (K, P) cover LEVEL of truth (P,), by
+    bisection: coverage grows with the factor, but for rounding."""
     low, high = LIMITS
     for _ in range(20):
         middle = (low + high) / 2
-        if metrics.coverage(widen(samples, middle), truth, level) < level:
+        if coverage(widen(samples, middle), truth, LEVEL) < LEVEL:
             low = middle
         else:
             high = middle
     return (low + high) / 2
 
 
-def calibrate(draw: Draw, cases: Cases) -> Calibration:
-    """Fit the spread on every second of at most PICTURES cases, and measure it on the others.
+def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
+    """Fit the spread of samples on every second of at most PICTURES evenly spread cases, at the
+    points that were not observed, and measure it on the others.
 
-    Points that were observed are left out: samples agree with them by construction.
-
-    Args:
-        draw: gives K samples (K, H, W, C) in [0, 1] of each of some cases; see `samples_of`.
-        cases: at least one; they are chosen evenly spread.
+    Returns:
+        what a checkpoint holds: spread, a factor on the distance of samples from their mean; raw
+        and calibrated, the share of the truths in the LEVEL interval without and with it; pictures,
+        how many that was measured on (of none it is NaN), and fitted_on.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
-    scored = [metrics.unobserved(samples, case.truth, case.observed)
-              for samples, case in zip(draw(chosen), chosen, strict=True)]
+    made = chosen.sample(model, draws=MEMBERS, **SETTINGS)
+    scored = [unobserved(samples, case.truth, case.observed)
+              for samples, case in zip(made.draws, chosen, strict=True)]
     to_fit, held_out = scored[::2], scored[1::2]
     factor = fit_spread(*pool(to_fit))
     raw = calibrated = float("nan")
     if held_out:
         samples, truth = pool(held_out)
-        raw = metrics.coverage(samples, truth, LEVEL)
-        calibrated = metrics.coverage(widen(samples, factor), truth, LEVEL)
-    return Calibration(factor, raw, calibrated, len(held_out), len(to_fit))
-
-
-def samples_of(model: FieldModel) -> Draw:
-    """The samples of a model that are calibrated: MEMBERS of each case, by SETTINGS."""
-    return lambda cases: cases.sample(model, draws=MEMBERS, **SETTINGS).draws
+        raw = coverage(samples, truth, LEVEL)
+        calibrated = coverage(widen(samples, factor), truth, LEVEL)
+    return {"spread": factor, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
+            "fitted_on": len(to_fit)}
 
 
 def pool(scored: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,9 +2,8 @@
 and the data that a checkpoint is tested on.
 
 Symbols: K draws, M observed points, N points that exist, C channels. A *field* is (H, W, C) in
-[0, 1] with NaN where no point exists; models work in [-1, 1], and this file alone goes between the
-two. A resolution is a number of rows: fields observed on `Cases.rows` rows can be asked for, and
-compared with the truth, on a multiple of them.
+[0, 1] with NaN where no point exists; models work in [-1, 1]. A resolution is a number of rows:
+fields can be asked for, and compared with the truth, on a multiple of the observed ones.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,18 @@ class Case:
     inside: np.ndarray
     observed: np.ndarray
     noise_seed: int
-    truths: dict[int, np.ndarray] = field(default_factory=dict)
+    truths: dict[int, np.ndarray]
+
+    @classmethod
+    def open(
+        cls, split: Split, index: int, pattern: Pattern, seed: int, resolutions: Sequence[int]
+    ) -> Case:
+        """A field of a split, with the truths that there are among some resolutions."""
+        frozen = frozen_case(split, index, pattern, seed)
+        inside = np.ascontiguousarray(frozen["truth"])
+        fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
+        truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
+        return cls(index, inside, frozen["observed"], frozen["noise_seed"], truths)
 
     @property
     def truth(self) -> np.ndarray:
@@ -75,16 +85,19 @@ class Case:
         """(M, C) observed, in [-1, 1]."""
         return torch.from_numpy(self.inside.reshape(-1, self.inside.shape[2])[self.observed])
 
+    @property
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates and values, in [0, 1], as baselines take them."""
+        return self.coords.numpy(), to_unit(self.values.numpy())
+
     def exists(self, rows: int) -> np.ndarray:
         """(H, W) bool: which points of a resolution there are."""
-        factor = rows // len(self.inside)
-        coarse = ~np.isnan(self.inside).any(axis=2)
-        return coarse.repeat(factor, axis=0).repeat(factor, axis=1)
+        cell = np.ones((rows // len(self.inside),) * 2, dtype=bool)
+        return np.kron(~np.isnan(self.inside).any(axis=2), cell)
 
     def asked(self, rows: int) -> np.ndarray:
         """(H, W) bool: points that exist and were not observed; all that exist, if all were."""
-        factor = rows // len(self.inside)
-        asked = self.exists(rows)
+        factor, asked = rows // len(self.inside), self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one
             i, j = np.divmod(self.observed, self.inside.shape[1])
             asked[i * factor + factor // 2, j * factor + factor // 2] = False
@@ -100,10 +113,10 @@ class Outcome:
     """What one method made of all cases, in their order.
 
     Attributes:
-        draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists; K = 1 for what is
-            no sample. Observed values are put in.
-        rows: resolution. nfe: evaluations of the model per draw.
-        seconds: wall time per draw. how: the method in words.
+        draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists, observed values put
+            in; K = 1 for what is no sample.
+        rows: resolution. nfe, seconds: evaluations of the model and wall time per draw.
+        how: the method in words.
     """
 
     draws: list[np.ndarray]
@@ -122,22 +135,13 @@ class Outcome:
         draws = [np.clip(metrics.widen(samples, factor), 0, 1) for samples in self.draws]
         return replace(self, draws=draws, how=f"{self.how}, spread times {factor:.2f}")
 
-    def averaged(self) -> Outcome:
-        """The mean of all draws: MSE 1 + 1/K times that of the posterior mean, if all is right."""
-        count = len(self.draws[0])
-        return Outcome([samples.mean(axis=0, keepdims=True) for samples in self.draws], self.rows,
-                       count * self.nfe, count * self.seconds,
-                       f"mean of {count} samples, each: {self.how}")
-
 
 class Cases:
     """Some fields of a split with their observations, and what methods make of them.
 
-    Mask and noise of field i depend only on (seed, i).
-
     Args:
         split: fields of one shape. pattern: which points are observed.
-        indices: which fields, see `spread`. seed: of observations and noise.
+        indices: which fields, see `spread`. seed: mask and noise of field i depend on (seed, i).
         resolutions: for which the truth is wanted, beside the observed one.
         points: most queries of one model call. Small fields go together, which changes results by
             rounding only; a field with more queries is answered in blocks (`Result.how` says so).
@@ -150,9 +154,8 @@ class Cases:
         resolutions: Sequence[int] = (), points: int = POINTS, device: torch.device | str = "cpu",
     ):
         self.rows, self.columns, self.channels = split.example(0).shape
-        check_resolutions(resolutions, self.rows)
         self.points, self.device = points, torch.device(device)
-        self.cases = [_open_case(split, i, pattern, seed, resolutions) for i in indices]
+        self.cases = [Case.open(split, i, pattern, seed, resolutions) for i in indices]
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -182,32 +185,25 @@ class Cases:
         """What a model and a sampler give, in float32 on every machine.
 
         Args:
-            model: runs in eval mode, whatever its mode is. rows: resolution. draws: K.
-            bar: name of a progress bar; none without a name.
+            model: runs in eval mode, whatever its mode is. draws: K. bar: name of a progress bar.
             sampler: `method` and its options, see `sparsefield.flow.sampling.sample`.
         """
         rows = rows or self.rows
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
         with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
-                  mininterval=0.1 if sys.stderr.isatty() else 30, miniters=0, disable=not bar
-                  ) as progress:
-
-            def called(done: int, calls: int | None) -> None:
-                progress.set_postfix_str(f"call {done}/{calls or '?'}", refresh=False)
-                progress.update(0)
-
+                  mininterval=0.1 if sys.stderr.isatty() else 30, disable=not bar) as progress:
             for group in self.groups(rows):
                 start = self._now()
-                result = self._call(model, group, rows, draws, progress=called, **sampler)
+                result = self._call(model, group, rows, draws, **sampler)
                 seconds += self._now() - start
                 evaluations += result.nfe * len(group)
                 for k, values in zip(group, result.values, strict=True):
                     found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
                 progress.update(len(group) * draws)
-        count = len(self)
-        in_order = [found[k] for k in range(count)]
-        return Outcome(in_order, rows, evaluations / count, seconds / (count * draws), result.how)
+        in_order = [found[k] for k in range(len(self))]
+        return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
+                       result.how)
 
     def warm_up(self, model: Model) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
@@ -215,24 +211,28 @@ class Cases:
 
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
-        rows = rows or self.rows
-        start = time.perf_counter()
-        draws = [self._interpolated(case, name, rows)[None] for case in self.cases]
+        rows, start, draws = rows or self.rows, time.perf_counter(), []
+        for case in self.cases:
+            if name == ENLARGED:
+                coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
+                fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
+                field = keep_observations(fine, *case.known)
+            else:
+                field = BASELINES[name](*case.known, self.shape(rows))
+            draws.append(np.where(case.exists(rows)[..., None], field, np.nan)[None])
         return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name)
 
     def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
-        """Of each case `metrics.evaluate` of its first draw, if there is a truth of that size.
-
-        Of two and more draws `metrics.evaluate_samples` too; of a finer resolution `psnr_base`, the
-        PSNR of the field averaged down to the observed one.
-        """
+        """Of each case `metrics.evaluate` of its first draw, and of two and more draws
+        `metrics.evaluate_samples`, if there is a truth of that size; of a finer resolution also
+        `psnr_base`, the PSNR of the field averaged down to the observed one."""
         factor = outcome.rows // self.rows
         results = []
         for case, draws in zip(self.cases, outcome.draws, strict=True):
-            numbers = {}
+            numbers, truth = {}, case.truths.get(outcome.rows)
             if factor > 1:
-                numbers["psnr_base"] = metrics.psnr(area_average(draws[0], factor), case.truth)
-            truth = case.truths.get(outcome.rows)
+                averaged = metrics.block_sums(draws[0], factor) / factor**2
+                numbers["psnr_base"] = metrics.psnr(averaged, case.truth)
             if truth is not None:
                 numbers |= metrics.evaluate(draws[0], truth)
             if truth is not None and len(draws) > 1:
@@ -254,11 +254,8 @@ class Cases:
                 for i in range(0, len(which), size)]
 
     def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
-        """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device.
-
-        Args:
-            which: B cases with equally many points each.
-        """
+        """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device, of B
+        cases with equally many points each."""
         cases = [self.cases[k] for k in which]
         rows = rows or self.rows
         grid = grid_coords(*self.shape(rows))
@@ -279,17 +276,7 @@ class Cases:
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
         result[asked] = to_unit(values.cpu().float().numpy())
-        return keep_observations(result, case.coords.numpy(), to_unit(case.values.numpy()))
-
-    def _interpolated(self, case: Case, name: str, rows: int) -> np.ndarray:
-        given = case.coords.numpy(), to_unit(case.values.numpy())
-        if name == ENLARGED:
-            coarse = BASELINES["biharmonic"](*given, self.shape(self.rows))
-            fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
-            result = keep_observations(fine, *given)
-        else:
-            result = BASELINES[name](*given, self.shape(rows))
-        return np.where(case.exists(rows)[..., None], result, np.nan)
+        return keep_observations(result, *case.known)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -310,32 +297,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def spread(candidates: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the candidates, evenly spread: neighbours in a file are often alike.
-
-    Raises:
-        UserError: count is below 1.
-    """
+    """At most `count` (else UserError: at least 1) of the candidates, evenly spread: neighbours in
+    a file are often alike."""
     if count < 1:
         raise UserError(f"num_samples={count}: must be at least 1")
     places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
     return [int(candidates[place]) for place in places.round().astype(int)]
 
 
-def check_resolutions(resolutions: Sequence[int], rows: int) -> None:
-    """Raises UserError unless all are multiples of the rows of the fields."""
-    wrong = [r for r in resolutions if r < 1 or r % rows]
-    if wrong:
-        raise UserError(f"--resolutions {wrong[0]}: give multiples of the {rows} rows that the "
-                        "fields have, so that results can be averaged down to them")
-
-
 def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
-    """The fields with a truth at the largest of the resolutions that any of them has.
-
-    Raises:
-        UserError: a resolution is no multiple of the rows of the fields.
-    """
-    check_resolutions(resolutions, len(split.example(0)))
+    """The fields with a truth at the largest of the resolutions that any of them has."""
     for resolution in sorted(resolutions, reverse=True):
         known = [i for i in range(len(split)) if _finer(split, i, resolution) is not None]
         if known:
@@ -343,26 +314,13 @@ def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
     return list(range(len(split)))
 
 
-def area_average(values: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W, C) averaged over squares of factor x factor points."""
-    height, width, channels = values.shape
-    cells = values.reshape(height // factor, factor, width // factor, factor, channels)
-    return cells.mean(axis=(1, 3))
-
-
-def _open_case(
-    split: Split, index: int, pattern: Pattern, seed: int, resolutions: Sequence[int]
-) -> Case:
-    frozen = frozen_case(split, index, pattern, seed)
-    inside = np.ascontiguousarray(frozen["truth"])
-    fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
-    truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
-    return Case(index, inside, frozen["observed"], frozen["noise_seed"], truths)
-
-
 def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
-    """The field with so many rows, in [-1, 1]; None if the source has no such truth."""
+    """The field with so many rows, in [-1, 1]; None if the source has no such truth. UserError if
+    they are no multiple of those observed."""
     coarse = split.example(index)
+    if rows < 1 or rows % len(coarse):
+        raise UserError(f"--resolutions {rows}: give multiples of the {len(coarse)} rows that the "
+                        "fields have, so that results can be averaged down to them")
     if rows == len(coarse):
         return coarse
     is_square = coarse.shape[0] == coarse.shape[1]
@@ -381,17 +339,15 @@ def open_test_data(
         checkpoint: as loaded. data: what to open instead of what the model was trained on.
         test: an .npz file, all of whose pictures are the test.
     Raises:
-        UserError: the file is missing, is not the one trained on (where none was asked for), or
-            has other channels than the model.
+        UserError: the data are missing, changed since the training, or have other channels.
     """
     trained, config = checkpoint["data"], checkpoint["config"]
     if not (data or test) and checkpoint.get("shipped"):
         log.warning("tested on photos: the training data of the bundled weights (%s) are not part "
                     "of the project", config["data"])
         data = "photos"
-    named = test or data
-    if named:
-        bounds = [float(bound) for pair in trained["value_range"] for bound in pair]
+    if named := test or data:
+        bounds = np.ravel(trained["value_range"]).tolist()
         of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
         opened = open_data(
             named, val=test, test=test, image_size=config["image_size"], units=trained["units"],
@@ -402,20 +358,15 @@ def open_test_data(
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
     else:
-        opened = _open_as_trained(trained, config)
+        for path in (config["data"], config["data_val"], config.get("data_test")):
+            if path not in (None, *NAMES) and not Path(path).exists():
+                raise UserError(f"the model was trained on {path}, which is not here: name the "
+                                "data to test on with --data (`photos` needs no file)")
+        opened = open_as_configured(config)
+        if opened.fingerprint != trained["fingerprint"]:
+            raise UserError(f"{config['data']} is not the data that the model was trained on (its "
+                            "contents differ): restore it, or name the data to test on with --data")
     if opened.channels != trained["channels"]:
         raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
                         f"{trained['channels']}: choose other --data")
-    return opened
-
-
-def _open_as_trained(trained: dict[str, Any], config: dict[str, Any]) -> Data:
-    for path in (config["data"], config["data_val"], config.get("data_test")):
-        if path not in (None, *NAMES) and not Path(path).exists():
-            raise UserError(f"the model was trained on {path}, which is not here: name the data to "
-                            "test on with --data (`photos` needs no file)")
-    opened = open_as_configured(config)
-    if opened.fingerprint != trained["fingerprint"]:
-        raise UserError(f"{config['data']} is not the data that the model was trained on (its "
-                        "contents differ): restore it, or name the data to test on with --data")
     return opened

@@ -3,7 +3,7 @@
 Images are numpy arrays (H, W, C), values in [0, 1], any number of channels. NaN in the truth marks
 a point that does not exist (land in an ocean field, say): it is never scored. Metrics with a window
 continue both images into such points in the same way (each point takes the value of the nearest
-existing one) and count only windows whose centre exists.
+existing one) and count only windows whose centre exists. UserError for an image without any.
 
 Scores of ensembles take samples (K, P) and truth (P,): K samples of P values. Leave the observed
 points out (`unobserved`): there samples and truth agree by construction.
@@ -11,6 +11,7 @@ points out (`unobserved`): there samples and truth agree by construction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def evaluate(reconstruction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Every per-image number, by name: psnr, ssim, mse, mae, speckle_*, missed_0.10, flat_hf."""
     pair = reconstruction, truth
     return {
-        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "mse": mse(*pair), "mae": mae(*pair),
+        "psnr": psnr(*pair), "ssim": ssim_wang(*pair), "mse": mse(*pair),
+        "mae": float(np.nanmean(np.abs(np.subtract(*pair, dtype=np.float64)))),
         **{f"speckle_{level:.2f}": speckle(*pair, level) for level in SPECKLE_THRESHOLDS},
         "missed_0.10": missed(*pair), "flat_hf": flat_hf(*pair),
     }
@@ -42,12 +44,6 @@ def mse(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean((x - g)[exists] ** 2))
 
 
-def mae(reconstruction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean absolute error over existing points and channels."""
-    x, g, exists = _pair(reconstruction, truth)
-    return float(np.mean(np.abs(x - g)[exists]))
-
-
 def psnr(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB for a data range of 1; at most PSNR_CEILING."""
     floor = 10 ** (-PSNR_CEILING / 10)
@@ -57,12 +53,8 @@ def psnr(reconstruction: np.ndarray, truth: np.ndarray) -> float:
 def ssim_wang(reconstruction: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity with the settings of Wang et al. (2004): Gaussian window, sigma 1.5.
 
-    Mean over channels, without the border of 5 points where the window leaves the image. Images
-    with a side below 11 keep the window (over reflected borders) and crop less. NaN where no
-    existing point lies inside the border.
-
-    Raises:
-        UserError: a side is shorter than 3 points.
+    Mean over channels, without the border of 5 points where the window leaves the image (less where
+    a side is below 11); NaN where no point exists inside it. UserError for a side below 3 points.
     """
     x, g, exists = _pair(reconstruction, truth)
     side = min(exists.shape)
@@ -73,10 +65,8 @@ def ssim_wang(reconstruction: np.ndarray, truth: np.ndarray) -> float:
         x, g, win_size=window, data_range=1, channel_axis=-1, full=True, gaussian_weights=True,
         sigma=1.5, use_sample_covariance=False,
     )
-    border = window // 2
-    centres = np.zeros_like(exists)
-    centres[border : -border, border : -border] = True
-    return _mean(similarity[centres & exists])
+    inner = np.s_[window // 2 : -(window // 2), window // 2 : -(window // 2)]
+    return _mean(similarity[inner][exists[inner]])
 
 
 def speckle(reconstruction: np.ndarray, truth: np.ndarray, threshold: float = 0.10) -> float:
@@ -112,17 +102,25 @@ def flat_hf(reconstruction: np.ndarray, truth: np.ndarray, flat_below: float = 0
     Flatness is decided per channel. NaN for a truth without any flat area.
     """
     x, g, exists = _pair(reconstruction, truth)
-    mean = scipy.ndimage.uniform_filter(g, size=(5, 5, 1), mode="reflect")
-    mean_square = scipy.ndimage.uniform_filter(g**2, size=(5, 5, 1), mode="reflect")
-    flat = (mean_square - mean**2 < flat_below**2) & exists[..., None]
-    error = x - g
-    grain = error - scipy.ndimage.uniform_filter(error, size=(3, 3, 1), mode="reflect")
+
+    def box(image: np.ndarray, side: int) -> np.ndarray:
+        return scipy.ndimage.uniform_filter(image, size=(side, side, 1), mode="reflect")
+
+    flat = (box(g**2, 5) - box(g, 5) ** 2 < flat_below**2) & exists[..., None]
+    grain = x - g - box(x - g, 3)
     return float(np.sqrt(_mean(grain[flat] ** 2)))
 
 
 def average(values: Sequence[float]) -> float:
     """Mean over the images where a number is defined; NaN if there are none."""
-    return _mean(_defined(values))
+    defined = _defined(values)
+    return float(defined.mean()) if len(defined) else math.nan
+
+
+def _defined(values: Sequence[float]) -> np.ndarray:
+    """Those that are numbers, float64."""
+    numbers = np.array(values, dtype=np.float64)
+    return numbers[~np.isnan(numbers)]
 
 
 def paired_bootstrap(
@@ -144,33 +142,20 @@ def paired_bootstrap(
     if count < 2:
         return _mean(defined), np.nan, np.nan
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    means = defined[draws].mean(axis=1)
     quantile = scipy.stats.t.ppf((1 - confidence) / 2, df=count - 1)
     tail = scipy.stats.norm.cdf(quantile * np.sqrt(count / (count - 1)))
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(defined[draws].mean(axis=1), [tail, 1 - tail])
     return float(defined.mean()), float(low), float(high)
 
 
 # --- ensembles -----------------------------------------------------------------------------------
 
 
-def crps(samples: np.ndarray, truth: np.ndarray) -> float:
-    """Continuous ranked probability score of samples (K, ...), K >= 2, mean over the truth (...).
-
-    Same units as the values. NaN in the truth is not scored; NaN if nothing is.
-    """
-    truth = np.asarray(truth, dtype=np.float64)
-    exists = ~np.isnan(truth)
-    known = np.asarray(samples, dtype=np.float64)[:, exists]
-    _require_finite(known)
-    return _mean(crps_of_values(known, truth[exists]))
-
-
 def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The score of each value alone: of samples (K, ...), K >= 2, at (...).
+    """Continuous ranked probability score of each value: of samples (K, ...), K >= 2, at (...).
 
-    The fair estimator, whose expectation does not depend on K (Ferro 2014, doi:10.1002/qj.2270):
-    mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)).
+    In the units of the values. The fair estimator, whose expectation does not depend on K (Ferro
+    2014, doi:10.1002/qj.2270): mean_k |x_k - g|  -  sum_{j<k} |x_j - x_k| / (K (K - 1)).
     """
     count = len(samples)
     if count < 2:
@@ -184,16 +169,14 @@ def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def evaluate_samples(
     draws: np.ndarray, truth: np.ndarray, observed: np.ndarray
 ) -> dict[str, float]:
-    """Every number about the samples of one image, by name.
+    """Every number about the samples of one image, by name; NaN where there is nothing to score.
 
-        crps                             fair, mean over the hidden values
+        crps                             fair, mean over the hidden values: of points that exist
+                                         and were not observed
         coverage_50, coverage_90         of central intervals of the hidden values
         coverage_90_4x4, coverage_90_8x8 of the means of blocks that are not wholly observed
         coverage_90_luminance            of the mean over channels of the hidden points
         variance, squared_error          mean over the hidden values; see `moments`
-
-    A point is hidden if it exists and was not observed. NaN where there is nothing to score: an
-    image smaller than a block, or without a hidden point.
 
     Args:
         draws: (K, H, W, C), K >= 2. truth: (H, W, C), NaN where a point does not exist.
@@ -201,12 +184,12 @@ def evaluate_samples(
     """
     draws = np.asarray(draws, dtype=np.float64)
     samples, target = unobserved(draws, truth, observed)
+    _require_finite(samples)
     variance, squared_error = moments(samples, target)
     luminance = unobserved(
-        draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed
-    )
+        draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed)
     return {
-        "crps": crps(samples, target),
+        "crps": _mean(crps_of_values(samples, target)),
         "coverage_50": coverage(samples, target, 0.5), "coverage_90": coverage(samples, target),
         **{f"coverage_90_{size}x{size}": coverage(*block_means(draws, truth, observed, size))
            for size in BLOCKS},
@@ -225,7 +208,7 @@ def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Variance of the samples and squared error of their mean, (P,) each.
 
     The variance is widened by 1 + 1/K, for the mean of K samples is uncertain by 1/K of it (Fortin
-    et al. 2014).
+    et al. 2014, doi:10.1175/JHM-D-14-0008.1).
     """
     variance = samples.var(axis=0, ddof=1) * (1 + 1 / len(samples))
     return variance, (samples.mean(axis=0) - truth) ** 2
@@ -234,17 +217,9 @@ def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndar
 def unobserved(
     samples: np.ndarray, truth: np.ndarray, observed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values of one image that were neither observed nor missing.
-
-    Args:
-        samples: (K, H, W, C). truth: (H, W, C), NaN where a point does not exist.
-        observed: flat indices i * W + j of the observed points.
-    Returns:
-        samples (K, P) and truth (P,).
-    """
-    scored = ~np.isnan(truth).any(axis=-1)
-    scored.reshape(-1)[observed] = False
-    return samples[:, scored].reshape(len(samples), -1), truth[scored].reshape(-1)
+    """Hidden values of one image (see `evaluate_samples`): samples (K, P) and truth (P,)."""
+    hidden = _hidden(truth, observed)
+    return samples[:, hidden].reshape(len(samples), -1), truth[hidden].reshape(-1)
 
 
 def block_means(
@@ -252,23 +227,19 @@ def block_means(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means over size x size blocks that hold a hidden point; those cut by the border are left out.
 
-    Args:
-        as for `evaluate`. Points that do not exist do not count in a mean.
-    Returns:
-        samples (K, P) and truth (P,) of P = blocks x channels.
+    Points that do not exist do not count in a mean. Returns samples (K, P) and truth (P,) of
+    P = blocks x channels.
     """
     exists = ~np.isnan(truth).any(axis=-1)
-    hidden = exists.copy()
-    hidden.reshape(-1)[observed] = False
-    count = _block_sums(exists[..., None].astype(float), size)            # (h, w, 1)
-    scored = _block_sums(hidden[..., None].astype(float), size)[..., 0] > 0
+    count = block_sums(exists[..., None], size)                           # (h, w, 1)
+    scored = block_sums(_hidden(truth, observed)[..., None], size)[..., 0] > 0
     fields = np.concatenate([draws, truth[None]]).astype(np.float64)
-    sums = _block_sums(np.where(exists[..., None], fields, 0), size)      # (K + 1, h, w, C)
+    sums = block_sums(np.where(exists[..., None], fields, 0), size)       # (K + 1, h, w, C)
     means = (sums[:, scored] / count[scored]).reshape(len(fields), -1)
     return means[:-1], means[-1]
 
 
-def _block_sums(fields: np.ndarray, size: int) -> np.ndarray:
+def block_sums(fields: np.ndarray, size: int) -> np.ndarray:
     """(..., H, W, C) to (..., H // size, W // size, C)."""
     *batch, height, width, channels = fields.shape
     rows, columns = height // size, width // size
@@ -284,17 +255,16 @@ def largest_coverage(members: int) -> float:
 def interval_name(level: float, members: int) -> str:
     """A level in words, which say so where that many samples cannot state it."""
     highest = largest_coverage(members)
-    if level <= highest:
-        return f"{level:.0%}"
-    return f"{level:.0%} (of {members} samples at most {highest:.0%})"
+    stated = "" if level <= highest else f" (of {members} samples at most {highest:.0%})"
+    return f"{level:.0%}{stated}"
 
 
 def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> float:
-    """Share of truths inside the central interval of the samples.
+    """Share of truths inside the central interval of the samples; NaN without a value.
 
     The ends are quantiles at the plotting positions k / (K + 1) (Weibull), so that a calibrated
-    ensemble covers at the stated level. K samples can express levels up to (K - 1) / (K + 1), 90 %
-    needs 19; beyond, the interval is their whole range. NaN without a value.
+    ensemble covers at the stated level. Beyond `largest_coverage` the interval is the whole range
+    of the samples: 90 % needs 19.
     """
     if not len(truth):
         return float("nan")
@@ -306,32 +276,22 @@ def coverage(samples: np.ndarray, truth: np.ndarray, level: float = LEVEL) -> fl
 def ensemble_scores(samples: np.ndarray, truth: np.ndarray, bins: int = 10) -> dict[str, Any]:
     """How the spread of K >= 2 samples (K, P) fits the truth (P,), in plain types.
 
-        bin_spread, bin_skill  rms sd of the samples (see `moments`) and rms error of their mean in
-                               classes of equal count, by sd; equal if calibrated (Fortin et al.
-                               2014, doi:10.1175/JHM-D-14-0008.1)
-        ranks                  see `rank_histogram`
+        bin_spread, bin_skill  rms sd of the samples and rms error of their mean (see `moments`) in
+                               classes of equal count, by sd; equal if calibrated (Fortin et al.)
+        ranks                  (K + 1,) share of truths with 0, 1, ... K samples below them (Hamill
+                               2001): uniform if calibrated, a cup if too narrow, a hill if too wide
+
+    A truth equal to samples (clipped values) is shared between the ranks that it could have.
     """
     variance, squared_error = moments(samples, truth)
     classes = np.array_split(np.argsort(variance, kind="stable"), min(bins, len(variance)))
     spread, skill = ([float(np.sqrt(values[members].mean())) for members in classes]
                      for values in (variance, squared_error))
+    below, not_above = (samples < truth).sum(axis=0), (samples <= truth).sum(axis=0)
+    ranks = np.arange(len(samples) + 1)[:, None]
+    possible = (below <= ranks) & (ranks <= not_above)                   # (K + 1, P)
     return {"bin_spread": spread, "bin_skill": skill,
-            "ranks": rank_histogram(samples, truth).tolist()}
-
-
-def rank_histogram(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(K + 1,) share of truths with 0, 1, ... K samples below them (Hamill 2001).
-
-    Uniform for a calibrated ensemble, a cup for one too narrow, a hill for one too wide. A truth
-    equal to samples (clipped values) is shared evenly between the ranks that it could have.
-    """
-    below = (samples < truth).sum(axis=0)
-    ties = (samples == truth).sum(axis=0)
-    share = 1 / (ties + 1)
-    change = np.zeros(len(samples) + 2)
-    np.add.at(change, below, share)
-    np.add.at(change, below + ties + 1, -share)
-    return change.cumsum()[:-1] / len(truth)
+            "ranks": (possible / possible.sum(axis=0)).mean(axis=1).tolist()}
 
 
 # --- helpers -------------------------------------------------------------------------------------
@@ -341,31 +301,30 @@ def _pair(
     reconstruction: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both images in float64 with points that do not exist filled, and which exist (H, W)."""
-    x = np.asarray(reconstruction, dtype=np.float64)
-    g = np.asarray(truth, dtype=np.float64)
+    x, g = (np.asarray(image, dtype=np.float64) for image in (reconstruction, truth))
     if x.shape != g.shape or g.ndim != 3:
         raise ValueError(f"expected two images (H, W, C), not {x.shape} and {g.shape}")
     exists = np.asarray(~np.isnan(g).any(axis=-1))
     if not exists.any():
         raise UserError("an image without a single existing point (all NaN) cannot be scored")
     if not exists.all():
-        nearest = scipy.ndimage.distance_transform_edt(
-            ~exists, return_distances=False, return_indices=True
-        )
-        x, g = x[tuple(nearest)], g[tuple(nearest)]
+        nearest = tuple(scipy.ndimage.distance_transform_edt(
+            ~exists, return_distances=False, return_indices=True))
+        x, g = x[nearest], g[nearest]
     _require_finite(x)
     return x, g, exists
+
+
+def _hidden(truth: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    hidden = np.asarray(~np.isnan(truth).any(axis=-1))
+    hidden.reshape(-1)[observed] = False
+    return hidden
 
 
 def _require_finite(values: np.ndarray) -> None:
     # A comparison with NaN is False: a diverged model would have no speckle at all.
     if not np.isfinite(values).all():
         raise ValueError("a reconstruction has values that are not finite")
-
-
-def _defined(values: Sequence[float]) -> np.ndarray:
-    numbers = np.asarray(values, dtype=np.float64)
-    return numbers[~np.isnan(numbers)]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """Pictures of trainings and evaluations, as PNG. The only file here that imports matplotlib.
 
 Fields are (H, W, C) in [0, 1]. RGB is drawn in its own colours; of other fields the first channel,
-in colours from the lowest to the highest value of their truth; points without a value in grey.
+in colours from the lowest to the highest value of their truth; points without a value in grey. Maps
+whose first row is the southernmost (`Data.rows_up`) are drawn north up.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sparsefield.data.scale import Scale
+from sparsefield.data import Data, Scale
 from sparsefield.evaluate import metrics, tables
 
 if TYPE_CHECKING:
-    from sparsefield.evaluate.cases import Cases
+    from sparsefield.evaluate.cases import Case, Cases
 
 MISSING = (0.5, 0.5, 0.5)  # grey: no value there
 DPI = 120
@@ -47,35 +48,15 @@ COSTS = {"nfe": "evaluations of the model", "seconds": "seconds per field"}
 STAGES = {"start": "start: error of its mean and sd", "flow": "flow: squared error of the velocity"}
 
 
-class Style(NamedTuple):
-    """How fields of a data set are drawn.
-
-    Attributes:
-        scale: of the values, for colour bars. rows_up: the first row of a field is the
-            southernmost, and is drawn at the bottom.
-    """
-
-    scale: Scale
-    rows_up: bool = False
-
-    @classmethod
-    def of(cls, data: dict[str, Any]) -> Style:
-        """That of data as `Data.describe` describes them."""
-        return cls(Scale(data["value_range"], data["units"]), bool(data.get("rows_up", False)))
-
-
 class Row(NamedTuple):
-    """A row of a sheet of pictures.
-
-    Attributes:
-        label: at its left. truth: what its colours are taken from. fields: in these colours; None:
-            there is none. errors: (H, W, 1) in the units of the fields, on a scale of their own.
-    """
+    """A row of a sheet: truth (of `rows` rows, if not as observed) and observations of a case, then
+    fields in the colours of that truth, and errors (H, W, 1) on a scale of their own."""
 
     label: str
-    truth: np.ndarray
-    fields: Sequence[np.ndarray | None]
+    case: Case
+    fields: Sequence[np.ndarray]
     errors: Sequence[np.ndarray] = ()
+    rows: int = 0
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -111,30 +92,33 @@ def value_bar(figure: Figure, axes: Any, scale: Scale, limits: dict[str, float])
 
 
 def sheet(
-    rows: Sequence[Row], titles: Sequence[str], style: Style, title: str = "",
+    rows: Sequence[Row], titles: Sequence[str], data: Data, title: str = "",
     error_name: str = "absolute error", limit: float = ERROR_LIMIT,
 ) -> bytes:
-    """PNG of fields and errors in rows, with a colour bar for the fields of each row, unless they
-    are RGB, and one for all errors, which are shares of the range of the row's colours."""
+    """PNG of rows, `titles` above their fields and errors. Each has a colour bar for its fields,
+    unless they are RGB; all errors have one, of shares of the range of the row's colours."""
+    titles = ["truth", "observed", *titles]
     figure, axes = plt.subplots(
         len(rows), len(titles), figsize=(1.85 * len(titles) + 0.9, 1.9 * len(rows) + 0.9),
         squeeze=False, layout="constrained",
     )
-    is_rgb = rows[0].truth.shape[2] == 3
+    is_rgb = rows[0].case.truth.shape[2] == 3
     for line, row in zip(axes, rows, strict=True):
-        limits = limits_of(row.truth)
-        fields = len(row.fields)
-        for axis, field in zip(line[:fields], row.fields, strict=True):
+        truth = row.case.truth
+        limits, first_error = limits_of(truth), len(titles) - len(row.errors)
+        shown = [row.case.truths.get(row.rows or len(truth)),
+                 observed_only(truth, row.case.observed), *row.fields]
+        for axis, field in zip(line[:first_error], shown, strict=True):
             if field is None:
                 axis.text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")
-                axis.set_axis_off()
+                axis.set(xticks=[], yticks=[])
             else:
-                show(axis, field, style.rows_up, **limits)
+                show(axis, field, data.rows_up, **limits)
         if not is_rgb:
-            value_bar(figure, line[:fields], style.scale, limits)
-        for axis, error in zip(line[fields:], row.errors, strict=True):
+            value_bar(figure, line[:first_error], data.scale, limits)
+        for axis, error in zip(line[first_error:], row.errors, strict=True):
             shares = error / (limits["vmax"] - limits["vmin"])
-            show(axis, shares, style.rows_up, cmap="magma", vmax=limit)
+            show(axis, shares, data.rows_up, cmap="magma", vmax=limit)
         line[0].set_ylabel(row.label, fontsize=9)
     for axis, name in zip(axes[0], titles, strict=True):
         axis.set_title(name, fontsize=10)
@@ -180,29 +164,19 @@ def quantile_cases(
 # --- training -------------------------------------------------------------------------------------
 
 
-def reconstructions(
-    cases: Cases, columns: dict[str, list[np.ndarray]], path: Path, style: Style
-) -> None:
+def reconstructions(cases: Cases, columns: dict[str, Any], path: Path, data: Data) -> None:
     """A row per frozen case: truth, observations, each column, absolute error of the first one."""
-    rows = []
-    for k, case in enumerate(cases):
-        fields = [column[k] for column in columns.values()]
-        shown = [case.truth, observed_only(case.truth, case.observed), *fields]
-        rows.append(Row(f"picture {case.index}", case.truth, shown,
-                        [error_map(fields[0], case.truth)]))
-    titles = ["truth", "observed", *columns, f"|error| of {next(iter(columns))}"]
-    path.write_bytes(sheet(rows, titles, style))
+    first = next(iter(columns))
+    rows = [Row(f"picture {case.index}", case, [column[k] for column in columns.values()],
+                [error_map(columns[first][k], case.truth)]) for k, case in enumerate(cases)]
+    path.write_bytes(sheet(rows, [*columns, f"|error| of {first}"], data))
 
 
 def learning_curves(
     records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
 ) -> None:
-    """Training loss, and PSNR of the posterior mean beside the baselines, against steps.
-
-    Args:
-        records: of metrics.jsonl. The losses of the stages ("stage": "start" or "flow") are
-            different ones: each has a curve of its own.
-    """
+    """Loss of each stage, and PSNR of the posterior mean beside the baselines, against steps, of
+    the records in metrics.jsonl."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_psnr"])
     for stage, label in STAGES.items():
@@ -217,53 +191,38 @@ def learning_curves(
     right.legend(fontsize=8)
     left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
     right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     path.write_bytes(as_png(figure))
 
 
 # --- V1 and V2 ------------------------------------------------------------------------------------
 
 
-def comparison(
-    cases: Cases, columns: dict[str, Sequence[np.ndarray]], style: Style, title: str
-) -> bytes:
-    """A row per case: truth, observations, each method, and the error maps of V1 and V2.
-
-    Args:
-        columns: fields of every case by method, "V1" and "V2" among them. The cases that are shown
-            are at the quartiles of the error of V2, with the best and the worst.
-    """
+def comparison(cases: Cases, columns: dict[str, Any], data: Data, title: str) -> bytes:
+    """Truth, observations, fields of each method and errors of V1 and V2, for the cases at the
+    quartiles of the error of V2, with the best and the worst."""
     shares = np.linspace(0, 1, min(5, len(cases))).tolist()
-    rows = []
-    for k, share in quantile_cases(cases, columns["V2"], shares).items():
-        truth = cases[k].truth
-        shown = [truth, observed_only(truth, cases[k].observed),
-                 *(fields[k] for fields in columns.values())]
-        rows.append(Row(f"error of V2\n{share:.0%} quantile", truth, shown,
-                        [error_map(columns[name][k], truth) for name in ("V1", "V2")]))
-    titles = ["truth", "observed", *columns, "|error| V1", "|error| V2"]
-    return sheet(rows, titles, style, title)
+    rows = [Row(f"error of V2\n{share:.0%} quantile", cases[k],
+                [fields[k] for fields in columns.values()],
+                [error_map(columns[name][k], cases[k].truth) for name in ("V1", "V2")])
+            for k, share in quantile_cases(cases, columns["V2"], shares).items()]
+    return sheet(rows, [*columns, "|error| V1", "|error| V2"], data, title)
 
 
-def improvement_chart(
-    table: pd.DataFrame, differences: dict[str, dict[str, dict[str, float]]], title: str
-) -> bytes:
-    """V2 - V1 for every picture, with the mean and its interval; zero is no difference.
-
-    Args:
-        table, differences: see sparsefield.evaluate.tables.
-    """
-    figure, axes = plt.subplots(
-        1, len(CHART_METRICS), figsize=(3.1 * len(CHART_METRICS), 4.2), layout="constrained"
-    )
+def improvement_chart(results: dict[str, Any], title: str) -> bytes:
+    """V2 - V1 for every picture, with the mean and its interval; zero is no difference."""
+    count = len(CHART_METRICS)
+    figure, axes = plt.subplots(1, count, figsize=(3.1 * count, 4.2), layout="constrained")
     kinds = {"mean": "posterior mean", "sample": "sample"}
+    table = results["table"].query("training == 0")
+    changes = {kind: tables.difference(table, (kind, "V2"), (kind, "V1")) for kind in kinds}
     for axis, (metric, name) in zip(axes, CHART_METRICS.items(), strict=True):
         for place, kind in enumerate(kinds):
-            points = tables.v2_minus_v1(table, kind, metric).dropna().to_numpy()
+            points = changes[kind][metric].dropna()
             jitter = np.random.default_rng(0).uniform(-0.18, 0.18, len(points))
             axis.scatter(place + jitter, points, s=12, alpha=0.45, linewidths=0)
-            mean, low, high = (differences[kind][metric][end] for end in ("mean", "low", "high"))
+            mean, low, high = results["differences"][kind][metric].values()
             axis.errorbar(place, mean, [[mean - low], [high - mean]], fmt="D", color="black",
                           capsize=6, linewidth=2)
         axis.axhline(0, color="0.3", linewidth=1)
@@ -280,26 +239,21 @@ def improvement_chart(
 # --- samplers and resolutions ---------------------------------------------------------------------
 
 
-def resolutions(
-    cases: Cases, fields: dict[int, dict[str, list[np.ndarray]]], style: Style
-) -> bytes:
-    """A row per resolution of one case: observations, truth of that size, each method.
-
-    The case is that of the median error of the first method at the observed resolution.
+def resolutions(cases: Cases, fields: dict[int, dict[str, Any]], data: Data) -> bytes:
+    """A row per resolution of one case: truth of that size, observations, each method; the case
+    is that of the median error of the first method at the observed resolution.
 
     Args:
         fields: {resolution: {method: fields of all cases}}, the observed resolution among them.
     """
     methods = list(fields[cases.rows])
     k = next(iter(quantile_cases(cases, fields[cases.rows][methods[0]], [0.5])))
-    case = cases[k]
-    rows = [Row(" x ".join(map(str, cases.shape(resolution))), case.truth,
-                [observed_only(case.truth, case.observed), case.truths.get(resolution),
-                 *(made[method][k] for method in methods)])
+    rows = [Row(" x ".join(map(str, cases.shape(resolution))), cases[k],
+                [made[method][k] for method in methods], rows=resolution)
             for resolution, made in fields.items()]
-    titles = ["observed", "truth", *("posterior mean" if m == "mean" else m for m in methods)]
-    return sheet(rows, titles, style, f"Test picture {case.index}: the median of {len(cases)} by "
-                 f"error of {methods[0]}")
+    titles = ["posterior mean" if method == "mean" else method for method in methods]
+    return sheet(rows, titles, data, f"Test picture {cases[k].index}: the median of {len(cases)} "
+                 f"by error of {methods[0]}")
 
 
 def performance(results: dict[str, Any], about: str) -> bytes:
@@ -309,21 +263,20 @@ def performance(results: dict[str, Any], about: str) -> bytes:
     the posterior mean and all baselines are references where they have the number.
     """
     observed = results["data"]["height"]
-    table = results["table"][results["table"]["rows"] == observed]
+    table = results["table"].query(f"rows == {observed}")
     numbers = [name for name in QUALITY if name in table and table[name].notna().any()]
     of_methods = table.groupby(["kind", "method", "steps"], sort=False)[
         [*numbers, *COSTS]].mean().reset_index()
-    drawn = of_methods[of_methods["kind"].isin(["mean", "sample", "sweep"])]
+    is_reference = of_methods["kind"] == "baseline"
+    references = of_methods[is_reference].set_index("method")
+    drawn = of_methods[~is_reference & (of_methods["kind"] != "calibrated")]
     drawn = drawn.drop_duplicates(["method", "steps"]).sort_values("nfe")
-    references = of_methods[of_methods["kind"] == "baseline"].set_index("method")
     samples = results["summary"][str(observed)].get("sample", {})
     figure, axes = plt.subplots(
         len(COSTS), len(numbers), figsize=(3.7 * len(numbers), 7.4), sharey="col", squeeze=False,
         layout="constrained",
     )
-    for (line, cost), (column, name) in itertools.product(
-            enumerate(COSTS), enumerate(numbers)):
-        axis = axes[line, column]
+    for axis, (cost, name) in zip(axes.flat, itertools.product(COSTS, numbers), strict=True):
         for colour, (method, part) in enumerate(drawn.groupby("method")):
             part = part.dropna(subset=name)
             axis.plot(part[cost], part[name], "*-" if method == "mean" else "o-", alpha=0.8,
@@ -334,7 +287,7 @@ def performance(results: dict[str, Any], about: str) -> bytes:
         if name == "psnr" and samples:
             axis.axhline(next(iter(samples.values()))["expected_psnr"], color="tab:red",
                          linewidth=1, label="mean − 3.01 dB")
-        axis.set(xscale="log", xlabel=COSTS[cost], title="" if line else QUALITY[name])
+        axis.set(xscale="log", xlabel=COSTS[cost], title=QUALITY[name])
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -345,29 +298,22 @@ def performance(results: dict[str, Any], about: str) -> bytes:
     return as_png(figure)
 
 
-def diversity(cases: Cases, method: str, draws: list[np.ndarray], style: Style) -> bytes:
+def diversity(cases: Cases, method: str, draws: list[np.ndarray], data: Data) -> bytes:
     """Samples of three cases (quartiles of the error of their mean), their mean, sd and error."""
     means = [samples.mean(axis=0) for samples in draws]
     count, rows = min(SHOWN_DRAWS, len(draws[0])), []
     for k, share in quantile_cases(cases, means, (0.25, 0.5, 0.75)).items():
-        truth = cases[k].truth
         sd = draws[k].std(axis=0, ddof=1).mean(axis=2, keepdims=True)
-        rows.append(Row(
-            f"error: {share:.0%} quantile", truth,
-            [truth, observed_only(truth, cases[k].observed), *draws[k][:count], means[k]],
-            [sd, error_map(means[k], truth)]))
-    titles = ["truth", "observed", *(f"sample {k + 1}" for k in range(count)),
-              f"mean of {len(draws[0])}", "sd", "|error of mean|"]
-    return sheet(rows, titles, style, f"Samples by {method}, {cases.rows} x {cases.columns}",
+        rows.append(Row(f"error: {share:.0%} quantile", cases[k], [*draws[k][:count], means[k]],
+                        [sd, error_map(means[k], cases[k].truth)]))
+    titles = [*(f"sample {k + 1}" for k in range(count)), f"mean of {len(draws[0])}", "sd",
+              "|error of mean|"]
+    return sheet(rows, titles, data, f"Samples by {method}, {cases.rows} x {cases.columns}",
                  "sd and absolute error", SPREAD_LIMIT)
 
 
 def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
-    """Rank histogram, and spread against skill, of each sampler.
-
-    Args:
-        scores: {method: metrics.ensemble_scores}.
-    """
+    """Rank histogram, and spread against skill, of `metrics.ensemble_scores` of each sampler."""
     figure, (ranks, curve) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for method, score in scores.items():
         count = len(score["ranks"])
@@ -379,8 +325,8 @@ def calibration(scores: dict[str, dict[str, Any]], about: str) -> bytes:
     curve.axline((0, 0), slope=1, color="0.3", linestyle="--")
     curve.set(xlabel="spread: rms sd of the samples", ylabel="skill: rms error of their mean",
               title="Spread and skill, in ten classes of points", xlim=(0, None), ylim=(0, None))
-    for axis in (ranks, curve):
-        axis.grid(alpha=0.3)
+    ranks.grid(alpha=0.3)
+    curve.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(scores) + 1)
     figure.suptitle(f"Uncertainty at the points that were not observed: {about}", fontsize=11)
     return as_png(figure)

@@ -1,9 +1,10 @@
-"""One table behind the reports, JSON files and charts of both evaluations.
+"""What both evaluations share: settings, one table behind their reports, JSON files and charts, and
+the folder that they are written into.
 
 The table (pandas) has a row for each picture that a method made, and these columns:
 
     kind      "mean" (posterior mean), "sample", "calibrated" (samples with the spread of their
-              model's calibration), "baseline", "mean of samples", or "sweep" (samples, by steps)
+              model's calibration), "baseline", or "sweep" (samples, by steps)
     method    "V1", "V2", a sampler, "mean", or a baseline
     training  0; 1, 2, ... for the further checkpoints of --v1_seeds and --v2_seeds
     rows      of the field asked for, its resolution
@@ -21,10 +22,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +36,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from sparsefield.data import Data, Scale
+from sparsefield.data import Data, Pattern, Scale, parse_pattern
+from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.calibration import SETTINGS, describe
-from sparsefield.evaluate.cases import Cases, Outcome
-from sparsefield.evaluate.outputs import EvaluationConfig
+from sparsefield.evaluate.cases import Cases, Outcome, open_test_data
 from sparsefield.scan import describe_backend
 
 Summary = dict[str, Any]
@@ -76,6 +80,113 @@ NOTE_ON_SAMPLES = (
     "less is smoothing."
 )
 
+# --- settings and files --------------------------------------------------------------------------
+
+
+@dataclass
+class EvaluationConfig:
+    """Settings that both evaluations have."""
+
+    data: str | None = None
+    """What to test on, when it is not the test part of what was trained on."""
+    data_test: str | None = None
+    """An .npz file to test on, all of its pictures."""
+    observe: str = "random:0.2"
+    """Which points are observed."""
+    seed: int = 0
+    """Of observations, noise and bootstrap."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    save_dir: str = ""
+    """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
+    overwrite: bool = False
+    """Write into save_dir also where it holds other files."""
+
+    def pattern(self, *positive: str) -> Pattern:
+        """Which points are observed. Raises UserError for this, the seed, or a number below 1."""
+        require_seed(self.seed)
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        return parse_pattern(self.observe)
+
+    def open(
+        self, checkpoint: dict[str, Any], files: Iterable[str], *paths: str
+    ) -> tuple[Data, OutputFolder]:
+        """The data to test on, and the folder for `files`; `paths` of checkpoints are read."""
+        data = open_test_data(checkpoint, self.data, self.data_test)
+        return data, OutputFolder(self.save_dir, "--save_dir", files,
+                                  [*paths, self.data, self.data_test], self.overwrite)
+
+
+class OutputFolder:
+    """A folder that is missing, empty, or holds only hidden files and those that a command writes.
+
+    Args:
+        flag: how the user chose the folder, for messages. names: of all files that the command can
+            write. inputs: files that are never written. overwrite: other files may be there.
+    Raises:
+        UserError: the folder holds something else, or an input, or cannot be made.
+    """
+
+    def __init__(
+        self, path: str | Path, flag: str, names: Iterable[str],
+        inputs: Iterable[str | Path | None] = (), overwrite: bool = False,
+    ):
+        self.path, self.flag, self.names = Path(path), flag, set(names)
+        read = {Path(given).resolve() for given in inputs if given}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            there = sorted(self.path.iterdir())
+        except OSError as error:
+            raise self._cannot(error) from None
+        for file in there:
+            if self._is_ours(file) and file.resolve() in read:
+                raise UserError(f"{file} is an input and would be overwritten: choose another "
+                                f"folder with {flag}")
+            if not (self._is_ours(file) or file.name.startswith(".") or overwrite):
+                raise UserError(f"{flag} {path} holds files that this command does not write "
+                                f"({file.name}): choose another folder, or add --overwrite")
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Write all files or none, and delete those of an earlier run that are not among them.
+
+        All are on the disk, in a folder of their own, before the first is replaced. UserError if
+        the disk is full, or the folder cannot be written.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix=".new_", dir=self.path) as new:
+                for name, content in files.items():
+                    with open(Path(new, name), "wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+                for name in files:
+                    os.replace(Path(new, name), self.path / name)
+            for old in list(self.path.iterdir()):
+                if self._is_ours(old) and old.name not in files:
+                    old.unlink()
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def _is_ours(self, file: Path) -> bool:
+        return file.name in self.names and file.is_file()
+
+    def _cannot(self, error: OSError) -> UserError:
+        return UserError(f"{self.flag} {self.path}: {error.strerror or error}; choose another "
+                         "folder")
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """Strict JSON: what is not a number is null, a table a list of records."""
+    def plain(item: Any) -> object:
+        is_table = isinstance(item, pd.DataFrame)
+        return item.drop(columns="how").to_dict("records") if is_table else item.item()
+
+    found = json.loads(json.dumps(results, default=plain), parse_constant=lambda name: None)
+    return json.dumps(found, indent=1, allow_nan=False)
+
+
 # --- the table -----------------------------------------------------------------------------------
 
 
@@ -92,18 +203,15 @@ def rows_of(
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Summary]]:
-    """{kind: {method: summary}} of rows of one resolution and training; see the file's docstring.
-
-    Of samples also `expected_psnr`, that of their posterior mean less 3.01 dB, and `spread_error`,
-    the root of mean variance over mean squared error. In a sweep the steps are part of the name.
-    """
+    """{kind: {method: summary}} of rows of one resolution and training; in a sweep the steps are
+    part of the name. Of samples also `expected_psnr`, that of their posterior mean less 3.01 dB,
+    and `spread_error`, the root of mean variance over mean squared error."""
     result: dict[str, dict[str, Summary]] = {}
-    numbers = table.columns.difference(KEYS + ABOUT, sort=False)
     for (kind, method, steps), part in table.groupby(["kind", "method", "steps"], sort=False):
-        over_pictures = part[numbers].agg(["mean", "median", "std"]).rename({"std": "sd"})
-        summary = part[ABOUT].iloc[0].to_dict() | over_pictures.to_dict("index")
-        if "variance" in numbers and part["variance"].notna().any():
-            variance, squared_error = over_pictures.loc["mean", ["variance", "squared_error"]]
+        numbers = part[_metrics(table)].agg(["mean", "median", "std"]).rename({"std": "sd"})
+        summary = part[ABOUT].iloc[0].to_dict() | numbers.to_dict("index")
+        if summary["members"] > 1 and "variance" in numbers:
+            variance, squared_error = numbers.loc["mean", ["variance", "squared_error"]]
             summary["spread_error"] = float(np.sqrt(variance / squared_error))
         name = f"{method}, {steps}" if kind == "sweep" else method
         result.setdefault(kind, {})[name] = summary
@@ -116,37 +224,29 @@ def summarise(table: pd.DataFrame) -> dict[str, dict[str, Summary]]:
     return result
 
 
-def per_picture(table: pd.DataFrame, kind: str, method: str, metric: str) -> pd.Series:
-    """A number of one method by picture, of rows of one resolution."""
-    own = table[table["kind"].eq(kind) & table["method"].eq(method) & table["training"].eq(0)]
-    return own.set_index("picture")[metric]
-
-
-def v2_minus_v1(table: pd.DataFrame, kind: str, metric: str) -> pd.Series:
-    """The difference by picture."""
-    v1, v2 = (per_picture(table, kind, method, metric) for method in ("V1", "V2"))
-    return v2 - v1
+def difference(
+    table: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]
+) -> pd.DataFrame:
+    """Every number of one (kind, method) less that of another, by picture, of rows of one
+    resolution and training."""
+    by_method = table.set_index(["kind", "method", "picture"]).sort_index()[_metrics(table)]
+    return by_method.loc[one] - by_method.loc[other]
 
 
 def compare_pairs(table: pd.DataFrame, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """{kind: {metric: {mean, low, high}}} of V2 - V1: mean and paired 95 % bootstrap interval."""
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for kind in ("mean", "sample", "calibrated"):
-        if {"V1", "V2"} <= set(table.loc[table["kind"] == kind, "method"]):
+    for kind, own in table[table["method"].isin(["V1", "V2"])].groupby("kind", sort=False):
+        if own["method"].nunique() == 2:
             result[kind] = {
-                metric: dict(zip(("mean", "low", "high"), metrics.paired_bootstrap(
-                    v2_minus_v1(table, kind, metric), seed=seed), strict=True))
-                for metric in table.columns.difference(KEYS + ABOUT, sort=False)
-            }
+                metric: dict(zip(("mean", "low", "high"),
+                                 metrics.paired_bootstrap(changes, seed=seed), strict=True))
+                for metric, changes in difference(own, (kind, "V2"), (kind, "V1")).items()}
     return result
 
 
 def over_trainings(table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
-    """{kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}}: how numbers vary between trainings.
-
-    An interval over pictures tells how sure a difference between two given models is; how far a
-    model of another seed would lie from it only further trainings can tell.
-    """
+    """{kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}}: how numbers vary between trainings."""
     result: dict[str, dict[str, dict[str, Any]]] = {"mean": {}, "sample": {}}
     for kind, of_metrics in result.items():
         own = table[table["kind"].eq(kind) & table["method"].isin(["V1", "V2"])]
@@ -160,10 +260,13 @@ def over_trainings(table: pd.DataFrame) -> dict[str, dict[str, dict[str, Any]]]:
     return result
 
 
-def about(
-    config: EvaluationConfig, device: torch.device, data: Data, cases: Cases
-) -> dict[str, dict[str, Any]]:
+def _metrics(table: pd.DataFrame) -> pd.Index:
+    return table.columns.difference(KEYS + ABOUT, sort=False)
+
+
+def about(config: EvaluationConfig, data: Data, cases: Cases) -> dict[str, dict[str, Any]]:
     """Settings, data, and the versions and hardware that seconds depend on."""
+    device = cases.device
     environment = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-image")},
@@ -183,23 +286,6 @@ def describe_model(checkpoint: dict[str, Any], model: nn.Module, path: str) -> d
         "trained_on": checkpoint["data"]["name"],
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-
-
-def as_json(results: dict[str, Any]) -> str:
-    """Strict JSON: what is not a number is null, a table a list of records."""
-    return json.dumps(_plain(results), indent=1, allow_nan=False)
-
-
-def _plain(item: object) -> object:
-    if isinstance(item, pd.DataFrame):
-        return _plain(item.drop(columns="how").to_dict("records"))
-    if isinstance(item, dict):
-        return {str(key): _plain(value) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return [_plain(value) for value in item]
-    if isinstance(item, np.generic):
-        return _plain(item.item())
-    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 # --- parts of both reports -----------------------------------------------------------------------
@@ -249,47 +335,44 @@ def better(name: str, than: str, change: tuple[float, float, float]) -> str:
 
 def width_in_words(samples: dict[str, Summary]) -> str:
     """A line for the top of a report: are samples too narrow or too wide?"""
-    ratios = {name: summary["spread_error"] for name, summary in samples.items()
-              if not math.isnan(summary.get("spread_error", math.nan))}
-    if not ratios:
-        return "Whether the samples are too narrow: that takes two or more of a picture."
     parts = [f"of {name} {abs(round(100 * (ratio - 1)))} % too {'narrow' if ratio < 1 else 'wide'}"
-             for name, ratio in ratios.items()]
+             for name, summary in samples.items()
+             if not math.isnan(ratio := summary.get("spread_error", math.nan))]
+    if not parts:
+        return "Whether the samples are too narrow: that takes two or more of a picture."
     return f"Samples {', '.join(parts)} (spread over error)."
 
 
-def numbers_of(summary: Summary) -> dict[str, Any]:
-    """The numbers of a summary by the names in COLUMNS."""
-    return {**summary["mean"], "psnr_sd": summary["sd"].get("psnr"),
-            "psnr_median": summary["median"].get("psnr"),
-            **{name: summary[name] for name in summary if name in COLUMNS}}
-
-
-def lines_of(rows: dict[str, dict[str, Any]]) -> str:
-    """Numbers under the titles of COLUMNS, a row for each name; a dash for what is not defined.
-
-    A column that no row has is left out.
-    """
-    frame = pd.DataFrame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
-    return pd.DataFrame({
-        title: [f"{value:,.{digits}f}" if pd.notna(value) else "-" for value in frame[name]]
-        for name, (title, digits) in COLUMNS.items() if name in frame
-    }, index=frame.index).to_string()
+def lines_of(summaries: dict[str, Summary], **more: dict[str, float]) -> str:
+    """Numbers under the titles of COLUMNS, a row for each name, then `more`; a dash for what is not
+    defined. A column that no row has is left out."""
+    rows = {name: row | row["mean"] | {f"psnr_{number}": row[number].get("psnr")
+                                       for number in ("sd", "median")}
+            for name, row in summaries.items()}
+    frame = pd.DataFrame.from_dict(rows | more, orient="index").reindex(columns=list(COLUMNS))
+    frame = frame.dropna(axis="columns", how="all")
+    return frame.to_string(header=[COLUMNS[name][0] for name in frame], na_rep="-", formatters={
+        name: f"{{:,.{COLUMNS[name][1]}f}}".format for name in frame})
 
 
 def method_table(title: str, summaries: dict[str, Summary]) -> str:
     """A row for each method, how it was done, and what calibrated samples would have."""
-    rows = {name: numbers_of(summary) for name, summary in summaries.items()}
     notes = [f"{name}: {row['how']}" for name, row in summaries.items() if row["how"] != name]
     members = max(row["members"] for row in summaries.values())
-    if members > 1:
-        highest = metrics.largest_coverage(members)
-        names = {name for row in rows.values() for name in row if name.startswith("coverage")}
-        rows["calibrated"] = {"spread_error": 1} | {
-            name: min(0.5 if name == "coverage_50" else 0.9, highest) for name in names}
-        notes.append(NOTE_ON_SAMPLES.format(intervals=" and ".join(
-            metrics.interval_name(level, members) for level in (0.5, 0.9))))
-    return titled(title, lines_of(rows), *notes)
+    if members < 2:
+        return titled(title, lines_of(summaries), *notes)
+    highest = metrics.largest_coverage(members)
+    calibrated = {name: min(0.5 if name == "coverage_50" else 0.9, highest)
+                  for name in COLUMNS if name.startswith("coverage")}
+    notes.append(NOTE_ON_SAMPLES.format(intervals=" and ".join(
+        metrics.interval_name(level, members) for level in (0.5, 0.9))))
+    return titled(title, lines_of(summaries, calibrated={"spread_error": 1} | calibrated), *notes)
+
+
+def samples_table(title: str, kinds: dict[str, dict[str, Summary]]) -> str:
+    """The `method_table` of samples as drawn, and with the spread of a calibration."""
+    return method_table(title, kinds["sample"] | {
+        f"{name} calibrated": row for name, row in kinds.get("calibrated", {}).items()})
 
 
 # --- the report on V1 and V2 ---------------------------------------------------------------------
@@ -298,7 +381,6 @@ def method_table(title: str, summaries: dict[str, Summary]) -> str:
 def comparison_report(results: dict[str, Any]) -> str:
     """comparison_results.txt, of the results of eval_v1_vs_v2.evaluate."""
     summary = results["summary"]
-    calibrated = {f"{name} calibrated": row for name, row in summary.get("calibrated", {}).items()}
     return "\n\n".join([
         comparison_header(results),
         blocks("Posterior mean (1 evaluation, at the start)", results, "mean"),
@@ -307,8 +389,8 @@ def comparison_report(results: dict[str, Any]) -> str:
         calibration_lines(results),
         *([seeds_section(results["seeds"])] if "seeds" in results else []),
         method_table("Point estimates", {**summary["mean"], **summary["baseline"]}),
-        method_table("Samples (not comparable with point estimates: 3 dB lower by theory)",
-                     {**summary["sample"], **calibrated}),
+        samples_table("Samples (not comparable with point estimates: 3 dB lower by theory)",
+                      summary),
     ]) + "\n"
 
 
@@ -336,24 +418,23 @@ def comparison_header(results: dict[str, Any]) -> str:
 
 def blocks(title: str, results: dict[str, Any], kind: str) -> str:
     """A block for each metric that is defined for this kind."""
-    differences = results["differences"].get(kind, {})
-    found = [block(results["summary"][kind], differences[metric], metric) for metric in BLOCKS
-             if not math.isnan(differences.get(metric, {}).get("mean", math.nan))]
-    return "\n\n".join([titled(title), *found])
-
-
-def block(summaries: dict[str, Summary], difference: dict[str, float], metric: str) -> str:
-    label, unit, digits, is_gain = BLOCKS[metric]
-    v1, v2 = summaries["V1"], summaries["V2"]
-    change, low, high = (difference[end] for end in ("mean", "low", "high"))
-    verdict = (f"Improvement: {change:+.{digits}f}{unit} ({percent(change, v1['mean'][metric])})"
-               if is_gain else f"Reduction: {percent(-change, v1['mean'][metric], sign='')}")
-    return "\n  ".join([
-        f"{label}:",
-        *(f"{name}: {row['mean'][metric]:.{digits}f} ± {row['sd'][metric]:.{digits}f}{unit}"
-          for name, row in (("V1", v1), ("V2", v2))),
-        verdict, f"V2 − V1: {change:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]{unit}",
-    ])
+    parts = [titled(title)]
+    for metric, (label, unit, digits, is_gain) in BLOCKS.items():
+        interval = results["differences"].get(kind, {}).get(metric, {"mean": math.nan})
+        if math.isnan(interval["mean"]):
+            continue
+        rows = {name: results["summary"][kind][name] for name in ("V1", "V2")}
+        change, low, high = (f"{interval[end]:+.{digits}f}" for end in ("mean", "low", "high"))
+        of = rows["V1"]["mean"][metric]
+        parts.append("\n  ".join([
+            f"{label}:",
+            *(f"{name}: {row['mean'][metric]:.{digits}f} ± {row['sd'][metric]:.{digits}f}{unit}"
+              for name, row in rows.items()),
+            f"Improvement: {change}{unit} ({percent(interval['mean'], of)})" if is_gain else
+            f"Reduction: {percent(-interval['mean'], of, sign='')}",
+            f"V2 − V1: {change} [{low}, {high}]{unit}",
+        ]))
+    return "\n\n".join(parts)
 
 
 def percent(change: float, of: float, sign: str = "+") -> str:
@@ -376,19 +457,18 @@ def calibration_lines(results: dict[str, Any]) -> str:
 
 
 def seeds_section(found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """How V1, V2 and their difference vary from seed to seed."""
     lines = []
-    for kind, of_metrics in found.items():
-        for metric, rows in of_metrics.items():
-            label, unit, digits, _ = BLOCKS[metric]
-            change = rows["V2 - V1"]
-            if not math.isnan(change["mean"]):
-                parts = [f"{name} {row['mean']:.{digits + 1}f} ± {row['sd']:.{digits + 1}f}"
-                         for name, row in rows.items()]
-                each = ", ".join(f"{value:+.{digits + 1}f}" for value in change["each"])
-                lines.append(f"{kind}, {label}{unit}: {'; '.join(parts)} ({each})")
-    count = len(found["mean"]["psnr"]["V1"]["each"])
-    return titled(f"Over {count} seeds of training (mean ± sd between seeds; first the pair above)",
-                  *lines)
+    for kind, metric in ((kind, metric) for kind, rows in found.items() for metric in rows):
+        label, unit, digits, _ = BLOCKS[metric]
+        rows = found[kind][metric]
+        each = [f"{value:+.{digits + 1}f}" for value in rows["V2 - V1"]["each"]]
+        parts = [f"{name} {row['mean']:.{digits + 1}f} ± {row['sd']:.{digits + 1}f}"
+                 for name, row in rows.items()]
+        if not math.isnan(rows["V2 - V1"]["mean"]):
+            lines.append(f"{kind}, {label}{unit}: {'; '.join(parts)} ({', '.join(each)})")
+    return titled(f"Over {len(each)} seeds of training (mean ± sd between seeds; first the pair "
+                  "above)", *lines)
 
 
 # --- the report on samplers and resolutions ------------------------------------------------------
@@ -409,23 +489,18 @@ def multiscale_report(results: dict[str, Any]) -> str:
     parts = [header("MAMBA Diffusion: samplers and resolutions", top, results, {"Model": model},
                     notes)]
     for rows, kinds in results["summary"].items():
-        factor = int(rows) // data["height"]
-        shape = f"{rows} x {factor * data['width']}"
+        shape = f"{rows} x {int(rows) // data['height'] * data['width']}"
         has_truth = not math.isnan(kinds["mean"]["mean"]["mean"].get("psnr", math.nan))
         truth = "against the real pictures of that size" if has_truth else (
             "no truth of that size in the data: only averages over cells are scored")
-        means = {f"mean of {settings['ensemble']} {name}": row
-                 for name, row in kinds.get("mean of samples", {}).items()}
         parts.append(method_table(f"Point estimates, {shape}: {truth}",
-                                  {**kinds["mean"], **kinds["baseline"], **means}))
-        samples = kinds.get("sample", {}) | {
-            f"{name} calibrated": row for name, row in kinds.get("calibrated", {}).items()}
-        if samples:
-            parts.append(method_table(f"Samples, {shape} (3 dB below a posterior mean by theory: "
-                                      "never compare the two)", samples))
+                                  kinds["mean"] | kinds["baseline"]))
+        if "sample" in kinds:
+            parts.append(samples_table(f"Samples, {shape} (3 dB below a posterior mean by theory: "
+                                       "never compare the two)", kinds))
         if "sweep" in kinds:
-            parts.append(titled(f"Steps of the samplers, {shape}", lines_of(
-                {name: numbers_of(row) for name, row in sorted(kinds["sweep"].items())})))
+            parts.append(titled(f"Steps of the samplers, {shape}",
+                                lines_of(dict(sorted(kinds["sweep"].items())))))
     return "\n\n".join([*parts, advice]) + "\n"
 
 
@@ -433,8 +508,7 @@ def recommendation(table: pd.DataFrame, seed: int) -> str:
     """Which sampler is best by CRPS, or why that cannot be said."""
     samples = table[table["kind"] == "sample"]
     scored = samples.dropna(subset="crps") if "crps" in samples else samples.iloc[:0]
-    methods = scored["method"].unique()
-    if len(methods) < 2:
+    if scored["method"].nunique() < 2:
         return "No sampler is recommended: that takes the CRPS of two or more."
     scores = scored.pivot(index="picture", columns="method", values="crps")
     if len(scores) < ENOUGH_PICTURES:

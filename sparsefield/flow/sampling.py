@@ -21,6 +21,7 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
+from sparsefield.gaussian import Use
 from sparsefield.place import UNIT_SQUARE, Domain, Observed
 
 Progress = Callable[[int, int | None], None]
@@ -36,8 +37,8 @@ class FlowModel(Protocol):
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
         most_inputs: int | None = None, done: Callable[[], None] | None = None,
     ) -> Any:
-        """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, blocks and
-        repeat(times)."""
+        """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, uses, blocks
+        and repeat(times)."""
 
     def velocity(
         self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], None] | None = None
@@ -56,6 +57,7 @@ class Result:
         nfe: evaluations of the network for each draw, the first shared by all draws of a field.
         blocks: pieces in which the queries went through the tokens, at least 1.
         how: one line for reports. variogram: that of the first field's closed form, in words.
+        uses: what the closed form of the first field uses its covariates for.
     """
 
     values: Tensor
@@ -65,6 +67,7 @@ class Result:
     blocks: int
     how: str
     variogram: str
+    uses: tuple[Use, ...]
 
 
 @torch.no_grad()
@@ -79,6 +82,8 @@ def sample(
     num_steps: int = 4,
     noise_sd: Tensor | None = None,
     domain: Domain = UNIT_SQUARE,
+    covariates: int = 0,
+    trend: int = 0,
     clip: bool = True,
     points: int = POINTS,
     most_inputs: int | None = None,
@@ -99,7 +104,8 @@ def sample(
         input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
         seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
-        domain: the rectangle that the observations stand for.
+        domain: the rectangle that the observations stand for. covariates, trend: see
+            sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
             tokens together; bounds memory. most_inputs: observations that a block sees; where there
             are more, the nearest, enlarged.
@@ -118,7 +124,7 @@ def sample(
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
     count = _Count(progress)
     box = domain.around(query_coords, input_coords)
-    observed = Observed(input_coords, input_values, noise_sd, domain, box)
+    observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
                          done=count.step)
 
@@ -138,7 +144,7 @@ def sample(
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, velocity, options)
     return Result(values, mean, state.sd, velocity.evaluations, velocity.blocks, how,
-                  state.variogram)
+                  state.variogram, state.uses)
 
 
 class _Count:

@@ -8,6 +8,7 @@ Symbols: M observations, C channels, K kernels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -16,21 +17,25 @@ import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
-from sparsefield.gaussian.kernels import BANK, Kernel, candidates, isotropic, variogram
-from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites, full_precision
+from sparsefield.gaussian.kernels import (
+    Kernel,
+    candidates,
+    penalties,
+    variogram,
+)
+from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites
 
-KEPT = 4  # kernels that answer at most; the others have no weight
+KEPT = 3  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
+TEMPER = 6.0  # scores are divided by it
+PROMISING = 8  # kernels that all observations decide between
+SCREENED = 100  # observations from which kernels are screened, on about SUBSET of them
+SUBSET = 64
 PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an uncertainty
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
 ROUNDING = 1e-6  # of correlations, computed in float32
 DISTANT = 128  # observations, at most, from which their mean gamma is computed
 LEAST_DISTANCE = 0.01  # mean gamma between observations below which they determine no amplitude
-
-NOISE_POINTS = 300  # observations, at most, from which the noise is estimated
-NOISE_LEVELS = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the sd
-LEAST_NOISE = 0.03  # of the sd of the values; less cannot be told from none
-FEWEST_POINTS = 10  # below which no noise is estimated
 
 
 class Fit(NamedTuple):
@@ -38,7 +43,7 @@ class Fit(NamedTuple):
 
     Attributes:
         kernels: K that have weight. mixture: of them.
-        sites: the observed places under them. white: (K, M - p, C), the whitened contrasts.
+        sites: the observed places under them. white: (K, M - 1 + q, C), see `Sites.whiten`.
     """
 
     kernels: tuple[Kernel, ...]
@@ -57,15 +62,16 @@ class Fit(NamedTuple):
             return None
         return noise_variance.unsqueeze(-2) / self.mixture.channels[:, 0]
 
-    def at(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> Fit:
+    def at(self, coords: Tensor, values: Tensor, noise_variance: Tensor | None,
+           drift: Tensor | None = None) -> Fit:
         """The same kernels on other observations of the field, (..., M, D) and (..., M, C)."""
-        sites = Sites.of(self.kernels, coords, self.relative(noise_variance))
+        sites = Sites.of(self.kernels, coords, self.relative(noise_variance), drift)
         sites.require()
         return Fit(self.kernels, self.mixture, sites, sites.whiten(values))
 
     def describe(self) -> str:
         """The fitted variogram in words: the kernels with weight, the heaviest first."""
-        if self.white.shape[-2] == 0:
+        if self.sites.contrasts == 0:
             return "one point: nothing to fit, isotropic variograms of several powers alike"
         weights = self.mixture.weight.tolist()
         order = sorted(range(len(weights)), key=weights.__getitem__, reverse=True)
@@ -73,29 +79,63 @@ class Fit(NamedTuple):
 
 
 def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
-        noise_variance: Tensor | None) -> Fit:
+        noise_variance: Tensor | None, drift: Tensor | None = None) -> Fit:
     """The best Gaussian field for observations.
 
     Args:
         coords: (M, D) in sides of the domain, M >= 1, the least noisy first.
         values: (M, C), of about unit size.
         noise_variance: (M,) of the noise in the values, with C = 1; None: there is none.
+        drift: (M, q), q < M, of about unit size; None: an unknown level alone.
     Raises:
         UserError: places that cannot be told apart.
     """
-    kernels = candidates(kernels, len(coords))
+    kernels = _screened(candidates(kernels, len(coords)), coords, values, noise_variance, drift)
     if noise_variance is None:
-        sites = Sites.of(kernels, coords)
-        white = sites.whiten(values)                                      # (K, M - p, C)
-        weight, kept = _chosen(restricted_likelihood(white, sites.log_det()))
+        sites = Sites.of(kernels, coords, None, drift)
+        white = sites.whiten(values)                                      # (K, M - 1 + q, C)
+        weight, kept = _chosen(scores(sites, white))
         white, sites = white[kept], sites.take(kept)
-        return Fit(sites.kernels, Mixture(weight, covariance_of_channels(white)), sites, white)
-    score, amplitude2 = climb(kernels, coords, values, noise_variance)
+        return Fit(sites.kernels, Mixture(weight, covariance_of_channels(sites, white)), sites,
+                   white)
+    score, amplitude2 = climb(kernels, coords, values, noise_variance, drift)
     weight, kept = _chosen(score)
     channels = amplitude2[kept].to(values)[:, None, None]
     of_kept = tuple(kernels[k] for k in kept)
-    sites = Sites.of(of_kept, coords, noise_variance / channels[:, 0])
+    sites = Sites.of(of_kept, coords, noise_variance / channels[:, 0], drift)
     return Fit(of_kept, Mixture(weight, channels), sites, sites.whiten(values))
+
+
+def screened_on(kernels: tuple[Kernel, ...], coords: Tensor) -> Tensor | None:
+    """Observations on which many kernels are screened, whatever the order of coords (M, D): what is
+    far behind there has no weight among all of them. None: all of them decide at once."""
+    count = len(coords)
+    if len(kernels) <= PROMISING or count < SCREENED:
+        return None
+    by_place = (coords[:, 0] + math.pi * coords[:, 1]).argsort(stable=True)
+    return by_place[:: max(2, count // SUBSET)].sort().values
+
+
+def promising(score: Tensor) -> Tensor:
+    """The kernels with the best scores (..., K) where they are screened: (..., PROMISING)."""
+    return score.topk(PROMISING, dim=-1).indices
+
+
+def _screened(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
+              noise_variance: Tensor | None, drift: Tensor | None) -> tuple[Kernel, ...]:
+    some = screened_on(kernels, coords)
+    if some is None:
+        return kernels
+    coords, values = coords[some], values[some]
+    if drift is not None:
+        drift = drift[some]
+        drift = drift[:, drift.amax(dim=0) > drift.amin(dim=0)]  # constant on these: unknown there
+    if noise_variance is None:
+        sites = Sites.of(kernels, coords, None, drift)
+        score = scores(sites, sites.whiten(values))
+    else:
+        score, _ = climb(kernels, coords, values, noise_variance[some], drift)
+    return tuple(kernels[k] for k in sorted(promising(score).tolist()))
 
 
 def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:
@@ -108,42 +148,50 @@ def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def weights(score: Tensor) -> Tensor:
-    """Weights of sum 1 of kernels with scores (..., K): 0 but for the KEPT heaviest."""
-    weight = score.softmax(dim=-1)
+    """Weights of sum 1 of kernels with scores (..., K): 0 but for the KEPT heaviest.
+
+    Scores count by 1 / TEMPER: fields are not quite Gaussian, and a mixture of near-by kernels
+    predicts better than the best of them (docs/gaussian.md).
+    """
+    weight = (score / TEMPER).softmax(dim=-1)
     heaviest = weight.topk(min(KEPT, weight.shape[-1]), dim=-1).values
     least = torch.maximum(heaviest[..., -1:], heaviest[..., :1].clamp(max=LEAST_WEIGHT))
     weight = weight * (weight >= least)
     return weight / weight.sum(dim=-1, keepdim=True)
 
 
-def covariance_of_channels(white: Tensor) -> Tensor:
-    """(..., C, C) of whitened contrasts (..., M - p, C), at the best amplitude of every channel."""
+def covariance_of_channels(sites: Sites, white: Tensor) -> Tensor:
+    """(..., C, C) of whitened values (..., M - 1 + q, C), at the best amplitude of each channel."""
     eye = torch.eye(white.shape[-1], dtype=white.dtype, device=white.device)
-    return (white.mT @ white + PRIOR_AMPLITUDE2 * eye) / (white.shape[-2] + 1)
+    left = white[..., : sites.contrasts, :]
+    return (left.mT @ left + PRIOR_AMPLITUDE2 * eye) / sites.free
 
 
-def restricted_likelihood(
-    white: Tensor, log_det: Tensor, amplitude2: Tensor | None = None
-) -> Tensor:
-    """Restricted log likelihood, up to a constant: (...,) float64.
+def scores(sites: Sites, white: Tensor, amplitude2: Tensor | None = None) -> Tensor:
+    """Restricted log likelihood of each kernel, up to a constant, and its prior: (..., K) float64.
+
+    With a drift of unit size it is the evidence under a prior N(0, 1) of the coefficients, nearly,
+    so that different drifts compare.
 
     PRIOR_AMPLITUDE2 counts as the square of one observation more.
 
     Args:
-        white: (..., M - p, C) whitened contrasts. log_det: (...,) of their covariance, float64.
-        amplitude2: (...,), or None for the best value of each.
+        white: (..., K, M - 1 + q, C), see `Sites.whiten`.
+        amplitude2: (..., K), or None for the best value of each.
     """
-    count = white.shape[-2] + 1
-    square = white.double().square().sum(dim=-2).mean(dim=-1) + PRIOR_AMPLITUDE2
-    if amplitude2 is None:  # that of one observation more is left out: alike for all
-        twice = (count - 1) * (square / count).log() + log_det
+    left = white[..., : sites.contrasts, :]
+    square = left.double().square().sum(dim=-2).mean(dim=-1) + PRIOR_AMPLITUDE2
+    log_det, count = sites.log_det(), sites.free
+    if amplitude2 is None:
+        twice = (count - 1) * (square / count).log() + count + log_det
     else:
         twice = square / amplitude2 + count * amplitude2.log() + log_det
-    return (-twice / 2).nan_to_num(nan=-torch.inf)  # where there are no factors
+    likelihood = (-twice / 2).nan_to_num(nan=-torch.inf)  # where there are no factors
+    return likelihood - penalties(sites.kernels, likelihood.device)
 
 
-def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
-          noise_variance: Tensor) -> tuple[Tensor, Tensor]:
+def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor, noise_variance: Tensor,
+          drift: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Likelihood of each kernel over the LADDER of amplitudes, and its expected amplitude.
 
     Returns:
@@ -153,11 +201,11 @@ def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     apart = variogram(kernels, some, some).mean(dim=(1, 2)).clamp_min(LEAST_DISTANCE)
     level = values.var(correction=0) / apart + PRIOR_AMPLITUDE2 / len(coords)
     tried = LADDER.to(level)[:, None].double() * level.double()           # (A, K)
-    scores = torch.empty_like(tried)
+    found = torch.empty_like(tried)
     for i, amplitude2 in enumerate(tried):
-        sites = Sites.of(kernels, coords, noise_variance / amplitude2[:, None])
-        scores[i] = restricted_likelihood(sites.whiten(values), sites.log_det(), amplitude2)
-    return scores.logsumexp(dim=0), (scores.softmax(dim=0) * tried).sum(dim=0)
+        sites = Sites.of(kernels, coords, noise_variance / amplitude2[:, None], drift)
+        found[i] = scores(sites, sites.whiten(values), amplitude2)
+    return found.logsumexp(dim=0), (found.softmax(dim=0) * tried).sum(dim=0)
 
 
 def correlation_root(covariance: Tensor) -> Tensor:
@@ -180,31 +228,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@torch.no_grad()
-def estimate_noise(coords: Tensor, values: Tensor, relative: Tensor) -> float:
-    """The sd of the noise in values of one channel, 0 where it cannot be told from none.
-
-    A level of noise has the likelihood of all isotropic kernels and their amplitudes at it, and the
-    best level is taken.
-
-    Args:
-        coords: (M, D) in sides of the domain. values: (M,). relative: (M,), by which the noise of
-            each observation differs, such as 1/2 for the mean of four.
-    """
-    if len(values) < FEWEST_POINTS or float(values.std()) == 0:
-        return 0.0
-    generator = torch.Generator().manual_seed(0)
-    some = torch.randperm(len(values), generator=generator)[:NOISE_POINTS]
-    some = some[relative[some].argsort(stable=True)]
-    coords, relative = coords[some], relative[some].float()
-    spread = float(values[some].std())
-    unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
-    scores = []
-    with full_precision(coords.device), one_thread():
-        for level in NOISE_LEVELS:
-            score, _ = climb(isotropic(BANK), coords, unit, (level * relative).square())
-            scores.append(float(score.logsumexp(dim=0)))
-    best = NOISE_LEVELS[max(range(len(NOISE_LEVELS)), key=scores.__getitem__)]
-    return best * spread if best >= LEAST_NOISE else 0.0

@@ -21,11 +21,14 @@ from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
     one_thread,
-    restricted_likelihood,
+    promising,
+    scores,
+    screened_on,
     weights,
 )
 from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
 from sparsefield.gaussian.kriging import (
+    Factored,
     Kriged,
     Mixture,
     Sites,
@@ -58,53 +61,72 @@ class GridAnswer(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some kernels of a mask: which, factored, at the places, and `precision` (U, M)."""
+    """Some kernels of a mask: factored, at the places, and `precision` (U, M)."""
 
-    rows: slice
     sites: Sites
     kriged: Kriged
     precision: Tensor
 
     def change(self, white: Tensor) -> Tensor:
-        """What whitened contrasts (U, M - p, F) add to the level at the places: (U, P + L, F)."""
+        """What whitened contrasts (U, M - 1, F) add to the level at the places: (U, P + L, F)."""
         return (white.mT @ self.kriged.whitened).mT  # as rows: a CPU multiplies them faster
 
 
 class _Mask:
-    """Observed points (M,) of places (P + L, 2), factored under every kernel.
+    """Observed points (M,) of places (P + L, 2), factored under the kernels that fields need.
 
     Attributes:
-        near: (P + L, M), see `closeness`.
+        near: (P + L, M), see `closeness`. some, few: points on which kernels are screened, and
+            these factored; None on a GPU, which is not to be waited for.
     """
 
     def __init__(self, places: Tensor, observed: Tensor, spacing: float):
         self.places, self.observed = places, observed
         coords = places[observed]
-        self.sites = Sites.of(candidates(BANK, len(observed)), coords)
-        self.log_det = self.sites.log_det()
+        self.coords, self.kernels = coords, candidates(BANK, len(observed))
+        self.each: dict[int, Factored] = {}
         self.near = closeness(places, coords, spacing)
-        self._parts: dict[int, _Part] = {}
+        self.some = None if coords.is_cuda else screened_on(self.kernels, coords)
+        self.few = None if self.some is None else Sites.of(self.kernels, coords[self.some])
+        self._parts: dict[tuple[int, ...], _Part] = {}
 
-    def parts(self, weight: Tensor) -> list[_Part]:
-        """The kernels with weight (n, K) for any field: on a CPU one by one, each brought to the
-        places when first needed. On a GPU, which is not to be waited for, all of them in one."""
+    def sites(self, rows: Sequence[int]) -> Sites:
+        """Under some of the kernels, factored when first needed."""
+        if missing := [k for k in rows if k not in self.each]:
+            made = Sites.of(tuple(self.kernels[k] for k in missing), self.coords)
+            self.each.update(zip(missing, made.one_by_one(), strict=True))
+        return Sites(tuple(self.kernels[k] for k in rows),
+                     [([i], self.each[k]) for i, k in enumerate(rows)])
+
+    def screened(self, values: Tensor) -> tuple[list[int], Tensor | None]:
+        """The kernels that may have weight for fields (n, M, C): R of them, and for which field
+        each may, (n, R); None: for all."""
+        if self.some is None or self.few is None:
+            return list(range(len(self.kernels))), None
+        score = scores(self.few, _whitened(self.few, values[:, self.some]))
+        may = torch.zeros_like(score, dtype=torch.bool).scatter_(1, promising(score), True)
+        rows = may.any(dim=0).nonzero()[:, 0]
+        return rows.tolist(), may[:, rows]
+
+    def parts(self, rows: list[int], weight: Tensor) -> list[tuple[slice, _Part]]:
+        """Those of the kernels `rows` with weight (n, R) for any field, and which: on a CPU one by
+        one, each brought to the places when first needed; on a GPU all of them in one."""
         if weight.is_cuda:
-            return [self._part(0, weight.shape[1])]
-        return [self._part(k, 1) for k in weight.any(dim=0).nonzero()[:, 0].tolist()]
+            return [(slice(0, len(rows)), self._part(tuple(rows)))]
+        return [(slice(r, r + 1), self._part((rows[r],)))
+                for r in weight.any(dim=0).nonzero()[:, 0].tolist()]
 
-    def _part(self, first: int, count: int) -> _Part:
-        if first not in self._parts:
-            rows = range(first, first + count)
-            sites = self.sites.take(list(rows))
-            self._parts[first] = _Part(slice(rows.start, rows.stop), sites,
-                                       sites.krige(self.places), sites.precision())
-        return self._parts[first]
+    def _part(self, rows: tuple[int, ...]) -> _Part:
+        if rows not in self._parts:
+            sites = self.sites(rows)
+            self._parts[rows] = _Part(sites, sites.krige(self.places), sites.precision())
+        return self._parts[rows]
 
     @property
     def bytes(self) -> int:
         """Of what is large: grows as kernels are brought to the places."""
         brought = sum(part.kriged.whitened.nbytes for part in self._parts.values())
-        factors = 2 * sum(part.lower.nbytes for _, part in self.sites.parts)  # and their inverses
+        factors = 2 * sum(each.lower.nbytes for each in self.each.values())  # and their inverses
         return factors + self.near.nbytes + brought
 
 
@@ -173,25 +195,27 @@ class GridPosterior:
 
     def _answer(self, mask: _Mask, values: Tensor, seeds: Tensor | None) -> GridAnswer:
         """Of n fields of a mask: values (n, M, C), seeds (n,)."""
-        count = len(values)
-        columns = mask.sites.whiten(values.movedim(0, 1).flatten(1))      # (K, M - p, n C)
-        white = _by_field(columns, count)                                 # (n, K, M - p, C)
-        weight = weights(restricted_likelihood(white, mask.log_det)).to(values)
-        every = Mixture(weight, covariance_of_channels(white))
-        parts = mask.parts(weight)
-        mixture = Mixture(*(_of(parts, x) for x in every))                # (n, U) of them
-        change = torch.cat([part.change(columns[part.rows]) for part in parts])
-        weighed = torch.cat([part.sites.weigh(columns[part.rows]) for part in parts])
-        onto = parts[0].kriged.onto                                       # (P + L, p)
-        answer = mixture.answer(onto @ values[:, : onto.shape[1]], _by_field(change, count),
-                                torch.cat([part.kriged.variance for part in parts]))
+        count, (rows, may) = len(values), mask.screened(values)
+        sites = mask.sites(rows)
+        columns = sites.whiten(values.movedim(0, 1).flatten(1))           # (R, M - 1, n C)
+        white = _by_field(columns, count)                                 # (n, R, M - 1, C)
+        score = scores(sites, white)
+        weight = weights(score if may is None else score.masked_fill(~may, -torch.inf)).to(values)
+        every = Mixture(weight, covariance_of_channels(sites, white))
+        parts = mask.parts(rows, weight)
+        mixture = Mixture(*(torch.cat([x[:, where] for where, _ in parts], dim=1)
+                            for x in every))                              # (n, U) of them
+        change = torch.cat([part.change(columns[where]) for where, part in parts])
+        weighed = torch.cat([part.sites.weigh(columns[where]) for where, part in parts])
+        answer = mixture.answer(values[:, :1], _by_field(change, count),
+                                torch.cat([part.kriged.variance for _, part in parts]))
         loo = mixture.leave_one_out(values, _by_field(weighed, count),
-                                    torch.cat([part.precision for part in parts]))
-        answer = answer.scaled(local_amplitude(mask.near, loo.z))
-        drawn = values[:, :0] if seeds is None else self._draws(mask, every, seeds)
+                                    torch.cat([part.precision for _, part in parts]))
+        answer = answer.scaled(local_amplitude(mask.near, loo.z, every.rough(sites.kernels)))
+        drawn = values[:, :0] if seeds is None else self._draws(mask, rows, every, seeds)
         return GridAnswer(*answer, loo.sd, loo.z, drawn)
 
-    def _draws(self, mask: _Mask, mixture: Mixture, seeds: Tensor) -> Tensor:
+    def _draws(self, mask: _Mask, rows: list[int], mixture: Mixture, seeds: Tensor) -> Tensor:
         """Prior fields under the heaviest kernel of each minus their own kriging (Matheron), of
         unit variance: (n, P, C)."""
         points, count, channels = len(self.grid), len(seeds), mixture.channels.shape[-1]
@@ -200,17 +224,20 @@ class GridPosterior:
                            mixture.channels)
         root = correlation_root(heaviest.mean(heaviest.channels))         # (n, C, C)
         numbers = hashed.normal(seeds, points * channels).view(count, points, channels) @ root.mT
-        columns = numbers.movedim(0, 1).flatten(1)                        # (P, n C)
-        parts, errors = mask.parts(heaviest.weight), []
-        for part in parts:
+        drawn = torch.empty_like(numbers)
+        for where, part in mask.parts(rows, heaviest.weight):
+            mine: Tensor | slice = slice(None)
+            if not seeds.is_cuda:  # those whose heaviest kernel is here
+                mine = heaviest.weight[:, where].any(dim=1).nonzero()[:, 0]
+            columns = numbers[mine].movedim(0, 1).flatten(1)              # (P, m C)
             roots = grid_roots(part.sites.kernels, self.height, self.width, self.grid.device)
-            fields = (columns.mT @ roots.mT).mT                           # (U, P, n C)
-            known, onto = fields[:, mask.observed], part.kriged.onto
-            kriged = onto @ known[:, : onto.shape[1]] + part.change(part.sites.whiten(known))
-            sd = part.kriged.variance[:, :points, None].sqrt()
-            errors.append((fields - kriged[:, :points]) / sd)
-        chosen = Mixture(*(_of(parts, x) for x in heaviest))
-        return chosen.mean(_by_field(torch.cat(errors), count))
+            fields = (columns.mT @ roots.mT).mT                           # (U, P, m C)
+            known = fields[:, mask.observed]
+            kriged = known[:, :1] + part.change(part.sites.whiten(known))
+            errors = (fields - kriged[:, :points]) / part.kriged.variance[:, :points, None].sqrt()
+            chosen = heaviest.weight[mine][:, where, None, None]          # (m, U, 1, 1)
+            drawn[mine] = (chosen * _by_field(errors, len(chosen))).sum(dim=1)
+        return drawn
 
 
 def _by_field(x: Tensor, count: int) -> Tensor:
@@ -218,6 +245,6 @@ def _by_field(x: Tensor, count: int) -> Tensor:
     return x.unflatten(2, (count, -1)).permute(2, 0, 1, 3)
 
 
-def _of(parts: list[_Part], x: Tensor) -> Tensor:
-    """Of all kernels (n, K, ...) those of the parts (n, U, ...)."""
-    return torch.cat([x[:, part.rows] for part in parts], dim=1)
+def _whitened(sites: Sites, values: Tensor) -> Tensor:
+    """Contrasts of fields (n, M, C): (n, K, M - 1, C)."""
+    return _by_field(sites.whiten(values.movedim(0, 1).flatten(1)), len(values))

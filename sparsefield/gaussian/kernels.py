@@ -24,6 +24,7 @@ from sparsefield.place import grid_coords
 NUGGET = 1e-4  # semivariance, relative to the amplitude, of what is not spatially correlated
 WAVES = 1536
 SLOWEST, FASTEST = 0.05, 4096.0  # cycles a side of the domain
+SLOWEST_MATERN = 0.05  # radians a range: 0.1 % of the variance is below
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
@@ -33,28 +34,39 @@ GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which 
 
 
 class Kernel(NamedTuple):
-    """gamma(h) = |A h|^exponent; A stretches distances across `angle` and shrinks them along it.
+    """A variogram of |A h|; A stretches distances across `angle` and shrinks them along it.
+
+    |A h|^smoothness without a `reach`: a field that looks alike at all scales. With one, Matern's
+    (Stein 1999, Interpolation of Spatial Data, section 2.7), of amplitude 1.
 
     Attributes:
-        exponent: in (0, 2); the larger, the smoother. ratio: how many times farther the field
-            reaches along `angle` (radians from the x axis towards y) than across it; 1: isotropic.
+        smoothness: b in (0, 2) of a power; nu of Matern's, 0.5, 1.5, 2.5 or infinite.
+        reach: range of Matern's in sides of the domain: distances are sqrt(2 nu) |A h| / reach.
+        ratio: how many times farther the field reaches along `angle` (radians from the x axis
+            towards y) than across it; 1: isotropic.
+        nugget: semivariance, relative to the amplitude, of what is not spatially correlated.
     """
 
-    exponent: float
+    smoothness: float
+    reach: float | None = None
     ratio: float = 1.0
     angle: float = 0.0
+    nugget: float = NUGGET
 
     def describe(self) -> str:
+        name = f"power {self.smoothness:g}"
+        if self.reach is not None:
+            family = "Gaussian" if math.isinf(self.smoothness) else f"Matern {self.smoothness:g}"
+            name = f"{family} of range {self.reach:.2g}"
         if self.ratio == 1:
-            return f"power {self.exponent:g}, isotropic"
-        return (f"power {self.exponent:g}, {self.ratio:g} times farther along "
-                f"{math.degrees(self.angle):.0f} degrees")
+            return f"{name}, isotropic"
+        return f"{name}, {self.ratio:g} times farther along {math.degrees(self.angle):.0f} degrees"
 
     def stretch(self, dims: int = 2) -> Tensor:
         """A, (dims, dims) float64, symmetric; in two dimensions of determinant 1.
 
         The third axis is stretched like the first, so that along a parallel of a globe all
-        directions are alike.
+        directions are alike. Further ones are as they are.
         """
         c, s = math.cos(self.angle), math.sin(self.angle)
         long, short = self.ratio**-0.5, self.ratio**0.5
@@ -62,15 +74,48 @@ class Kernel(NamedTuple):
         matrix[:2, :2] = torch.tensor([[long * c * c + short * s * s, (long - short) * c * s],
                                        [(long - short) * c * s, long * s * s + short * c * c]],
                                       dtype=torch.float64)
-        matrix[2:, 2:] *= matrix[0, 0].clone()
+        matrix[2:3, 2:3] *= matrix[0, 0].clone()
         return matrix
+
+    def spectral_density(self, w: Tensor, dims: int) -> Tensor:
+        """S(w) with gamma(h) = integral of S(w) (1 - cos w.h) over dims dimensions, for |w|.
+
+        Of a power (Samorodnitsky & Taqqu 1994, section 7.2) and of Matern's (Rasmussen & Williams
+        2006, equation 4.15).
+        """
+        s, half = self.smoothness, dims / 2
+        if self.reach is None:
+            constant = s * 2 ** (s - 1) * math.gamma(half + s / 2) / (
+                math.pi**half * math.gamma(1 - s / 2))
+            return constant * w ** (-dims - s)
+        if math.isinf(s):
+            constant = (self.reach**2 / (2 * math.pi)) ** half
+            return constant * torch.exp(-((self.reach * w) ** 2) / 2)
+        rate2 = 2 * s / self.reach**2
+        constant = math.exp(math.lgamma(s + half) - math.lgamma(s)) / math.pi**half
+        return constant * rate2**s * (rate2 + w**2) ** (-s - half)
+
+
+def _matern(nu: float, *reaches: float, nugget: float = NUGGET) -> list[Kernel]:
+    return [Kernel(nu, reach, nugget=nugget) for reach in reaches]
+
+
+def _directed(kernels: list[Kernel]) -> list[Kernel]:
+    return [kernel._replace(ratio=2.5, angle=k * math.pi / 4) for kernel in kernels
+            for k in range(4)]
 
 
 BANK = tuple(
-    [Kernel(b) for b in (0.8, 1.0, 1.2, 1.4, 1.6)]
-    + [Kernel(b, 2.5, k * math.pi / 4) for b in (1.0, 1.4) for k in range(4)]
-    + [Kernel(1.9)]
+    [Kernel(b) for b in (0.8, 1.2, 1.6, 1.9)]
+    + _directed([Kernel(1.0), Kernel(1.4)])
+    + _matern(0.5, 0.2) + _matern(1.5, 0.05, 0.1, 0.2, 0.4, 0.8)
+    + _directed(_matern(1.5, 0.1, 0.2, 0.4))
+    + _matern(1.5, 0.1, 0.2, 0.4, nugget=1e-6)
+    + _matern(math.inf, 0.1, 0.14, 0.2, 0.28, 0.4, nugget=1e-8)
 )
+# For questions whose every answer needs factors of its own: the noise, the use of a covariate.
+FEW = (Kernel(0.8), Kernel(1.4), Kernel(1.9), Kernel(1.5, 0.1), Kernel(1.5, 0.3))
+PENALTY = 2.0  # log odds against a direction, against a range, against another nugget
 ONE_KERNEL = (Kernel(1.0),)  # kriging that is not fitted to the field
 FEW_POINTS = 2  # up to so many do not determine a direction
 
@@ -85,6 +130,28 @@ def candidates(kernels: tuple[Kernel, ...], points: int) -> tuple[Kernel, ...]:
     return (points <= FEW_POINTS and isotropic(kernels)) or kernels
 
 
+@lru_cache(maxsize=256)
+def penalties(kernels: tuple[Kernel, ...], device: torch.device) -> Tensor:
+    """(K,) float64: what the log likelihood must gain before a less simple kernel is preferred."""
+    more = [(kernel.ratio != 1) + (kernel.reach is not None)
+            + (kernel.nugget != NUGGET and math.isfinite(kernel.smoothness)) for kernel in kernels]
+    return PENALTY * torch.tensor(more, dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=256)
+def roughness(kernels: tuple[Kernel, ...], device: torch.device) -> Tensor:
+    """(K,): 0 for a squared exponential, else 1."""
+    return torch.tensor([float(math.isfinite(kernel.smoothness)) for kernel in kernels],
+                        device=device)
+
+
+@lru_cache(maxsize=256)
+def nuggets(kernels: tuple[Kernel, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(K, 1)."""
+    each = [kernel.nugget for kernel in kernels]
+    return torch.tensor(each, dtype=dtype, device=device)[:, None]
+
+
 def variogram(kernels: tuple[Kernel, ...], a: Tensor, b: Tensor) -> Tensor:
     """gamma of K kernels between two sets of places, without the nugget.
 
@@ -95,37 +162,48 @@ def variogram(kernels: tuple[Kernel, ...], a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (..., K, P, Q).
     """
-    matrix, shape, half = _constants(kernels, a.shape[-1], a.device, a.dtype)
-    distance2: Tensor | None = None
-    sides = zip(_stretched(matrix, a), _stretched(matrix, b), strict=True)
-    for one, other in sides:                                              # (..., U, P), (..., U, Q)
+    seen: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+    found = a.new_empty(*a.shape[:-2], len(kernels), a.shape[-2], b.shape[-2])
+    for kernel, gamma in zip(kernels, found.unbind(dim=-3), strict=True):
+        shape = (kernel.ratio, kernel.angle)
+        if shape not in seen:
+            distance = _distance2(kernel, a, b).sqrt_()
+            seen[shape] = distance, distance.log()
+        _fill(gamma, kernel, *seen[shape])
+    return found
+
+
+def _fill(gamma: Tensor, kernel: Kernel, distance: Tensor, log_distance: Tensor) -> None:
+    """Write gamma at distances |A h|, given with their logarithms."""
+    nu = kernel.smoothness
+    if kernel.reach is None:
+        torch.mul(log_distance, nu, out=gamma).exp_()
+        return
+    if math.isinf(nu):
+        torch.mul(distance, distance, out=gamma)
+        gamma.mul_(-0.5 / kernel.reach**2).expm1_().neg_()
+        return
+    d = distance * (math.sqrt(2 * nu) / kernel.reach)
+    decay = torch.neg(d, out=gamma).expm1_()  # e^-d - 1
+    if nu == 0.5:
+        decay.neg_()
+        return
+    # 1 - (1 + p) e^-d = -(decay + p + p decay), p = d or d + d^2 / 3
+    p = d if nu == 1.5 else d.addcmul(d, d, value=1 / 3)
+    decay.addcmul_(decay, p).add_(p).neg_()
+
+
+def _distance2(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
+    """|A (a - b)|^2, (..., P, Q): no product of matrices, so that equal places stay equal."""
+    matrix = kernel.stretch(a.shape[-1]).tolist()
+    total: Tensor | None = None
+    for row in matrix:
+        one, other = (sum(m * x for m, x in zip(row, points.unbind(dim=-1), strict=True) if m)
+                      for points in (a, b))
         step = one[..., :, None] - other[..., None, :]
-        distance2 = step.square_() if distance2 is None else distance2.addcmul_(step, step)
-    assert distance2 is not None
-    log2 = distance2.log_()                                               # (..., U, P, Q)
-    if matrix.shape[0] < len(kernels):  # kernels of one shape share their distances
-        log2 = log2.index_select(-3, shape)
-    return log2.mul_(half).exp_()                                         # (..., K, P, Q)
-
-
-@lru_cache(maxsize=256)
-def _constants(
-    kernels: tuple[Kernel, ...], dims: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The U different stretches (U, D, D), which of them (K,) and half the exponent (K, 1, 1)."""
-    shapes = list(dict.fromkeys(kernel[1:] for kernel in kernels))
-    matrix = torch.stack([Kernel(1.0, *shape).stretch(dims) for shape in shapes])
-    shape = torch.tensor([shapes.index(kernel[1:]) for kernel in kernels])
-    half = torch.tensor([kernel.exponent / 2 for kernel in kernels], dtype=torch.float64)
-    return matrix.to(device, dtype), shape.to(device), half[:, None, None].to(device, dtype)
-
-
-def _stretched(matrix: Tensor, points: Tensor) -> list[Tensor]:
-    """Coordinates (..., U, P) of points (..., P, D). No product of matrices: equal places stay
-    equal to the last bit."""
-    along = points.unsqueeze(-3).unbind(dim=-1)                           # (..., 1, P) each
-    return [sum(row[:, j, None] * x for j, x in enumerate(along))  # type: ignore[misc]
-            for row in matrix.unbind(dim=1)]
+        total = step.square_() if total is None else total.addcmul_(step, step)
+    assert total is not None
+    return total
 
 
 @lru_cache
@@ -133,28 +211,29 @@ def _waves(
     kernel: Kernel, device: torch.device, dims: int = 2
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frequencies along the axes (D, WAVES) in radians, float64, sd of waves (WAVES,) and slopes
-    (D, D), float32.
-
-    In d dimensions the spectral density of |h|^b is c |w|^(-d - b), with
-    c = b 2^(b - 1) Gamma((d + b) / 2) / (pi^(d / 2) Gamma(1 - b / 2)).
-    """
-    b = kernel.exponent
+    (D, D), float32."""
     low, high = 2 * math.pi * SLOWEST, 2 * math.pi * FASTEST
+    if kernel.reach is not None:
+        low = SLOWEST_MATERN / kernel.reach
     step = math.log(high / low) / WAVES
     k = torch.arange(WAVES, dtype=torch.float64)
     radius = low * torch.exp((k + 0.5) * step)
     directions = torch.stack([(k * GOLDEN_ANGLE).cos(), (k * GOLDEN_ANGLE).sin()])
-    sphere = 2 * math.pi
     if dims == 3:  # Heights by the golden ratio of the plane (Roberts 2018): even on the sphere.
         height = 2 * torch.remainder(k * PLASTIC + 0.5, 1) - 1
         turn = 2 * math.pi * k * PLASTIC**2
         around = (1 - height**2).sqrt()
         directions = torch.stack([around * turn.cos(), around * turn.sin(), height])
-        sphere = 4 * math.pi
-    constant = b * 2 ** (b - 1) * math.gamma((dims + b) / 2) / (
-        math.pi ** (dims / 2) * math.gamma(1 - b / 2))
-    sd = (constant * sphere * step * radius**-b).sqrt()
-    slope = math.sqrt(constant * sphere / dims * low ** (2 - b) / (2 - b))
+    elif dims > 3:
+        uniform = torch.quasirandom.SobolEngine(dims, scramble=True, seed=0).draw(WAVES).double()
+        normal = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
+        directions = (normal / normal.norm(dim=1, keepdim=True)).T
+    sphere = 2 * math.pi ** (dims / 2) / math.gamma(dims / 2)
+    sd = (kernel.spectral_density(radius, dims) * sphere * step * radius**dims).sqrt()
+    slope = 0.0
+    if kernel.reach is None:  # the integral of S(w) w^2 over all that is slower
+        at_low = float(kernel.spectral_density(torch.tensor(low, dtype=torch.float64), dims))
+        slope = math.sqrt(at_low * sphere * low ** (dims + 2) / (2 - kernel.smoothness) / dims)
     matrix = kernel.stretch(dims)
     return ((matrix @ (radius * directions)).to(device), sd.float().to(device),
             (matrix * slope).float().to(device))
@@ -168,15 +247,14 @@ class Waves:
         f(x) = sum_k sqrt(w_k) (a_k cos w_k.A x + b_k sin w_k.A x) + g.A x,   a, b, g ~ N(0, 1)
 
     so that the same seed gives the same value at a place, whatever else is asked for. w_k
-    integrates the spectral density of |h|^b in the plane, c_b |w|^(-2-b) (Samorodnitsky & Taqqu
-    1994, section 7.2), over log-spaced frequencies in golden-angle directions; g is what lies below
-    the lowest of them, where a wave is a slope.
+    integrates the spectral density over log-spaced frequencies in directions that are even on the
+    sphere; g is what a power variogram has below the lowest of them, where a wave is a slope.
 
     A wave is the product of one along x and one along y. Where places lie on a grid, or are many of
     its points, fields are summed from these by one product of matrices, without the features.
 
     Args:
-        coords: (N, D) in sides of the domain, D 2 or 3.
+        coords: (N, D) in sides of the domain.
     """
 
     def __init__(self, kernel: Kernel, coords: Tensor):
@@ -245,5 +323,6 @@ def grid_roots(kernels: tuple[Kernel, ...], height: int, width: int,
     """
     coords = grid_coords(height, width).double()
     covariance = LEVEL - variogram(kernels, coords, coords)
-    covariance.diagonal(dim1=1, dim2=2).add_(NUGGET)
+    covariance.diagonal(dim1=1, dim2=2).add_(
+        nuggets(kernels, covariance.device, covariance.dtype))
     return torch.linalg.cholesky(covariance).float().to(device)

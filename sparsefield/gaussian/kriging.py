@@ -1,18 +1,21 @@
 """Kriging: places factored under variograms, and what observed values there predict elsewhere.
 
-Everything is stated in contrasts, combinations of values that a drift F b with unknown b does not
-change. Of M observations the first p are pivots, and the contrasts are B y with
+Everything is stated in contrasts, differences from the first of M observations, which an unknown
+level does not change. Their covariance exists for every variogram: with own_i = nugget + noise_i
 
-    B = [-A, I],   A = F_rest F_pivot^-1                                       (M - p, M)
+    cov(y_i - y_0, y_j - y_0) = gamma_i0 + gamma_j0 - gamma_ij + own_0 + [i = j] own_i
 
-Here F is a column of ones (p = 1): contrasts are differences from the first observation. Their
-covariance B K B' exists for every variogram, with K_ij = -gamma_ij + [i = j] (nugget + noise_i).
-Simple kriging of contrasts *is* universal kriging, and their likelihood *is* the restricted
-likelihood (Patterson & Thompson 1971; Cressie 1993, sections 2.6 and 3.4). Pivots take part in all
-contrasts, so they must be the observations with the least noise: order them first.
+Simple kriging of contrasts *is* ordinary kriging, and their likelihood *is* the restricted
+likelihood (Patterson & Thompson 1971; Cressie 1993, sections 2.6 and 3.4). The first observation
+takes part in all contrasts, so it must be the one with the least noise.
 
-Symbols: M observations, N queries, C channels, K kernels, p drift terms, ... any leading
-dimensions, such as one for each place that is answered from its nearest observations.
+A drift F b with unknown b adds columns: whitened by the Cholesky factor of that covariance they are
+Q R, and what is left of whitened values beside Q is all that the restricted likelihood sees.
+Universal kriging is then: kriging of what is left, plus the drift by its generalised least squares,
+whose error is added to the variance (Cressie 1993, section 3.4).
+
+Symbols: M observations, N queries, C channels, K kernels, q drift columns beside the level, ... any
+leading dimensions, such as one for each place that is answered from its nearest observations.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
-from sparsefield.gaussian.kernels import NUGGET, Kernel, variogram
+from sparsefield.gaussian.kernels import Kernel, nuggets, roughness, variogram
 
 SINGLE_POINTS = 512  # up to so many float32 serves, unless a pivot is below LEAST_PIVOT
 LEAST_PIVOT = 0.02
+LEAST_NUGGET = 1e-5  # below which float32 never serves
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 ALONE = 0.5  # precision, relative to the amplitude
-LEAST_VARIANCE = 1e-6  # relative to the amplitude: rounding, on top of an observation
+LEAST_PRECISION = 1e-5
+LEAST_VARIANCE = 1e-6  # relative to the amplitude, or a smaller nugget: rounding, on top of an
+                       # observation
 AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors around a query
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
 INDISTINCT = ("the measurements cannot be told apart in double precision: leave out points that "
@@ -55,21 +61,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def drift(coords: Tensor) -> Tensor:
-    """F, (..., M, p): the field has an unknown mean F b. Here an unknown level."""
-    return torch.ones_like(coords[..., :1])
-
-
 class Kriged(NamedTuple):
-    """Queries under every kernel, whatever the values. A prediction is
-    `onto` y_pivot + `whitened`' (whitened contrasts of y).
+    """Queries under every kernel, whatever the values: a prediction is y_0 + `whitened`' `white`.
 
     Attributes:
-        onto: (..., N, p). whitened: (..., K, M - p, N), L^-1 c. variance: (..., K, N), relative to
-            the amplitude.
+        whitened: (..., K, M - 1 + q, N). variance: (..., K, N), relative to the amplitude.
     """
 
-    onto: Tensor
     whitened: Tensor
     variance: Tensor
 
@@ -79,38 +77,45 @@ class Factored:
     """Observed places under K kernels, in one precision.
 
     Attributes:
-        kernels: K. coords: (..., M, D). onto: A (..., M - p, p).
-        pivots: (..., K, p, p), -K among pivots. across: (..., K, M - p, p), gamma - A `pivots`.
-        lower: (..., K, M - p, M - p) Cholesky factor of the covariance of contrasts.
+        kernels: K. coords: (..., M, D). own: (..., K), nugget and noise of the first.
+        first: (..., K, M - 1), gamma from the first to the others.
+        lower: (..., K, M - 1, M - 1) Cholesky factor of the covariance of contrasts.
         failed: (..., K), whether there is none.
+        level: (..., 1, q), the drift at the first. basis: (..., K, M - 1, q), Q. root: R,
+            (..., K, q, q).
     """
 
     kernels: tuple[Kernel, ...]
     coords: Tensor
-    onto: Tensor
-    pivots: Tensor
-    across: Tensor
+    own: Tensor
+    first: Tensor
     lower: Tensor
     failed: Tensor
+    level: Tensor
+    basis: Tensor
+    root: Tensor
 
     @classmethod
-    def of(cls, kernels: tuple[Kernel, ...], coords: Tensor, noise: Tensor | None) -> Factored:
-        """Factor places in the dtype of their coordinates; noise as in `Sites.of`."""
-        shares = drift(coords)
-        p = shares.shape[-1]
-        onto = torch.linalg.solve_ex(shares[..., :p, :], shares[..., p:, :], left=False)[0]
+    def of(cls, kernels: tuple[Kernel, ...], coords: Tensor, noise: Tensor | None,
+           drift: Tensor | None = None) -> Factored:
+        """Factor places in the dtype of their coordinates; arguments as in `Sites.of`."""
         gamma = variogram(kernels, coords, coords)                        # (..., K, M, M)
-        own = gamma.new_full(gamma.shape[:-1], NUGGET)
+        own = nuggets(kernels, gamma.device, gamma.dtype).expand(gamma.shape[:-1])
         if noise is not None:
-            own += noise.to(own)
-        pivots = gamma[..., :p, :p] - torch.diag_embed(own[..., :p])
-        a, to_pivots = onto.unsqueeze(-3).expand(*gamma.shape[:-2], -1, -1), gamma[..., p:, :p]
-        across = to_pivots - a @ pivots
-        covariance = torch.cat([across, a], dim=-1) @ torch.cat([a, to_pivots], dim=-1).mT
-        covariance -= gamma[..., p:, p:]
-        covariance.diagonal(dim1=-2, dim2=-1).add_(own[..., p:])
+            own = own + noise.to(own)
+        first = gamma[..., 0, 1:].clone()
+        covariance = (first + own[..., :1])[..., None] + first[..., None, :]
+        covariance -= gamma[..., 1:, 1:]
+        covariance.diagonal(dim1=-2, dim2=-1).add_(own[..., 1:])
         lower, info = torch.linalg.cholesky_ex(covariance)
-        return cls(kernels, coords, onto, pivots, across, lower, info != 0)
+        drift = coords[..., :0] if drift is None else drift.to(coords)
+        changes = (drift[..., 1:, :] - drift[..., :1, :]).unsqueeze(-3)
+        basis = changes.expand(*lower.shape[:-1], -1)
+        root = basis[..., :0, :]
+        if drift.shape[-1]:
+            basis, root = torch.linalg.qr(torch.linalg.solve_triangular(lower, basis, upper=False))
+        return cls(kernels, coords, own[..., 0], first, lower, info != 0, drift[..., :1, :], basis,
+                   root)
 
     def take(self, rows: list[int]) -> Factored:
         """Some of the kernels."""
@@ -118,8 +123,10 @@ class Factored:
         if rows == list(range(rows[0], rows[-1] + 1)):  # without a copy, or an index sent to a GPU
             which = slice(rows[0], rows[-1] + 1)
         return replace(self, kernels=tuple(self.kernels[k] for k in rows),
-                       pivots=self.pivots[..., which, :, :], across=self.across[..., which, :, :],
-                       lower=self.lower[..., which, :, :], failed=self.failed[..., which])
+                       own=self.own[..., which], first=self.first[..., which, :],
+                       failed=self.failed[..., which],
+                       **{name: getattr(self, name)[..., which, :, :]
+                          for name in ("lower", "basis", "root")})
 
     @property
     def imprecise(self) -> Tensor:
@@ -129,54 +136,75 @@ class Factored:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(..., K, M - p, M - p), of `lower`."""
+        """(..., K, M - 1, M - 1), of `lower`."""
         eye = torch.eye(self.lower.shape[-1], dtype=self.lower.dtype, device=self.lower.device)
         return torch.linalg.solve_triangular(self.lower, eye.expand_as(self.lower), upper=False)
 
+    @cached_property
     def log_det(self) -> Tensor:
-        """(..., K) of the covariance of contrasts, float64; infinite where it has failed."""
-        log_det = 2 * self.lower.diagonal(dim1=-2, dim2=-1).double().log().sum(dim=-1)
+        """(..., K) of the covariance of contrasts and of F' cov^-1 F, float64; infinite where there
+        is no factor."""
+        pivots = torch.cat([self.lower.diagonal(dim1=-2, dim2=-1),
+                            self.root.diagonal(dim1=-2, dim2=-1)], dim=-1)
+        log_det = 2 * pivots.double().abs().log().sum(dim=-1)
         return log_det.masked_fill(self.failed, float("inf"))
 
     def whiten(self, values: Tensor) -> Tensor:
-        """L^-1 B y: (..., M, F), or one for each kernel (..., K, M, F), to (..., K, M - p, F)."""
-        y, p = values.to(self.lower), self.onto.shape[-1]
+        """Contrasts of y (..., M, F), or one for each kernel (..., K, M, F), whitened: what is left
+        beside the drift, then the part of each drift column: (..., K, M - 1 + q, F)."""
+        y = values.to(self.lower)
         if y.dim() < self.lower.dim():
             y = y.unsqueeze(-3)
-        contrasts = y[..., p:, :] - self.onto.unsqueeze(-3) @ y[..., :p, :]
-        contrasts = contrasts.expand(*self.lower.shape[:-1], -1)
-        return torch.linalg.solve_triangular(self.lower, contrasts, upper=False)
+        contrasts = (y[..., 1:, :] - y[..., :1, :]).expand(*self.lower.shape[:-1], -1)
+        white = torch.linalg.solve_triangular(self.lower, contrasts, upper=False)
+        if not self.root.shape[-1]:
+            return white
+        along = self.basis.mT @ white                                     # (..., K, q, F)
+        return torch.cat([white - self.basis @ along, along], dim=-2)
 
-    def krige(self, queries: Tensor) -> Kriged:
-        """Queries (..., N, D). On top of an observation: its value, and no variance."""
-        queries = queries.to(self.coords)
-        p = self.onto.shape[-1]
-        gamma = variogram(self.kernels, self.coords, queries)             # (..., K, M, N)
-        gamma.add_(gamma == 0, alpha=-NUGGET)
-        onto = torch.linalg.solve_ex(drift(self.coords[..., :p, :]), drift(queries), left=False)[0]
-        a_q = onto.mT.unsqueeze(-3).expand(*gamma.shape[:-2], -1, -1)     # (..., K, p, N)
-        a = self.onto.unsqueeze(-3).expand_as(self.across)
-        to_pivots = gamma[..., :p, :]
-        covariance = torch.cat([a, self.across], dim=-1) @ torch.cat([to_pivots, a_q], dim=-2)
-        covariance -= gamma[..., p:, :]
-        whitened = self.inverse @ covariance                              # (..., K, M - p, N)
-        prior = NUGGET + (a_q * (2 * to_pivots - self.pivots @ a_q)).sum(dim=-2)
-        variance = prior - whitened.square().sum(dim=-2)
-        return Kriged(onto, whitened, variance.clamp_min(LEAST_VARIANCE))
+    def krige(self, queries: Tensor, drift: Tensor | None = None) -> Kriged:
+        """Queries (..., N, D), with their drift (..., N, q). On top of an observation: its value,
+        and no variance."""
+        nugget = nuggets(self.kernels, self.lower.device, self.lower.dtype)
+        own = self.own[..., None]
+        gamma = variogram(self.kernels, self.coords, queries.to(self.coords))  # (..., K, M, N)
+        same = gamma[..., :1, :, :] == 0
+        if same.is_cuda or bool(same.any()):
+            gamma.addcmul_(same, nugget[..., None], value=-1)
+        to_first = gamma[..., :1, :]                                      # (..., K, 1, N)
+        covariance = to_first - gamma[..., 1:, :]
+        covariance += (self.first + own)[..., None]
+        whitened = self.inverse @ covariance                              # (..., K, M - 1, N)
+        variance = nugget + 2 * to_first[..., 0, :] + own - whitened.square().sum(dim=-2)
+        if self.root.shape[-1]:
+            assert drift is not None
+            change = (drift.to(self.level) - self.level).mT.unsqueeze(-3)
+            along = torch.linalg.solve_triangular(
+                self.root.mT, change.expand(*whitened.shape[:-2], -1, -1), upper=False)
+            variance += (along - self.basis.mT @ whitened).square().sum(dim=-2)
+            whitened = torch.cat([whitened, along], dim=-2)
+        return Kriged(whitened, torch.maximum(variance, nugget.clamp(max=LEAST_VARIANCE)))
+
+    def _spread_out(self, weight: Tensor) -> Tensor:
+        """Weights of contrasts (..., K, M - 1, F) as weights of observations (..., K, M, F)."""
+        return torch.cat([-weight.sum(dim=-2, keepdim=True), weight], dim=-2)
 
     def precision(self) -> Tensor:
-        """P_ii (..., K, M) of P = B' (L L')^-1 B, the precision with the drift projected out,
-        and ALONE where there are no other observations."""
-        onto = self.onto.unsqueeze(-3)
-        if self.inverse.shape[-1] == 0:
-            return self.inverse.new_full((*self.inverse.shape[:-2], onto.shape[-1]), ALONE)
-        return torch.cat([(self.inverse @ onto).square().sum(dim=-2),
-                          self.inverse.square().sum(dim=-2)], dim=-1)
+        """P_ii (..., K, M) of P, the precision with level and drift projected out, and ALONE where
+        there are no other observations. At least LEAST_PRECISION of that without drift: a drift
+        column may be known from one observation alone."""
+        inverse = self.inverse
+        if inverse.shape[-1] == 0:
+            return inverse.new_full((*inverse.shape[:-2], 1), ALONE)
+        whole = torch.cat([inverse.sum(dim=-1).square().sum(dim=-1)[..., None],
+                           inverse.square().sum(dim=-2)], dim=-1)
+        along = self._spread_out(inverse.mT @ self.basis).square().sum(dim=-1)
+        return torch.maximum(whole - along, LEAST_PRECISION * whole)
 
     def weigh(self, white: Tensor) -> Tensor:
-        """P y (..., K, M, F) of whitened contrasts of y (..., K, M - p, F)."""
-        weight = self.inverse.mT @ white.to(self.inverse)
-        return torch.cat([-(self.onto.unsqueeze(-3).mT @ weight), weight], dim=-2)
+        """P y (..., K, M, F) of whitened y (..., K, M - 1 + q, F)."""
+        left = white[..., : self.lower.shape[-1], :].to(self.lower)
+        return self._spread_out(self.inverse.mT @ left)
 
 
 Rows = list[int]
@@ -195,35 +223,50 @@ class Sites:
 
     @classmethod
     def of(
-        cls, kernels: tuple[Kernel, ...], coords: Tensor, noise: Tensor | None = None
+        cls, kernels: tuple[Kernel, ...], coords: Tensor, noise: Tensor | None = None,
+        drift: Tensor | None = None,
     ) -> Sites:
         """Factor places in float32 where their conditioning allows, else in float64; on a GPU,
         which would have to be waited for, always in float64.
 
         Args:
             coords: (..., M, D), in sides of the domain, the least noisy first.
-            noise: (..., K, M) variance in units of the amplitude.
+            noise: (..., K, M) variance in units of the amplitude. drift: (..., M, q) columns
+                beside the level, of unit size; None: no more than a level.
         """
         def factored(rows: Rows, dtype: torch.dtype) -> Factored:
             return Factored.of(tuple(kernels[k] for k in rows), coords.to(dtype),
-                               None if noise is None else noise[..., rows, :])
+                               None if noise is None else noise[..., rows, :], drift)
 
-        size = coords[..., 0].numel() * coords.shape[-2]
-        together = max(1, len(kernels) if coords.is_cuda else AT_ONCE // size)
         every, parts = list(range(len(kernels))), []
-        for rows in (every[i : i + together] for i in range(0, len(every), together)):
-            if coords.is_cuda or coords.shape[-2] > SINGLE_POINTS:
-                parts.append((rows, factored(rows, torch.float64)))
-                continue
+        single_serves = not coords.is_cuda and coords.shape[-2] <= SINGLE_POINTS
+        smooth = [k for k in every if not single_serves or kernels[k].nugget < LEAST_NUGGET]
+        together = max(1, len(kernels) if coords.is_cuda
+                       else AT_ONCE // (coords[..., 0].numel() * coords.shape[-2]))
+        for rows in _cut([k for k in every if k not in smooth], together):
             single = factored(rows, torch.float32)
             bad = single.imprecise.tolist()
             sound = [i for i in range(len(rows)) if not bad[i]]
             if sound:
                 parts.append(([rows[i] for i in sound], single.take(sound)))
-            lost = [k for k, is_bad in zip(rows, bad, strict=True) if is_bad]
-            if lost:
-                parts.append((lost, factored(lost, torch.float64)))
+            smooth += [k for k, is_bad in zip(rows, bad, strict=True) if is_bad]
+        parts += [(rows, factored(rows, torch.float64)) for rows in _cut(sorted(smooth), together)]
         return cls(kernels, parts)
+
+    @property
+    def contrasts(self) -> int:
+        """M - 1, rows of whitened values that are not of the drift."""
+        return self.parts[0][1].lower.shape[-1]
+
+    @property
+    def free(self) -> int:
+        """M - q, observations that the drift leaves, the prior one among them."""
+        return self.contrasts + 1 - self.parts[0][1].root.shape[-1]
+
+    def one_by_one(self) -> list[Factored]:
+        """The factors of every kernel on its own, views of these."""
+        each = {k: part.take([i]) for rows, part in self.parts for i, k in enumerate(rows)}
+        return [each[k] for k in range(len(self.kernels))]
 
     def take(self, kept: Rows) -> Sites:
         """Some of the kernels, in their order."""
@@ -237,11 +280,25 @@ class Sites:
 
     def log_det(self) -> Tensor:
         """See Factored.log_det."""
-        return self._joined([part.log_det() for _, part in self.parts], -1)
+        return self._joined([part.log_det for _, part in self.parts], -1)
 
     def whiten(self, values: Tensor) -> Tensor:
         """See Factored.whiten."""
-        return self._joined([part.whiten(values).float() for _, part in self.parts], -3)
+        own = values.dim() == self.parts[0][1].lower.dim()  # of each kernel
+        return self._joined([part.whiten(values[..., rows, :, :] if own else values).float()
+                             for rows, part in self.parts], -3)
+
+    def coefficients(self, white: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the drift under every kernel, by generalised least squares: (K, q, F), and their
+        covariance relative to the amplitude (K, q, q), float64.
+
+        Args:
+            white: (K, M - 1 + q, F).
+        """
+        root = self._joined([part.root.double() for _, part in self.parts], -3)
+        along = white[..., self.contrasts :, :].double()
+        inverse = torch.linalg.inv(root)
+        return inverse @ along, inverse @ inverse.mT
 
     def precision(self) -> Tensor:
         """See Factored.precision."""
@@ -252,11 +309,11 @@ class Sites:
         return self._joined([part.weigh(white[..., rows, :, :]).float()
                              for rows, part in self.parts], -3)
 
-    def krige(self, queries: Tensor) -> Kriged:
+    def krige(self, queries: Tensor, drift: Tensor | None = None) -> Kriged:
         """See Factored.krige."""
-        found = [part.krige(queries) for _, part in self.parts]
-        onto, whitened, variance = zip(*found, strict=True)
-        return Kriged(onto[0].float(), self._joined([x.float() for x in whitened], -3),
+        whitened, variance = zip(*(part.krige(queries, drift) for _, part in self.parts),
+                                 strict=True)
+        return Kriged(self._joined([x.float() for x in whitened], -3),
                       self._joined([x.float() for x in variance], -2))
 
     def require(self) -> None:
@@ -267,8 +324,14 @@ class Sites:
     def _joined(self, parts: list[Tensor], dim: int) -> Tensor:
         if len(parts) == 1:
             return parts[0]
-        order = torch.tensor([k for rows, _ in self.parts for k in rows])
-        return torch.cat(parts, dim).index_select(dim, order.argsort().to(parts[0].device))
+        order, joined = [k for rows, _ in self.parts for k in rows], torch.cat(parts, dim)
+        if order == sorted(order):
+            return joined
+        return joined.index_select(dim, torch.tensor(order).argsort().to(joined.device))
+
+
+def _cut(rows: Rows, size: int) -> list[Rows]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 class Answer(NamedTuple):
@@ -312,6 +375,10 @@ class Mixture(NamedTuple):
     weight: Tensor
     channels: Tensor
 
+    def rough(self, kernels: tuple[Kernel, ...]) -> Tensor:
+        """Weight of those of K kernels that are no squared exponentials: (...)."""
+        return (self.weight * roughness(kernels, self.weight.device)).sum(dim=-1)
+
     def mean(self, x: Tensor) -> Tensor:
         """(..., K, N, C) to (..., N, C)."""
         return (self.weight[..., None, None] * x).sum(dim=-3)
@@ -329,7 +396,7 @@ class Mixture(NamedTuple):
         """What the kernels predict together.
 
         Args:
-            level: (..., N, C), from the pivots. change: (..., K, N, C), from the contrasts.
+            level: (..., 1, C), the first observation. change: (..., K, N, C), from the contrasts.
             variance: (..., K, N).
         """
         mean = self.mean(change)
@@ -351,21 +418,27 @@ class Mixture(NamedTuple):
 
 
 def closeness(queries: Tensor, coords: Tensor, spacing: float) -> Tensor:
-    """How much each observation tells of the amplitude at each query: (..., N, M), up to 1."""
-    distance = torch.cdist(queries.float(), coords.float(),
+    """How much each observation tells of the amplitude at each query: (..., N, M), up to 1.
+
+    Of coordinates in space alone, the first three.
+    """
+    distance = torch.cdist(queries[..., :3].float(), coords[..., :3].float(),
                            compute_mode="donot_use_mm_for_euclid_dist")
     return distance.square_().mul_(-0.5 / (AMPLITUDE_WIDTH * spacing) ** 2).exp_()
 
 
-def local_amplitude(near: Tensor, z: Tensor) -> Tensor:
+def local_amplitude(near: Tensor, z: Tensor, rough: Tensor) -> Tensor:
     """How much more the field varies around each query than elsewhere: (..., N, 1), about 1.
 
     The root mean square of the leave-one-out scores around, so that flat areas have a small sd and
-    edges a large one.
+    edges a large one. Not of a field with squared exponential kernels: it is so smooth that the
+    scores of many neighbours are one score, and their mean square is chance.
 
     Args:
-        near: (..., N, M), `closeness`. z: (..., M, C), leave-one-out.
+        near: (..., N, M), `closeness`. z: (..., M, C), leave-one-out. rough: (...), see
+            `Mixture.rough`.
     """
     square = z.square().mean(dim=-1, keepdim=True)                        # (..., M, 1)
     total = near @ square + AMPLITUDE_WORTH
-    return (total / (near.sum(dim=-1, keepdim=True) + AMPLITUDE_WORTH)).sqrt()
+    return (total / (near.sum(dim=-1, keepdim=True) + AMPLITUDE_WORTH)) ** (
+        rough[..., None, None] / 2)

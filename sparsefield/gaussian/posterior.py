@@ -22,6 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from sparsefield.gaussian.design import Design, Use, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
 from sparsefield.gaussian.kriging import (
@@ -39,7 +40,7 @@ NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
 LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation has no weight at all
 NEIGHBOURS = 64
 BLOCK = 2048  # queries answered together from their neighbours: bounds memory, changes nothing
-HELD = 1 << 24  # numbers in the matrices of queries answered together from all observations
+HELD = 1 << 19  # numbers in the matrices of queries answered together from all observations
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 
@@ -55,19 +56,26 @@ def condition(
     *,
     domain: Domain = UNIT_SQUARE,
     kernels: tuple[Kernel, ...] | None = None,
+    covariates: int = 0,
+    trend: int = 0,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
     Args:
-        coords: (B, M, 2), M from 1 on; or (B, M, 3) on a globe, see sparsefield.use.globe.
+        coords: (B, M, 2), M from 1 on; or (B, M, 3) on a globe, see sparsefield.use.globe. With
+            covariates their values are further columns, here and at queries.
         values: (B, M, C), of about unit size. noise_sd: (B, M, C) of the noise in them, in their
             units; channels are then fitted each on its own. None or all zero: values are exact.
         domain: the rectangle that the observations stand for: what a distance is compared with.
         kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK.
+        covariates: how many of the columns of coords are no coordinates in space; the restricted
+            likelihood decides what each is used for, see sparsefield.gaussian.design.
+        trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
-    return Posterior(coords.float(), values.float(), noise_sd, domain, kernels or BANK)
+    return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
+                     trend)
 
 
 class Posterior:
@@ -77,8 +85,8 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...]):
-        self.side, self.device = domain.side, coords.device
+                 kernels: tuple[Kernel, ...], covariates: int, trend: int):
+        self.device = coords.device
         self.fields: list[_Field] = []
         self.folded = 1
         if noise_sd is not None and not bool(noise_sd.any()):
@@ -87,16 +95,33 @@ class Posterior:
             self.folded = values.shape[2]
             noise_sd = _fold(noise_sd.to(values).clamp(max=LARGEST_NOISE))[..., 0]
             coords, values = coords.repeat_interleave(self.folded, dim=0), _fold(values)
-        spacing = domain.spacing(coords.shape[1]) / self.side
+        spacing = domain.spacing(coords.shape[1]) / domain.side
         with full_precision(coords.device):
-            for b, places in enumerate(coords / self.side):
+            for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
-                self.fields.append(
-                    _field(_Observed.of(places, values[b], noise), kernels, spacing))
+                design = Design.of(places, domain.side, covariates, trend)
+                if covariates:
+                    design = choose(design, *_ordered(places, values[b], noise))
+                observed = _Observed.of(*design.see(places), values[b], noise)
+                self.fields.append(_field(design, observed, kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
         return self.fields[field * self.folded].fit.describe()
+
+    def design(self, field: int = 0) -> Design:
+        """How places of a field (with noise: of its first channel) are seen."""
+        return self.fields[field * self.folded].design
+
+    def uses(self, field: int = 0) -> tuple[Use, ...]:
+        """What each covariate of a field is used for; with noise the scales are those of its first
+        channel."""
+        parts = [self.fields[field * self.folded + c].coefficients() for c in range(self.folded)]
+        value, error = (torch.cat(column, dim=1).numpy() for column in zip(*parts, strict=True))
+        design = self.design(field)
+        scales = (scale / spread for scale, spread in
+                  zip(design.scales, design.spread[design.space :].tolist(), strict=True))
+        return tuple(Use(*each) for each in zip(scales, value, error, strict=True))
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
@@ -116,8 +141,8 @@ class Posterior:
         with full_precision(self.device):
             for field, places in zip(self.fields, self._places(queries), strict=True):
                 parts = []
-                for piece in places.split(field.at_once):
-                    parts.append(field.answer(piece))
+                for piece in _pieces(places, field.at_once):
+                    parts.append(field.answer(*piece))
                     if done is not None:
                         done()
                 found.append([torch.cat(column) for column in zip(*parts, strict=True)])
@@ -133,9 +158,10 @@ class Posterior:
         """
         return PosteriorNoise(self, self._places(queries), done)
 
-    def _places(self, queries: Tensor) -> Tensor:
-        """(B folded, N, D) in sides of the domain."""
-        return queries.to(self.device).float().repeat_interleave(self.folded, dim=0) / self.side
+    def _places(self, queries: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """(N, D) in sides of the domain and (N, q), of B folded fields."""
+        each = queries.to(self.device).repeat_interleave(self.folded, dim=0)
+        return [field.design.see(places) for field, places in zip(self.fields, each, strict=True)]
 
     def _unfolded(self, fields: Sequence[Tensor]) -> Tensor:
         """(B, n, C) of fields (n, C), or of folded channels (n, 1)."""
@@ -154,47 +180,77 @@ class Posterior:
         return correlation_root(white @ white.mT + prior)
 
 
+Places = tuple[Tensor, Tensor | None]
+
+
+def _pieces(places: Places, size: int) -> list[Places]:
+    """Parts of at most so many of places (N, D) and their drift (N, q) or None."""
+    coords, drift = places
+    parts = coords.split(size)
+    return list(zip(parts, [None] * len(parts) if drift is None else drift.split(size),
+                    strict=True))
+
+
 def _fold(x: Tensor) -> Tensor:
     """(B, M, C) to (B C, M, 1)."""
     return x.mT.flatten(0, 1)[..., None]
+
+
+def _ordered(
+    places: Tensor, values: Tensor, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The least noisy first."""
+    if noise is None:
+        return places, values, None
+    order = noise.argsort(stable=True)
+    return places[order], values[order], noise[order]
 
 
 class _Observed(NamedTuple):
     """The observations of a field, the least noisy first.
 
     Attributes:
-        coords: (M, D). values: (M, C). noise_variance: (M,) or None. back: (M,), their order as
-            they were given.
+        coords: (M, D). drift: (M, q) or None. values: (M, C). noise_variance: (M,) or None.
+        back: (M,), their order as they were given.
     """
 
     coords: Tensor
+    drift: Tensor | None
     values: Tensor
     noise_variance: Tensor | None
     back: Tensor
 
     @classmethod
-    def of(cls, coords: Tensor, values: Tensor, noise_variance: Tensor | None) -> _Observed:
+    def of(cls, coords: Tensor, drift: Tensor | None, values: Tensor,
+           noise_variance: Tensor | None) -> _Observed:
+        whole = cls(coords, drift, values, noise_variance,
+                    torch.arange(len(coords), device=coords.device))
         if noise_variance is None:
-            return cls(coords, values, None, torch.arange(len(coords), device=coords.device))
+            return whole
         order = noise_variance.argsort(stable=True)
-        return cls(coords[order], values[order], noise_variance[order], order.argsort())
+        return whole.take(order)._replace(back=order.argsort())
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        noise = None if self.noise_variance is None else self.noise_variance[index]
-        return self.coords[index], self.values[index], noise
+    def take(self, index: Tensor) -> _Observed:
+        """Some of them, (..., k)."""
+        return _Observed(*(None if x is None else x[index] for x in self))
 
 
-def _field(observed: _Observed, kernels: tuple[Kernel, ...], spacing: float) -> _Field:
+def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
+           spacing: float) -> _Field:
     """Fitted to all observations, or to so many at random."""
     count = len(observed.coords)
     most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
     some = torch.arange(count)
     if count > most:
         some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort()[0]
-    fitted = fit(kernels, *observed.take(some.to(observed.coords.device)))
+    part = observed.take(some.to(observed.coords.device))
+    fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
-        return _FromNearest(observed, fitted, spacing)
-    return _Field(observed, fitted if count <= most else fitted.at(*observed[:3]), spacing)
+        return _FromNearest(design, observed, fitted, spacing)
+    if count > most:
+        fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
+                           observed.drift)
+    return _Field(design, observed, fitted, spacing)
 
 
 class _Field:
@@ -204,9 +260,25 @@ class _Field:
         spacing: between observations, in sides of the domain.
     """
 
-    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
-        self.observed, self.fit, self.spacing = observed, fitted, spacing
-        self.at_once = max(64, HELD // (len(fitted.kernels) * len(observed.coords)))  # queries
+    def __init__(self, design: Design, observed: _Observed, fitted: Fit, spacing: float):
+        self.design, self.observed, self.fit, self.spacing = design, observed, fitted, spacing
+        self.at_once = max(256, HELD // (len(fitted.kernels) * len(observed.coords)))  # queries
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Of the drift: values and standard errors, both (p, C) float64, in units of the values for
+        one unit of each covariate; NaN where it is no drift column."""
+        design, mixture = self.design, self.fit.mixture
+        found = torch.full((2, len(design.scales), self.observed.values.shape[1]), torch.nan,
+                           dtype=torch.float64)
+        if design.drift:
+            each, covariance = self.fit.sites.coefficients(self.fit.white)
+            mean = mixture.mean(each)
+            within = mixture.within(covariance.diagonal(dim1=-2, dim2=-1))
+            error = (within + mixture.spread(each, mean)).sqrt()
+            count, columns = len(design.drift), list(design.drift)
+            unit = design.spread[design.space :][columns, None].cpu()
+            found[:, columns] = torch.stack([mean[:count].cpu(), error[:count].cpu()]) / unit
+        return found[0], found[1]
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
@@ -215,42 +287,55 @@ class _Field:
         return self.fit.mixture.leave_one_out(self.observed.values, sites.weigh(self.fit.white),
                                               sites.precision())
 
-    def answer(self, queries: Tensor) -> Answer:
-        """At (n, D): (n, C)."""
-        onto, whitened, variance = self.fit.sites.krige(queries)
-        level = onto @ self.observed.values[: onto.shape[1]]
-        found = self.fit.mixture.answer(level, (self.fit.white.mT @ whitened).mT, variance)
+    def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
+        """At (n, D), with (n, q): (n, C)."""
+        whitened, variance = self.fit.sites.krige(queries, drift)
+        found = self.fit.mixture.answer(self.observed.values[:1],
+                                        (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
-        return found.scaled(local_amplitude(near, self.leave_one_out.z))
+        return found.scaled(self._amplitude(near, self.leave_one_out.z))
+
+    def _amplitude(self, near: Tensor, z: Tensor) -> Tensor:
+        return local_amplitude(near, z, self.fit.mixture.rough(self.fit.kernels))
 
     @cached_property
     def _heaviest(self) -> Sites:
         return self.fit.sites.take([self.fit.heaviest])
 
-    def errors(self, queries: Tensor) -> Errors:
+    def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
         """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
         the queries (S, n) and at the observations (S, M)."""
-        onto, whitened, variance = self._heaviest.krige(queries)
+        whitened, variance = self._heaviest.krige(queries, drift)
 
         def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
             known = at_observed.mT                                        # (M, S)
             white = self._heaviest.whiten(known)
-            kriged = onto @ known[: onto.shape[1]] + (whitened.mT @ white)[0]
+            kriged = known[:1] + (whitened.mT @ white)[0]
             return (at_queries - kriged.mT) / variance[0].sqrt()
 
         return of
 
 
 class _FromNearest(_Field):
-    """Each query from its NEIGHBOURS nearest observations, with what was fitted to the field."""
+    """Each query from its NEIGHBOURS nearest observations, with what was fitted to the field.
 
-    def __init__(self, observed: _Observed, fitted: Fit, spacing: float):
-        super().__init__(observed, fitted, spacing)
+    The drift is that of the fit, everywhere: around each query what is left beside it is kriged,
+    and the error of its coefficients is added.
+    """
+
+    def __init__(self, design: Design, observed: _Observed, fitted: Fit, spacing: float):
+        super().__init__(design, observed, fitted, spacing)
         self.at_once = BLOCK
         self.tree = scipy.spatial.cKDTree(observed.coords.cpu().numpy())
+        self.left = observed
+        if observed.drift is not None:
+            each, covariance = fitted.sites.coefficients(fitted.white)
+            self.slope = fitted.mixture.mean(each).to(observed.values)    # (q, C)
+            self.root = torch.linalg.cholesky(covariance).to(observed.values)
+            self.left = observed._replace(values=observed.values - observed.drift @ self.slope)
 
-    def _around(self, points: Tensor, own: Tensor | None = None) -> tuple[Fit, Tensor, Tensor]:
-        """The fit around each of points (n, D), the values there and their indices (n, k).
+    def _around(self, points: Tensor, own: Tensor | None = None) -> tuple[Fit, _Observed, Tensor]:
+        """The fit around each of points (n, D), the observations there and their indices (n, k).
 
         Args:
             own: (n,) the observation that is left out of each.
@@ -264,40 +349,47 @@ class _FromNearest(_Field):
         if self.observed.noise_variance is not None:
             index.sort(axis=1)  # the least noisy first
         near = torch.from_numpy(index).to(points.device)
-        coords, values, noise = self.observed.take(near)
-        return self.fit.at(coords, values, noise), values, near
+        there = self.left.take(near)
+        return self.fit.at(there.coords, there.values, there.noise_variance), there, near
 
-    def _krige(self, fitted: Fit, values: Tensor, points: Tensor) -> Answer:
-        """At points (n, D), each from its own observations."""
-        onto, whitened, variance = fitted.sites.krige(points[:, None])
-        level = onto @ values[:, : onto.shape[2]]
-        answer = fitted.mixture.answer(level, whitened.mT @ fitted.white, variance)
-        return Answer(*(x[:, 0] for x in answer))
+    def _krige(self, fitted: Fit, there: _Observed, points: Tensor, drift: Tensor | None) -> Answer:
+        """At points (n, D) with (n, q), each from its own observations."""
+        whitened, variance = fitted.sites.krige(points[:, None])
+        change = whitened.mT @ fitted.white                               # (n, K, 1, C)
+        if drift is not None:
+            assert there.drift is not None
+            kriged = there.drift[:, :1, None].mT + fitted.sites.whiten(there.drift).mT @ whitened
+            off = drift[:, None, :, None] - kriged                        # (n, K, q, 1)
+            variance = variance + (self.root.mT @ off).square().sum(dim=-2)
+        answer = fitted.mixture.answer(there.values[:, :1], change, variance)
+        mean, sd, spread = (x[:, 0] for x in answer)
+        return Answer(mean if drift is None else mean + drift @ self.slope, sd, spread)
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
-        coords, values, noise = self.observed[:3]
-        every, parts = torch.arange(len(coords), device=coords.device), []
+        observed, parts = self.observed, []
+        every = torch.arange(len(observed.coords), device=observed.coords.device)
         for rows in every.split(BLOCK):
-            fitted, around, _ = self._around(coords[rows], own=rows)
-            mean, sd, _ = self._krige(fitted, around, coords[rows])
+            coords, drift, values, noise, _ = observed.take(rows)
+            fitted, around, _ = self._around(coords, own=rows)
+            mean, sd, _ = self._krige(fitted, around, coords, drift)
             if noise is not None:
-                sd = (sd.square() + noise[rows, None]).sqrt()
-            parts.append(LeaveOneOut(mean, sd, (values[rows] - mean) / sd))
+                sd = (sd.square() + noise[:, None]).sqrt()
+            parts.append(LeaveOneOut(mean, sd, (values - mean) / sd))
         return LeaveOneOut(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def answer(self, queries: Tensor) -> Answer:
-        fitted, values, index = self._around(queries)
-        near = closeness(queries[:, None], self.observed.coords[index], self.spacing)
-        amplitude = local_amplitude(near, self.leave_one_out.z[index])[:, 0]
-        return self._krige(fitted, values, queries).scaled(amplitude)
+    def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
+        fitted, there, index = self._around(queries)
+        near = closeness(queries[:, None], there.coords, self.spacing)
+        amplitude = self._amplitude(near, self.leave_one_out.z[index])[:, 0]
+        return self._krige(fitted, there, queries, drift).scaled(amplitude)
 
-    def errors(self, queries: Tensor) -> Errors:
+    def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
         fitted, _, index = self._around(queries)
         sites = fitted.sites.take([self.fit.heaviest])
-        onto, whitened, variance = sites.krige(queries[:, None])
+        whitened, variance = sites.krige(queries[:, None])
         weight = sites.weigh(whitened)[:, 0, :, 0]                        # (n, k)
-        weight[:, : onto.shape[2]] += onto[:, 0]
+        weight[:, 0] += 1
         sd = variance[:, 0, 0].sqrt()
 
         def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
@@ -315,17 +407,18 @@ class PosteriorNoise:
     the heaviest kernel and between channels like the field; 0 at an observation.
     """
 
-    def __init__(self, posterior: Posterior, places: Tensor, done: Done | None):
+    def __init__(self, posterior: Posterior, places: list[Places], done: Done | None):
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
         self.at_observed = [Waves(kernel, field.observed.coords)
                             for kernel, field in zip(self.kernels, self.fields, strict=True)]
+        points = places[0][0].shape[0]
         most = max(64, WAVES_HELD // (len(places) * FEATURES))
-        self.pieces = [own.split(min(field.at_once, most))
+        self.pieces = [_pieces(own, min(field.at_once, most))
                        for field, own in zip(self.fields, places, strict=True)]
         each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
-        self.keep = places[..., 0].numel() * each <= KEPT_NUMBERS
+        self.keep = len(places) * points * each <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
 
     @torch.no_grad()
@@ -336,7 +429,7 @@ class PosteriorNoise:
             generators: as many for each field as for the others, field after field.
         """
         observed = self.fields[0].observed
-        count = 2 * WAVES + observed.coords.shape[1]
+        count = 2 * WAVES + max(field.observed.coords.shape[1] for field in self.fields)
         with full_precision(self.root.device):
             numbers = self._by_field(self._numbers(generators, count) @ self.root[:, None].mT)
             errors: Sequence[Tensor | None] = [None] * len(self.fields)
@@ -362,6 +455,7 @@ class PosteriorNoise:
     def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None) -> Tensor:
         """(s, N) of numbers (s, F) and, with noise, of errors of measurement (s, M) in its sd."""
         field = self.fields[b]
+        numbers = numbers[:, : 2 * WAVES + field.observed.coords.shape[1]]
         known = self.at_observed[b].fields(numbers)
         noise = field.fit.relative(field.observed.noise_variance)
         if noise is not None and errors is not None:
@@ -380,7 +474,7 @@ class PosteriorNoise:
         if (b, i) in self._kept:
             return self._kept[b, i]
         piece = self.pieces[b][i]
-        prepared = Waves(self.kernels[b], piece), self.fields[b].errors(piece)
+        prepared = Waves(self.kernels[b], piece[0]), self.fields[b].errors(*piece)
         if self.keep:
             self._kept[b, i] = prepared
         return prepared

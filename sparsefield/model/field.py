@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import condition
+from sparsefield.gaussian import Use, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -53,7 +53,7 @@ class ClosedForm(NamedTuple):
     Attributes:
         mean, sd: (B, N, C) at the queries. loo_sd, loo_z: (B, M, C) at the observations, see
             sparsefield.gaussian.LeaveOneOut. features: (B, F, h, w) of the lattice, or None.
-        noise: a source of draws z_0, or None. variogram: in words.
+        noise: a source of draws z_0, or None. variogram: in words. uses: of the covariates.
     """
 
     mean: Tensor
@@ -63,6 +63,7 @@ class ClosedForm(NamedTuple):
     features: Tensor | None = None
     noise: Noise | None = None
     variogram: str = ""
+    uses: tuple[Use, ...] = ()
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
@@ -75,7 +76,7 @@ class ClosedForm(NamedTuple):
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
         found = self._each(lambda x: x.to(device))
-        return found._replace(noise=noise, variogram=self.variogram)
+        return found._replace(noise=noise, variogram=self.variogram, uses=self.uses)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClosedForm:
         features = None if self.features is None else change(self.features)
@@ -134,7 +135,7 @@ class State(NamedTuple):
         mean, sd: (B, N, C), where the flow starts: x = mean + sd z.
         noise: (generators, one a draw) -> z_0 (S, N, C), the draws of a field side by side; None
             where the closed form was given. variogram: of the first field, in words.
-        context, lattice: of the flow's U-Net, or None. blocks: of the tokens.
+        context, lattice: of the flow's U-Net, or None. blocks: of the tokens. uses: of covariates.
     """
 
     mean: Tensor
@@ -144,6 +145,7 @@ class State(NamedTuple):
     context: FlowContext | None = None
     lattice: Lattice | None = None
     blocks: Sequence[TokenBlock] = ()
+    uses: tuple[Use, ...] = ()
 
     def repeat(self, times: int) -> State:
         """What `velocity` needs, every field `times` times, side by side: for as many draws."""
@@ -161,7 +163,7 @@ class GaussianModel(nn.Module):
         most_inputs: int | None = None, done: Done | None = None,
     ) -> State:
         form = fitted_form(observed, queries, None, done)
-        return State(form.mean, form.sd, form.noise, form.variogram)
+        return State(form.mean, form.sd, form.noise, form.variogram, uses=form.uses)
 
     def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
         return torch.zeros_like(z)
@@ -181,8 +183,9 @@ def fitted_form(
             coords=observed.coords.cpu(), values=observed.values.cpu(),
             noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
         return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
-    coords, values, noise_sd, domain, _ = observed
-    posterior = condition(coords, values, noise_sd, domain=domain)
+    coords, values, noise_sd, domain, _, covariates, trend = observed
+    posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
+                          trend=trend)
     answer, loo = posterior.at(queries, done), posterior.leave_one_out
     features = None
     if lattice is not None:
@@ -190,7 +193,7 @@ def fitted_form(
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      posterior.noise(queries, done), posterior.describe())
+                      posterior.noise(queries, done), posterior.describe(), posterior.uses())
 
 
 class FieldModel(nn.Module):

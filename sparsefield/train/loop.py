@@ -22,7 +22,7 @@ from sparsefield import cli
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import calibrate, samples_of
+from sparsefield.evaluate.calibration import calibrate, describe
 from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
@@ -367,9 +367,9 @@ class Training:
         if "calibration" in checkpoint:
             return
         model = build_model(checkpoint, self.world.device)
-        calibration = calibrate(samples_of(model), self.validation.every)
-        log.info("calibration: %s", calibration.describe())
-        self.folder.save_best({**checkpoint, "calibration": calibration._asdict()})
+        calibration = calibrate(model, self.validation.every)
+        log.info("calibration: %s", describe(calibration))
+        self.folder.save_best({**checkpoint, "calibration": calibration})
 
 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:

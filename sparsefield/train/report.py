@@ -304,7 +304,7 @@ class Reporter:
             "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
         }
         with self.folder.tolerating("picture"):
-            plots.reconstructions(shown, columns, path, plots.Style.of(data.describe()))
+            plots.reconstructions(shown, columns, path, data)
             log.info("picture: %s", path)
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +17,7 @@ from sparsefield.data.netcdf import grid_axes, is_longitude
 from sparsefield.errors import UserError
 from sparsefield.place import Domain
 from sparsefield.use import globe
+from sparsefield.use.covariates import Known, of_grid, of_pixels, tell_of_range
 from sparsefield.use.points import Extent, Measurements, bounds, checked_extent
 
 log = logging.getLogger("sparsefield")
@@ -73,6 +74,15 @@ class Frame:
     @property
     def aspect(self) -> str:
         return "free" if self.scaled_by[0] != self.scaled_by[1] else "equal"
+
+    @property
+    def unit_length(self) -> float:
+        """How long one unit of the coordinates is along x: in units of x, on a globe in km."""
+        return np.radians(self.scaled_by[1]) * globe.EARTH if self.lonlat else self.scaled_by[0]
+
+    @property
+    def unit_of_length(self) -> str:
+        return "km" if self.lonlat else "units of x"
 
     def inside(self, places: np.ndarray) -> np.ndarray:
         """Places (P, 2) to float64 (P, 2), or (P, 3) on a globe."""
@@ -221,6 +231,7 @@ class Asked:
         extent: a rectangle that holds them. frame: of the measurements.
         grid: the axes of the places, None where they are on no grid.
         is_far: (H, W), cells that stay empty; None: there are none.
+        known: (H, W, p) or (N, p), covariates there; None without any.
     """
 
     places: np.ndarray
@@ -228,6 +239,7 @@ class Asked:
     frame: Frame
     grid: Grid | None = None
     is_far: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -246,14 +258,15 @@ def what_is_asked(
     Raises:
         UserError: what does not go together, or cannot be had.
     """
+    is_free = extent is None and resolution == "auto"
     if given.is_picture and (extent, grid, reach) != (None, None, None):
         raise UserError("--extent, --grid and --reach are for scattered points: a picture has its "
                         "pixels")
-    if grid is not None and (extent is not None or resolution != "auto"):
+    if grid is not None and not (is_free or given.known):
         raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
     if reach is not None and not reach > 0:
         raise UserError(f"--reach {reach:g}: give a distance above 0")
-    like = None if grid is None else Grid.like(grid)
+    like = Grid.like(grid) if grid is not None and is_free else None
     if like is not None or extent is not None:
         extent = _extent_of(like, grid, lonlat) if like else _growing(extent, lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
@@ -263,14 +276,34 @@ def what_is_asked(
     if like is None:
         shape = grid_shape(_parse_resolution(resolution, given), extent, frame.scaled_by)
         like = Grid.over(extent, shape, lonlat)
-    places = like.places
+    asked = Asked(like.places, extent, frame, like)
+    if given.known is not None and given.known.pixels is not None:
+        asked = with_known(given.known, asked, of_pixels(given.known, asked.shape))
+    elif given.known is not None and grid is not None:
+        values, units = of_grid(given.known, grid, like.places)
+        asked = with_known(given.known, asked, values)
+        given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
     if reach is None:
-        return given, Asked(places, extent, frame, like)
-    is_far = frame.beyond(reach, places.reshape(-1, 2), given.coords).reshape(places.shape[:2])
+        return given, asked
+    is_far = frame.beyond(reach, like.places.reshape(-1, 2), given.coords).reshape(asked.shape)
     if is_far.all():
         raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
                         f"({'km' if lonlat else 'units of x'}), or a finer grid")
-    return given, Asked(places, extent, frame, like, is_far)
+    return given, replace(asked, is_far=is_far if asked.is_far is None else is_far | asked.is_far)
+
+
+def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
+    """What is asked for with the covariates (..., p) there. Places that lack one stay empty, which
+    is said."""
+    lacks = ~np.isfinite(values).all(axis=-1)
+    if lacks.all():
+        raise UserError(f"{', '.join(known.names)}: no place that is asked for has all of them")
+    if lacks.any():
+        log.warning("WARNING: %d of %d places lack a covariate: left empty", lacks.sum(),
+                    lacks.size)
+        values = np.where(lacks[..., None], known.values.mean(axis=0), values)
+    tell_of_range(known, values[~lacks])
+    return replace(asked, known=values, is_far=lacks if lacks.any() else asked.is_far)
 
 
 def _growing(extent: Extent, lonlat: bool) -> Extent:

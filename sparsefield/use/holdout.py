@@ -34,7 +34,8 @@ class Forecast(NamedTuple):
     sd: np.ndarray | None = None
 
 
-Method = Callable[[Measurements, np.ndarray], Forecast]  # from measurements, at places (N, 2)
+# From measurements, at places (N, 2), with covariates (N, 2 + p).
+Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,13 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Score]:
     """Scores of all methods that have an answer, in their order; others are named in the log."""
-    scores = []
+    scores, places = [], hidden.coords
+    if hidden.known is not None:
+        places = np.column_stack([places, hidden.known.values])
     for name, method in methods.items():
         started = clock()
         try:
-            forecast = method(given, hidden.coords)
+            forecast = method(given, places)
         except (np.linalg.LinAlgError, ValueError) as error:  # singular systems of other packages
             log.info("%s: no answer (%s)", name, " ".join(str(error).split())[:100])
             continue
@@ -161,27 +164,31 @@ def compare(
 
 def all_methods(
     model: Reconstructor, given: Measurements, asked: Asked, *, transform: str | None,
-    find_noise: bool, also: Reconstructor | None = None, **settings: Any,
+    find_noise: bool, trend: str | None = None, also: Reconstructor | None = None, **settings: Any,
 ) -> dict[str, Method]:
     """What is compared, by name: first the model at hand, then others that need no training, and
     `also`; settings: of `Settings`."""
-    def by(which: Reconstructor, transform: str | None, find_noise: bool = False) -> Method:
-        return by_model(which, frame, asked.extent, find_noise, transform=transform,
+    def by(which: Reconstructor, transform: str | None, find_noise: bool = False,
+           trend: str | None = None) -> Method:
+        return by_model(which, frame, asked.extent, find_noise, transform=transform, trend=trend,
                         **(which.reads(given) | settings))
 
     frame = asked.frame
     closed_form = Reconstructor.load("none", str(model.device))
-    kriging = by(closed_form, None)
-    if model.is_closed_form and transform is None and not find_noise:
+    kriging = without_covariates(by(closed_form, None))
+    said = [transform, "noise found" if find_noise else None, trend and f"{trend} trend",
+            "covariates" if given.known is not None else None]
+    if model.is_closed_form and not any(said):
         methods = {"this (fitted kriging)": kriging}
     else:
         kind = "closed form" if model.is_closed_form else Path(model.path).name
-        this = ", ".join(filter(None, [kind, transform, "noise found" if find_noise else None]))
-        methods = {f"this ({this})": by(model, transform, find_noise), "fitted kriging": kriging}
+        this = ", ".join(filter(None, [kind, *said]))
+        methods = {f"this ({this})": by(model, transform, find_noise, trend),
+                   "fitted kriging": kriging}
     if also is not None:
         methods[f"--checkpoint {also.path}"] = by(also, transform, find_noise)
     if not find_noise and given.noise is None:
-        methods["fitted kriging, --noise_sd auto"] = by(closed_form, None, True)
+        methods["fitted kriging, --noise_sd auto"] = without_covariates(by(closed_form, None, True))
     methods |= {"linear": linear(frame), "constant": constant}
     if (other := pykrige(frame)) is not None:
         methods["PyKrige, exponential"] = other
@@ -197,10 +204,15 @@ def by_model(
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         own = Frame.of(given, extent, frame.aspect, frame.lonlat)
-        found = model.answer(given, Asked(places, extent, own), settings)
+        known = None if given.known is None else places[:, 2:]
+        found = model.answer(given, Asked(places[:, :2], extent, own, known=known), settings)
         return Forecast(found.mean, found.samples)
 
     return method
+
+
+def without_covariates(method: Method) -> Method:
+    return lambda given, places: method(replace(given, known=None), places[:, :2])
 
 
 def constant(given: Measurements, places: np.ndarray) -> Forecast:
@@ -214,7 +226,7 @@ def linear(frame: Frame) -> Method:
     """Linear on triangles of the plane, beyond them the nearest measurement."""
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
-        points, queries = (p / frame.scaled_by for p in (given.coords, places))
+        points, queries = (p / frame.scaled_by for p in (given.coords, places[:, :2]))
         nearest = scipy.interpolate.NearestNDInterpolator(points, given.values)(queries)
         try:
             inside = scipy.interpolate.LinearNDInterpolator(points, given.values)(queries)
@@ -235,7 +247,7 @@ def pykrige(frame: Frame) -> Method | None:
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         scale = (1.0, 1.0) if frame.lonlat else frame.scaled_by
-        points, queries = (p / scale for p in (given.coords, places))
+        points, queries = (p / scale for p in (given.coords, places[:, :2]))
         kind = "geographic" if frame.lonlat else "euclidean"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")

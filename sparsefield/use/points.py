@@ -13,6 +13,7 @@ import scipy
 from sparsefield.data.files import is_code, refuse_lone_extreme
 from sparsefield.errors import UserError
 from sparsefield.use import globe
+from sparsefield.use.covariates import Known, checked
 
 log = logging.getLogger("sparsefield")
 
@@ -36,6 +37,7 @@ class Measurements:
         shape: (H, W) of the picture that they come from, whose x and y are pixels, y downward; None
             of scattered points.
         value_range: of pictures, what is black and white; None where the file has none.
+        known: covariates, or None.
     """
 
     coords: np.ndarray
@@ -45,6 +47,7 @@ class Measurements:
     units: str | None = None
     shape: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
+    known: Known | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -70,7 +73,8 @@ class Measurements:
     def of(self, chosen: np.ndarray) -> Self:
         """Those that are chosen, by (M,) bool."""
         noise = None if self.noise is None else self.noise[chosen]
-        return replace(self, coords=self.coords[chosen], values=self.values[chosen], noise=noise)
+        return replace(self, coords=self.coords[chosen], values=self.values[chosen], noise=noise,
+                       known=self.known and self.known.of(chosen))
 
     def turned(self, middle: float | None = None) -> Self:
         """With longitudes around a middle; None: where they are closest together."""
@@ -81,6 +85,7 @@ class Measurements:
 def as_given(
     coords: np.ndarray, values: np.ndarray, noise_sd: float | Sequence[float] = 0.0,
     missing: Sequence[float] | None = None, lonlat: bool = False,
+    covariates: np.ndarray | None = None,
 ) -> Measurements:
     """Measurements of a program, see `Reconstructor.reconstruct`. Raises UserError for no real
     numbers, other shapes, NaN or infinity that is not masked, and as `clean`."""
@@ -90,7 +95,15 @@ def as_given(
     if not (np.isfinite(coords[~hidden]).all() and np.isfinite(values[~hidden]).all()):
         raise UserError("coords or values hold NaN or infinity: leave those points out")
     values[hidden] = np.nan
-    found = Measurements(coords, values, noise=noise_of(noise_sd, len(values)))
+    known = None
+    if covariates is not None:
+        columns = real_array("covariates", covariates)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.ndim != 2 or len(columns) != len(values):
+            raise UserError(f"covariates {columns.shape}: give (M, p), a row for each of the "
+                            f"{len(values)} measurements")
+        known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
+    found = Measurements(coords, values, noise=noise_of(noise_sd, len(values)), known=known)
     return clean("measurements", found, missing, lonlat)
 
 
@@ -117,7 +130,12 @@ def clean(
         for axis, column in zip("xy", found.coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, is_axis=True)
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
-    kept = np.isfinite(np.column_stack([found.coords, found.values, noise])).all(axis=1)
+    there = [found.coords, found.values, noise]
+    if found.known is not None:
+        found = replace(found, known=replace(found.known,
+                                             values=without(found.known.values, missing)))
+        there.append(found.known.values)
+    kept = np.isfinite(np.column_stack(there)).all(axis=1)
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
                  (~kept).sum(), len(kept))
@@ -129,6 +147,8 @@ def clean(
         found = found.of(kept)
     if not len(found.coords):
         raise UserError(f"{source}: holds no measurement")
+    if found.known is not None:
+        found = replace(found, known=checked(found.known, len(found.coords)))
     if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")
@@ -256,6 +276,17 @@ def merge_repeats(
                     "given: their means are taken as exact; --noise_sd auto finds the noise",
                     differ.any(axis=1).sum(), ", ".join(f"{sd:.3g}" for sd in worst))
     return places[first], means, np.where(exact > 0, 0.0, total**-0.5)
+
+
+def scatter(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """How repeats at one place differ: the summed squares (C,) of their differences from the mean
+    there, and the degrees of freedom, measurements (M, D), (M, C) minus places."""
+    keys = np.round(places / SAME_PLACE).astype(np.int64)
+    _, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    means = np.zeros((len(count), values.shape[1]))
+    np.add.at(means, which.reshape(-1), values)
+    off = values - (means / count[:, None])[which.reshape(-1)]
+    return (off**2).sum(axis=0), len(values) - len(count)
 
 
 def merge_twins(

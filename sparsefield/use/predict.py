@@ -19,14 +19,15 @@ from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import Progress, sample
-from sparsefield.gaussian import estimate_noise
+from sparsefield.gaussian import Use, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
-from sparsefield.use.grids import Asked, Frame, Grid, grid_shape
+from sparsefield.use.covariates import Known, in_words
+from sparsefield.use.grids import Asked, Frame, Grid, grid_shape, with_known
 from sparsefield.use.points import Extent, Measurements
 from sparsefield.use.values import (
     choose_scale,
@@ -41,6 +42,7 @@ from sparsefield.use.values import (
 log = logging.getLogger("sparsefield")
 
 MOST_SAMPLES = 1000
+TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
@@ -53,6 +55,7 @@ class Field:
             below. mean: (H, W, C) posterior mean. samples: (K, H, W, C).
         sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
         how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
+        covariates: what each is used for, in words.
     """
 
     coords: np.ndarray
@@ -61,6 +64,7 @@ class Field:
     samples: np.ndarray
     how: str
     variogram: str = ""
+    covariates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Settings:
         separately: each channel on its own, unless a model of fields was trained on them together.
         progress: called as progress(model calls so far, all).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
+        trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
+            is kriged; for the closed form alone.
     """
 
     num_samples: int = 16
@@ -101,6 +107,7 @@ class Settings:
     separately: bool = False
     progress: Progress | None = None
     with_noise: bool = False
+    trend: str | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that cannot be used."""
@@ -109,15 +116,18 @@ class Settings:
             if not isinstance(number, (int, np.integer)) or not low <= number <= high:
                 raise UserError(f"{name}={number!r}: give a whole number from {low} to {high:,}")
         require_seed(self.seed)
+        if self.trend not in TRENDS:
+            raise UserError(f"trend={self.trend!r}: give linear or quadratic, or leave it out")
 
     @property
     def finds_noise(self) -> bool:
         return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
 
-    def given(self, coords: np.ndarray, values: np.ndarray) -> Measurements:
+    def given(self, coords: np.ndarray, values: np.ndarray,
+              covariates: np.ndarray | None = None) -> Measurements:
         """The measurements of a program, checked."""
         noise_sd = 0.0 if self.finds_noise else self.noise_sd
-        return points.as_given(coords, values, noise_sd, self.missing, self.lonlat)
+        return points.as_given(coords, values, noise_sd, self.missing, self.lonlat, covariates)
 
 
 class Reconstructor:
@@ -180,7 +190,8 @@ class Reconstructor:
 
     def reconstruct(
         self, coords: np.ndarray, values: np.ndarray, resolution: int | Sequence[int] = 64, *,
-        extent: Sequence[float] | None = None, **settings: Any,
+        extent: Sequence[float] | None = None, covariates: np.ndarray | None = None,
+        covariates_at: np.ndarray | None = None, **settings: Any,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
@@ -194,6 +205,10 @@ class Reconstructor:
             resolution: cells of the longer side (the other follows), or (rows, columns).
             extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
                 around the points.
+            covariates: (M, p), what is known at the points, and covariates_at: (H, W, p), the same
+                everywhere, row by row from y0 on; NaN leaves a cell empty. The likelihood decides
+                whether the field follows each, is alike where it is alike, or neither
+                (`Field.covariates` tells). For the closed form alone.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
@@ -201,20 +216,23 @@ class Reconstructor:
             UserError: an argument that cannot be used, with the reason.
         """
         settings = Settings(**settings)
-        given = settings.given(coords, values)
+        given = settings.given(coords, values, covariates)
         extent = (_default_extent(given, settings.lonlat) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
         frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
         shape = grid_shape(resolution, extent, frame.scaled_by)
-        return self.answer(given, Asked(Grid.over(extent, shape).places, extent, frame), settings)
+        asked = Asked(Grid.over(extent, shape).places, extent, frame)
+        return self.answer(given, _knowing(given, asked, covariates_at), settings)
 
     def at(
         self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
-        extent: Sequence[float] | None = None, **settings: Any,
+        extent: Sequence[float] | None = None, covariates: np.ndarray | None = None,
+        covariates_at: np.ndarray | None = None, **settings: Any,
     ) -> Field:
         """The field at places (N, 2) of any kind; all else as in `reconstruct`.
 
         Args:
+            covariates_at: (N, p).
             extent: default: the rectangle around places and points. A trained model sees all of
                 it; the closed form's answer does not depend on it.
         """
@@ -225,16 +243,23 @@ class Reconstructor:
             raise UserError(f"places {places.shape}: give (N, 2), finite and not masked")
         if settings.lonlat:
             globe.require_degrees("places", places)
-        given = settings.given(coords, values)
+        given = settings.given(coords, values, covariates)
         extent = (points.bounds("places", places) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
-        return self.answer(given, Asked(places, extent, frame), settings)
+        asked = Asked(places, extent, Frame.of(given, extent, settings.aspect, settings.lonlat))
+        return self.answer(given, _knowing(given, asked, covariates_at), settings)
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
         """The field that is asked for. Raises UserError for what the model cannot read."""
         measured = observe(self, given, asked, settings)
         queries = measured.frame.inside(asked.places.reshape(-1, 2))
+        if given.known is not None:
+            if asked.known is None:
+                raise UserError(f"covariates {', '.join(given.known.names)}: they must be known "
+                                "where the field is asked for, too: give --grid FILE with "
+                                "variables of these names, or covariates_at")
+            there = given.known.standard(asked.known.reshape(len(queries), -1))
+            queries = np.column_stack([queries, there])
         drawn = [_draw(self, queries, measured, group, settings)
                  for group in self._groups(measured.values.shape[1], settings)]
         mean, sd, samples = (np.concatenate([getattr(part, name) for part in drawn], axis=-1)
@@ -247,7 +272,8 @@ class Reconstructor:
         if asked.is_far is not None:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         return Field(asked.places, mean, sd, samples, drawn[0].how,
-                     " | ".join(part.variogram for part in drawn if part.variogram))
+                     " | ".join(part.variogram for part in drawn if part.variogram),
+                     tuple(line for part in drawn for line in part.covariates))
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
@@ -269,12 +295,29 @@ def _default_extent(given: Measurements, lonlat: bool) -> Extent:
     return 0.0, 1.0, 0.0, 1.0
 
 
+def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> Asked:
+    """What is asked for, with covariates (..., p) there."""
+    if given.known is None and values is None:
+        return asked
+    count = 0 if given.known is None else len(given.known.names)
+    there = None if values is None else points.real_array("covariates_at", values)
+    if there is None or there.size != count * asked.places[..., 0].size:
+        wanted = *asked.shape, count or "p"
+        raise UserError(f"covariates and covariates_at go together: give covariates_at "
+                        f"({', '.join(map(str, wanted))}), not "
+                        f"{'none' if there is None else there.shape}")
+    assert given.known is not None
+    return with_known(given.known, asked, there.reshape(*asked.shape, count))
+
+
 @dataclass(frozen=True)
 class Measured:
     """Measurements as a model takes them, each at a place of its own.
 
     Attributes:
-        frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3).
+        frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), and columns
+            of covariates, of mean 0 and sd 1. known: these as they were given, or None.
+            units: of the values. scatter: of repeats, see `points.scatter`.
         values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
             found, that of each relative to the others.
     """
@@ -283,6 +326,13 @@ class Measured:
     places: np.ndarray
     values: np.ndarray
     noise: np.ndarray
+    known: Known | None
+    units: str | None
+    scatter: tuple[np.ndarray, int]
+
+    @property
+    def covariates(self) -> int:
+        return 0 if self.known is None else len(self.known.names)
 
 
 def observe(
@@ -296,11 +346,18 @@ def observe(
     if asked.frame.lonlat and not model.is_closed_form:
         raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or give "
                         "--checkpoint none")
+    if not model.is_closed_form and (given.known is not None or settings.trend):
+        raise UserError("covariates and trend are for the closed form alone: leave --checkpoint "
+                        "out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
     noise = np.ones(len(noise)) if settings.finds_noise else noise
     noise = np.repeat(noise[:, None], channels, axis=1)
-    places, values, noise = points.merge_repeats(frame.inside(given.coords), given.values, noise)
+    places = frame.inside(given.coords)
+    if given.known is not None:
+        places = np.column_stack([places, given.known.standard(given.known.values)])
+    scatter = points.scatter(places, transformed(settings.transform, given.values))
+    places, values, noise = points.merge_repeats(places, given.values, noise)
     if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
         places, values, noise = points.merge_twins(places, values, noise, spacing)
@@ -309,7 +366,8 @@ def observe(
         log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere is unknown, and the sd "
                     "is a guess", "the only value" if len(values) == 1 else "all values",
                     f" of channel {c + 1}" if channels > 1 else "", values[0, c])
-    return Measured(frame, places, transformed(settings.transform, values), noise)
+    return Measured(frame, places, transformed(settings.transform, values), noise, given.known,
+                    given.units, scatter)
 
 
 def _draw(
@@ -331,14 +389,24 @@ def _draw(
     inside = torch.from_numpy(scale.to_inside(values))
     found = 0.0
     if settings.finds_noise:
-        coords = torch.from_numpy(measured.places).float()
-        found = np.array([estimate_noise(coords, *pair) for pair in zip(
-            inside.T, torch.from_numpy(noise).T, strict=True)])
+        square, freedom = measured.scatter
+        coords = torch.from_numpy(measured.places)
+        found = np.array([estimate_noise(
+            coords, *pair, square=own, freedom=freedom, covariates=measured.covariates,
+            trend=TRENDS[settings.trend]) for *pair, own in zip(
+            inside.T, torch.from_numpy(noise).T, square[channels] / half_widths**2, strict=True)])
         log.info("noise found in the measurements: sd %s%s",
                  ", ".join(f"{sd:.3g}" for sd in found * half_widths),
                  f" of their {settings.transform}" if settings.transform else "")
     noise = noise * found if settings.finds_noise else noise / half_widths
-    drawn = _sample(model, network, queries, measured, inside, noise, channels.start, settings)
+    drawn, uses = _sample(model, network, queries, measured, inside, noise, channels.start,
+                          settings)
+    if measured.known is not None and uses:
+        frame = measured.frame
+        drawn = replace(drawn, covariates=tuple(in_words(
+            measured.known, uses, half_widths,
+            f"of the {settings.transform}" if settings.transform else measured.units or "",
+            frame.domain.side * frame.unit_length, frame.unit_of_length)))
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
     if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
         mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
@@ -353,7 +421,7 @@ def _draw(
 def _sample(
     model: Reconstructor, network: nn.Module, queries: np.ndarray, measured: Measured,
     values: Tensor, noise: np.ndarray, channel: int, settings: Settings,
-) -> Field:
+) -> tuple[Field, tuple[Use, ...]]:
     """Mean and samples at queries (N, D); sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
@@ -370,7 +438,7 @@ def _sample(
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
     samples[:, is_known] = mean[is_known] = values.numpy()[nearest[is_known]]
     if is_known.all():
-        return Field(queries, mean, sd, samples, "every cell is a measured point")
+        return Field(queries, mean, sd, samples, "every cell is a measured point"), ()
     asked, device = ~is_known, model.device
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
              for part in (queries[asked], measured.places, values, noise)]
@@ -380,9 +448,10 @@ def _sample(
         noise_sd=parts[3] if noise.any() else None,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
-        domain=measured.frame.domain,
+        domain=measured.frame.domain, trend=TRENDS[settings.trend],
+        covariates=measured.covariates,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
     samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
-    return Field(queries, mean, sd, samples, how, result.variogram)
+    return Field(queries, mean, sd, samples, how, result.variogram), result.uses

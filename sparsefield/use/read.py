@@ -29,6 +29,7 @@ from sparsefield.data.netcdf import ENDINGS, describe, read_dataset, units_of
 from sparsefield.data.pictures import read_mask, read_picture
 from sparsefield.errors import UserError
 from sparsefield.use import globe
+from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
 from sparsefield.use.points import MOST_POINTS, Measurements, clean, noise_of, pair_of, real_array
 
@@ -55,7 +56,7 @@ def read_measurements(
     source: str, *, channels: int, mask: str | None = None, observe: str | None = None,
     x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None, noise_sd: str | None = None, decimal: str = ".",
-    lonlat: bool = False, seed: int = 0,
+    lonlat: bool = False, seed: int = 0, covariates: Sequence[str] = (),
 ) -> Measurements:
     """Measurements of a file, checked and cleaned; what was left out is logged.
 
@@ -68,7 +69,8 @@ def read_measurements(
             is refused; ("none",) takes all numbers as they are.
         noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
             the name noise_sd; with a number or auto it is not read.
-        seed: of `observe`. All else as of reconstruct.py.
+        seed: of `observe`. covariates: columns of a table; for a picture luminance or files of
+            pictures. All else as of reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -88,7 +90,7 @@ def read_measurements(
         if lonlat or is_chosen:
             raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
                             "are for lists of points, and this is a picture")
-        found = measure_picture(path, channels, mask, observe, seed, numbers)
+        found = measure_picture(path, channels, mask, observe, seed, numbers, covariates)
     else:
         if mask or observe:
             raise UserError(f"{source}: --mask and --observe choose pixels of a picture; in a list "
@@ -98,12 +100,13 @@ def read_measurements(
                             "table; an .npz has coords, values and, if any, noise_sd")
         reads_noise = noise_sd is None or column is not None
         if kind == ".npz":
-            found = _read_npz(path, reads_noise)
+            found = _read_npz(path, reads_noise, covariates)
         else:
             table = (_read_netcdf(path) if kind in ENDINGS else
                      _read_parquet(path) if kind in (".parquet", ".pq") else
                      _read_text(source, words, decimal))
-            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat)
+            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
+                                                         covariates)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
@@ -122,7 +125,7 @@ def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
 
 def measure_picture(
     path: Path, channels: int, mask: str | None, observe: str | None, seed: int,
-    missing: Sequence[float] | None = None,
+    missing: Sequence[float] | None = None, covariates: Sequence[str] = (),
 ) -> Measurements:
     """The known pixels of a picture; arguments as of `read_measurements`.
 
@@ -135,11 +138,12 @@ def measure_picture(
     if picture.channels == 3 and channels not in (1, 3):
         raise UserError(f"{path}: the model's fields have {channels} channels and a picture has 1 "
                         "or 3: give an .npz with coords and values")
+    whole = picture
     if picture.is_8_bit or picture.channels > channels:
         picture = picture.with_channels(channels if channels in (1, 3) else 1)
     if observe and max(picture.shape) > LARGEST:
         factor = -(-max(picture.shape) // LARGEST)
-        picture = picture.reduced(factor)
+        picture, whole = picture.reduced(factor), whole.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
     there = picture.known
     if missing:
@@ -148,13 +152,18 @@ def measure_picture(
         files.refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
     points = _points(path, there, mask, observe, seed)
     rows, columns = np.divmod(points, picture.shape[1])
-    return Measurements(
+    known = of_picture(covariates, whole, rows, columns) if covariates else None
+    found = Measurements(
         np.stack([columns + 0.5, rows + 0.5], axis=1),
         picture.values[rows, columns].astype(np.float64),
         ("red", "green", "blue") if picture.channels == 3 else ("grey",),
         shape=picture.shape,
-        value_range=None if picture.white is None else (0.0, float(picture.white)),
+        value_range=None if picture.white is None else (0.0, float(picture.white)), known=known,
     )
+    if known is None:
+        return found
+    found = found.of(np.isfinite(known.values).all(axis=1))
+    return replace(found, known=checked(found.known, len(found.coords)))
 
 
 def _points(
@@ -212,22 +221,24 @@ class _Columns:
 
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
-        reads_noise: bool, lonlat: bool,
+        reads_noise: bool, lonlat: bool, covariates: Sequence[str] = (),
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
             noise = "noise_sd"
         k_noise = None if noise is None else self.find(noise, "--noise_sd")
         chosen = [self.find(name, "--value") for name in value or ()]
-        k_x, k_y = self.axes(x, y, [*chosen, k_noise])
-        chosen = chosen or self.values(k_x, k_y, k_noise)
+        k_known = [self.find(name, "--covariates") for name in covariates]
+        k_x, k_y = self.axes(x, y, [*chosen, *k_known, k_noise])
+        chosen = chosen or self.values(k_x, k_y, k_noise, *k_known)
         k_noise = k_noise if reads_noise else None
         names = [self.names[k] for k in chosen]
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
-                if k not in (k_x, k_y, *chosen, k_noise)]
+                if k not in (k_x, k_y, *chosen, k_noise, *k_known)]
         log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
                  self.names[k_y], "s" if len(names) > 1 else "", ", ".join(names),
-                 "" if k_noise is None else f", noise_sd = {self.names[k_noise]}",
+                 ("" if k_noise is None else f", noise_sd = {self.names[k_noise]}")
+                 + (f", covariates = {', '.join(covariates)}" if covariates else ""),
                  f"; left out: {', '.join(left)}" if left else "")
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         words = set(words_of(self.names[k_y]))
@@ -235,8 +246,16 @@ class _Columns:
             _tell_of_globe(self.source, coords, x is not None or y is not None)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
         units = self.table.attrs.get(names[0]) if len(names) == 1 else None
-        return Measurements(coords, values, tuple(names), units=units, noise=(
-            None if k_noise is None else self.numbers(k_noise, "noise_sd")))
+        return Measurements(
+            coords, values, tuple(names), units=units, known=self._known(k_known),
+            noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
+
+    def _known(self, columns: Sequence[int]) -> Known | None:
+        if not columns:
+            return None
+        names = tuple(self.names[k] for k in columns)
+        return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
+                     tuple(self.table.attrs.get(name) or "" for name in names))
 
     def find(self, wanted: str, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
@@ -437,15 +456,15 @@ def _read_netcdf(path: Path) -> pandas.DataFrame:
     return table
 
 
-def _read_npz(path: Path, reads_noise: bool) -> Measurements:
+def _read_npz(path: Path, reads_noise: bool, covariates: Sequence[str] = ()) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("coords", "values", "noise_sd")
+            arrays = {name: file[name] for name in ("coords", "values", "noise_sd", *covariates)
                       if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
             zipfile.LargeZipFile) as error:
         raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
-    if lacking := {"coords", "values"} - set(arrays):
+    if lacking := {"coords", "values", *covariates} - set(arrays):
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
     coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
@@ -453,5 +472,12 @@ def _read_npz(path: Path, reads_noise: bool) -> Measurements:
     if noise is not None and noise.shape != (len(values),):
         raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
                         f"({len(values)},)")
+    known = None
+    if covariates:
+        columns = [real_array(f"{path}: {name}", arrays[name]) for name in covariates]
+        if any(column.shape != (len(values),) for column in columns):
+            raise UserError(f"{path}: each covariate must be a number for each point: "
+                            f"({len(values)},)")
+        known = Known(np.stack(columns, axis=1), tuple(covariates))
     return Measurements(coords, values, noise=None if noise is None else real_array(
-        f"{path}: noise_sd", noise))
+        f"{path}: noise_sd", noise), known=known)

@@ -24,14 +24,9 @@ def plane(coords: np.ndarray = GRID, shape=SHAPE) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@pytest.mark.parametrize("channels", [1, 4])
-def test_constants_are_reproduced(name, channels):
-    field = np.broadcast_to(np.linspace(0.1, 0.9, channels), (*SHAPE, channels))
-    assert BASELINES[name](*observe(field), SHAPE) == pytest.approx(field, abs=2e-5)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_observations_are_kept_and_the_range_respected(name):
+def test_constants_and_observations_are_kept_and_the_range_respected(name):
+    constant = np.broadcast_to(np.linspace(0.1, 0.9, 4), (*SHAPE, 4))
+    assert BASELINES[name](*observe(constant), SHAPE) == pytest.approx(constant, abs=2e-5)
     field = np.random.default_rng(1).integers(0, 2, (*SHAPE, 2)).astype(np.float64)
     coords, values = observe(field)
     result = BASELINES[name](coords, values, SHAPE)
@@ -57,17 +52,6 @@ def test_thin_plate_rbf_is_exact_on_planes_everywhere(local, monkeypatch):
         monkeypatch.setattr(baselines, "RBF_NEIGHBOURS", 12)
     result = baselines.thin_plate_rbf(*observe(plane()), SHAPE)
     assert result == pytest.approx(plane(), abs=1e-5)
-
-
-def test_better_methods_are_better_on_a_smooth_field():
-    x, y = GRID.astype(np.float64).T
-    field = (0.5 + 0.4 * np.sin(5 * x + 1) * np.cos(4 * y)).reshape(*SHAPE, 1)
-    points = observe(field, count=60)
-    error = {name: np.mean((f(*points, SHAPE) - field) ** 2) for name, f in BASELINES.items()}
-    assert error["nearest"] < error["constant mean"] / 5
-    assert error["linear"] < error["nearest"] / 2
-    for smooth in ("biharmonic", "thin-plate RBF", "kriging, fitted"):
-        assert error[smooth] < error["linear"]
 
 
 @pytest.mark.filterwarnings("error")

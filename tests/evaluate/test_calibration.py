@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from small import settings, train
 
 from sparsefield.data import parse_pattern
 from sparsefield.evaluate import calibration
-from sparsefield.evaluate.calibration import calibrate
+from sparsefield.evaluate.calibration import calibrate, describe
 from sparsefield.evaluate.cases import Cases
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.train import loop as training
@@ -21,29 +22,21 @@ class Noise:
 
     has_gaps = False
 
-    def __init__(self, count: int):
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
     def example(self, index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
         return (0.2 * rng.standard_normal((16, 16, 1))).astype(np.float32)
 
 
-def noise_cases(count: int) -> Cases:
-    return Cases(Noise(count), parse_pattern("random:0.2"), range(count))
+class NoiseCases(Cases):
+    """Their samples are `model(index)` times as wide as the truths scatter."""
 
+    def __init__(self, count: int):
+        super().__init__(Noise(), parse_pattern("random:0.2"), range(count))
 
-def drawer(width, asked: list | None = None):
-    """Draws that are `width(index)` times as wide as the truths scatter."""
-    def draw(cases: Cases) -> list[np.ndarray]:
-        if asked is not None:
-            asked.extend(case.index for case in cases)
-        return [0.5 + 0.1 * width(case.index) * np.random.default_rng(1000 + case.index)
-                .standard_normal((20, 16, 16, 1)) for case in cases]
-    return draw
+    def sample(self, model, **_) -> SimpleNamespace:
+        return SimpleNamespace(draws=[
+            0.5 + 0.1 * model(case.index) * np.random.default_rng(1000 + case.index)
+            .standard_normal((20, 16, 16, 1)) for case in self])
 
 
 def undoing(width: float, members: int = 20) -> float:
@@ -53,35 +46,35 @@ def undoing(width: float, members: int = 20) -> float:
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
 def test_a_wrong_width_is_undone_on_pictures_that_were_not_fitted(width):
-    found = calibrate(drawer(lambda index: width), noise_cases(16))
-    assert found.spread == pytest.approx(undoing(width), rel=0.06)
-    assert found.calibrated == pytest.approx(0.9, abs=0.02)
-    assert (found.raw < 0.65) if width < 1 else (found.raw > 0.88)
-    assert (found.pictures, found.fitted_on) == (8, 8)
+    found = calibrate(lambda index: width, NoiseCases(16))
+    assert found["spread"] == pytest.approx(undoing(width), rel=0.06)
+    assert found["calibrated"] == pytest.approx(0.9, abs=0.02)
+    assert (found["raw"] < 0.65) if width < 1 else (found["raw"] > 0.88)
+    assert (found["pictures"], found["fitted_on"]) == (8, 8)
 
 
 def test_what_is_reported_is_out_of_sample():
     """Every second picture is drawn too wide: the factor of the others does not help them."""
-    found = calibrate(drawer(lambda index: 1 + 2 * (index % 2)), noise_cases(16))
-    assert found.spread == pytest.approx(1, rel=0.06)
-    assert found.raw > 0.99 and found.calibrated > 0.99
-    swapped = calibrate(drawer(lambda index: 3 - 2 * (index % 2)), noise_cases(16))
-    assert swapped.spread == pytest.approx(undoing(3), rel=0.06)
-    assert swapped.raw == pytest.approx(0.9, abs=0.02) and swapped.calibrated < 0.6
+    found = calibrate(lambda index: 1 + 2 * (index % 2), NoiseCases(16))
+    assert found["spread"] == pytest.approx(1, rel=0.06)
+    assert found["raw"] > 0.99 and found["calibrated"] > 0.99
+    swapped = calibrate(lambda index: 3 - 2 * (index % 2), NoiseCases(16))
+    assert swapped["spread"] == pytest.approx(undoing(3), rel=0.06)
+    assert swapped["raw"] == pytest.approx(0.9, abs=0.02) and swapped["calibrated"] < 0.6
 
 
 def test_pictures_are_taken_from_the_whole_set(monkeypatch):
     monkeypatch.setattr(calibration, "PICTURES", 4)
     asked = []
-    calibrate(drawer(lambda index: 1, asked), noise_cases(10))
+    calibrate(lambda index: asked.append(index) or 1, NoiseCases(10))
     assert asked == [0, 3, 6, 9]
 
 
 def test_a_single_picture_is_fitted_and_nothing_measured():
-    found = calibrate(drawer(lambda index: 2), noise_cases(1))
-    assert found.spread == pytest.approx(undoing(2), rel=0.25)
-    assert found.pictures == 0 and np.isnan(found.calibrated)
-    assert "not measured" in found.describe()
+    found = calibrate(lambda index: 2, NoiseCases(1))
+    assert found["spread"] == pytest.approx(undoing(2), rel=0.25)
+    assert found["pictures"] == 0 and np.isnan(found["calibrated"])
+    assert "not measured" in describe(found)
 
 
 # --- in a training -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.evaluate import tables
 from sparsefield.evaluate.cases import open_test_data
-from sparsefield.evaluate.outputs import OutputFolder
+from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -68,13 +68,16 @@ def test_all_files_are_written_and_the_json_is_strict(compared):
             assert row["sd"]["psnr"] == pytest.approx(np.std(psnr, ddof=1))
 
 
-def test_a_model_compared_with_itself_does_not_differ(checkpoints, tmp_path):
+def test_a_model_compared_with_itself_on_other_pictures_does_not_differ(checkpoints, tmp_path):
     same = dict.fromkeys(checkpoints, checkpoints["v2_checkpoint"])
-    results = script.evaluate(config(same, tmp_path, num_samples=2, ensemble=2))
+    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1, count=8)
+    results = script.evaluate(config(same, tmp_path / "out", num_samples=1000, ensemble=2,
+                                     data_test=str(other), sampler="euler"))
+    assert results["settings"]["pictures"] == 8
     for found in results["differences"].values():
-        assert all(math.isnan(d["mean"]) or d["mean"] == d["low"] == d["high"] == 0
-                   for d in found.values())
-    text = (tmp_path / "comparison_results.txt").read_text()
+        assert not np.nan_to_num([list(change.values()) for change in found.values()]).any()
+    text = (tmp_path / "out/comparison_results.txt").read_text()
+    assert "8 of 8 test pictures" in text
     assert "NOTE: V1 below is a MAMBADiffusionV2, V2 a MAMBADiffusionV2" in text
     assert "cannot be told apart" in text.splitlines()[2]
 
@@ -102,15 +105,13 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
 
 
 def test_samples_stand_beside_what_an_exact_posterior_has(compared):
-    results, folder = compared
-    text = (folder / "comparison_results.txt").read_text()
-    summary, table = results["summary"], results["table"]
+    summary = compared[0]["summary"]
     for name in ("V1", "V2"):
-        expected = summary["mean"][name]["mean"]["psnr"] - 10 * math.log10(2)
-        assert summary["sample"][name]["expected_psnr"] == pytest.approx(expected)
-        rows = table[(table["kind"] == "sample") & (table["method"] == name)]
-        ratio = np.sqrt(rows["variance"].mean() / rows["squared_error"].mean())
-        assert summary["sample"][name]["spread_error"] == pytest.approx(ratio)
+        mean, sample = summary["mean"][name], summary["sample"][name]
+        assert sample["expected_psnr"] == pytest.approx(mean["mean"]["psnr"] - 10 * math.log10(2))
+        ratio = sample["mean"]["variance"] / sample["mean"]["squared_error"]
+        assert sample["spread_error"] == pytest.approx(math.sqrt(ratio))
+    text = (compared[1] / "comparison_results.txt").read_text()
     assert text.count("under-dispersion, not quality") == 1
     assert "V1: not calibrated (its training has not come to its end)" in text
 
@@ -156,7 +157,7 @@ def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, 
 # --- seeds ---------------------------------------------------------------------------------------
 
 
-def of_seed(path: Path, seed: int, to: Path, **config) -> str:
+def of_seed(path: str, seed: int, to: Path, **config) -> str:
     """The same checkpoint as if of a training with another seed: other weights, too."""
     checkpoint = load_checkpoint(path)
     generator = torch.Generator().manual_seed(seed)
@@ -172,7 +173,7 @@ def of_seed(path: Path, seed: int, to: Path, **config) -> str:
 def seeds(checkpoints, tmp_path_factory) -> dict[str, tuple[str, ...]]:
     folder = tmp_path_factory.mktemp("seeds")
     return {f"{name}_seeds": tuple(
-        of_seed(Path(checkpoints[f"{name}_checkpoint"]), seed, folder / f"{name}_{seed}.pth")
+        of_seed(checkpoints[f"{name}_checkpoint"], seed, folder / f"{name}_{seed}.pth")
         for seed in (1, 2)) for name in ("v1", "v2")}
 
 
@@ -187,19 +188,15 @@ def test_the_report_says_how_far_seeds_differ(checkpoints, seeds, tmp_path):
 
 
 @pytest.mark.parametrize("changes, reason", [
-    ({"v2_seeds": ()}, "equally many"),
-    ({"seed": 0}, "trained with seed 0"),
-    ({"lr": 0.5}, "differs in lr"),
+    ({}, "equally many"), ({"seed": 0}, "trained with seed 0"),
+    ({"seed": 7, "lr": 0.5}, "differs in lr"),
 ])
 def test_seeds_of_other_trainings_are_refused(checkpoints, seeds, tmp_path, changes, reason):
-    given = {**checkpoints, **seeds}
-    if "v2_seeds" in changes:
-        given |= changes
-    else:
-        first, changed = Path(checkpoints["v1_checkpoint"]), {"seed": 7, **changes}
-        given["v1_seeds"] = (of_seed(first, to=tmp_path / "other.pth", **changed),
-                             given["v1_seeds"][1])
-    assert reason in refused(config(given, tmp_path / "out"))
+    own = ()
+    if changes:
+        own = (of_seed(checkpoints["v1_checkpoint"], to=tmp_path / "other.pth", **changes),
+               seeds["v1_seeds"][1])
+    assert reason in refused(config({**checkpoints, **seeds, "v1_seeds": own}, tmp_path / "out"))
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -224,14 +221,6 @@ def test_a_missing_checkpoint_says_what_to_train(checkpoints, tmp_path, key, nam
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_checkpoint_is_refused(checkpoints, tmp_path):
-    whole = Path(checkpoints["v1_checkpoint"]).read_bytes()
-    for size in (0, 100, len(whole) // 2, len(whole) - 10):
-        (tmp_path / "cut.pth").write_bytes(whole[:size])
-        cut = {"v1_checkpoint": str(tmp_path / "cut.pth")}
-        assert "cut.pth" in refused(config({**checkpoints, **cut}, tmp_path / "out"))
-
-
 @pytest.mark.parametrize("case, reason", [
     ("swapped", "exchange the two paths"), ("other", "train both on the same data"),
     ("grey", "3 channels and V2 with 1"), ("range", "train both with the same VALUE_RANGE"),
@@ -251,14 +240,10 @@ def test_models_that_cannot_be_compared_are_refused(checkpoints, tmp_path, case,
     assert reason in refused(config(pair, tmp_path / "out"))
 
 
-def test_test_data_that_does_not_fit_is_refused(checkpoints, tmp_path):
+def test_test_data_that_do_not_fit_changed_or_vanished_are_refused(checkpoints, tmp_path):
     grey = write_pictures(tmp_path / "grey.npz", channels=1)
-    message = refused(config(checkpoints, tmp_path, data=str(grey)))
+    message = refused(config(checkpoints, tmp_path / "out", data=str(grey)))
     assert "1 channels, the model was trained with 3" in message
-    assert "no such file" in refused(config(checkpoints, tmp_path, data=str(tmp_path / "no.npz")))
-
-
-def test_training_data_that_changed_or_vanished_is_told(tmp_path):
     path = write_pictures(tmp_path / "mine.npz", channels=3)
     both = {f"{name.lower()}_checkpoint": str(write_checkpoint(tmp_path / name, name, path))
             for name in NAMES}
@@ -277,14 +262,6 @@ def test_training_data_that_changed_or_vanished_is_told(tmp_path):
 ])
 def test_impossible_settings_are_refused(checkpoints, tmp_path, changes, reason):
     assert reason in refused(config(checkpoints, tmp_path, **changes))
-
-
-def test_other_test_pictures_can_be_named(checkpoints, tmp_path):
-    other = write_pictures(tmp_path / "other.npz", channels=3, seed=1, count=8)
-    results = script.evaluate(config(
-        checkpoints, tmp_path / "out", data_test=str(other), num_samples=1000, sampler="euler"))
-    assert results["settings"]["pictures"] == 8
-    assert "8 of 8 test pictures" in (tmp_path / "out/comparison_results.txt").read_text()
 
 
 # --- as a person runs it -------------------------------------------------------------------------
@@ -308,12 +285,6 @@ def test_from_two_short_trainings_to_the_report(tmp_path):
     assert json.loads(result.stdout)["settings"]["pictures"] == 2
     assert "picture" in result.stderr  # the progress bar
     assert (tmp_path / "out/improvement_chart.png").stat().st_size > 10_000
-
-
-def test_an_error_is_one_line_and_code_2(tmp_path):
-    result = run("eval_v1_vs_v2.py", "--v1_checkpoint", str(tmp_path / "none.pth"))
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: no V1 checkpoint")
 
 
 @pytest.mark.parametrize("said, bounds", [((0.0, 255.0), (0, 255)), (None, (115, 160))])

@@ -12,7 +12,8 @@ from small import write_checkpoint
 import eval_sde_multiscale as script
 from sparsefield import cli
 from sparsefield.data import open_data, parse_pattern
-from sparsefield.evaluate.cases import ENLARGED, Cases, area_average, spread, with_finest_truth
+from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth
+from sparsefield.evaluate.metrics import block_sums
 from sparsefield.evaluate.tables import recommendation
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -23,15 +24,6 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(
         tmp_path_factory.mktemp("checkpoint") / "v2.pth", "V2", "photos", 0.02, image_size=16
     )
-
-
-@pytest.fixture(scope="module")
-def arrays(tmp_path_factory) -> Path:
-    """60 noisy one-channel fields of 8 x 12, without finer truth."""
-    path = tmp_path_factory.mktemp("data") / "fields.npz"
-    fields = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 1), dtype=np.uint8)
-    np.savez(path, images=fields)
-    return path
 
 
 def config(checkpoint: Path, folder: Path, **changes) -> script.Config:
@@ -57,22 +49,18 @@ def test_all_files_are_written_and_the_json_is_strict(evaluated):
     stored = json.loads((folder / "metrics_comparison.json").read_text(),
                         parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert len(stored["table"]) == len(results["table"])
-    for name in ("diversity", "multiscale_comparison", "performance_chart", "uncertainty"):
-        pixels = np.asarray(Image.open(folder / f"{name}.png"))
-        assert pixels.std() > 10
+    assert all(np.asarray(Image.open(path)).std() > 10 for path in folder.glob("*.png"))
 
 
 def test_every_sampler_is_scored_at_every_resolution_against_real_truth(evaluated):
     results, _ = evaluated
-    for resolution in ("16", "32"):
-        summary = results["summary"][resolution]
-        assert list(summary["sample"]) == ["heun", "sde", "ddim"]
+    for summary in (results["summary"][resolution] for resolution in ("16", "32")):
         assert list(summary["baseline"]) == [ENLARGED, "thin-plate RBF", "kriging, one kernel",
                                              "kriging, fitted"]
-        assert [summary["sample"][name]["nfe"] for name in ("heun", "sde", "ddim")] == [3, 2, 2]
+        assert {name: row["nfe"] for name, row in summary["sample"].items()} == {
+            "heun": 3, "sde": 2, "ddim": 2}
         assert (summary["mean"]["mean"]["nfe"], summary["baseline"][ENLARGED]["nfe"]) == (1, 0)
-    table = results["table"]
-    counts = table.groupby(["rows", "kind", "method", "steps"])["psnr"].count()
+    counts = results["table"].groupby(["rows", "kind", "method", "steps"])["psnr"].count()
     assert set(counts) == {3}
 
 
@@ -88,7 +76,7 @@ def test_the_report_shows_each_number_once(evaluated):
     assert lines[4].startswith("No sampler is recommended: 3 pictures are too few")
     for start in ("Point estimates, 16 x 16: against the real", "Point estimates, 32 x 32: against",
                   "Samples, 16 x 16", "Samples, 32 x 32", "Steps of the samplers, 16 x 16",
-                  "under-dispersion, not quality"):
+                  "under-dispersion, not quality", "90% (of 3 samples at most 50%)"):
         assert "\n".join(lines).count(start) == 1
 
 
@@ -99,10 +87,13 @@ def test_fields_with_finer_truth_are_chosen_and_their_average_is_the_base():
     cases = Cases(data.test, parse_pattern("random:0.2"), spread(known, 4), resolutions=(16, 256))
     assert len(cases) == 4 and 255 not in known
     for case in cases:
-        np.testing.assert_allclose(area_average(case.truths[256], 16), case.truth, atol=1e-6)
+        np.testing.assert_allclose(block_sums(case.truths[256], 16) / 256, case.truth, atol=1e-6)
 
 
-def test_v1_and_data_without_finer_truth(arrays, tmp_path):
+def test_v1_and_data_without_finer_truth(tmp_path):
+    arrays = tmp_path / "fields.npz"
+    fields = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 1), dtype=np.uint8)
+    np.savez(arrays, images=fields)
     path = write_checkpoint(tmp_path / "v1.pth", "V1", arrays, 0.02)
     results = script.evaluate(config(path, tmp_path / "out", resolutions=(8, 16), ensemble=0,
                                      samplers=("sde", "mean")))
@@ -166,20 +157,6 @@ def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_p
 # --- samples -------------------------------------------------------------------------------------
 
 
-def test_samples_stand_beside_what_an_exact_posterior_has(evaluated):
-    results, folder = evaluated
-    text = (folder / "metrics_comparison.txt").read_text()
-    for resolution in ("16", "32"):
-        summary = results["summary"][resolution]
-        expected = summary["mean"]["mean"]["mean"]["psnr"] - 10 * np.log10(2)
-        for row in summary["sample"].values():
-            assert row["expected_psnr"] == pytest.approx(expected)
-    sample = results["summary"]["16"]["sample"]["sde"]
-    assert 0 <= sample["mean"]["coverage_90_8x8"] <= 1 and sample["nfe"] == 2
-    assert sample["seconds"] > 0 and sample["spread_error"] > 0
-    assert "90% (of 3 samples at most 50%)" in text
-
-
 def scored(**samplers: tuple[np.ndarray, float]) -> pd.DataFrame:
     """The table of samples with a CRPS of each picture and seconds."""
     return pd.concat([pd.DataFrame({"kind": "sample", "method": name, "crps": crps,
@@ -189,19 +166,12 @@ def scored(**samplers: tuple[np.ndarray, float]) -> pd.DataFrame:
 
 def test_a_sampler_is_recommended_from_enough_pictures_and_with_an_interval():
     rng = np.random.default_rng(0)
-    good = 0.02 + 0.005 * rng.random(64)
-    samples = scored(heun=(good, 2.0), sde=(good + 0.001 * rng.random(64), 1.0))
-    text = recommendation(samples, seed=0)
-    assert "Recommended by CRPS on 64 pictures: heun." in text
-    assert "sde − heun: +0.0005" in text
-    few = samples[samples["picture"] < 63]
-    assert "63 pictures are too few" in recommendation(few, seed=0)
-
-
-def test_of_samplers_that_cannot_be_told_apart_the_fastest_is_recommended():
-    rng = np.random.default_rng(0)
     one, other = (0.02 + 0.005 * rng.random(64) for _ in range(2))
-    samples = scored(heun=(one, 2.0), sde=(other, 1.0), ddim=(one + 0.01, 0.1))
-    text = recommendation(samples, seed=0)
+    worse = one + 0.001 * rng.random(64)
+    text = recommendation(scored(heun=(one, 2.0), sde=(worse, 1.0)), seed=0)
+    assert "Recommended by CRPS on 64 pictures: heun." in text and "sde − heun: +0.0005" in text
+    few = scored(heun=(one[:63], 2.0), sde=(worse[:63], 1.0))
+    assert "63 pictures are too few" in recommendation(few, seed=0)
+    text = recommendation(scored(heun=(one, 2.0), sde=(other, 1.0), ddim=(one + 1, 0.1)), seed=0)
     assert "64 pictures: sde, the fastest of those not told apart" in text
     assert "No sampler" in recommendation(scored(sde=(other, 1.0)), seed=0)

@@ -33,6 +33,9 @@ def test_rows_are_quantiles_of_the_error():
 
 def test_a_field_with_a_small_part_of_the_range_has_all_colours():
     truth = np.linspace(0.4, 0.45, 16).reshape(4, 4, 1)
+    flat = np.full((3, 3, 1), 0.5)
+    flat[0, 0] = np.nan
+    assert np.ptp(list(plots.limits_of(flat).values())) == pytest.approx(plots.LEAST_SPAN)
     limits = plots.limits_of(truth)
     assert limits == {"vmin": pytest.approx(0.4), "vmax": pytest.approx(0.45)}
     figure, axis = plots.plt.subplots()
@@ -45,21 +48,16 @@ def test_a_field_with_a_small_part_of_the_range_has_all_colours():
     plots.plt.close(figure)
 
 
-def test_gaps_and_fields_of_one_value_have_limits():
-    truth = np.full((3, 3, 1), 0.5)
-    truth[0, 0] = np.nan
-    limits = plots.limits_of(truth)
-    assert limits["vmax"] - limits["vmin"] == pytest.approx(plots.LEAST_SPAN)
-
-
 def test_pictures_have_their_own_colours_and_maps_are_drawn_north_up(open_figures):
     grey = np.full((3, 3, 3), 0.5)
     assert plots.limits_of(grey) == {"vmin": 0, "vmax": 1}
     for field, bars in ((grey, 0), (grey[..., :1], 1)):
-        row = plots.Row("a", field, [field, None], [np.zeros((3, 3, 1))])
-        plots.sheet([row], ["truth", "none", "error"], plots.Style(METRES, rows_up=True))
+        case = SimpleNamespace(truth=field, truths={3: field}, observed=[0])
+        row = plots.Row("a", case, [], [np.zeros((3, 3, 1))])
+        data = SimpleNamespace(scale=METRES, rows_up=True)
+        plots.sheet([row, row._replace(rows=6)], ["error"], data)
         axes = plots.plt.gcf().axes
-        assert len(axes) == 4 + bars  # and one bar for the errors
+        assert len(axes) == 7 + 2 * bars  # and one bar for the errors
         assert axes[0].images[0].origin == "lower"
 
 
@@ -93,6 +91,6 @@ def test_each_stage_has_a_curve_of_its_own(tmp_path, open_figures):
 
 
 def test_matplotlib_is_not_imported_by_what_loads_a_model():
-    code = ("import sys; from sparsefield.evaluate import calibration, outputs, tables; "
+    code = ("import sys; from sparsefield.evaluate import calibration, tables; "
             "sys.exit('matplotlib' in sys.modules)")
     assert run("-c", code).returncode == 0

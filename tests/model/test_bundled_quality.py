@@ -71,7 +71,7 @@ def gain(cases: Cases, model) -> float:
 
 
 def test_the_mean_is_better_than_kriging(v2, squares):
-    assert gain(squares, v2) > 0.27
+    assert gain(squares, v2) > 0.16 and average(squares, v2, "psnr", method="mean") > 23.7
 
 
 def test_samples_are_better_than_those_of_kriging_and_than_those_without_a_flow(v2, squares):
@@ -83,7 +83,7 @@ def test_samples_are_better_than_those_of_kriging_and_than_those_without_a_flow(
         for parameter in layer.parameters():
             torch.nn.init.zeros_(parameter)
     whole, kriging, without = crps(v2), crps(GaussianModel()), crps(without)
-    assert whole < 0.95 * kriging and whole < 0.997 * without
+    assert whole < 0.96 * kriging and whole < 0.997 * without
 
 
 def test_oblong_fields_gain_as_much_as_squares(v2):

@@ -145,7 +145,9 @@ def test_a_twin_that_disagrees_is_noise_at_its_place_alone(caplog):
         at_twin = model.at(PLACES[7:8], coords, disagreeing, num_samples=2)
     assert "1 pair(s) of points next to each other differ" in caplog.text
     assert np.median(twins.sd) < 1.5 * np.median(plain.sd)
-    assert at_twin.sd.item() > 0.03 and twins.sd.max() < 2 * plain.sd.max()
+    assert twins.sd.max() < 2 * plain.sd.max()
+    off = abs(at_twin.mean.item() - truth(PLACES[7:8]).item())  # the others know it better
+    assert at_twin.sd.item() > 0 and off < 3 * at_twin.sd.item()
     error = [np.sqrt(((a.mean[:, 0] - truth(QUERIES)) ** 2).mean()) for a in (plain, twins)]
     assert error[1] < 1.5 * error[0]
 

@@ -1,0 +1,196 @@
+"""What is known at the measurements and everywhere that is asked for: read, brought to the places,
+and what became of it in words.
+
+The closed form decides what each covariate is used for (sparsefield.gaussian.design).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import scipy
+
+from sparsefield.errors import UserError
+from sparsefield.gaussian.design import Use
+
+if TYPE_CHECKING:
+    from sparsefield.data.pictures import Raster
+
+log = logging.getLogger("sparsefield")
+
+LUMINANCE = "luminance"  # of the picture itself, by name
+MOST = 20
+
+
+@dataclass(frozen=True)
+class Known:
+    """Covariates of measurements.
+
+    Attributes:
+        values: (M, p) float64. names: p. units: of each, "" where they are not known.
+        pixels: (H, W, p) of all pixels, where the measurements come from a picture.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None
+
+    def of(self, chosen: np.ndarray) -> Self:
+        """Those of the measurements that are chosen, by (M,) bool."""
+        return replace(self, values=self.values[chosen])
+
+    def standard(self, values: np.ndarray) -> np.ndarray:
+        """Covariates (..., p) of mean 0 and sd 1 at the measurements."""
+        middle, spread = self.values.mean(axis=0), self.spread
+        return (values - middle) / spread
+
+    @property
+    def spread(self) -> np.ndarray:
+        """(p,) sd of each at the measurements; 1 of one that is constant."""
+        sd = self.values.std(axis=0)
+        return np.where(sd > 1e-9 * np.abs(self.values).max(axis=0), sd, 1.0)
+
+    def unit(self, j: int) -> str:
+        return self.units[j] if self.units else ""
+
+    def units_or(self, others: tuple[str, ...]) -> tuple[str, ...]:
+        """Their units, where they are known, else others."""
+        return tuple(self.unit(j) or other for j, other in enumerate(others))
+
+
+def checked(known: Known, count: int) -> Known:
+    """Covariates of `count` measurements. Raises UserError where they cannot be used."""
+    if known.values.shape != (count, len(known.names)):
+        raise UserError(f"covariates {known.values.shape}: give a row for each of the {count} "
+                        "measurements, (M, p)")
+    if len(known.names) > MOST or len(known.names) + 3 > count:
+        raise UserError(f"{len(known.names)} covariates for {count} measurements: give at most "
+                        f"{min(MOST, max(count - 3, 0))}")
+    for name, column in zip(known.names, known.values.T, strict=True):
+        if np.ptp(column) == 0:
+            log.warning("WARNING: %s is %g at all measurements: it tells nothing and is left out",
+                        name, column[0])
+    return known
+
+
+def of_picture(names: Sequence[str], picture: Raster, rows: np.ndarray, columns: np.ndarray
+               ) -> Known:
+    """Covariates of pixels: luminance of the picture itself, or pictures of the same size."""
+    from sparsefield.data.pictures import read_picture
+
+    planes, found = [], []
+    for name in names:
+        if name == LUMINANCE:
+            if picture.channels != 3:
+                raise UserError(f"--covariates {name}: it is for pictures in colour")
+            plane = picture.with_channels(1).values
+        else:
+            guide = read_picture(Path(name))
+            if guide.shape != picture.shape:
+                raise UserError("--covariates {}: is {} x {} pixels, the picture {} x {}: make "
+                                "them equal".format(name, *guide.shape[::-1],
+                                                    *picture.shape[::-1]))
+            plane = guide.values.astype(np.float64)
+            if guide.known is not None:
+                plane = np.where(guide.known[..., None], plane, np.nan)
+        found += [name if plane.shape[2] == 1 else f"{name}[{c}]" for c in range(plane.shape[2])]
+        planes.append(plane.astype(np.float64))
+    pixels = np.concatenate(planes, axis=2)
+    return Known(pixels[rows, columns], tuple(found), pixels=pixels)
+
+
+def of_pixels(known: Known, shape: tuple[int, int]) -> np.ndarray:
+    """(h, w, p): the covariates of a picture on a grid of another size over it, linear between the
+    middles of pixels."""
+    assert known.pixels is not None
+    height, width, _ = known.pixels.shape
+    if shape == (height, width):
+        return known.pixels
+    y, x = ((np.arange(n) + 0.5) / n * size - 0.5 for n, size in zip(shape, (height, width),
+                                                                     strict=True))
+    places = np.stack(np.meshgrid(x.clip(0, width - 1), y.clip(0, height - 1)), axis=-1)
+    return _between(np.arange(width), np.arange(height), known.pixels, places)
+
+
+def of_grid(
+    known: Known, path: str, places: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Covariates (H, W, p) at places (H, W, 2) by the variables of the same names in a file, NaN
+    outside its grid; and their units.
+
+    Raises:
+        UserError: a variable is missing, or no place is on the grid.
+    """
+    from sparsefield.data.netcdf import read_plane  # xarray, which the closed form does not need
+
+    x, y, values, units = read_plane(Path(path), known.names)
+    if places.shape[:2] == values.shape[:2] and np.array_equal(
+            places, np.stack(np.meshgrid(x, y), axis=-1)):
+        return values, units
+    log.info("covariates %s are interpolated from the %d x %d points of %s", ", ".join(known.names),
+             len(y), len(x), path)
+    found = _between(x, y, values, places)
+    if np.isnan(found).any(axis=-1).all():
+        raise UserError(f"--grid {path}: it covers x {x.min():g} to {x.max():g} and y {y.min():g} "
+                        f"to {y.max():g}, and no place that is asked for; give --extent within it")
+    return found, units
+
+
+def _between(x: np.ndarray, y: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values (H, W, p) on axes, linear at places (h, w, 2), NaN outside."""
+    x_order, y_order = np.argsort(x), np.argsort(y)
+    return scipy.interpolate.RegularGridInterpolator(
+        (y[y_order], x[x_order]), values[y_order][:, x_order], bounds_error=False,
+        fill_value=np.nan)(places[..., ::-1])
+
+
+def tell_of_range(known: Known, there: np.ndarray) -> None:
+    """Log at how many places (..., p) covariates lie outside those of the measurements."""
+    there = there.reshape(-1, len(known.names))
+    low, high = known.values.min(axis=0), known.values.max(axis=0)
+    slack = 1e-6 * (high - low)
+    for j, name in enumerate(known.names):
+        count = int(((there[:, j] < low[j] - slack[j]) | (there[:, j] > high[j] + slack[j])).sum())
+        if count:
+            log.warning("WARNING: at %d of %d places %s lies outside the %.6g to %.6g of the "
+                        "measurements: what holds within is carried on beyond", count, len(there),
+                        name, low[j], high[j])
+
+
+def in_words(
+    known: Known, uses: Sequence[Use], half_widths: np.ndarray, units: str, side: float,
+    distance: str,
+) -> list[str]:
+    """What each covariate is used for, a line each.
+
+    Args:
+        uses: of the standardised covariates, for values divided by half_widths (C,).
+        units: of the values. side: of the domain, in the units `distance`, such as km.
+    """
+    lines = []
+    for j, (name, use) in enumerate(zip(known.names, uses, strict=True)):
+        per = f" per {known.unit(j) or f'unit of {name}'}"
+        said = []
+        if not np.isnan(use.value).any():
+            factor = half_widths / known.spread[j]
+            pairs = zip(use.value * factor, use.error * factor, strict=True)
+            numbers = ", ".join(_with_error(value, error) for value, error in pairs)
+            said.append(f"drift {numbers} {units}{per}".replace("  ", " "))
+        if use.scale:
+            far = float(f"{use.scale * side / known.spread[j]:.2g}")
+            said.append(f"1 {known.unit(j)} of {name} counts as {far:.10g} {distance} of distance"
+                        .replace("  ", " "))
+        lines.append(f"{name}: {'; '.join(said) or 'not used, the measurements do not follow it'}")
+    return lines
+
+
+def _with_error(value: float, error: float) -> str:
+    """Such as -6.1 ± 0.2: as many digits as the error has."""
+    digits = max(0, 1 - int(np.floor(np.log10(error)))) if 0 < error < np.inf else 3
+    return f"{value:.{min(digits, 12)}f} ± {error:.{min(digits, 12)}f}"
