@@ -23,7 +23,6 @@ from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
 SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
@@ -130,18 +129,14 @@ def open_array(
 
     Blocks rather than a shuffle, because neighbours in a file often show the same thing (crops of
     one picture, days of one season), and a neighbour in training would make the test too easy.
-    Files `val` and `test`, see `scale.in_three`, or arrays `train`, `val` and `test` in one .npz
-    replace them.
+    Files `val` and `test` replace them, see `scale.in_three`.
 
     Raises:
-        UserError: as `read_arrays` and `array_data` do, or too few fields to split.
+        UserError: as `read_array` and `array_data` do, or too few fields to split.
     """
-    arrays, named_units = read_arrays(path)
-    if "images" not in arrays and val is None and test is None:
-        parts = [_part(path, arrays[name]) for name in SPLITS]
-    else:
-        main = _part(path, arrays["images" if "images" in arrays else "train"])
-        parts = in_three(main, *(file and _only_part(file) for file in (val, test)), cut)
+    fields, named_units = read_array(path)
+    own = [file and _part(file, read_array(file)[0]) for file in (val, test)]
+    parts = in_three(_part(path, fields), *own, cut)
     return array_data(path.name, parts, value_range, units or named_units)
 
 
@@ -192,12 +187,9 @@ def array_data(
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
-    """The fields in a file, and their units if it names them.
+def read_array(path: Path) -> tuple[np.ndarray, str | None]:
+    """The fields in an .npy, or in an .npz as `images` or as its only array; and its `units`.
 
-    Returns:
-        {"images": array} from an .npy, or an .npz with an array of that name or one array only;
-        {"train": ..., "val": ..., "test": ...} from an .npz that has these.
     Raises:
         UserError: no permission, broken, of another kind, more than memory holds, or object
             arrays (nothing in a file is ever executed).
@@ -208,15 +200,13 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         mode = "r" if path.stat().st_size > MAPPED_BYTES else None
         loaded = np.load(path, mmap_mode=mode, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"images": loaded}, None
+            return loaded, None
         with loaded as archive:
             _check_fits_memory(path)
             names = [name for name in archive.files if name != "units"]
             units = str(archive["units"]) if "units" in archive.files else None
-            if set(SPLITS) <= set(names):
-                return {name: archive[name] for name in SPLITS}, units
             if "images" in names or len(names) == 1:
-                return {"images": archive["images" if "images" in names else names[0]]}, units
+                return archive["images" if "images" in names else names[0]], units
     except BROKEN as error:
         reason = f"broken or cut off ({one_line(error)}); copy it again"
         if "Object arrays" in reason:
@@ -224,8 +214,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
         elif "pickle" in reason:
             reason = "no .npy or .npz file, whatever its name says"
         raise UserError(f"{path}: {reason}") from None
-    raise UserError(f"{path}: which array holds the fields? name it `images` (found: "
-                    f"{', '.join(names) or 'none'})")
+    raise UserError(f"{path}: which array holds the fields? name it `images`, and give others as "
+                    f"--data_val, --data_test (found: {', '.join(names) or 'none'})")
 
 
 def _check_fits_memory(path: Path) -> None:
@@ -240,13 +230,6 @@ def _check_fits_memory(path: Path) -> None:
 
 def _part(path: Path, array: np.ndarray) -> Part:
     return Part(str(path), array, 0, len(array) if array.ndim else 0)
-
-
-def _only_part(path: Path) -> Part:
-    arrays, _ = read_arrays(path)
-    if "images" not in arrays:
-        raise UserError(f"{path}: holds three splits already; name it as --data alone")
-    return _part(path, arrays["images"])
 
 
 def cut(part: Part, *shares: float) -> list[Part]:

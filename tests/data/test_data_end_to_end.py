@@ -13,43 +13,34 @@ import eval_v1_vs_v2
 import train_mamba
 import train_mamba_v2
 
-UNITS = "degC"
+UNITS, RNG = "degC", np.random.default_rng(0)
 SMALL = ["--epochs", "1", "--d_model", "16", "--num_layers", "2", "--batch_size", "12",
          "--unet_width", "8", "--flow_unet_width", "4", "--neighbours", "4",
          "--queries_min", "16", "--queries_max", "32", "--eval_pictures", "2",
          "--image_size", "16", "--device", "cpu", "--lr", "1e-3"]
 
 
-def waves(count: int) -> np.ndarray:
-    """(count, 16, 16) smooth float fields."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:16, :16] / 16
-    return np.stack([np.sin(6 * x + a) * np.cos(5 * y + b)
-                     for a, b in 6 * rng.random((count, 2))]).astype(np.float32)
-
-
 def pictures(folder) -> list[str]:
-    rng = np.random.default_rng(0)
     for k, (height, width) in enumerate([(20, 31), (64, 40), (17, 17)] * 5):
-        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{k}.{('png', 'jpg', 'webp')[k % 3]}")
     return ["--data", str(folder)]
 
 
 def sea(folder) -> list[str]:
-    fields = waves(20)
+    y, x = np.mgrid[:16, :16] / 16
+    fields = np.stack([np.sin(6 * x + a) * np.cos(5 * y + b) for a, b in 6 * RNG.random((20, 2))])
     fields[:, :4, :5] = np.nan
-    np.savez(folder / "sea.npz", images=fields, units=UNITS)
+    np.savez(folder / "sea.npz", images=fields.astype(np.float32), units=UNITS)
     return ["--data", str(folder / "sea.npz"), "--value_range", "-2", "2"]
 
 
 @pytest.mark.parametrize("make", [pictures, sea])
 def test_train_and_evaluate(make, tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    data = make(source)
-    train_mamba.main([*data, *SMALL, "--heads", "2", "--save_dir", str(tmp_path / "v1")])
-    train_mamba_v2.main([*data, *SMALL, "--perceiver_heads", "2", "--perceiver_iterations", "1",
+    (tmp_path / "source").mkdir()
+    data = [*make(tmp_path / "source"), *SMALL]
+    train_mamba.main([*data, "--heads", "2", "--save_dir", str(tmp_path / "v1")])
+    train_mamba_v2.main([*data, "--perceiver_heads", "2", "--perceiver_iterations", "1",
                          "--save_dir", str(tmp_path / "v2")])
     v1, v2 = tmp_path / "v1/mamba_latest.pth", tmp_path / "v2/mamba_v2_latest.pth"
 

@@ -17,14 +17,15 @@ FIELD = np.random.default_rng(0).normal(20, 3, (48, 20, 24)).astype(np.float32)
 
 
 def write(path, variables, axes, **attributes):
-    """A classic NetCDF: variables name -> (dims, array), axes name -> (values, units)."""
+    """A classic NetCDF: variables name -> (dims, array), axes name -> (values, units) or size."""
+    records = {"time"} & {dims[0] for dims, _ in variables.values()}
     with netcdf_file(path, "w") as file:
-        for name, (values, units) in axes.items():
-            file.createDimension(name, None if name == "time" else len(values))
-            axis = file.createVariable(name, "d", (name,))
-            axis[:], axis.units = values, units
-            for key, value in attributes.get(name, {}).items():
-                setattr(axis, key, value)
+        for name, axis in axes.items():
+            size = axis if isinstance(axis, int) else len(axis[0])
+            file.createDimension(name, None if name in records else size)
+            if size is not axis:
+                variables = variables | {name: ((name,), np.asarray(axis[0], float))}
+                attributes = attributes | {name: {"units": axis[1], **attributes.get(name, {})}}
         for name, (dims, array) in variables.items():
             variable = file.createVariable(name, array.dtype.char, dims)
             variable[:] = array
@@ -87,11 +88,8 @@ def test_rows_of_a_map_grow_with_latitude_whichever_way_the_file_goes(tmp_path):
 
 
 def test_rows_without_coordinates_stay(tmp_path):
-    path = tmp_path / "a.nc"
-    with netcdf_file(path, "w") as file:
-        for dim, size in zip(("step", "row", "column"), FIELD.shape, strict=True):
-            file.createDimension(dim, size)
-        file.createVariable("q", "f", ("step", "row", "column"))[:] = FIELD
+    path = write(tmp_path / "a.nc", {"q": (("step", "row", "column"), FIELD)},
+                 {"step": 48, "row": 20, "column": 24})
     data = open_data(str(path))
     assert not data.rows_up
     np.testing.assert_allclose(data.to_physical(data.train.example(0))[..., 0], FIELD[0], rtol=1e-5)
@@ -165,32 +163,21 @@ def test_attributes_that_tell_what_was_measured(tmp_path, name):
 
 @pytest.mark.parametrize("dims", [("lat", "lon", "time"), ("lon", "level", "time", "lat")])
 def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
-    named = dict(zip(("level", *ALL), (1, *FIELD.shape), strict=True))
-    stored = np.moveaxis(FIELD, [ALL.index(d) for d in dims if d in ALL], [0, 1, 2]).reshape(
-        [named[d] for d in dims])
-    with netcdf_file(tmp_path / "a.nc", "w") as file:
-        for name, (values, units) in (months() | lonlat()).items():
-            file.createDimension(name, len(values))
-            axis = file.createVariable(name, "d", (name,))
-            axis[:], axis.units = values, units
-        file.createDimension("level", 1)
-        file.createVariable("t", "f", dims)[:] = stored
-    fields = read_fields(tmp_path / "a.nc")
+    order = [ALL.index(dim) for dim in dims if dim in ALL]
+    stored = FIELD.transpose(order)
+    stored = stored[:, None] if "level" in dims else stored
+    fields = read_fields(write(tmp_path / "a.nc", {"t": (dims, stored)},
+                               months() | lonlat() | {"level": 1}))
     np.testing.assert_array_equal(fields.values[..., 0], FIELD)
     assert sorted(set(fields.years)) == [1990, 1991, 1992, 1993]
 
 
-@pytest.mark.parametrize("dims", [ALL, ("lat", "lon", "time")])
+@pytest.mark.parametrize("dims", [("month", "row", "column"), ("row", "column", "month")])
 def test_time_is_the_axis_of_steps_wherever_it_stands(tmp_path, dims):
     """Beside axes without coordinates."""
-    with netcdf_file(tmp_path / "a.nc", "w") as file:
-        for name, size in zip(("month", "row", "column"), FIELD.shape, strict=True):
-            file.createDimension(name, size)
-        axis = file.createVariable("month", "d", ("month",))
-        axis[:], axis.units = months()["time"]
-        here = [("month", "row", "column")[ALL.index(dim)] for dim in dims]
-        file.createVariable("t", "f", here)[:] = FIELD.transpose([ALL.index(dim) for dim in dims])
-    fields = read_fields(tmp_path / "a.nc")
+    stored = FIELD if dims[0] == "month" else np.moveaxis(FIELD, 0, 2)
+    fields = read_fields(write(tmp_path / "a.nc", {"t": (dims, stored)}, {
+        "month": months()["time"], "row": 20, "column": 24}))
     np.testing.assert_array_equal(fields.values[..., 0], FIELD)
     assert len(fields.years) == 48
 
@@ -238,11 +225,6 @@ def test_one_field_is_split_by_longitude(tmp_path):
 # --- files ----------------------------------------------------------------------------------------
 
 
-def cut(path, size=None):
-    content = path.read_bytes()
-    path.write_bytes(content[: size or len(content) // 2])
-
-
 def test_netcdf_4(tmp_path, monkeypatch):
     xarray = pytest.importorskip("xarray")
     pytest.importorskip("h5py")
@@ -257,7 +239,7 @@ def test_netcdf_4(tmp_path, monkeypatch):
         for name in ("h5netcdf", "netCDF4"):
             patch.setitem(sys.modules, name, None)
         refuse(path, "pip install h5netcdf")
-    cut(path)
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     refuse(path, "broken or cut off")
 
 

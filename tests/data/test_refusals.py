@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import zipfile
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sparsefield import cli
-from sparsefield.data import TrainingBatches, open_data, parse_pattern
+from sparsefield.data import frozen_case, open_data, parse_pattern
 
 
 @pytest.fixture
@@ -37,27 +36,16 @@ def opened(spec: str, **options) -> Callable[[], object]:
     return lambda: open_data(spec, **options)
 
 
-def with_pattern(text: str, spec: str = "photos") -> Callable[[], object]:
-    """What training does first with data and pattern."""
-    def call() -> None:
-        TrainingBatches(
-            open_data(spec, image_size=16).train, parse_pattern(text), seed=0, batch_size=2,
-            queries=(1, 2), draw_angles=lambda rng, size: rng.random(size),
-        )[0]
-    return call
+def with_pattern(text: str) -> Callable[[], object]:
+    return lambda: frozen_case(open_data("terrain", image_size=16).val, 0, parse_pattern(text), 0)
 
 
-@contextlib.contextmanager
-def as_nobody():
-    """Root may read everything: give that up for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+@pytest.fixture
+def nobody():
+    """nobody(): no longer root, who may read everything."""
+    own = os.geteuid()
+    yield lambda: os.seteuid(65534 if own == 0 else own)
+    os.seteuid(own)
 
 
 @pytest.mark.parametrize("spec", ["nowhere.npz", "nowhere", "photo", "cifar100"])
@@ -137,8 +125,7 @@ def test_archive_larger_than_memory(refused):
         size = archive.infolist()[0].file_size
     promised = content.rfind(struct.pack("<I", size), content.find(b"PK\x01\x02"))
     Path("a.npz").write_bytes(
-        content[:promised] + struct.pack("<I", 0xFFFFFFFE) + content[promised + 4:]
-    )
+        content[:promised] + struct.pack("<I", 0xFFFFFFFE) + content[promised + 4:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}.get)
         refused(opened("a.npz"), "4.0 GiB", ".npy")
@@ -182,7 +169,7 @@ def test_folder_of_unusable_pictures(refused):
     refused(opened("bad"), *words)
 
 
-def test_no_permission(refused, tmp_path):
+def test_no_permission(refused, nobody, tmp_path):
     Path("closed").mkdir()
     Image.new("RGB", (40, 40)).save("closed/a.png")
     np.save("closed.npy", np.zeros((30, 6, 6)))
@@ -191,11 +178,10 @@ def test_no_permission(refused, tmp_path):
         folder.chmod(0o755)
     for path in ("closed", "closed.npy", "closed_mask.png"):
         Path(path).chmod(0)
-    with as_nobody():
-        refused(opened("closed"), "closed", "Permission denied")
-        refused(opened("closed/a.npz"), "closed/a.npz", "Permission denied")
-        refused(opened("closed.npy"), "closed.npy", "Permission denied")
-        refused(lambda: parse_pattern("closed_mask.png"), "closed_mask.png", "Permission denied")
+    nobody()
+    for path in ("closed", "closed/a.npz", "closed.npy"):
+        refused(opened(path), path, "Permission denied")
+    refused(lambda: parse_pattern("closed_mask.png"), "closed_mask.png", "Permission denied")
 
 
 @pytest.mark.parametrize("text, word", [
@@ -211,16 +197,12 @@ def test_patterns(refused, text, word):
     refused(with_pattern(text), "--observe", word)
 
 
-def test_masks(refused):
-    Image.new("L", (16, 16), 0).save("black.png")
-    Image.new("L", (16, 16), 255).save("white.png")
-    half = Image.new("L", (20, 16), 0)
-    half.paste(255, (0, 0, 10, 16))
-    half.save("half.png")
-    Path("text.png").write_text("no picture")
-    bomb("bomb.png")
-    refused(with_pattern("black.png"), "black.png", "nothing")
-    refused(with_pattern("white.png"), "white.png", "everything")
-    refused(with_pattern("half.png"), "half.png", "20 x 16", "16 x 16")
-    refused(with_pattern("text.png"), "text.png", "no readable picture")
-    refused(with_pattern("bomb.png"), "bomb.png", "limit")
+@pytest.mark.parametrize("write, words", [
+    (Image.new("L", (16, 16), 0).save, ["nothing"]),
+    (Image.new("L", (16, 16), 255).save, ["everything"]),
+    (Image.linear_gradient("L").resize((20, 16)).save, ["20 x 16", "16 x 16"]),
+    (lambda path: Path(path).write_text("no picture"), ["no readable picture"]), (bomb, ["limit"]),
+])
+def test_masks(refused, write, words):
+    write("mask.png")
+    refused(with_pattern("mask.png"), "mask.png", *words)

@@ -67,17 +67,14 @@ def test_archive(tmp_path, form):
         np.testing.assert_allclose(data.to_physical(split.example(0)), picture, atol=1e-4)
 
 
-class Executes:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def test_pickles_are_not_executed(tmp_path):
     trap = tmp_path / "executed"
-    content = pickle.dumps({"data": Executes(trap)}, protocol=2)
+
+    class Executes:
+        def __reduce__(self):
+            return open, (str(trap), "w")
+
+    content = pickle.dumps({"data": Executes()}, protocol=2)
     write_archive(tmp_path, {f"cifar/{name}": content for name in NAMES}, "python")
     with pytest.raises(UserError, match="no CIFAR-10 archive"):
         open_data("cifar10", data_dir=tmp_path)
