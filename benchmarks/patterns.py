@@ -1,6 +1,6 @@
 """How weights do on other measurements, and larger pictures, than they learnt: the posterior mean.
 
-    python benchmarks/patterns.py                                # the weights that come along
+    python benchmarks/patterns.py                                # the bundled weights
     python benchmarks/patterns.py --image_size 64 --observe random:0.2 --pictures 24
     python benchmarks/patterns.py --data_test natural32_val.npz --observe grid:2 lines:8
     python benchmarks/patterns.py --checkpoints a.pth b.pth

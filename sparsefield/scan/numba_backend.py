@@ -6,7 +6,7 @@ read and written as they are; everything inside is float32.
 The kernels release the GIL and run on as many threads as `torch.get_num_threads()` says. numba's
 own thread pools are not used: the one that is always there aborts the process when two Python
 threads meet in it, and the OpenMP one brings a second OpenMP beside torch's. The threads sleep
-between calls, start on first use, and anew in a forked child, so DataLoader workers are safe.
+between calls, start on first use, and again in a forked child: DataLoader workers are safe.
 
 Results are the same bits for any number of threads: each task owns its outputs, and sums over
 tasks are taken afterwards in one fixed order.
