@@ -138,7 +138,8 @@ class Reconstructor:
         network, checkpoint: of the model; {} for the closed form alone. device: where it runs.
         path: of the checkpoint, as it was given; "none" for the closed form alone.
         channels, scale: of the fields that it was trained on; None for the closed form alone.
-        spread: factor on the spread of samples, fitted at the end of training; 1 if it was not.
+        spread: factors on the spread of samples of each channel, or one for all, fitted at the end
+            of training; 1 if it was not.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Reconstructor:
         self.network, self.checkpoint, self.device = network, checkpoint, device
         self.path = str(path)
         self.channels = self.scale = None
-        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
+        self.spread = checkpoint.get("calibration", {}).get("spread", 1.0)
         if not checkpoint:
             return
         data = checkpoint["data"]
@@ -459,6 +460,8 @@ def _sample(
         covariates=measured.covariates,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
-    samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
+    # One channel of a model of several is any of them.
+    spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
+    samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
     return Field(queries, mean, sd, samples, how, result.variogram), result.uses
