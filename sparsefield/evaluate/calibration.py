@@ -1,4 +1,4 @@
-"""One number that makes the intervals of samples cover what they say."""
+"""One number a channel that makes the intervals of samples cover what they say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsefield.evaluate.cases import Case, Cases, spread
-from sparsefield.evaluate.metrics import LEVEL, coverage, unobserved, widen
+from sparsefield.evaluate.metrics import LEVEL, by_channel, coverage, unobserved, widen
 from sparsefield.model.field import FieldModel
 
 SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}  # of samples, here and later
@@ -19,11 +19,12 @@ LIMITS = (0.25, 4.0)
 
 def describe(fitted: dict[str, Any]) -> str:
     """What `calibrate` found, in words."""
-    factor = f"the spread times {fitted['spread']:.2f}"
+    factor = f"the spread times {by_channel(fitted['spread'])}"
     if not fitted["pictures"]:
         return f"{factor}, fitted on {fitted['fitted_on']} validation picture(s), not measured"
-    return (f"90 % intervals of {fitted['pictures']} validation pictures cover {fitted['raw']:.1%} "
-            f"as sampled, {fitted['calibrated']:.1%} with {factor}, fitted on "
+    return (f"90 % intervals of {fitted['pictures']} validation pictures cover "
+            f"{by_channel(fitted['raw'], '.1%')} as sampled, "
+            f"{by_channel(fitted['calibrated'], '.1%')} with {factor}, fitted on "
             f"{fitted.get('fitted_on', 'unknown')} others")
 
 
@@ -45,20 +46,24 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
     points that were not observed, and measure it on the others.
 
     Returns:
-        what a checkpoint holds: spread, a factor on the distance of samples from their mean; raw
-        and calibrated, the share of the truths in the LEVEL interval without and with it; pictures,
-        how many that was measured on (of none it is NaN), and fitted_on.
+        what a checkpoint holds: for each channel spread, a factor on the distance of samples from
+        their mean, and raw and calibrated, the share of the truths in the LEVEL interval without
+        and with it (of earlier versions one number for all channels); pictures, how many that was
+        measured on (of none it is NaN), and fitted_on.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
     draws = chosen.sample(model, draws=MEMBERS, **SETTINGS).draws
     to_fit, held_out = chosen.cases[::2], chosen.cases[1::2]
-    factor = fit_spread(*pool(draws[::2], to_fit))
-    raw = calibrated = float("nan")
+    channels = [slice(c, None, cases.channels) for c in range(cases.channels)]
+    samples, truth = pool(draws[::2], to_fit)
+    factors = [fit_spread(samples[:, own], truth[own]) for own in channels]
+    raw = calibrated = [float("nan")] * len(channels)
     if held_out:
         samples, truth = pool(draws[1::2], held_out)
-        raw = coverage(samples, truth, LEVEL)
-        calibrated = coverage(widen(samples, factor), truth, LEVEL)
-    return {"spread": factor, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
+        raw = [coverage(samples[:, own], truth[own], LEVEL) for own in channels]
+        calibrated = [coverage(widen(samples[:, own], factor), truth[own], LEVEL)
+                      for own, factor in zip(channels, factors, strict=True)]
+    return {"spread": factors, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
             "fitted_on": len(to_fit)}
 
 

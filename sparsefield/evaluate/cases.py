@@ -130,10 +130,11 @@ class Outcome:
         """The first draw of each case."""
         return [draws[0] for draws in self.draws]
 
-    def widened(self, factor: float) -> Outcome:
+    def widened(self, factor: float | Sequence[float]) -> Outcome:
         """With the distance of the draws from their mean multiplied, limited to the range again."""
         draws = [np.clip(metrics.widen(samples, factor), 0, 1) for samples in self.draws]
-        return replace(self, draws=draws, how=f"{self.how}, spread times {factor:.2f}")
+        how = f"{self.how}, spread times {metrics.by_channel(factor)}"
+        return replace(self, draws=draws, how=how)
 
 
 class Cases:

@@ -176,6 +176,7 @@ def evaluate_samples(
         coverage_50, coverage_90         of central intervals of the hidden values
         coverage_90_4x4, coverage_90_8x8 of the means of blocks that are not wholly observed
         coverage_90_luminance            of the mean over channels of the hidden points
+        coverage_90_channel_1, ...       of each channel, where there are several
         variance, squared_error          mean over the hidden values; see `moments`
 
     Args:
@@ -186,6 +187,7 @@ def evaluate_samples(
     samples, target = unobserved(draws, truth, observed)
     _require_finite(samples)
     variance, squared_error = moments(samples, target)
+    channels = truth.shape[2]
     luminance = unobserved(
         draws.mean(axis=-1, keepdims=True), truth.mean(axis=-1, keepdims=True), observed)
     return {
@@ -194,14 +196,21 @@ def evaluate_samples(
         **{f"coverage_90_{size}x{size}": coverage(*block_means(draws, truth, observed, size))
            for size in BLOCKS},
         "coverage_90_luminance": coverage(*luminance),
+        **{f"coverage_90_channel_{c + 1}": coverage(samples[:, c::channels], target[c::channels])
+           for c in range(channels) if channels > 1},
         "variance": _mean(variance), "squared_error": _mean(squared_error),
     }
 
 
-def widen(samples: np.ndarray, spread: float) -> np.ndarray:
-    """Samples (K, ...) with their distance from their mean multiplied."""
+def widen(samples: np.ndarray, spread: float | Sequence[float]) -> np.ndarray:
+    """Samples (K, ..., C) with their distance from their mean multiplied, by one factor or C."""
     mean = samples.mean(axis=0, keepdims=True)
-    return mean + spread * (samples - mean)
+    return mean + np.asarray(spread, dtype=samples.dtype) * (samples - mean)
+
+
+def by_channel(numbers: float | Sequence[float], form: str = ".2f") -> str:
+    """One number, or one for each channel, in words."""
+    return " / ".join(f"{number:{form}}" for number in np.atleast_1d(numbers))
 
 
 def moments(samples: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -364,6 +364,10 @@ def method_table(title: str, summaries: dict[str, Summary]) -> str:
     highest = metrics.largest_coverage(members)
     calibrated = {name: min(0.5 if name == "coverage_50" else 0.9, highest)
                   for name in COLUMNS if name.startswith("coverage")}
+    for name, row in summaries.items():
+        own = [share for key, share in row["mean"].items() if "_90_channel" in key]
+        if own:
+            notes.append(f"{name}: in 90%, by channel: {metrics.by_channel(own, '.3f')}")
     notes.append(NOTE_ON_SAMPLES.format(intervals=" and ".join(
         metrics.interval_name(level, members) for level in (0.5, 0.9))))
     return titled(title, lines_of(summaries, calibrated={"spread_error": 1} | calibrated), *notes)

@@ -43,6 +43,7 @@ log = logging.getLogger("sparsefield")
 
 MOST_SAMPLES = 1000
 TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
+FEW = 5  # places: of 2, 3, 5 of known fields, 90 % intervals held 54, 65, 81 %
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
@@ -137,7 +138,8 @@ class Reconstructor:
         network, checkpoint: of the model; {} for the closed form alone. device: where it runs.
         path: of the checkpoint, as it was given; "none" for the closed form alone.
         channels, scale: of the fields that it was trained on; None for the closed form alone.
-        spread: factor on the spread of samples, fitted at the end of training; 1 if it was not.
+        spread: factors on the spread of samples of each channel, or one for all, fitted at the end
+            of training; 1 if it was not.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Reconstructor:
         self.network, self.checkpoint, self.device = network, checkpoint, device
         self.path = str(path)
         self.channels = self.scale = None
-        self.spread = float(checkpoint.get("calibration", {}).get("spread", 1.0))
+        self.spread = checkpoint.get("calibration", {}).get("spread", 1.0)
         if not checkpoint:
             return
         data = checkpoint["data"]
@@ -368,6 +370,12 @@ def observe(
         spacing = frame.domain.spacing(len(places))
         places, values, noise = points.merge_twins(places, values, noise, spacing)
         noise = transformed_noise(settings.transform, noise, values)
+    if model.is_closed_form and 1 < len(places) <= FEW:
+        log.warning("WARNING: %d places hardly tell how a field varies: expect intervals of 90 %% "
+                    "to hold 50 to 80 %%", len(places))
+    if (trained := model.scale and model.scale.units) and given.units not in (None, trained):
+        log.warning("WARNING: the values are in %s, those that the model has learnt in %s: convert "
+                    "them", given.units, trained)
     for c in np.flatnonzero(np.ptp(values, axis=0) == 0):
         log.warning("WARNING: %s%s: %.6g; how much it varies elsewhere is unknown, and the sd "
                     "is a guess", "the only value" if len(values) == 1 else "all values",
@@ -458,6 +466,8 @@ def _sample(
         covariates=measured.covariates,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
-    samples[:, asked] = widen(result.values[0].cpu().numpy(), model.spread)
+    # One channel of a model of several is any of them.
+    spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
+    samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
     return Field(queries, mean, sd, samples, how, result.variogram), result.uses

@@ -142,8 +142,8 @@ def test_refusals_are_one_line_and_exit_code_2(checkpoint, capsys, flags, words,
 
 def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_path):
     stored = load_checkpoint(checkpoint)
-    stored["calibration"] = {"spread": 1.3, "raw": 0.8, "calibrated": 0.9, "pictures": 16,
-                             "fitted_on": 15}
+    stored["calibration"] = {"spread": [1.3, 1.3, 1.2], "raw": [0.8] * 3, "calibrated": [0.9] * 3,
+                             "pictures": 16, "fitted_on": 15}
     save_checkpoint(tmp_path / "v2.pth", stored)
     results = script.evaluate(config(tmp_path / "v2.pth", tmp_path / "out", resolutions=(16,),
                                      samplers=("heun",)))
@@ -151,7 +151,8 @@ def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_p
     raw, wide = (summary[kind]["heun"]["spread_error"] for kind in ("sample", "calibrated"))
     assert 1.1 * raw < wide < 1.3 * raw
     text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
-    assert "heun calibrated" in text and "with the spread times 1.30" in text
+    assert "heun calibrated" in text and "with the spread times 1.30 / 1.30 / 1.20" in text
+    assert text.count("heun: in 90%, by channel: 0.") == 1
 
 
 # --- samples -------------------------------------------------------------------------------------

@@ -63,6 +63,13 @@ def test_calibration_widens_samples_about_their_mean(colour):
     raw = model.reconstruct(coords, values, 8, num_samples=4)
     assert np.allclose(wide.sd, 1.2 * raw.sd, rtol=1e-3, atol=1e-3)
     assert np.array_equal(wide.mean, raw.mean)
+    model.spread = [1.2, 1.0, 2.0]
+    by_channel = model.reconstruct(coords, values, 8, num_samples=4)
+    assert np.allclose(by_channel.sd, model.spread * raw.sd, rtol=1e-3, atol=1e-3)
+    grey = [load(colour), model]
+    grey[0].spread = 1.4
+    one, mean_of_three = (own.reconstruct(coords, values[:, :1], 8, num_samples=4) for own in grey)
+    assert np.allclose(one.sd, mean_of_three.sd)
 
 
 def test_many_points_are_seen_in_blocks_around_each_query(sea):
