@@ -224,7 +224,9 @@ def read_plane(
             fields = {names[0]: next(iter(fields.values()))}
     planes, units = [], []
     for name in names:
-        plane = _find(path, fields, name, "--covariates").squeeze(drop=True)
+        plane = _find(path, fields, name, "--covariates")
+        plane = plane.squeeze([dim for dim, count in plane.sizes.items()
+                               if count == 1 and dim not in (x.name, y.name)], drop=True)
         if set(plane.dims) != {x.name, y.name}:
             raise UserError(f"{path}: {describe(plane)}: a covariate has the axes {y.name} and "
                             f"{x.name} alone; choose one step of the others first")

@@ -102,8 +102,8 @@ def as_given(
         columns = unmasked("covariates", covariates)
         columns = columns[:, None] if columns.ndim == 1 else columns
         if columns.ndim != 2 or len(columns) != len(values) or columns.size == 0:
-            raise UserError(f"covariates {columns.shape}: give (M, p), a row for each of the "
-                            f"{len(values)} measurements")
+            raise UserError(f"covariates {columns.shape}: give (M, p), p > 0, a row for each of "
+                            f"the {len(values)} measurements")
         known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
     found = Measurements(coords, values, known=known,
                          noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))

@@ -198,6 +198,16 @@ def test_units_that_differ_are_said(command, stations, tmp_path):
     assert "at 400 of 400 places elev lies outside" in out and "the same units?" in out
 
 
+def test_a_grid_may_have_one_row(command, stations):
+    at = (np.arange(20) + 0.5) / 20
+    xarray.DataArray(height(np.stack([at, 0 * at + 0.5], axis=-1))[None, None], name="elev",
+                     dims=("time", "y", "x"), coords={"x": at, "y": [0.5]}
+                     ).to_netcdf("g.nc", engine="scipy")
+    for more in ((), ("--extent", 0.2, 0.6, 0.49, 0.51, "--resolution", "1x20")):
+        code, out, err = command(*ASK, "--grid", "g.nc", *more)
+        assert code == 0 and "-> 1x20" in out and "lack a covariate" not in out, err
+
+
 def test_bands_of_a_geotiff_have_the_names_that_describe_them(command, stations):
     pytest.importorskip("rioxarray")
     at = (np.arange(20) + 0.5) / 20
