@@ -173,8 +173,9 @@ def _axis_of(variable: DataArray) -> str | None:
 
 
 def is_longitude(variable: DataArray) -> bool:
-    """Whether an x axis is in degrees east."""
-    return str(variable.attrs.get("units", "")).strip().lower() in _UNITS["x"]
+    """Whether an x axis is in degrees east, and not about another pole."""
+    return (str(variable.attrs.get("units", "")).strip().lower() in _UNITS["x"]
+            and "grid" not in str(variable.attrs.get("standard_name", "")))
 
 
 def grid_axes(path: Path) -> tuple[DataArray, DataArray]:

@@ -6,6 +6,7 @@ every variogram |h|^b of the closed form remains one (sparsefield.gaussian.kerne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ WIDEST = 360.0
 FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
 EARTH = 6371.0  # km
 ROUNDING = 1e-9  # degrees
+ROTATED = {"grid", "rotated", "rlon", "rlat"}  # words in names of degrees about another pole
 
 
 def require_degrees(source: str, coords: np.ndarray) -> None:
@@ -30,6 +32,13 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
                             f"--lonlat takes {-most:g} to {most:g}; are longitude and latitude "
                             "exchanged (give --x and --y), or are these metres (no --lonlat)? "
                             f"Leave out what is a mistake: --missing {wrong[-1]:.7g}")
+
+
+def refuse_rotated(source: str, names: str) -> None:
+    """Raises UserError for axes whose names say that they are degrees about another pole."""
+    if ROTATED & set(re.findall(r"[^\W\d_]+", names.lower())):
+        raise UserError(f"{source}: {names} are those of a rotated grid, and --lonlat takes "
+                        "longitude and latitude; choose these, or leave --lonlat out")
 
 
 def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:

@@ -266,6 +266,9 @@ def what_is_asked(
         raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
     if reach is not None and not reach > 0:
         raise UserError(f"--reach {reach:g}: give a distance above 0")
+    if grid is not None and lonlat:
+        globe.refuse_rotated(f"--grid {grid}", ", ".join(
+            f"{axis.attrs.get('standard_name', axis.name)}" for axis in grid_axes(Path(grid))))
     like = Grid.like(grid) if grid is not None and is_free else None
     if like is not None or extent is not None:
         extent = _extent_of(like, grid, lonlat) if like else _growing(extent, lonlat)

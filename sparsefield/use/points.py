@@ -21,6 +21,7 @@ MOST_POINTS = 100_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
+LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
 
 Extent = tuple[float, float, float, float]  # x0, x1, y0, y1
@@ -89,9 +90,10 @@ def as_given(
 ) -> Measurements:
     """Measurements of a program, see `Reconstructor.reconstruct`. Raises UserError for no real
     numbers, other shapes, NaN or infinity that is not masked, and as `clean`."""
-    masks = [np.ma.getmaskarray(array) for array in (coords, values)]
+    masks = [np.ma.getmaskarray(array) for array in (coords, values, noise_sd, covariates)]
     coords, values = pair_of("", coords, values)
-    hidden = masks[0].any(axis=1) | masks[1].reshape(values.shape).any(axis=1)
+    hidden = np.any([mask.reshape(len(values), -1).any(axis=1) for mask in masks
+                     if mask.shape[:1] == values.shape[:1]], axis=0)
     if not (np.isfinite(coords[~hidden]).all() and np.isfinite(values[~hidden]).all()):
         raise UserError("coords or values hold NaN or infinity: leave those points out")
     values[hidden] = np.nan
@@ -103,7 +105,8 @@ def as_given(
             raise UserError(f"covariates {columns.shape}: give (M, p), a row for each of the "
                             f"{len(values)} measurements")
         known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
-    found = Measurements(coords, values, noise=noise_of(noise_sd, len(values)), known=known)
+    found = Measurements(coords, values, known=known,
+                         noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
     return clean("measurements", found, missing, lonlat)
 
 
@@ -154,10 +157,27 @@ def clean(
                         "used: average neighbours, or leave rows out")
     if (least := noise[kept].min()) < 0:
         raise UserError(f"{source}: the noise's sd is {least:g} in places; give 0 or more")
-    if not lonlat:
-        return found
-    globe.require_degrees(source, found.coords)
-    return found.turned()
+    is_zero = (found.coords == 0).all(axis=1)
+    if lonlat:
+        globe.require_degrees(source, found.coords)
+        found = found.turned()
+    if missing != []:
+        _refuse_lost(source, found.coords, is_zero)
+    return found
+
+
+def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:
+    """Raises UserError where (0, 0) may mean that a place is unknown: it is far from all others."""
+    others = coords[~is_zero]
+    if not is_zero.any() or len(others) < 5:
+        return
+    low, high = others.min(axis=0), others.max(axis=0)
+    place = coords[is_zero][0]
+    if (np.maximum(low - place, place - high) > LOST * (high - low)).any():
+        raise UserError(
+            f"{source}: {is_zero.sum()} places are (0, 0), all others {low[0]:.6g} to {high[0]:.6g}"
+            f", {low[1]:.6g} to {high[1]:.6g}; leave them out (# before their lines), or, if they "
+            "are where it was measured, give --missing none (in Python missing=[])")
 
 
 def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
@@ -176,7 +196,8 @@ def pair_of(source: str, coords: np.ndarray, values: np.ndarray) -> tuple[np.nda
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or coords.shape != (len(values), 2) or values.shape[1] == 0:
         raise UserError(f"{source}coords {coords.shape} and values {values.shape}: give (M, 2) and "
-                        "(M,) or (M, C); one row for each point")
+                        "(M,) or (M, C); one row for each point (a third coordinate goes into "
+                        "covariates)")
     return coords, values
 
 

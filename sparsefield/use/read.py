@@ -49,6 +49,9 @@ PAIRS = (
 LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
           "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
           "month", "day", "hour", "minute", "second"}
+# Words that make of x no place, and those of a third coordinate.
+NO_PLACE = {"wind", "velocity", "speed", "sd", "std", "error", "err", "uncertainty"}
+THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
 NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
 
@@ -240,9 +243,16 @@ class _Columns:
                  ("" if k_noise is None else f", noise_sd = {self.names[k_noise]}")
                  + (f", covariates = {', '.join(covariates)}" if covariates else ""),
                  f"; left out: {', '.join(left)}" if left else "")
+        third = [name for k, name in enumerate(self.names)
+                 if k not in (k_x, k_y, *k_known) and set(words_of(name)) & THIRD]
+        if third and set(names) - set(third):
+            log.info("the field is one of x and y alone; if %s is a third coordinate, or the field "
+                     "follows it: --covariates %s", third[0], third[0])
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         words = set(words_of(self.names[k_y]))
-        if words & PAIRS[1][1] and not words & {"grid", "rotated"} and not lonlat:
+        if lonlat:
+            globe.refuse_rotated(self.source, f"{self.names[k_x]}, {self.names[k_y]}")
+        elif words & PAIRS[1][1] and not words & globe.ROTATED:
             _tell_of_globe(self.source, coords, x is not None or y is not None)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
         units = self.table.attrs.get(names[0]) if len(names) == 1 else None
@@ -296,7 +306,8 @@ class _Columns:
     def _called(self, words: set[str], used: Sequence[int]) -> list[int]:
         """Columns that are not used whose names are one of some words, or else have one of them."""
         having = [k for k, name in enumerate(self.names)
-                  if k not in used and words & set(words_of(name))]
+                  if k not in used and words & set(words_of(name))
+                  and not NO_PLACE & set(words_of(name))]
         return [k for k in having if len(words_of(self.names[k])) == 1] or having
 
     def values(self, *taken: int | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 
 from sparsefield import load
 from sparsefield.errors import UserError
+from sparsefield.use.grids import Asked, Frame
+from sparsefield.use.points import as_given
+from sparsefield.use.predict import Settings
 
 PLACES = np.random.default_rng(0).uniform(size=(40, 2))
 WAVE = np.sin(5 * PLACES[:, 0]) * np.cos(4 * PLACES[:, 1])
@@ -33,6 +37,7 @@ def test_what_is_masked_or_missing_is_left_out(models):
     for values, options in (
         (np.ma.masked_array(wrong, hidden), {}),
         (np.ma.masked_array(np.where(hidden, np.nan, WAVE), hidden), {}),
+        (wrong, {"noise_sd": np.ma.masked_array(np.where(hidden, np.nan, 0), hidden)}),
         (np.where(hidden, -9999, WAVE), {"missing": [-9999]}),
         (np.where(hidden, np.float32(9.96921e36), WAVE), {"missing": [9.96921e36]}),
     ):
@@ -92,6 +97,21 @@ def test_other_numbers_of_channels_are_reconstructed_alone(models, channels):
     assert field.mean.shape == (8, 8, channels) and field.samples.shape == (2, 8, 8, channels)
     for k in range(channels):
         assert abs(field.mean[..., k].mean() / 10.0**k - 2 * k) < 1
+
+
+@pytest.mark.parametrize("count, is_said", [(1, False), (2, True), (5, True), (6, False)])
+def test_intervals_of_few_places_are_said_to_be_too_narrow(caplog, count, is_said):
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        quick(load("none"), WAVE[:count], PLACES[:count])
+    assert ("hardly tell how a field varies" in caplog.text) == is_said
+
+
+def test_other_units_than_those_of_the_training_are_said(models, caplog):
+    given = replace(as_given(PLACES, WAVE), units="K")
+    asked = Asked(PLACES, (0, 1, 0, 1), Frame.of(given, (0, 1, 0, 1)))
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        models["sea"].answer(given, asked, Settings(num_samples=2, num_steps=1))
+    assert "the values are in K, those that the model has learnt in degC" in caplog.text
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def table(header: str, order: str = "xyv", separator: str = ",") -> str:
     ('"Lat, deg","Lon, deg",t', "yxv"), ("Breite (°),Länge (°),t", "yxv"),
     ("v,Y_25832,X_25832", "vyx"), ("x,x_error,y,v", "x-yv"), ("id,lat,lon,t", "-yxv"),
     ("station id,t,lat,lon", "-vyx"), ("lon,lat,time,t", "xy-v"), ("x,y,n,", "xyv"),
-    (",y,x,t", "-yxv"),
+    (",y,x,t", "-yxv"), ("temp,site_lat,site_lon", "vyx"), ("v,station_y,station_x", "vyx"),
+    ("v,lat_wgs,lon_wgs", "vyx"),
 ])
 def test_names_of_columns(tmp_path, caplog, header, order):
     with caplog.at_level("INFO", logger="sparsefield"):
@@ -52,6 +53,8 @@ def test_names_of_columns(tmp_path, caplog, header, order):
     ("v,coords.x1,coords.x2", "vxy", {}, "--x and --y"),
     ("x,y,site_lon,site_lat,v", "xyxyv", {}, "(x, y) or (site_lon, site_lat)"),
     ("lat,north_side,t", "yxv", {}, "give --x and --y"), ("x,x,y,v", "xxyv", {}, "may be"),
+    ("x_wind,y_wind,v", "xyv", {}, "give --x and --y"), ("v,x_sd,y", "vxy", {}, "give --x and --y"),
+    ("rot_lon,grid_lat,v", "xyv", {"lonlat": True}, "rotated grid"),
     ("x,y,v,v", "xyvv", {}, "'v' is there 2 times"),
     ("x,y,v", "xyv", {"x": "9"}, "--x 9 is none of them"),
     ("x,y,v,v", "xyvv", {"value": ["v"]}, "--value v is 2 of them"),
@@ -123,6 +126,19 @@ def test_decimal_commas_by_a_flag(tmp_path, content):
         read(tmp_path, content)
 
 
+@pytest.mark.parametrize("header, options, is_said", [
+    ("x,y,depth_m,v", {}, True), ("x,y,depth_m,v", {"value": ["v"]}, True),
+    ("x,y,depth_m,v", {"value": ["v"], "covariates": ["depth_m"]}, False),
+    ("x,y,no,z", {}, False), ("x,depth,y,v", {"value": ["depth"]}, False),
+])
+def test_a_third_coordinate_is_not_dropped_silently(tmp_path, caplog, header, options, is_said):
+    rows = "".join(f"{k},{k**2},{k**3},{k % 4}\n" for k in range(1, 9))
+    with caplog.at_level("INFO", logger="sparsefield"):
+        read(tmp_path, f"{header}\n{rows}", **options)
+    assert ("third coordinate, or the field follows it: --covariates depth_m"
+            in caplog.text) == is_said
+
+
 def test_datetimes_of_parquet_are_no_values(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(ROWS, columns=["x", "y", "v"])
@@ -148,6 +164,8 @@ def test_datetimes_of_parquet_are_no_values(tmp_path):
     ("# lat lon v\n1 2 3\n2 3 4\n", "'# lat lon v' names columns, and comments are not read"),
     ("sep=;\nx;y;v\n1;2;3\n", "sep="), ("x,y,v\nnan,2,3\n", "no measurement"),
     ("x,y,v # mine\n3,50,11 # noon\n", "is no number"),
+    ("x,y,v\n" + "".join(f"{k},{50 + k},{k}\n" for k in range(40, 49)) + 2 * "0,0,7\n",
+     "2 places are (0, 0), all others 40 to 48, 90 to 98; leave them out"),
     (table("x,y,v").encode("utf-16-le"), "no text"), ("a\0b", "no text"),
     ("x,y,v\n1,2,-9999\n2,2,-9999\n", "all are -9999, which means: not measured"),
     ("x,y,v\n1,2,3\n1e300,2,4\n1e301,1,2\n", "--missing 1e+301"),

@@ -110,6 +110,17 @@ def test_a_grid_with_its_first_longitude_twice(tables):
         assert mean.shape == (7, 37) and np.ptp(mean[0]) < 0.05 * np.ptp(mean)  # a pole
 
 
+def test_longitudes_about_another_pole_are_refused(tables):
+    with netcdf_file("like.nc", "w") as file:
+        for name, values in (("rlon", [-3.0, 3.0]), ("rlat", [-2.0, 2.0])):
+            file.createDimension(name, 2)
+            axis = file.createVariable(name, "d", (name,))
+            axis[:], axis.units = values, "degrees"
+    code, _, err = tables("a.csv", "--grid", "like.nc", "--lonlat")
+    assert code == 2 and "rlon, rlat are those of a rotated grid" in err
+    assert tables("a.csv", "--grid", "like.nc")[0] == 0
+
+
 def test_a_grid_beside_all_measurements_is_said(tables):
     write_grid("like.nc", [-20.0, -10.0], [-40.0, -30.0])
     code, out, _ = tables("a.csv", "--grid", "like.nc", "--lonlat")
@@ -122,6 +133,7 @@ def test_geotiff_where_rasterio_is_installed(tables):
     with rasterio.open("out/field.tif") as file:
         assert file.count == 2 and file.crs.to_epsg() == 4326 and file.units == ("K", "K")
         north = file.read(1)[0].mean() - file.read(1)[-1].mean()
+        assert np.isnan(file.nodata)
         assert north > 5 and file.bounds.top == pytest.approx(ROWS[:, 1].max(), abs=1e-6)
 
 
@@ -141,6 +153,16 @@ def test_beyond_the_reach_of_all_measurements_the_field_is_empty(tables):
         empty = np.isnan(field["mean"][..., 0])
         assert empty[:, -1].all() and not empty[:, :4].all()
         assert (np.isnan(field["sd"][..., 0]) == empty).all()
+
+
+def test_the_reach_across_axes_of_unlike_units_is_a_part_of_their_spans(command):
+    km, metres = np.meshgrid(np.arange(0, 101, 5.0), np.arange(0, 4001, 200.0))
+    np.savetxt("s.csv", np.column_stack([km.ravel(), metres.ravel(), km.ravel() - metres.ravel()]),
+               delimiter=",", header="x,y,t", comments="")
+    for reach, empty in ((5, 0), (1.5, 0.75)):
+        assert command("s.csv", "--reach", reach, "--resolution", "80x80")[0] == 0
+        with np.load("out/field.npz") as field:
+            assert np.isnan(field["mean"]).mean() == pytest.approx(empty, abs=0.01)
 
 
 def test_axes_of_a_projection(tmp_path):
