@@ -40,7 +40,7 @@ ended_with_a_word() {
 
 show_status() {
   local said
-  said=$(this_run | grep -E '^(going on|epoch|validation|WARNING|nothing|done|stopp|interrupted|error)' || true)
+  said=$(this_run | grep -E '^(preparing|going on|epoch|validation|WARNING|nothing|done|stopp|interrupted|error)' || true)
   if is_running; then
     echo "running, process $(cat "$PID_FILE")"
   elif [ -f "$LOG" ] && ! ended_with_a_word; then
