@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
 from sparsefield.data.files import require_file
-from sparsefield.data.scale import Data
+from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
 if TYPE_CHECKING:
@@ -386,8 +386,7 @@ def open_netcdf(
     for number, file in ((1, val), (2, test)):
         if file:
             other = read_fields(file, variables)
-            if other.units and main.units and other.units != main.units:
-                raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
+            require_units(str(file), other.units, str(path), None if units else main.units)
             parts[number] = Part(str(file), other.values, 0, len(other.values))
     return array_data(path.name, parts, value_range, units or main.units, tile=size,
                       rows_up=main.rows_up)

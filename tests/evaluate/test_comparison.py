@@ -312,6 +312,18 @@ def test_a_range_that_was_said_in_training_holds_in_the_test(tmp_path, said, bou
     assert opened.scale.value_range[0] == pytest.approx(bounds, abs=1)
 
 
+@pytest.mark.parametrize("units, is_said", [("degF", True), ("degC", False), (None, False)])
+def test_other_units_than_those_of_the_training_are_said(tmp_path, caplog, units, is_said):
+    fields = np.random.default_rng(0).uniform(5, 25, (40, 8, 8, 1))
+    np.savez(tmp_path / "a.npz", images=fields, units="degC")
+    np.savez(tmp_path / "b.npz", images=fields, **({"units": units} if units else {}))
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "v2", "V2", tmp_path / "a.npz"))
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        opened = open_test_data(checkpoint, data=str(tmp_path / "b.npz"))
+    assert opened.units == (units or "degC")
+    assert ("degF, and the model was trained on 5" in caplog.text) == is_said
+
+
 def test_a_disk_that_fails_at_the_end_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     folder = OutputFolder(tmp_path, "--save_dir", ["a", "b", "c"])
     folder.write({"a": b"1", "c": b"1"})
