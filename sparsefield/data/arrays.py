@@ -9,7 +9,7 @@ import pickletools
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsefield.data.files import BROKEN, lone_extreme, one_line, refuse_foreign, require_file
-from sparsefield.data.scale import Data, Scale, given_range, in_three, pixel_scale, wide_enough
+from sparsefield.data.scale import (
+    Data,
+    Scale,
+    given_range,
+    in_three,
+    pixel_scale,
+    require_units,
+    wide_enough,
+)
 from sparsefield.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,6 +36,7 @@ CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
 SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
+SPIKES, MIDDLE = 0.001, 0.1  # share of values without which the range is a tenth: they are spikes
 TRIES = 8  # to find a tile for training
 
 
@@ -135,9 +144,12 @@ def open_array(
         UserError: as `read_array` and `array_data` do, or too few fields to split.
     """
     fields, named_units = read_array(path)
-    own = [file and _part(file, read_array(file)[0]) for file in (val, test)]
-    parts = in_three(_part(path, fields), *own, cut)
-    return array_data(path.name, parts, value_range, units or named_units)
+    parts: list[Part | None] = [_part(path, fields)]
+    for file in (val, test):
+        found, own_units = read_array(file) if file else (None, None)
+        require_units(str(file), own_units, str(path), None if units else named_units)
+        parts.append(None if found is None else _part(file, found))
+    return array_data(path.name, in_three(*parts, cut), value_range, units or named_units)
 
 
 def array_data(
@@ -172,6 +184,7 @@ def array_data(
         bounds = tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
         for part in parts:
             _refuse_codes(part)
+        _tell_of_spikes(parts[0], surveys[0])
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
         _check_inside(part.source, survey, scale, warns=value_range is not None)
@@ -304,9 +317,7 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
 
 def _refuse_codes(part: Part) -> None:
     """Raises UserError where a number stands for points that do not exist, such as -9999."""
-    count = max(1, SEARCHED // part.fields(0, 1).size)
-    for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
-        field = part.fields(start, start + 1)[0]
+    for start, field in _searched(part):
         for values in field.reshape(-1, field.shape[-1]).T.astype(np.float64):
             code = lone_extreme(values, codes_only=True)
             if code is not None:
@@ -315,6 +326,25 @@ def _refuse_codes(part: Part) -> None:
                     f"field {part.first + start}; mark points that do not exist with NaN (in "
                     "NetCDF as _FillValue), or say with --value_range low high that it was "
                     "measured")
+
+
+def _searched(part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and (H, W, C) of some fields, spread over the array."""
+    count = max(1, SEARCHED // part.fields(0, 1).size)
+    for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
+        yield start, part.fields(start, start + 1)[0]
+
+
+def _tell_of_spikes(part: Part, survey: _Survey) -> None:
+    """Log where a few values stretch the range, in which all others then look alike."""
+    values = np.concatenate([field.reshape(-1, field.shape[-1]) for _, field in _searched(part)])
+    low, high = np.nanquantile(values, (SPIKES / 2, 1 - SPIKES / 2), axis=0)
+    for c in np.flatnonzero(high - low < MIDDLE * (survey.high - survey.low)):
+        log.warning(
+            "WARNING: %s: values go from %.6g to %.6g, and %.1f %% of them from %.6g to %.6g, "
+            "which look alike to a model then: mark spikes with NaN, or say with --value_range low "
+            "high (VALUE_RANGE) that they were measured",
+            part.source, survey.low[c], survey.high[c], 100 - 100 * SPIKES, low[c], high[c])
 
 
 def _check_inside(source: str, survey: _Survey, scale: Scale, warns: bool) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
 from sparsefield.data.files import require_file
-from sparsefield.data.scale import Data
+from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def read_plane(
     """Variables of axes (y, x) by their names: x (W,), y (H,), values (H, W, p), as in the file,
     and their units.
 
-    The only band of a GeoTIFF answers to any one name.
+    Bands of a GeoTIFF have the names that describe them; the only one answers to any one name.
 
     Raises:
         UserError: one is not there, or has other axes.
@@ -217,11 +217,16 @@ def read_plane(
     x, y = grid_axes(path)
     fields = {str(name): dataset[name] for name in dataset.data_vars
               if dataset[name].dtype.kind in "iuf" and dataset[name].ndim >= 2}
-    if path.suffix.lower() in GEOTIFF and len(names) == len(fields) == 1:
-        fields = {names[0]: next(iter(fields.values()))}
+    if path.suffix.lower() in GEOTIFF:
+        called = {str(band.attrs.get("long_name", name)): band for name, band in fields.items()}
+        fields = called if len(called) == len(fields) else fields
+        if len(names) == len(fields) == 1:
+            fields = {names[0]: next(iter(fields.values()))}
     planes, units = [], []
     for name in names:
-        plane = _find(path, fields, name, "--covariates").squeeze(drop=True)
+        plane = _find(path, fields, name, "--covariates")
+        plane = plane.squeeze([dim for dim, count in plane.sizes.items()
+                               if count == 1 and dim not in (x.name, y.name)], drop=True)
         if set(plane.dims) != {x.name, y.name}:
             raise UserError(f"{path}: {describe(plane)}: a covariate has the axes {y.name} and "
                             f"{x.name} alone; choose one step of the others first")
@@ -386,8 +391,7 @@ def open_netcdf(
     for number, file in ((1, val), (2, test)):
         if file:
             other = read_fields(file, variables)
-            if other.units and main.units and other.units != main.units:
-                raise UserError(f"{file}: in {other.units}, {path} in {main.units}; convert one")
+            require_units(str(file), other.units, str(path), None if units else main.units)
             parts[number] = Part(str(file), other.values, 0, len(other.values))
     return array_data(path.name, parts, value_range, units or main.units, tile=size,
                       rows_up=main.rows_up)

@@ -206,8 +206,8 @@ def _read_tiff(path: Path, on_white: bool) -> Raster:
         if page.bitspersample <= 8 and page.dtype.kind in "bu":
             raster = _read_by_pillow(path, on_white, _nodata(page))
         else:
-            raster = _scaled(_deep_page(path, page, on_white), page)
-        return raster.turned(page.tags.valueof(ORIENTATION, 1))
+            raster = _deep_page(path, page, on_white)
+        return _scaled(raster, page).turned(page.tags.valueof(ORIENTATION, 1))
 
 
 def _deep_page(path: Path, page: TiffPage, on_white: bool) -> Raster:
@@ -252,14 +252,14 @@ def _nodata(page: TiffPage) -> np.generic | None:
 
 
 def _scaled(raster: Raster, page: TiffPage) -> Raster:
-    """Values by SCALE and OFFSET of the first band, which GDAL keeps in XML."""
+    """Numbers by SCALE and OFFSET of the only band, which GDAL keeps in XML."""
     text = page.tags.valueof(GDAL_METADATA, "").strip("\0 ")
     terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(text or "<a/>")
              if item.get("role") in ("scale", "offset") and item.get("sample", "0") == "0"}
-    if not terms or raster.white is not None:
+    if not terms or raster.channels > 1:
         return raster
     values = raster.values.astype(float) * terms.get("scale", 1.0) + terms.get("offset", 0.0)
-    return replace(raster, values=values)
+    return replace(raster, values=values, white=None).without(~raster.known)
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -88,6 +88,13 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
     return pairs if len(pairs) == channels else pairs * channels
 
 
+def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:
+    """Raises UserError where a file beside the main one says that it is in other units."""
+    if found and wanted and found != wanted:
+        raise UserError(f"{source}: in {found}, {main} in {wanted}; convert one, or, if they are "
+                        "alike, name both with --units")
+
+
 def in_three(
     main: Part, val: Part | None, test: Part | None, cut: Callable[..., list[Part]]
 ) -> list[Part]:

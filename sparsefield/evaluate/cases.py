@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
 from sparsefield.data.netcdf import ENDINGS
-from sparsefield.data.scale import pixel_scale, to_unit
+from sparsefield.data.scale import Scale, pixel_scale, to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
@@ -351,11 +351,11 @@ def open_test_data(
         bounds = np.ravel(trained["value_range"]).tolist()
         of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
         opened = open_data(
-            named, val=test, test=test, image_size=config["image_size"], units=trained["units"],
+            named, val=test, test=test, image_size=config["image_size"],
             # Of pixels the type of their numbers says it, unless it was said.
             value_range=None if bounds == of_pixels and not config.get("value_range") else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,
-            data_dir=config.get("data_dir"),
+            data_dir=config.get("data_dir"), units=config.get("units"),
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
     else:
@@ -370,4 +370,10 @@ def open_test_data(
     if opened.channels != trained["channels"]:
         raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
                         f"{trained['channels']}: choose other --data")
-    return opened
+    learnt = Scale(tuple(map(tuple, trained["value_range"])), trained["units"])
+    is_alike = opened.value_range == learnt.value_range
+    found = replace(opened.scale, units=opened.units or (learnt.units if is_alike else None))
+    if found.describe() != learnt.describe():
+        log.warning("WARNING: %s has values of %s, and the model was trained on %s", opened.name,
+                    found.describe(), learnt.describe())
+    return replace(opened, scale=found)

@@ -97,6 +97,19 @@ def test_a_validation_file_in_another_unit_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"kelvin\.npz: values from .* convert the units"):
         open_data(saved(tmp_path / "celsius.npz", images=celsius),
                   val=saved(tmp_path / "kelvin.npz", images=celsius + 273.15))
+    path, other = (saved(tmp_path / f"{units}.npz", images=celsius, units=units)
+                   for units in ("degC", "degF"))
+    with pytest.raises(UserError, match=r"degF\.npz: in degF, .* in degC; .* --units"):
+        open_data(path, val=other)
+    assert open_data(path, val=other, units="degC").units == "degC"
+
+
+@pytest.mark.parametrize("spike, is_said", [(1e4, True), (200, False)])
+def test_a_spike_that_hides_all_others_is_said(tmp_path, caplog, spike, is_said):
+    fields = np.random.default_rng(0).uniform(5, 25, (80, 16, 16))
+    fields[3, 4, 5] = spike
+    open_data(saved(tmp_path / "f.npz", images=fields))
+    assert ("99.9 % of them from 5.0" in caplog.text) == is_said == ("VALUE_RANGE" in caplog.text)
 
 
 @pytest.mark.parametrize("code, times, low, high, asked", [

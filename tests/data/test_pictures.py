@@ -100,13 +100,14 @@ def test_every_bit_of_a_picture_is_read(tmp_path, measured, name, array, write):
     np.testing.assert_array_equal(field[known], array[known].astype(float))
 
 
-def test_scale_and_offset_of_a_geotiff_are_applied(tmp_path):
-    array = np.arange(480, dtype=np.int16).reshape(24, 20)
-    array[0] = -9999
+@pytest.mark.parametrize("dtype, nodata", [(np.int16, -9999), (np.uint8, 255)])
+def test_scale_and_offset_of_a_geotiff_are_applied(tmp_path, dtype, nodata):
+    array = (np.arange(480) % 250).astype(dtype).reshape(24, 20)
+    array[0] = nodata
     items = "".join(f'<Item name="{role.upper()}" sample="0" role="{role}">{value}</Item>'
                     for role, value in (("scale", 0.01), ("offset", -50)))
     write_tiff(tmp_path / "a.tif", array, [
-        (METADATA, "s", f"<GDALMetadata>{items}</GDALMetadata>"), (NODATA, "s", "-9999")])
+        (METADATA, "s", f"<GDALMetadata>{items}</GDALMetadata>"), (NODATA, "s", str(nodata))])
     values = read_picture(tmp_path / "a.tif").values[..., 0]
     assert np.isnan(values[0]).all()
     np.testing.assert_allclose(values[1:], array[1:] * 0.01 - 50)

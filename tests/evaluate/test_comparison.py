@@ -144,6 +144,18 @@ def test_percentages(change, of, text):
     assert tables.percent(change, of) == text
 
 
+def test_weights_that_learnt_nothing_or_another_pattern_are_told_on_top(checkpoints, tmp_path):
+    for key, path in checkpoints.items():
+        stored = load_checkpoint(path) | {"step": 9, "learnt": key != "v2_checkpoint"}
+        stored["config"]["observe"] = "grid:2"
+        save_checkpoint(tmp_path / f"{key}.pth", stored)
+    given = {key: str(tmp_path / f"{key}.pth") for key in checkpoints}
+    script.evaluate(config(given, tmp_path / "out"))
+    text = (tmp_path / "out/comparison_results.txt").read_text()
+    assert text.splitlines()[2].startswith("V2 learnt nothing") and "V1 learnt nothing" not in text
+    assert "Observed:  random:0.2" in text and "NOTE: V1 was trained with --observe grid:2" in text
+
+
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
     other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=2e-3, device="mps")
     settings = config({**checkpoints, "v2_checkpoint": str(other)}, tmp_path)
@@ -298,6 +310,18 @@ def test_a_range_that_was_said_in_training_holds_in_the_test(tmp_path, said, bou
     checkpoint["data"]["value_range"] = [[0.0, 255.0]]
     opened = open_test_data(checkpoint, test=str(tmp_path / "b.npz"))
     assert opened.scale.value_range[0] == pytest.approx(bounds, abs=1)
+
+
+@pytest.mark.parametrize("units, is_said", [("degF", True), ("degC", False), (None, False)])
+def test_other_units_than_those_of_the_training_are_said(tmp_path, caplog, units, is_said):
+    fields = np.random.default_rng(0).uniform(5, 25, (40, 8, 8, 1))
+    np.savez(tmp_path / "a.npz", images=fields, units="degC")
+    np.savez(tmp_path / "b.npz", images=fields, **({"units": units} if units else {}))
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "v2", "V2", tmp_path / "a.npz"))
+    with caplog.at_level("WARNING", logger="sparsefield"):
+        opened = open_test_data(checkpoint, data=str(tmp_path / "b.npz"))
+    assert opened.units == (units or "degC")
+    assert ("degF, and the model was trained on 5" in caplog.text) == is_said
 
 
 def test_a_disk_that_fails_at_the_end_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
