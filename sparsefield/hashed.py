@@ -41,6 +41,16 @@ def normal(seeds: Tensor, count: int) -> Tensor:
     return torch.special.ndtri(uniform).float()
 
 
+def normal_at(seeds: Tensor, coords: Tensor) -> Tensor:
+    """Numbers (..., N) of N(0, 1), float32, of seeds (...) int64 and places (N, D) float32: equal
+    places have equal numbers, whatever else is asked for."""
+    key = torch.zeros(len(coords), dtype=torch.int64, device=coords.device)
+    for column in (coords.float() + 0.0).unbind(dim=-1):  # 0 for -0
+        key = scrambled(key + column.contiguous().view(torch.int32).long() * STRIDE)
+    number = scrambled(scrambled(seeds)[..., None] ^ key) & ((1 << BITS) - 1)
+    return torch.special.ndtri((number.double() + 0.5) * 2.0**-BITS).float()
+
+
 def scrambled(x: Tensor) -> Tensor:
     """Numbers (...) int64 whose bits look random, another for each x (Steele et al. 2014,
     "Fast splittable pseudorandom number generators", figure 16)."""

@@ -22,6 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from sparsefield import hashed
 from sparsefield.gaussian.design import Design, Use, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
@@ -435,9 +436,12 @@ class PosteriorNoise:
             errors: Sequence[Tensor | None] = [None] * len(self.fields)
             if observed.noise_variance is not None:
                 errors = list(self._by_field(self._numbers(generators, len(observed.coords))))
-            found = torch.stack([self._drawn(b, numbers[b], errors[b])
+            channels = self.root.shape[1]
+            seeds = torch.stack([torch.randint(1 << 62, (channels,), generator=g)
+                                 for g in generators]).to(self.root.device)
+            seeds = seeds.unflatten(0, (len(self.root), -1))              # (B, draws, C)
+            found = torch.stack([self._drawn(b, numbers[b], errors[b], seeds[b // self.folded])
                                  for b in range(len(self.fields))])
-        channels = self.root.shape[1]
         found = found.unflatten(0, (-1, self.folded)).unflatten(2, (-1, channels // self.folded))
         return found.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
 
@@ -452,11 +456,12 @@ class PosteriorNoise:
         x = x.unflatten(3, (self.folded, -1)).permute(0, 3, 1, 4, 2)
         return x.flatten(2, 3).flatten(0, 1)
 
-    def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None) -> Tensor:
-        """(s, N) of numbers (s, F) and, with noise, of errors of measurement (s, M) in its sd."""
-        field = self.fields[b]
-        numbers = numbers[:, : 2 * WAVES + field.observed.coords.shape[1]]
-        known = self.at_observed[b].fields(numbers)
+    def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None, seeds: Tensor) -> Tensor:
+        """(s, N) of numbers (s, F), with noise of errors of measurement (s, M) in its sd, and of
+        seeds (draws, C) of the nugget."""
+        field, places = self.fields[b], self.fields[b].observed.coords
+        numbers = numbers[:, : 2 * WAVES + places.shape[1]]
+        known = self.at_observed[b].fields(numbers) + self._nugget(b, seeds, places)
         noise = field.fit.relative(field.observed.noise_variance)
         if noise is not None and errors is not None:
             order = field.observed.back.argsort()
@@ -464,10 +469,18 @@ class PosteriorNoise:
         parts = []
         for i in range(len(self.pieces[b])):
             waves, errors_of = self._prepared(b, i)
-            parts.append(errors_of(waves.fields(numbers), known))
+            drawn = waves.fields(numbers) + self._nugget(b, seeds, waves.coords)
+            parts.append(errors_of(drawn, known))
             if self.done is not None:
                 self.done()
         return torch.cat(parts, dim=1)
+
+    def _nugget(self, b: int, seeds: Tensor, coords: Tensor) -> Tensor:
+        """What is not correlated between places (n, D), as kriging counts it: (s, n)."""
+        root, fold = self.root[b // self.folded], b % self.folded
+        numbers = root @ hashed.normal_at(seeds, coords)                  # (draws, C, n)
+        own = numbers.unflatten(1, (self.folded, -1))[:, fold]
+        return self.kernels[b].nugget ** 0.5 * own.flatten(0, 1)
 
     def _prepared(self, b: int, i: int) -> tuple[Waves, Errors]:
         """All that a piece of a field needs but for the random numbers."""

@@ -164,3 +164,17 @@ def test_autocast_around_it_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         for one, other in zip(found(), expected, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kernel", [Kernel(np.inf, 0.2, nugget=1e-8), Kernel(1.9)])
+@pytest.mark.parametrize("dense", [True, False])
+def test_draws_of_a_smooth_field_have_the_sd_of_its_kriging(monkeypatch, kernel, dense):
+    """Where many points surround a place, nearly all that is left open is the nugget."""
+    if not dense:
+        monkeypatch.setattr(posterior_module, "DENSE_POINTS", 50)
+    coords, at = (torch.rand(1, n, 2, generator=torch.Generator().manual_seed(n))
+                  for n in (80, 100))
+    values = torch.sin(5 * coords[..., :1]) + coords[..., 1:] ** 2
+    z = condition(coords, values, kernels=(kernel,)).noise(at)(
+        [torch.Generator().manual_seed(k) for k in range(300)])
+    assert z.std(dim=0).mean() == pytest.approx(1, abs=0.06)
