@@ -179,12 +179,13 @@ def learning_curves(
     baselines, against steps, of the records in metrics.jsonl."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_loss", "val_psnr"])
-    for stage, label in STAGES.items():
+    for colour, (stage, label) in enumerate(STAGES.items()):
         of_stage = table[table["stage"] == stage]
         for name, style, beside in (("loss", ".-", ""), ("val_loss", "x", ", validation")):
             losses = of_stage.dropna(subset=name)
             if len(losses):
-                left.plot(losses["step"], losses[name], style, linewidth=1, label=label + beside)
+                left.plot(losses["step"], losses[name], style, linewidth=1, color=f"C{colour}",
+                          label=label + beside)
                 left.legend(fontsize=8)
     checks = table.dropna(subset="val_psnr")
     right.plot(checks["step"], checks["val_psnr"], marker=".", label="model, posterior mean")

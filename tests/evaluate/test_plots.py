@@ -80,14 +80,16 @@ def test_every_baseline_and_sampler_is_in_the_performance_chart(open_figures):
 
 
 def test_each_stage_has_a_curve_of_its_own(tmp_path, open_figures):
-    records = [{"step": step, "loss": 1 / step, "val_psnr": 20.0,
+    records = [{"step": step, "loss": 1 / step, "val_loss": 2 / step, "val_psnr": 20.0,
                 "stage": "start" if step <= 20 else "flow"} for step in (10, 20, 30, 40)]
     baselines = {name: {"psnr": 18.0 + k} for k, name in enumerate("abcdef")}
     plots.learning_curves(records, baselines, tmp_path / "curves.png")
     left, right = plots.plt.gcf().axes
     assert {*baselines} < {text.get_text() for text in right.get_legend().get_texts()}
-    assert [list(line.get_xdata()) for line in left.lines] == [[10, 20], [30, 40]]
-    assert [line.get_label().split(":")[0] for line in left.lines] == ["start", "flow"]
+    assert [list(line.get_xdata()) for line in left.lines] == [
+        [10, 20], [10, 20], [30, 40], [30, 40]]  # in training, and what decides which is best
+    assert [line.get_label().split(":")[0] for line in left.lines] == [
+        "start", "start", "flow", "flow"]
 
 
 def test_matplotlib_is_not_imported_by_what_loads_a_model():
