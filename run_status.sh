@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 
-STATUS=1 "$here/run_mamba_v2_training.sh"
+STATUS=1 LOG=${LOG:-$here/training_v2_output.log} "$here/run_mamba_v2_training.sh"
 [ -z "${LOG-}" ] || exit 0
 [ ! -f "$here/training_output.log" ] || { echo "V1:"; STATUS=1 "$here/run_mamba_training.sh"; }
 for pid in $(pgrep -f "$here/scripts/start.py train_mamba" || true); do

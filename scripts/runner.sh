@@ -40,13 +40,16 @@ ended_with_a_word() {
 
 show_status() {
   local said
-  said=$(this_run | grep -E '^(going on|epoch|validation|WARNING|nothing|done|stopp|interrupted|error)' || true)
+  said=$(this_run | grep -E '^(preparing|going on|epoch|validation|WARNING|nothing|done|stopp|interrupted|error)' || true)
   if is_running; then
     echo "running, process $(cat "$PID_FILE")"
   elif [ -f "$LOG" ] && ! ended_with_a_word; then
     echo "not running; it ended without a word (killed? out of memory?): the same command goes on"
   else
     echo "not running"
+  fi
+  if [ -z "$GIVEN_LOG" ] && ! is_running && pgrep -f "$HERE/scripts/start.py $MODULE /" > /dev/null; then
+    echo "one with a LOG of its own runs: see $HERE/run_status.sh"
   fi
   [ -z "$said" ] || tail -n 3 <<< "$said"
 }
@@ -96,8 +99,8 @@ if is_true FOREGROUND; then
   echo $$ > "$PID_FILE" || exit 2
   exec "${START[@]}" --log_file "$LOG"
 fi
-# What a start would refuse is refused here, not in a log.
-said=$("${START[@]}" --dry_run True 2>&1 > /dev/null) || { echo "$said" >&2; exit 2; }
+# What a start would refuse or warn of is said here, not in a log.
+said=$({ "${START[@]}" --dry_run True | { grep ^WARNING || true; }; } 2>&1) || { echo "$said" >&2; exit 2; }
 [ -z "$said" ] || echo "$said" >&2
 mkdir -p "$(dirname "$LOG")" 2>/dev/null || refuse "LOG=$LOG: its folder cannot be made"
 refuse_second

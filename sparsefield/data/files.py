@@ -133,6 +133,16 @@ def refuse_lone_extreme(
         f"{text}, if it was measured, --missing none (in Python missing=[{text}] or [])")
 
 
+def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
+    """NaN in place of the numbers that mean: not measured (equal as float32 is equal enough)."""
+    if not missing:
+        return numbers
+    with np.errstate(over="ignore"):
+        codes = np.asarray(missing, np.float64)
+        is_missing = np.isin(numbers, codes) | np.isin(numbers, codes.astype(np.float32))
+    return np.where(is_missing, np.nan, numbers)
+
+
 def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list[str]]:
     """Numbers and words that mean: no value. Numbers are None where nothing was given."""
     if not words:

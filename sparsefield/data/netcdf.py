@@ -208,7 +208,7 @@ def read_plane(
     """Variables of axes (y, x) by their names: x (W,), y (H,), values (H, W, p), as in the file,
     and their units.
 
-    The only band of a GeoTIFF answers to any one name.
+    Bands of a GeoTIFF have the names that describe them; the only one answers to any one name.
 
     Raises:
         UserError: one is not there, or has other axes.
@@ -217,11 +217,16 @@ def read_plane(
     x, y = grid_axes(path)
     fields = {str(name): dataset[name] for name in dataset.data_vars
               if dataset[name].dtype.kind in "iuf" and dataset[name].ndim >= 2}
-    if path.suffix.lower() in GEOTIFF and len(names) == len(fields) == 1:
-        fields = {names[0]: next(iter(fields.values()))}
+    if path.suffix.lower() in GEOTIFF:
+        called = {str(band.attrs.get("long_name", name)): band for name, band in fields.items()}
+        fields = called if len(called) == len(fields) else fields
+        if len(names) == len(fields) == 1:
+            fields = {names[0]: next(iter(fields.values()))}
     planes, units = [], []
     for name in names:
-        plane = _find(path, fields, name, "--covariates").squeeze(drop=True)
+        plane = _find(path, fields, name, "--covariates")
+        plane = plane.squeeze([dim for dim, count in plane.sizes.items()
+                               if count == 1 and dim not in (x.name, y.name)], drop=True)
         if set(plane.dims) != {x.name, y.name}:
             raise UserError(f"{path}: {describe(plane)}: a covariate has the axes {y.name} and "
                             f"{x.name} alone; choose one step of the others first")

@@ -175,21 +175,24 @@ def reconstructions(cases: Cases, columns: dict[str, Any], path: Path, data: Dat
 def learning_curves(
     records: Sequence[dict[str, Any]], baselines: dict[str, dict[str, float]], path: Path
 ) -> None:
-    """Loss of each stage, and PSNR of the posterior mean beside the baselines, against steps, of
-    the records in metrics.jsonl."""
+    """Loss of each stage, in training and validation, and PSNR of the posterior mean beside the
+    baselines, against steps, of the records in metrics.jsonl."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_psnr"])
+    table = pd.DataFrame(records, columns=["step", "stage", "loss", "val_loss", "val_psnr"])
     for stage, label in STAGES.items():
-        losses = table[table["stage"] == stage].dropna(subset="loss")
-        if len(losses):
-            left.plot(losses["step"], losses["loss"], marker=".", linewidth=1, label=label)
-            left.legend(fontsize=8)
+        of_stage = table[table["stage"] == stage]
+        for name, style, beside in (("loss", ".-", ""), ("val_loss", "x", ", validation")):
+            losses = of_stage.dropna(subset=name)
+            if len(losses):
+                left.plot(losses["step"], losses[name], style, linewidth=1, label=label + beside)
+                left.legend(fontsize=8)
     checks = table.dropna(subset="val_psnr")
     right.plot(checks["step"], checks["val_psnr"], marker=".", label="model, posterior mean")
     for (name, numbers), dashes in zip(baselines.items(), itertools.cycle(DASHES), strict=False):
         right.axhline(numbers["psnr"], color="0.4", linewidth=1, linestyle=dashes, label=name)
     right.legend(fontsize=8)
-    left.set(xlabel="optimiser steps", ylabel="training loss", title="Loss of each stage")
+    left.set(xlabel="optimiser steps", ylabel="loss",
+             title="Loss of each stage (in validation it decides what is kept)")
     right.set(xlabel="optimiser steps", ylabel="PSNR in dB", title="Validation pictures")
     left.grid(alpha=0.3)
     right.grid(alpha=0.3)

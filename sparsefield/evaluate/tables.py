@@ -283,7 +283,8 @@ def describe_model(checkpoint: dict[str, Any], model: nn.Module, path: str) -> d
     """What a checkpoint is, in plain types."""
     return {key: checkpoint[key] for key in ("model_class", "model_args", "step", "epoch")} | {
         "checkpoint": path, "calibration": checkpoint.get("calibration"),
-        "trained_on": checkpoint["data"]["name"],
+        "trained_on": checkpoint["data"]["name"], "observe": checkpoint["config"].get("observe"),
+        "learnt": checkpoint.get("learnt", checkpoint["step"] > 0),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
@@ -296,8 +297,12 @@ def header(title: str, top: Sequence[str], results: dict[str, Any], models: dict
     """What a report begins with: its findings, then models, data, versions and hardware."""
     data, settings, env = (results[key] for key in ("data", "settings", "environment"))
     height, width = data["height"], data["width"]
+    untrained = [f"{name} learnt nothing: its weights are no better than before its first step."
+                 for name, model in models.items() if not model["learnt"]]
+    otherwise = [f"NOTE: {name} was trained with --observe {model['observe']}"
+                 for name, model in models.items() if model["observe"] != settings["observe"]]
     lines = [
-        title, "", *top, "",
+        title, "", *untrained, *top, "",
         f"Data:      {data['name']} {height} x {width} x {data['channels']}, "
         f"{len(data['test_indices'])} of {data['sizes'][2]} test pictures",
         f"Values:    0 to 1 below stand for {Scale(data['value_range'], data['units']).describe()}",
@@ -313,7 +318,7 @@ def header(title: str, top: Sequence[str], results: dict[str, Any], models: dict
     return "\n".join([
         *lines, f"Versions:  Python {env['python']}, {versions}",
         f"Hardware:  {env['device']}, {env['threads']} threads, {env['platform']}; {env['scan']}",
-        *notes, NOTE_ON_PSNR,
+        *otherwise, *notes, NOTE_ON_PSNR,
     ])
 
 

@@ -6,6 +6,7 @@ A checkpoint is a dictionary of plain types and tensors:
     model_args    constructor arguments      weights       state dict of the averaged model
     data          what the data set was      config        settings of the training
     step, epoch   completed                  metrics       of the last validation
+    learnt        whether the best weights so far are better than those before the first step
     calibration   of the best weights of a finished training: see sparsefield.evaluate.calibration
     shipped       True: made by scripts/ship.py, and the training data are not at hand
     resume        {name: state dict} of everything that training needs to go on (not in "best")
@@ -85,7 +86,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def save_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
     """The weights alone, for sharing; everything that rebuilds the model is in the metadata."""
-    keys = [*_REQUIRED, "calibration", "shipped"]
+    keys = [*_REQUIRED, "learnt", "calibration", "shipped"]
     described = {key: checkpoint[key] for key in keys if key in checkpoint and key != "weights"}
     described = json.loads(json.dumps(described))  # as it will be read: tuples are lists
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["weights"].items()}

@@ -36,6 +36,8 @@ from sparsefield.train.processes import StopRequest, World, join_world, stream
 from sparsefield.train.report import LOSSES, Progress, Reporter, Validation, announce
 from sparsefield.train.run import RunFolder
 
+ENOUGH_STEPS = 300  # below, gains over kriging do not show
+
 log = logging.getLogger("sparsefield")
 
 Initialise = Callable[[FieldModel], list[str]]
@@ -112,6 +114,10 @@ class Training:
         if share % config.accumulate:
             raise UserError(f"accumulate={config.accumulate} does not divide the {share} pictures "
                             "of a process: change ACCUMULATE or BATCH_SIZE")
+        if self.total < ENOUGH_STEPS and config.init_from is None:
+            log.info("WARNING: too few steps to learn: %d epochs are %d steps, give at least %d "
+                     "(EPOCHS=%d, or a smaller BATCH_SIZE)", config.epochs, self.total,
+                     ENOUGH_STEPS, math.ceil(ENOUGH_STEPS / self.per_epoch))
 
     @property
     def is_done(self) -> bool:
@@ -162,7 +168,7 @@ class Training:
         progress, count = self.progress, self.validation.count
         has_best = world.from_first(lambda: self.folder.has_weights)
         if math.isfinite(progress.best_loss) and not (has_best and progress.best_of == count):
-            progress.best_loss, progress.best = math.inf, {}
+            progress.best_loss, progress.best, progress.before = math.inf, {}, {}
             log.info("the best weights so far are not there, or were found on other validation "
                      "pictures: best is reset")
         progress.best_of = count
@@ -239,6 +245,8 @@ class Training:
         if self.progress.step == 0:
             self.take_weights()
             self.averaged.module.load_state_dict(self.model.state_dict())
+        log.info("preparing: kriging of %d validation pictures, compilation; up to a minute",
+                 self.validation.count)
         self.reporter = Reporter(self.config, self.validation, self.folder, self.world,
                                  self.progress, self.stages, self.per_epoch)
         self.forms = ClosedForms(self.model, self.data.height, self.data.width, device)
@@ -267,7 +275,7 @@ class Training:
             # Processes agree on the step before this one, so that none waits for this one's result.
             stopping = bool(agreed[1]) if self.world.size > 1 else stop.asked
             agreed = shared
-            if self.progress.step % self.per_epoch == 0:
+            if self.progress.step % self.per_epoch == 0 or self.progress.step == self.stages.start:
                 self.end_epoch()
             if stopping and not self.is_done:
                 self.save(numbered=False, must=True)
@@ -320,14 +328,19 @@ class Training:
     # --- between epochs ---------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Report, and whatever is due: validation, pictures, a checkpoint."""
-        epoch, config = self.progress.step // self.per_epoch, self.config
+        """Report, and whatever is due: validation, pictures, a checkpoint. Also where a stage ends
+        within an epoch: no loss is the mean of two kinds."""
+        step, config = self.progress.step, self.config
+
+        def is_due(epochs: int) -> bool:
+            return self.is_done or step % (epochs * self.per_epoch) == 0
+
         self.reporter.epoch(self.optimiser.rate)
-        if self.is_done or epoch % config.eval_every == 0:
+        if is_due(config.eval_every) or step == self.stages.start:
             self.validate()
-        if self.is_done or epoch % config.visualize_every == 0:
+        if is_due(config.visualize_every):
             self.reporter.picture(self.averaged.module, self.data)
-        if self.is_done or epoch % config.save_every == 0:
+        if is_due(config.save_every):
             self.save(numbered=True, must=self.is_done)
         self.model.train()
 
@@ -355,7 +368,7 @@ class Training:
             "model_args": self.arguments, "weights": self.averaged.module.state_dict(),
             "data": self.data.describe(), "config": asdict(self.config),
             "step": self.progress.step, "epoch": self.progress.step // self.per_epoch,
-            "metrics": self.progress.validation,
+            "metrics": self.progress.validation, "learnt": self.progress.learnt,
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }
 

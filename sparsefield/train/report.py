@@ -68,6 +68,8 @@ class Progress:
         self.best: dict[str, float] = {}  # its validation
         self.best_of = 0  # validation pictures
         self.best_stage = ""
+        self.before: dict[str, dict[str, float]] = {}  # validations before a stage's first step
+        self.learnt = True  # whether the best weights are better than those
         self.validation: dict[str, float] = {}  # the newest
         self.seconds = 0.0
         self.start_ends = -1  # the last step of stage "start", as last planned
@@ -82,14 +84,22 @@ class Progress:
             self.sums[name].fill_(value)
         vars(self).update({**state, "sums": self.sums})
 
-    def note_validation(self, numbers: dict[str, float], stage: str) -> bool:
-        """Whether a validation has the lowest loss so far of the stage of the last step."""
+    def note_validation(self, numbers: dict[str, float], stage: str, begins: bool) -> bool:
+        """Whether a validation has the lowest loss so far of its stage. One that `begins` is of
+        weights that the stage has not trained: kept only where nothing was trained before."""
         self.validation = numbers
+        if begins:
+            self.before[stage] = numbers
+            if self.step:
+                return False
         if stage != self.best_stage:
             self.best_loss, self.best_stage = math.inf, stage
         is_best = numbers["loss"] < self.best_loss
         if is_best:
             self.best_loss, self.best = numbers["loss"], numbers
+            first = next(iter(self.before.values()), {"psnr": -math.inf})
+            own = self.before.get(stage, numbers)
+            self.learnt = numbers["psnr"] > first["psnr"] or numbers["loss"] < own["loss"]
         return is_best
 
     def record(self, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
@@ -273,18 +283,20 @@ class Reporter:
 
     def validate(self, model: FieldModel) -> bool:
         """Evaluate the averaged weights; whether they are the best of their stage so far."""
-        own = self.validation.evaluate(model, self.stage)
+        step = min(self.progress.step, self.stages.end - 1)
+        stage, first = self.stages.name(step), self.stages.around(step)[0]
+        own = self.validation.evaluate(model, stage)
         results = [r for part in self.world.gather(own) for r in part]
         numbers = mean_numbers(results)
-        is_best = self.progress.note_validation(numbers, self.stage)
+        is_best = self.progress.note_validation(numbers, stage, self.progress.step == first)
         beside = "  ".join(f"{name} {numbers['psnr']:.2f} / {numbers['ssim']:.3f}"
                            for name, numbers in self.baselines.items())
         log.info("validation (%d pictures)  stage %s  loss %.4f%s  |  posterior mean %.2f dB / "
                  "SSIM %.3f  |  %s",
-                 len(results), self.stage, numbers["loss"], " *best*" if is_best else "",
+                 len(results), stage, numbers["loss"], " *best*" if is_best else "",
                  numbers["psnr"], numbers["ssim"], beside)
         if self.world.is_first:
-            self.folder.record(self.progress.step, epoch=self.epochs, stage=self.stage,
+            self.folder.record(self.progress.step, epoch=self.epochs, stage=stage,
                                minutes=self.progress.seconds / 60,
                                **{f"val_{name}": value for name, value in numbers.items()})
             with self.folder.tolerating("curves"):
@@ -310,13 +322,18 @@ class Reporter:
     def finish(self) -> None:
         """The last words."""
         self.bar.close()
+        if not self.progress.learnt:
+            log.info("WARNING: nothing was learnt: the best weights are no better than those "
+                     "before the first step; train longer, on more pictures, or with another LR")
         log.info(
-            "done: %d steps in %.1f minutes; posterior mean of the best weights %.2f dB on %s "
-            "validation pictures (kriging %.2f, linear %.2f)\nbest checkpoint: %s\ncurves: %s",
-            self.progress.step, self.progress.seconds / 60,
-            self.progress.best.get("psnr", math.nan), self.validation.count,
-            self.baselines["kriging, fitted"]["psnr"], self.baselines["linear"]["psnr"],
-            self.folder.best, self.folder.path / "training_loss.png",
+            "done: %d steps in %.1f minutes; best weights: loss %.4f of stage %s, posterior mean "
+            "%.2f dB on %s validation pictures (kriging %.2f, linear %.2f)\n"
+            "best checkpoint: %s\ncurves: %s",
+            self.progress.step, self.progress.seconds / 60, self.progress.best_loss,
+            self.progress.best_stage, self.progress.best.get("psnr", math.nan),
+            self.validation.count, self.baselines["kriging, fitted"]["psnr"],
+            self.baselines["linear"]["psnr"], self.folder.best,
+            self.folder.path / "training_loss.png",
         )
 
 

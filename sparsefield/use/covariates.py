@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import scipy
 
+from sparsefield.data.files import refuse_lone_extreme, without
 from sparsefield.errors import UserError
 from sparsefield.gaussian.design import Use
+from sparsefield.use import globe
 
 if TYPE_CHECKING:
     from sparsefield.data.pictures import Raster
@@ -34,16 +36,27 @@ class Known:
     Attributes:
         values: (M, p) float64. names: p. units: of each, "" where they are not known.
         pixels: (H, W, p) of all pixels, where the measurements come from a picture.
+        missing: numbers that mean: not known, see `points.clean`.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     units: tuple[str, ...] = ()
     pixels: np.ndarray | None = None
+    missing: Sequence[float] | None = None
 
     def of(self, chosen: np.ndarray) -> Self:
         """Those of the measurements that are chosen, by (M,) bool."""
         return replace(self, values=self.values[chosen])
+
+    def told(self, source: str, values: np.ndarray) -> np.ndarray:
+        """Covariates (..., p) of a source, NaN where they are in `missing`. Raises UserError for a
+        code such as -9999 that is not said to be one."""
+        values = without(values, self.missing)
+        for name, plane in zip(self.names, np.moveaxis(values, -1, 0), strict=True):
+            if self.missing != []:
+                refuse_lone_extreme(f"{source}: {name}", plane.reshape(-1), codes_only=True)
+        return values
 
     def standard(self, values: np.ndarray) -> np.ndarray:
         """Covariates (..., p) of mean 0 and sd 1 at the measurements."""
@@ -70,8 +83,9 @@ def checked(known: Known, count: int) -> Known:
         raise UserError(f"covariates {known.values.shape}: give a row for each of the {count} "
                         "measurements, (M, p)")
     if len(known.names) > MOST or len(known.names) + 3 > count:
-        raise UserError(f"{len(known.names)} covariates for {count} measurements: give at most "
-                        f"{min(MOST, max(count - 3, 0))}")
+        most = min(MOST, count - 3)
+        raise UserError(f"{len(known.names)} covariate(s) for {count} measurement(s): "
+                        + (f"give at most {most}" if most > 0 else "too few, leave them out"))
     for name, column in zip(known.names, known.values.T, strict=True):
         if np.ptp(column) == 0:
             log.warning("WARNING: %s is %g at all measurements: it tells nothing and is left out",
@@ -79,9 +93,12 @@ def checked(known: Known, count: int) -> Known:
     return known
 
 
-def of_picture(names: Sequence[str], picture: Raster, rows: np.ndarray, columns: np.ndarray
-               ) -> Known:
-    """Covariates of pixels: luminance of the picture itself, or pictures of the same size."""
+def of_picture(
+    names: Sequence[str], picture: Raster, rows: np.ndarray, columns: np.ndarray, factor: int = 1,
+    missing: Sequence[float] | None = None,
+) -> Known:
+    """Covariates of pixels: luminance of the picture itself, or pictures of the same size, or of
+    that which it had before it was reduced by a factor. missing: see `points.clean`."""
     from sparsefield.data.pictures import read_picture
 
     planes, found = [], []
@@ -92,6 +109,7 @@ def of_picture(names: Sequence[str], picture: Raster, rows: np.ndarray, columns:
             plane = picture.with_channels(1).values
         else:
             guide = read_picture(Path(name))
+            guide = guide if guide.shape == picture.shape else guide.reduced(factor)
             if guide.shape != picture.shape:
                 raise UserError("--covariates {}: is {} x {} pixels, the picture {} x {}: make "
                                 "them equal".format(name, *guide.shape[::-1],
@@ -102,7 +120,9 @@ def of_picture(names: Sequence[str], picture: Raster, rows: np.ndarray, columns:
         found += [name if plane.shape[2] == 1 else f"{name}[{c}]" for c in range(plane.shape[2])]
         planes.append(plane.astype(np.float64))
     pixels = np.concatenate(planes, axis=2)
-    return Known(pixels[rows, columns], tuple(found), pixels=pixels)
+    known = Known(pixels[rows, columns], tuple(found), missing=missing)
+    pixels = known.told("--covariates", pixels)
+    return replace(known, values=pixels[rows, columns], pixels=pixels)
 
 
 def of_pixels(known: Known, shape: tuple[int, int]) -> np.ndarray:
@@ -119,23 +139,39 @@ def of_pixels(known: Known, shape: tuple[int, int]) -> np.ndarray:
 
 
 def of_grid(
-    known: Known, path: str, places: np.ndarray
+    known: Known, path: str, places: np.ndarray, lonlat: bool = False
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Covariates (H, W, p) at places (H, W, 2) by the variables of the same names in a file, NaN
-    outside its grid; and their units.
+    outside its cells; and their units.
 
+    Args:
+        lonlat: whether places are degrees on a globe, where -90 is 270 of the grid.
     Raises:
         UserError: a variable is missing, or no place is on the grid.
     """
     from sparsefield.data.netcdf import read_plane  # xarray, which the closed form does not need
 
     x, y, values, units = read_plane(Path(path), known.names)
+    values = known.told(f"--grid {path}", values)
+    for j, (name, unit) in enumerate(zip(known.names, units, strict=True)):
+        if known.unit(j) and unit and known.unit(j) != unit:
+            log.warning("WARNING: %s is in %s at the measurements and in %s in %s", name,
+                        known.unit(j), unit, path)
     if places.shape[:2] == values.shape[:2] and np.array_equal(
             places, np.stack(np.meshgrid(x, y), axis=-1)):
         return values, units
     log.info("covariates %s are interpolated from the %d x %d points of %s", ", ".join(known.names),
              len(y), len(x), path)
-    found = _between(x, y, values, places)
+    columns, rows = np.argsort(x), np.argsort(y)
+    x, y, values = x[columns], y[rows], values[rows][:, columns]
+    if lonlat:
+        turned = globe.around(places[..., 0], (x[0] + x[-1]) / 2)
+        places = np.stack([turned, places[..., 1]], axis=-1)
+        if 0 < x[0] + globe.WIDEST - x[-1] < 1.5 * np.diff(x).max(initial=0):  # all around
+            x = np.array([x[-1] - globe.WIDEST, *x, x[0] + globe.WIDEST])
+            values = np.concatenate([values[:, -1:], values, values[:, :1]], axis=1)
+    at = [_onto(axis, places[..., k]) for k, axis in enumerate((x, y))]
+    found = _between(x, y, values, np.stack(at, axis=-1))
     if np.isnan(found).any(axis=-1).all():
         raise UserError(f"--grid {path}: it covers x {x.min():g} to {x.max():g} and y {y.min():g} "
                         f"to {y.max():g}, and no place that is asked for; give --extent within it")
@@ -143,11 +179,17 @@ def of_grid(
 
 
 def _between(x: np.ndarray, y: np.ndarray, values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values (H, W, p) on axes, linear at places (h, w, 2), NaN outside."""
-    x_order, y_order = np.argsort(x), np.argsort(y)
+    """Values (H, W, p) on growing axes, linear at places (h, w, 2), NaN outside."""
     return scipy.interpolate.RegularGridInterpolator(
-        (y[y_order], x[x_order]), values[y_order][:, x_order], bounds_error=False,
-        fill_value=np.nan)(places[..., ::-1])
+        (y, x), values, bounds_error=False, fill_value=np.nan)(places[..., ::-1])
+
+
+def _onto(axis: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Places in the outer halves of the first and last cell of a growing axis, moved to their
+    middles."""
+    halves = np.diff(axis)[[0, -1]] / 2 if len(axis) > 1 else (0, 0)
+    is_within = (at >= axis[0] - halves[0]) & (at <= axis[-1] + halves[1])
+    return np.where(is_within, at.clip(axis[0], axis[-1]), at)
 
 
 def tell_of_range(known: Known, there: np.ndarray) -> None:
@@ -157,10 +199,11 @@ def tell_of_range(known: Known, there: np.ndarray) -> None:
     slack = 1e-6 * (high - low)
     for j, name in enumerate(known.names):
         count = int(((there[:, j] < low[j] - slack[j]) | (there[:, j] > high[j] + slack[j])).sum())
-        if count:
+        if count and low[j] < high[j]:
             log.warning("WARNING: at %d of %d places %s lies outside the %.6g to %.6g of the "
-                        "measurements: what holds within is carried on beyond", count, len(there),
-                        name, low[j], high[j])
+                        "measurements: %s", count, len(there), name, low[j], high[j],
+                        "what holds within is carried on beyond" if count < len(there) else
+                        "do both have the same units?")
 
 
 def in_words(
@@ -186,7 +229,7 @@ def in_words(
             far = float(f"{use.scale * side / known.spread[j]:.2g}")
             said.append(f"1 {known.unit(j)} of {name} counts as {far:.10g} {distance} of distance"
                         .replace("  ", " "))
-        lines.append(f"{name}: {'; '.join(said) or 'not used, the measurements do not follow it'}")
+        lines.append(f"{name}: {'; '.join(said) or 'not used: it tells nothing more'}")
     return lines
 
 

@@ -202,7 +202,8 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
     if not given.is_picture:
         pixels = plt.get_cmap("viridis").with_extremes(bad=MISSING)(pixels)[..., :3]
     buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    pixels = np.nan_to_num(pixels * 255).round().astype(np.uint8)  # black where nothing is known
+    Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -283,7 +283,7 @@ def what_is_asked(
     if given.known is not None and given.known.pixels is not None:
         asked = with_known(given.known, asked, of_pixels(given.known, asked.shape))
     elif given.known is not None and grid is not None:
-        values, units = of_grid(given.known, grid, like.places)
+        values, units = of_grid(given.known, grid, like.places, lonlat)
         asked = with_known(given.known, asked, values)
         given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
     if reach is None:

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import scipy
 
-from sparsefield.data.files import is_code, refuse_lone_extreme
+from sparsefield.data.files import is_code, refuse_lone_extreme, without
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -99,11 +99,11 @@ def as_given(
     values[hidden] = np.nan
     known = None
     if covariates is not None:
-        columns = real_array("covariates", covariates)
+        columns = unmasked("covariates", covariates)
         columns = columns[:, None] if columns.ndim == 1 else columns
-        if columns.ndim != 2 or len(columns) != len(values):
-            raise UserError(f"covariates {columns.shape}: give (M, p), a row for each of the "
-                            f"{len(values)} measurements")
+        if columns.ndim != 2 or len(columns) != len(values) or columns.size == 0:
+            raise UserError(f"covariates {columns.shape}: give (M, p), p > 0, a row for each of "
+                            f"the {len(values)} measurements")
         known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
     found = Measurements(coords, values, known=known,
                          noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
@@ -135,8 +135,8 @@ def clean(
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
     there = [found.coords, found.values, noise]
     if found.known is not None:
-        found = replace(found, known=replace(found.known,
-                                             values=without(found.known.values, missing)))
+        known = replace(found.known, missing=missing)
+        found = replace(found, known=replace(known, values=known.told(source, known.values)))
         there.append(found.known.values)
     kept = np.isfinite(np.column_stack(there)).all(axis=1)
     if not kept.all():
@@ -180,16 +180,6 @@ def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:
             "are where it was measured, give --missing none (in Python missing=[])")
 
 
-def without(numbers: np.ndarray, missing: Sequence[float] | None) -> np.ndarray:
-    """NaN in place of the numbers that mean: not measured (equal as float32 is equal enough)."""
-    if not missing:
-        return numbers
-    with np.errstate(over="ignore"):
-        codes = np.asarray(missing, np.float64)
-        is_missing = np.isin(numbers, codes) | np.isin(numbers, codes.astype(np.float32))
-    return np.where(is_missing, np.nan, numbers)
-
-
 def pair_of(source: str, coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (M, 2) and values (M, C), of (M,) too. Raises UserError for what is none."""
     coords, values = real_array(f"{source}coords", coords), real_array(f"{source}values", values)
@@ -211,6 +201,11 @@ def noise_of(noise_sd: float | Sequence[float], count: int) -> np.ndarray:
         raise UserError(f"noise_sd={noise.min():g} ... {noise.max():g}: give 0 or more, in the "
                         "units of the values")
     return np.broadcast_to(noise, count).copy()
+
+
+def unmasked(name: str, array: np.ndarray) -> np.ndarray:
+    """`real_array` with NaN where it is masked."""
+    return np.where(np.ma.getmaskarray(array), np.nan, real_array(name, array))
 
 
 def real_array(name: str, array: np.ndarray) -> np.ndarray:

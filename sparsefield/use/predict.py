@@ -273,9 +273,12 @@ class Reconstructor:
         samples = samples.reshape(len(samples), *mean.shape)
         if asked.is_far is not None:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
+        of_channel = [f" ({name})" for name in given.names] if 1 < len(drawn) == len(
+            given.names) else [""] * len(drawn)
         return Field(asked.places, mean, sd, samples, drawn[0].how,
                      " | ".join(part.variogram for part in drawn if part.variogram),
-                     tuple(line for part in drawn for line in part.covariates))
+                     tuple(line + name for part, name in zip(drawn, of_channel, strict=True)
+                           for line in part.covariates))
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
@@ -302,14 +305,17 @@ def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> As
     if given.known is None and values is None:
         return asked
     count = 0 if given.known is None else len(given.known.names)
-    there = None if values is None else points.real_array("covariates_at", values)
-    if there is None or there.size != count * asked.places[..., 0].size:
+    there = None if values is None else points.unmasked("covariates_at", values)
+    if there is not None and there.shape == asked.shape and count == 1:
+        there = there[..., None]
+    if there is None or not count or there.shape != (*asked.shape, count):
         wanted = *asked.shape, count or "p"
         raise UserError(f"covariates and covariates_at go together: give covariates_at "
                         f"({', '.join(map(str, wanted))}), not "
                         f"{'none' if there is None else there.shape}")
     assert given.known is not None
-    return with_known(given.known, asked, there.reshape(*asked.shape, count))
+    there = given.known.told("covariates_at", there)
+    return with_known(given.known, asked, there)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,8 @@ def measure_picture(
     whole = picture
     if picture.is_8_bit or picture.channels > channels:
         picture = picture.with_channels(channels if channels in (1, 3) else 1)
-    if observe and max(picture.shape) > LARGEST:
-        factor = -(-max(picture.shape) // LARGEST)
+    factor = -(-max(picture.shape) // LARGEST) if observe else 1
+    if factor > 1:
         picture, whole = picture.reduced(factor), whole.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
     there = picture.known
@@ -155,7 +155,7 @@ def measure_picture(
         files.refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
     points = _points(path, there, mask, observe, seed)
     rows, columns = np.divmod(points, picture.shape[1])
-    known = of_picture(covariates, whole, rows, columns) if covariates else None
+    known = of_picture(covariates, whole, rows, columns, factor, missing) if covariates else None
     found = Measurements(
         np.stack([columns + 0.5, rows + 0.5], axis=1),
         picture.values[rows, columns].astype(np.float64),
@@ -235,13 +235,13 @@ class _Columns:
         k_x, k_y = self.axes(x, y, [*chosen, *k_known, k_noise])
         chosen = chosen or self.values(k_x, k_y, k_noise, *k_known)
         k_noise = k_noise if reads_noise else None
-        names = [self.names[k] for k in chosen]
+        names, known = ([self.names[k] for k in columns] for columns in (chosen, k_known))
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
                 if k not in (k_x, k_y, *chosen, k_noise, *k_known)]
         log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
                  self.names[k_y], "s" if len(names) > 1 else "", ", ".join(names),
                  ("" if k_noise is None else f", noise_sd = {self.names[k_noise]}")
-                 + (f", covariates = {', '.join(covariates)}" if covariates else ""),
+                 + (f", covariates = {', '.join(known)}" if known else ""),
                  f"; left out: {', '.join(left)}" if left else "")
         third = [name for k, name in enumerate(self.names)
                  if k not in (k_x, k_y, *k_known) and set(words_of(name)) & THIRD]
@@ -290,8 +290,8 @@ class _Columns:
                   for axis, flag in ((x, "--x"), (y, "--y"))]
         used = [k for k in (*chosen, *taken) if k is not None]
         if len(set(used)) < len(used):
-            raise UserError(f"{self.seen}: x, y and each value must be columns of their own; "
-                            "choose with --x, --y, --value and --noise_sd")
+            raise UserError(f"{self.seen}: x, y, each value and each covariate must be columns of "
+                            "their own; choose with --x, --y, --value, --covariates and --noise_sd")
         options = set()
         for pair in PAIRS:
             sides = [self._called(words, used) if fixed is None else [fixed]

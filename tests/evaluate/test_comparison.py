@@ -144,6 +144,18 @@ def test_percentages(change, of, text):
     assert tables.percent(change, of) == text
 
 
+def test_weights_that_learnt_nothing_or_another_pattern_are_told_on_top(checkpoints, tmp_path):
+    for key, path in checkpoints.items():
+        stored = load_checkpoint(path) | {"step": 9, "learnt": key != "v2_checkpoint"}
+        stored["config"]["observe"] = "grid:2"
+        save_checkpoint(tmp_path / f"{key}.pth", stored)
+    given = {key: str(tmp_path / f"{key}.pth") for key in checkpoints}
+    script.evaluate(config(given, tmp_path / "out"))
+    text = (tmp_path / "out/comparison_results.txt").read_text()
+    assert text.splitlines()[2].startswith("V2 learnt nothing") and "V1 learnt nothing" not in text
+    assert "Observed:  random:0.2" in text and "NOTE: V1 was trained with --observe grid:2" in text
+
+
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
     other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=2e-3, device="mps")
     settings = config({**checkpoints, "v2_checkpoint": str(other)}, tmp_path)

@@ -180,7 +180,8 @@ def test_background_status_second_start_and_stop(variables, tmp_path):
         wait_for(lambda: "epoch 1/" in log.read_text())
         assert "running, process" in runner({**variables, "STATUS": "1"}, folder=tmp_path).stdout
         others = runner({}, command=ROOT / "run_status.sh").stdout
-        assert f"{log}:\nrunning, process" in others
+        assert f"{log}:\nrunning, process" in others and "a LOG of its own" not in others
+        assert "one with a LOG of its own runs" in runner({"STATUS": "1"}).stdout
         stopped = runner({**variables, "STOP": "1"}, folder=tmp_path)
         assert "the same command goes on from here" in stopped.stdout
         assert "not running" in runner({**variables, "STATUS": "1"}, folder=tmp_path).stdout
@@ -193,11 +194,32 @@ def test_background_status_second_start_and_stop(variables, tmp_path):
 
 
 def test_a_stop_at_once_leaves_the_truth(variables):
-    assert runner(variables).returncode == 0
+    started = runner(variables)
+    assert started.returncode == 0
+    assert "too few steps to learn: 2 epochs are 12 steps" in started.stderr  # where it was typed
     stopped = runner({**variables, "STOP": "yes"})
     assert stopped.returncode == 0 and "stopped" in stopped.stdout.splitlines()[-1]
     said = runner({**variables, "STATUS": "yes"}).stdout
     assert "not running\n" in said and "stopped" in said and "without a word" not in said
+
+
+@pytest.mark.long
+def test_interrupted_processes_end_without_a_traceback(variables, tmp_path):
+    """Ctrl-C reaches all of a terminal; torchrun alone would report it in 28 lines."""
+    said = tmp_path / "said"
+    environment = {**os.environ, **variables, "EPOCHS": "100000", "NPROC": "2", "FOREGROUND": "1",
+                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with said.open("w") as output:
+        job = subprocess.Popen([RUNNER], env=environment, stdout=output, stderr=output,
+                               stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(lambda: "epoch 1/" in said.read_text())
+        os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(60) == 0
+    finally:
+        job.kill()
+    assert "the same command goes on from here" in said.read_text().splitlines()[-1]
+    assert "Traceback" not in said.read_text()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")

@@ -38,14 +38,15 @@ def test_every_number_is_recorded(whole):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     wanted = {"loss", "grad_norm", "lr", "samples_per_s", "data_wait", "memory_mb", "skipped"}
     epochs = [line for line in lines if wanted <= line.keys()]
-    assert len(epochs) == 3
+    assert [(r["step"], r["stage"]) for r in epochs] == [
+        (6, "start"), (9, "start"), (12, "flow"), (18, "flow")]  # no loss of two stages at once
     assert all(r["samples_per_s"] > 0 and 0 <= r["data_wait"] <= 1 for r in epochs)
     minutes = [record["minutes"] for record in lines]
     assert minutes == sorted(minutes) and minutes[0] >= 0
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
     assert wanted <= set(events.Tags()["scalars"])
-    assert [event.step for event in events.Scalars("loss")] == [6, 12, 18]
+    assert [event.step for event in events.Scalars("loss")] == [6, 9, 12, 18]
 
 
 def test_intervals_do_not_change_what_is_trained(data, tmp_path, whole):
@@ -63,6 +64,19 @@ def test_accumulating_gives_the_same_losses(data, tmp_path):
         train(settings(data, tmp_path / str(parts), epochs=1, accumulate=parts,
                        precision="float32"))
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "2"), rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [dict(lr=1e-12), dict(lr=1e-12, unet_width=0)])
+def test_that_nothing_was_learnt_is_said_at_the_end_and_in_the_checkpoint(
+    data, tmp_path, capsys, whole, changes
+):
+    train(settings(data, tmp_path, epochs=1, **changes))
+    start, _, rest = capsys.readouterr().out.partition("preparing: kriging of 2 validation")
+    assert "WARNING: too few steps to learn: 1 epochs are 6 steps, give at least 300" in start
+    assert "WARNING: nothing was learnt" in rest
+    for folder, learnt in ((tmp_path, False), (whole, True)):
+        for ending in ("pth", "safetensors"):
+            assert load_checkpoint(folder / f"mamba_v2_best.{ending}")["learnt"] is learnt
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -187,7 +201,7 @@ def test_contradicting_settings_are_named_and_setting_aside_leaves_other_files(d
     train(settings(data, copied, epochs=1, lr=0.5, resume="never"))
     assert (copied / "notes.txt").exists() and (copied / "quick").exists()
     assert (copied / "old_3" / "mamba_v2_latest.pth").exists()
-    assert [record["step"] for record in records(copied)] == [0, 6, 6]
+    assert [record["step"] for record in records(copied)] == [0, 3, 3, 6, 6]
 
 
 def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):
