@@ -24,9 +24,9 @@ the closed form: kriging fitted to the measurements, with samples and uncertaint
 
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
-points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif. Other files in
-that folder are never replaced. With --holdout nothing is written: a share of the measurements is
-hidden, predicted by this and by other methods, and scored.
+points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif, as for GeoTIFFs.
+Other files in that folder are never replaced. With --holdout nothing is written: a share of the
+measurements is hidden, predicted by this and by other methods, and scored.
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
             trend=config.trend, progress=progress))
-    out.write(export.contents(field, given, asked, units_of(config, model, given)))
+    out.write(export.contents(field, given, asked, units_of(config, model, given),
+                              config.input))
     for line in account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray
@@ -18,10 +21,16 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from sparsefield.data.netcdf import GEOTIFF
+from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use.grids import Asked, Grid
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import MOST_SAMPLES, Field
+
+if TYPE_CHECKING:
+    from rasterio import Affine
+    from rasterio.crs import CRS
 
 log = logging.getLogger("sparsefield")
 
@@ -33,9 +42,10 @@ NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc",
 
 
 def contents(
-    field: Field, given: Measurements, asked: Asked, units: str | None
+    field: Field, given: Measurements, asked: Asked, units: str | None, source: str = ""
 ) -> dict[str, bytes]:
-    """Everything that a reconstruction leaves, by name; units: of the values."""
+    """Everything that a reconstruction leaves, by name; units: of the values; source: the file that
+    they come from, whose georeference a picture gets back."""
     names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
     shown = field if given.is_picture else _growing(field)
     buffer = io.BytesIO()
@@ -45,10 +55,12 @@ def contents(
              "reconstruction.png": overview(shown, given, asked, units, names[0])}
     for k, sample in enumerate(shown.samples):
         files[f"sample_{k + 1}.png"] = picture(sample, given)
+    data = dataset(field, asked.grid, names, units)
     if given.is_picture:
+        if placed := _georeference(source, given, asked):
+            files["field.tif"] = _as_geotiff(data, *placed, units)
         return files
     x, y = asked.grid.names
-    data = dataset(field, asked.grid, names, units)
     table = data.drop_dims("realization").to_dataframe([y, x]).reset_index()
     table = table[[x, y, *table.columns[2:]]]
     files["field.csv"] = table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
@@ -106,8 +118,6 @@ def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None
     """A band of every mean and sd, north up; None without rioxarray or even steps."""
     if importlib.util.find_spec("rioxarray") is None:
         return None
-    import rasterio
-    import rioxarray  # noqa: F401 (the accessor rio)
     from rasterio.transform import from_bounds
 
     for axis in (grid.x, grid.y):
@@ -117,12 +127,45 @@ def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None
             return None
     x, y = grid.names
     x0, x1, y0, y1 = grid.extent
-    bands = data.drop_dims("realization").sortby(x).sortby(y, ascending=False).to_dataarray("band")
+    return _as_geotiff(data.sortby(x).sortby(y, ascending=False),
+                       from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)),
+                       "EPSG:4326" if grid.is_global else None, units)
+
+
+def _georeference(source: str, given: Measurements, asked: Asked) -> tuple[Affine, CRS] | None:
+    """Where pixels that are asked for lie in a GeoTIFF; None if it does not say, or is turned."""
+    if not source.lower().endswith(GEOTIFF) or importlib.util.find_spec("rioxarray") is None:
+        return None
+    import rasterio
+    import tifffile
+
+    with tifffile.TiffFile(source) as file:
+        is_upright = file.pages.first.tags.valueof(ORIENTATION, 1) == 1
+    with contextlib.suppress(OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(source) as file:
+            if is_upright and not file.transform.is_identity:
+                shrunk = -(-max(file.shape) // max(given.shape))  # where `measure_picture` reduced
+                rows, columns = (shrunk * old / new for old, new in zip(
+                    given.shape, asked.shape, strict=True))
+                return file.transform * file.transform.scale(columns, rows), file.crs
+    return None
+
+
+def _as_geotiff(
+    data: xarray.Dataset, transform: Affine, crs: CRS | str | None, units: str | None
+) -> bytes:
+    """Means and sds of (y, x), from the first row down."""
+    import rasterio
+    import rioxarray  # noqa: F401 (the accessor rio)
+
+    bands = data.drop_dims("realization").to_dataarray("band")
     bands.attrs = {"long_name": tuple(bands["band"].values)}
-    bands = bands.rio.set_spatial_dims(x, y).rio.write_nodata(np.nan).rio.write_transform(
-        from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)))
-    if grid.is_global:
-        bands = bands.rio.write_crs("EPSG:4326")
+    _, y, x = bands.dims
+    bands = bands.drop_vars([x, y]).rio.set_spatial_dims(x, y)  # the transform says where it lies
+    bands = bands.rio.write_nodata(np.nan).rio.write_transform(transform)
+    if crs:
+        bands = bands.rio.write_crs(crs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "field.tif"
         bands.rio.to_raster(path, compress="deflate", recalc_transform=False)

@@ -137,6 +137,25 @@ def test_geotiff_where_rasterio_is_installed(tables):
         assert north > 5 and file.bounds.top == pytest.approx(ROWS[:, 1].max(), abs=1e-6)
 
 
+@pytest.mark.parametrize("resolution", ["auto", "24x5"])
+def test_a_geotiff_with_gaps_comes_back_in_its_place(command, resolution):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(30, 0, 500_000, 0, -20, 5_300_000)
+    values = np.add.outer(np.arange(12.0), np.arange(10.0)).astype(np.float32)
+    gaps = np.zeros((12, 10), bool)
+    gaps[3:6, 3:6] = True
+    with rasterio.open("a.tif", "w", driver="GTiff", width=10, height=12, count=1, nodata=-9999,
+                       dtype="float32", crs="EPSG:25832", transform=place) as file:
+        file.write(np.where(gaps, -9999, values), 1)
+    assert command("a.tif", "--checkpoint", "none", "--resolution", resolution)[0] == 0
+    with rasterio.open("a.tif") as old, rasterio.open("out/field.tif") as new:
+        assert new.bounds == old.bounds and new.crs == old.crs and np.isnan(new.nodata)
+        if resolution == "auto":
+            np.testing.assert_allclose(new.read(1)[~gaps], values[~gaps], atol=1e-4)
+        else:
+            assert new.shape == (24, 5) and new.read(1)[-1, -1] > 18
+
+
 def test_an_extent_across_the_180th_meridian(tables):
     rows = np.column_stack([(ROWS[:, 0] + 70 + 180) % 360 - 180, ROWS[:, 1], ROWS[:, 1]])
     np.savetxt("d.csv", rows, delimiter=",", header="lon,lat,v", comments="")
