@@ -233,7 +233,9 @@ class _Observed(NamedTuple):
 
     def take(self, index: Tensor) -> _Observed:
         """Some of them, (..., k)."""
-        return _Observed(*(None if x is None else x[index] for x in self))
+        coords, drift, values, noise, back = self
+        return _Observed(coords[index], None if drift is None else drift[index], values[index],
+                         None if noise is None else noise[index], back[index])
 
 
 def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
