@@ -178,13 +178,13 @@ def is_longitude(variable: DataArray) -> bool:
             and "grid" not in str(variable.attrs.get("standard_name", "")))
 
 
-def grid_axes(path: Path) -> tuple[DataArray, DataArray]:
-    """The x and y axes of a file's grid.
+def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, DataArray]:
+    """The x and y axes of a file's grid; dataset: what it holds, if it was read already.
 
     Raises:
         UserError: not one of each, or one that neither grows nor falls.
     """
-    dataset = read_dataset(path)
+    dataset = read_dataset(path) if dataset is None else dataset
     axes = {"x": [], "y": []}
     for name in dataset.indexes:
         if dataset[name].dtype.kind in "iuf" and (axis := _axis_of(dataset[name])):
@@ -214,7 +214,7 @@ def read_plane(
         UserError: one is not there, or has other axes.
     """
     dataset = read_dataset(path)
-    x, y = grid_axes(path)
+    x, y = grid_axes(path, dataset)
     fields = {str(name): dataset[name] for name in dataset.data_vars
               if dataset[name].dtype.kind in "iuf" and dataset[name].ndim >= 2}
     if path.suffix.lower() in GEOTIFF:

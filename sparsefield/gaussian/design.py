@@ -112,6 +112,12 @@ class Design:
         return seen, torch.stack(columns, dim=-1) if columns else None
 
 
+def at_random(count: int, most: int) -> Tensor:
+    """Indices of at most so many of `count` observations, in their order: always the same ones."""
+    some = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return some[:most].sort().values
+
+
 def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> Design:
     """The covariates that the restricted likelihood keeps, as drift, as coordinate or both.
 
@@ -124,8 +130,7 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
     """
     count = len(places)
     if count > CHOICE_POINTS:
-        some = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        some = some[:CHOICE_POINTS].sort()[0].to(places.device)
+        some = at_random(count, CHOICE_POINTS).to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
         of_some = Design.of(places, design.side, len(design.scales), design.trend)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.design import Design, Use, choose
+from sparsefield.gaussian.design import Design, Use, at_random, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
 from sparsefield.gaussian.kriging import (
@@ -101,9 +101,14 @@ class Posterior:
             for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
                 design = Design.of(places, domain.side, covariates, trend)
+                order = torch.arange(len(places), device=places.device)
+                if noise is not None:
+                    order = noise.argsort(stable=True)
+                    noise = noise[order]
+                places, own = places[order], values[b][order]
                 if covariates:
-                    design = choose(design, *_ordered(places, values[b], noise))
-                observed = _Observed.of(*design.see(places), values[b], noise)
+                    design = choose(design, places, own, noise)
+                observed = _Observed(*design.see(places), own, noise, order.argsort())
                 self.fields.append(_field(design, observed, kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
@@ -197,16 +202,6 @@ def _fold(x: Tensor) -> Tensor:
     return x.mT.flatten(0, 1)[..., None]
 
 
-def _ordered(
-    places: Tensor, values: Tensor, noise: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The least noisy first."""
-    if noise is None:
-        return places, values, None
-    order = noise.argsort(stable=True)
-    return places[order], values[order], noise[order]
-
-
 class _Observed(NamedTuple):
     """The observations of a field, the least noisy first.
 
@@ -221,16 +216,6 @@ class _Observed(NamedTuple):
     noise_variance: Tensor | None
     back: Tensor
 
-    @classmethod
-    def of(cls, coords: Tensor, drift: Tensor | None, values: Tensor,
-           noise_variance: Tensor | None) -> _Observed:
-        whole = cls(coords, drift, values, noise_variance,
-                    torch.arange(len(coords), device=coords.device))
-        if noise_variance is None:
-            return whole
-        order = noise_variance.argsort(stable=True)
-        return whole.take(order)._replace(back=order.argsort())
-
     def take(self, index: Tensor) -> _Observed:
         """Some of them, (..., k)."""
         coords, drift, values, noise, back = self
@@ -243,10 +228,7 @@ def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
     """Fitted to all observations, or to so many at random."""
     count = len(observed.coords)
     most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
-    some = torch.arange(count)
-    if count > most:
-        some = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort()[0]
-    part = observed.take(some.to(observed.coords.device))
+    part = observed.take(at_random(count, most).to(observed.coords.device))
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
         return _FromNearest(design, observed, fitted, spacing)

@@ -114,14 +114,11 @@ def of_picture(
                 raise UserError("--covariates {}: is {} x {} pixels, the picture {} x {}: make "
                                 "them equal".format(name, *guide.shape[::-1],
                                                     *picture.shape[::-1]))
-            plane = guide.values.astype(np.float64)
-            if guide.known is not None:
-                plane = np.where(guide.known[..., None], plane, np.nan)
+            plane = np.where(guide.known[..., None], guide.values, np.nan)
         found += [name if plane.shape[2] == 1 else f"{name}[{c}]" for c in range(plane.shape[2])]
         planes.append(plane.astype(np.float64))
-    pixels = np.concatenate(planes, axis=2)
-    known = Known(pixels[rows, columns], tuple(found), missing=missing)
-    pixels = known.told("--covariates", pixels)
+    known = Known(np.empty((0, len(found))), tuple(found), missing=missing)
+    pixels = known.told("--covariates", np.concatenate(planes, axis=2))
     return replace(known, values=pixels[rows, columns], pixels=pixels)
 
 

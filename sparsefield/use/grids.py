@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import scipy
@@ -19,6 +19,9 @@ from sparsefield.place import Domain
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, of_grid, of_pixels, tell_of_range
 from sparsefield.use.points import Extent, Measurements, bounds, checked_extent
+
+if TYPE_CHECKING:
+    from xarray import DataArray
 
 log = logging.getLogger("sparsefield")
 
@@ -160,9 +163,9 @@ class Grid:
         return cls(x, y, ("lon", "lat"), GLOBAL) if lonlat else cls(x, y)
 
     @classmethod
-    def like(cls, path: str) -> Self:
-        """That of a NetCDF file. Raises UserError where it has none, or too large a one."""
-        x, y = axes = grid_axes(Path(path))
+    def like(cls, path: str, axes: tuple[DataArray, DataArray]) -> Self:
+        """That of a file with these axes. Raises UserError where it is too large."""
+        x, y = axes
         if max(x.size, y.size) > LARGEST:
             raise UserError(f"--grid {path}: {y.size} rows and {x.size} columns, at most {LARGEST} "
                             "can be asked for; give --resolution and --extent")
@@ -266,10 +269,13 @@ def what_is_asked(
         raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
     if reach is not None and not reach > 0:
         raise UserError(f"--reach {reach:g}: give a distance above 0")
-    if grid is not None and lonlat:
-        globe.refuse_rotated(f"--grid {grid}", ", ".join(
-            f"{axis.attrs.get('standard_name', axis.name)}" for axis in grid_axes(Path(grid))))
-    like = Grid.like(grid) if grid is not None and is_free else None
+    like = None
+    if grid is not None and (lonlat or is_free):
+        axes = grid_axes(Path(grid))
+        if lonlat:
+            globe.refuse_rotated(f"--grid {grid}", ", ".join(
+                f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
+        like = Grid.like(grid, axes) if is_free else None
     if like is not None or extent is not None:
         extent = _extent_of(like, grid, lonlat) if like else _growing(extent, lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given

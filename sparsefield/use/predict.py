@@ -256,10 +256,7 @@ class Reconstructor:
         measured = observe(self, given, asked, settings)
         queries = measured.frame.inside(asked.places.reshape(-1, 2))
         if given.known is not None:
-            if asked.known is None:
-                raise UserError(f"covariates {', '.join(given.known.names)}: they must be known "
-                                "where the field is asked for, too: give --grid FILE with "
-                                "variables of these names, or covariates_at")
+            assert asked.known is not None  # see _knowing, and the check of the command
             there = given.known.standard(asked.known.reshape(len(queries), -1))
             queries = np.column_stack([queries, there])
         drawn = [_draw(self, queries, measured, group, settings)

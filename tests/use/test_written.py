@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from scipy.io import netcdf_file
 
+from sparsefield.data.netcdf import grid_axes
 from sparsefield.use.grids import Grid
 from sparsefield.use.read import read_measurements
 
@@ -191,7 +192,8 @@ def test_axes_of_a_projection(tmp_path):
             axis = file.createVariable(name, "d", (name,))
             axis[:] = values
             axis.units = "m"
-    grid = Grid.like(str(tmp_path / "m.nc"))
+    path = tmp_path / "m.nc"
+    grid = Grid.like(str(path), grid_axes(path))
     assert grid.extent == (-5, 15, 2, 6) and grid.y[0] == 5 and not grid.is_global
     assert grid.attributes[0]["units"] == "m"
 
