@@ -287,7 +287,7 @@ class FieldModel(nn.Module):
         if self.has_flow_unet:
             assert self.unet is not None and form.features is not None
             assert start.output is not None
-            context = self.unet.flow_context(form.features, start.output, queries)
+            context = self.unet.flow_context(form.features, start.output, queries, lattice)
         if answered is not None:
             blocks = [Block(answered, answered.shape[1])]
         else:
