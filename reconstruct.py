@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 from sparsefield import cli, load
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
+from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
@@ -124,8 +124,9 @@ class Config:
     numbers for all channels, or two for each."""
     units: str | None = None
     """Units of the values for colour bars and files. Default: those of the data."""
-    num_steps: int = SETTINGS["num_steps"]
-    """Steps of the sampler (Heun's rule). The uncertainty was calibrated at the default."""
+    num_steps: int | None = None
+    """Steps of the sampler (Heun's rule). Default: those of the model, at which its uncertainty was
+    calibrated."""
     seed: int = 0
     """Seed of the samples and of --observe and --holdout."""
     device: str = "auto"

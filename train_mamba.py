@@ -99,7 +99,7 @@ class Config(TrainingConfig):
     distance_attention: bool = True
     """Let attention know how far apart points are."""
     prior: Literal["fitted", "none"] = "none"
-    """What the flow starts from: independent noise, as V1 was described, or V2's fitted posterior."""
+    """What the flow starts from: independent noise, as described, or V2's fitted posterior."""
     unet_width: int = 0
     """Width of V2's grid U-Nets, which improve a fitted posterior; 0: none, as described."""
     flow_unet_width: int = 0

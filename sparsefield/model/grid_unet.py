@@ -132,14 +132,14 @@ class FlowContext(NamedTuple):
     Attributes:
         first: (B, W, h, w), its first layer without z. coords: (B, N, 2) of z.
         observed: (B, 1, h, w), 1 in cells with observations. seen: (B, h w, 1), 1 in cells that
-            hold any z. index: (B, h w), which z each of them shows.
+            hold any z. shown: (B, h w), which z each of them shows.
     """
 
     first: Tensor
     coords: Tensor
     observed: Tensor
     seen: Tensor
-    index: Tensor
+    shown: Tensor
 
     def repeat(self, times: int) -> FlowContext:
         """Every field `times` times, side by side: for as many draws."""
@@ -355,8 +355,8 @@ class GridUNets(nn.Module):
             z: (B, N, C). theta: (B,).
         """
         assert self.flow is not None
-        chosen = context.index[..., None].expand(-1, -1, z.shape[2])      # (B, h w, C)
-        shown = z.float().gather(1, chosen) * context.seen
+        which = context.shown[..., None].expand(-1, -1, z.shape[2])       # (B, h w, C)
+        shown = z.float().gather(1, which) * context.seen
         angle = torch.stack([theta.cos(), theta.sin()], dim=1)[:, None]   # (B, 1, 2)
         draw = torch.cat([shown, context.seen, angle.expand(-1, shown.shape[1], -1)], dim=2)
         first = self.flow.first

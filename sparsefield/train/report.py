@@ -202,7 +202,7 @@ class _WithForm(nn.Module):
 
     def __init__(self, model: FieldModel, known: Known):
         super().__init__()
-        self.model, self.known = model, known
+        self.model, self.known, self.num_steps = model, known, model.num_steps
 
     def encode(self, observed: Observed, queries: Tensor, **settings: Any) -> State:
         return self.model.encode(self.known.observed, queries, form=self.known.form, **settings)

@@ -73,9 +73,9 @@ def test_a_cell_of_many_points_shows_as_much_of_a_draw_as_a_cell_of_one():
     unets, features = made(flow_width=8), some_features()
     fine = grid_coords(2 * SIDE, 2 * SIDE)[None]
     context = unets.flow_context(features, unets(features), fine, CELLS)
-    assert context.seen.all() and context.index.unique().numel() == SIDE**2
+    assert context.seen.all() and context.shown.unique().numel() == SIDE**2
     shown, z = torch.randn(1, SIDE**2, CHANNELS), torch.zeros(1, 4 * SIDE**2, CHANNELS)
-    z[:, context.index[0]] = shown
+    z[:, context.shown[0]] = shown
     coarse = unets.flow_context(features, unets(features), PIXELS, CELLS)
     torch.testing.assert_close(unets.velocity(z, THETA, context._replace(coords=PIXELS), CELLS),
                                unets.velocity(shown, THETA, coarse, CELLS))
