@@ -24,9 +24,9 @@ from PIL import Image
 from sparsefield.data.netcdf import GEOTIFF
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
+from sparsefield.use.field import MOST_SAMPLES, Field
 from sparsefield.use.grids import Asked, Grid
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import MOST_SAMPLES, Field
 
 if TYPE_CHECKING:
     from rasterio import Affine
@@ -73,8 +73,10 @@ def contents(
 def _growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
     order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
+    gaussian = field.gaussian and field.gaussian._replace(
+        mean=field.gaussian.mean[order], sd=field.gaussian.sd[order])
     return replace(field, coords=field.coords[order], mean=field.mean[order], sd=field.sd[order],
-                   samples=field.samples[:, *order])
+                   samples=field.samples[:, *order], gaussian=gaussian, grid=None)
 
 
 # --- numbers --------------------------------------------------------------------------------------
