@@ -294,15 +294,19 @@ class _Field:
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
         """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
         the queries (S, n) and at the observations (S, M)."""
-        whitened, variance = self._heaviest.krige(queries, drift)
+        return _errors(self._heaviest, queries, drift)
 
-        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
-            known = at_observed.mT                                        # (M, S)
-            white = self._heaviest.whiten(known)
-            kriged = known[:1] + (whitened.mT @ white)[0]
-            return (at_queries - kriged.mT) / variance[0].sqrt()
 
-        return of
+def _errors(sites: Sites, queries: Tensor, drift: Tensor | None) -> Errors:
+    """See `_Field.errors`, of sites under one kernel."""
+    whitened, variance = sites.krige(queries, drift)
+
+    def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
+        known = at_observed.mT                                            # (M, S)
+        kriged = known[:1] + (whitened.mT @ sites.whiten(known))[0]
+        return (at_queries - kriged.mT) / variance[0].sqrt()
+
+    return of
 
 
 class _Tiles(_Field):
@@ -339,10 +343,6 @@ class _Tiles(_Field):
             self._newest = number, _Field(self.design, there, fitted, self.spacing), index
         return self._newest[1:]
 
-    def _tile_of(self, queries: Tensor) -> tuple[_Field, Tensor]:
-        """The tile of a piece of queries."""
-        return self._tile(self.tiles.number(queries[0]))
-
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
         found = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
@@ -356,7 +356,7 @@ class _Tiles(_Field):
         return found
 
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        tile, _ = self._tile_of(queries)
+        tile, _ = self._tile(self.tiles.number(queries[0]))
         if drift is None:
             return tile.answer(queries, None)
         sites, known = tile.fit.sites, tile.observed.drift
@@ -369,8 +369,12 @@ class _Tiles(_Field):
         return answer._replace(mean=answer.mean + drift @ self.slope)
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
-        tile, index = self._tile_of(queries)
-        of_tile = tile.errors(queries, None)
+        index = self.tiles.nearest(self.tiles.number(queries[0]), TOGETHER)
+        there, heaviest = self.left.take(index), self.fit.heaviest
+        noise = self.fit.relative(there.noise_variance)
+        sites = Sites.of((self.fit.kernels[heaviest],), there.coords,
+                         None if noise is None else noise[heaviest : heaviest + 1])
+        of_tile = _errors(sites, queries, None)
         return lambda at_queries, at_observed: of_tile(at_queries, at_observed[:, index])
 
 
