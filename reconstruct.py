@@ -53,6 +53,7 @@ from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
+from sparsefield.use.blocks import blocks_of, clustering
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.points import Measurements
@@ -79,6 +80,12 @@ class Config:
     holds them; they are interpolated where --resolution or --extent ask for another grid."""
     holdout: float | None = None
     """Hide this share of the measured places, predict them, print the scores and write nothing."""
+    holdout_by: Literal["points", "blocks"] = "points"
+    """points: places at random, which flatters where measurements are clustered; blocks: squares of
+    the map with all in them, in turn, --holdout of the measurements at a time."""
+    block_size: str | None = None
+    """Side of a block: 300 in units of x (km with --lonlat), 4s in mean spacings. Default: that by
+    which hidden measurements are as far from the others as the field's cells are from all."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     above: tuple[float, ...] = ()
@@ -146,6 +153,10 @@ class Config:
 def reconstruct(config: Config) -> None:
     """The command. Raises UserError for input that cannot be used."""
     cli.log_to()
+    if config.holdout is None and config.holdout_by == "blocks":
+        raise UserError("--holdout_by blocks: give the share to hide at a time, --holdout 0.2")
+    if config.block_size is not None and config.holdout_by == "points":
+        raise UserError(f"--block_size {config.block_size}: give --holdout_by blocks, too")
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     given = read_measurements(
         config.input, channels=(chosen and chosen.channels) or 3, mask=config.mask,
@@ -236,7 +247,17 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
 def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
     """Print how well hidden measurements are predicted, by this and by other methods; where values
     are different things, of each on its own."""
-    kept, hidden = holdout.split(given, config.holdout, config.seed)
+    if config.holdout_by == "blocks":
+        blocks = blocks_of(asked, given.coords, config.holdout, config.seed, config.block_size)
+        folds = holdout.by_blocks(given, blocks)
+        cli.log.info("%s", blocks.describe(asked.frame.unit_of_length))
+    else:
+        folds = holdout.by_points(given, config.holdout, config.seed)
+        if (ratio := clustering(asked.frame, given.coords)) is not None:
+            cli.log.info("the measurements are clustered: the nearest neighbour is %.2f times as "
+                         "far as at random (Clark & Evans 1954). These scores flatter what lies "
+                         "between clusters; --holdout_by blocks hides whole clusters", ratio)
+    groups = np.concatenate([fold.groups for fold in folds])
     is_by_default = config.checkpoint is None and model.is_closed_form and not (
         config.lonlat or config.covariates or config.trend)
     can_be_grey = given.are_quantities or given.values.shape[1] != 3
@@ -246,14 +267,16 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: A
             can_be_grey or are_within_bytes(given.values)) else None,
         **settings_of(config),
     )
-    scores = holdout.compare(methods, kept, hidden)
-    cli.log.info("%s of %s measurements hidden, predicted from the others (seed %d):",
-                 f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
+    with tqdm(total=len(folds), desc="hold-out", unit="fold", disable=None, leave=False) as bar:
+        scores = holdout.compare_folds(methods, folds, bar.update)
+    cli.log.info("%s of %s measurements hidden%s, predicted from the others (seed %d):",
+                 f"{len(groups):,}", f"{len(given.coords):,}",
+                 " in turn" if len(folds) > 1 else "", config.seed)
     parts = {"": scores} if not given.are_quantities else {
         f"{name}:": [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
     for name, part in parts.items():
         for line in (*filter(None, [name]), *holdout.table(part, model.units_of(given)),
-                     holdout.verdict(part)):
+                     holdout.verdict(part, groups)):
             cli.log.info("%s", line)
     cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
 
