@@ -89,7 +89,8 @@ def blocks_of(
     if not tried:
         raise UserError(f"block_size {size}: all measurements lie in one block; give less" if size
                         else "all measurements lie in one place: they make no blocks")
-    return min(tried, key=lambda one: abs(np.log(max(one.hidden, 1e-9) / one.asked)))
+    many = [one for one in tried if one.fold.max() + 1 == round(1 / share)]  # blocks for all folds
+    return min(many or tried, key=lambda one: abs(np.log(max(one.hidden, 1e-9) / one.asked)))
 
 
 def _side(size: str, spacing: float, frame: Frame) -> float:

@@ -92,8 +92,9 @@ class Score:
         return cls(parts[0].name, squared, each, inside, sum(part.seconds for part in parts))
 
     def of_channel(self, channel: int) -> Self:
-        return replace(self, squared=self.squared[:, channel], each=self.each[:, channel],
-                       inside=None if self.inside is None else self.inside[:, channel])
+        own = [channel]
+        return replace(self, squared=self.squared[:, own], each=self.each[:, own],
+                       inside=None if self.inside is None else self.inside[:, own])
 
     @property
     def rmse(self) -> float:
@@ -144,15 +145,20 @@ def verdict(scores: list[Score], groups: np.ndarray) -> str:
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Ends of the 95 % interval of the mean of (N,) by the bootstrap (Efron & Tibshirani 1993,
-    chapter 13), which draws whole groups, as errors in them go together."""
+    """Ends of the 95 % interval of the mean of (N,) by the bootstrap, which draws whole groups, as
+    errors in them go together; with percentiles expanded for few groups (Hesterberg 2015)."""
     _, which = np.unique(groups, return_inverse=True)
     total, size = np.bincount(which, values), np.bincount(which)
+    count = len(size)
+    if count == 1:
+        return -np.inf, np.inf
     rng, means = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
-        again = rng.integers(len(size), size=len(size))
+        again = rng.integers(count, size=count)
         means.append(total[again].sum() / size[again].sum())
-    low, high = np.quantile(means, [0.025, 0.975])
+    tail = scipy.special.ndtr(
+        (count / (count - 1)) ** 0.5 * scipy.special.stdtrit(count - 1, 0.025))
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
