@@ -37,16 +37,18 @@ if __name__ == "__main__":
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from sparsefield import cli, load
+from sparsefield import __version__, cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
@@ -132,12 +134,15 @@ class Config:
     """auto, cpu, cuda, cuda:1 or mps."""
     out: str = "reconstruction"
     """Folder for the results: new, empty, or of an earlier reconstruction."""
+    page: bool = False
+    """Also write field.html: a page with maps, a section, the variogram and checks, for any browser
+    and without a network. With --holdout, too, it shows the scores."""
     overwrite: bool = False
     """Write into --out even if it holds other files. These are left alone."""
 
 
-def reconstruct(config: Config) -> None:
-    """The command. Raises UserError for input that cannot be used."""
+def reconstruct(config: Config, command: str = "") -> None:
+    """The command, as it was typed. Raises UserError for input that cannot be used."""
     cli.log_to()
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     given = read_measurements(
@@ -162,7 +167,9 @@ def reconstruct(config: Config) -> None:
                         "reconstructed; make unknown pixels black in the mask, or ask for more "
                         "with --resolution")
     model = choose_model(config, chosen, given, asked)
-    (write if config.holdout is None else hold_out)(config, model, given, asked)
+    scores = None if config.holdout is None else hold_out(config, model, given, asked)
+    if scores is None or config.page:
+        write(config, model, given, asked, scores, command)
 
 
 def choose_model(
@@ -194,9 +201,13 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {"num_steps": config.num_steps, "seed": config.seed, **said}
 
 
-def write(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
+def write(
+    config: Config, model: Reconstructor, given: Measurements, asked: Asked,
+    scores: dict[str, list[holdout.Score]] | None, command: str,
+) -> None:
     """Reconstruct, write all files, and say what was done."""
     from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
+    from sparsefield.use.page import field_page
 
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
@@ -211,8 +222,13 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
             trend=config.trend, progress=progress))
-    out.write(export.contents(field, given, asked, units_of(config, model, given),
-                              config.input))
+    units = units_of(config, model, given)
+    files = export.contents(field, given, asked, units, config.input)
+    if config.page:
+        files["field.html"] = field_page(
+            field, given, asked, units, limits=(), source=Path(config.input).name, scores=scores,
+            words=in_words(config, model, given, field, command))
+    out.write(files)
     for line in account(model, given, field):
         cli.log.info("%s", line)
     cli.log.info(
@@ -228,9 +244,11 @@ def units_of(config: Config, model: Reconstructor, given: Measurements) -> str |
     return config.units or given.units or trained
 
 
-def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
+def hold_out(
+    config: Config, model: Reconstructor, given: Measurements, asked: Asked
+) -> dict[str, list[holdout.Score]]:
     """Print how well hidden measurements are predicted, by this and by other methods; where values
-    are different things, of each on its own."""
+    are different things, of each on its own, by name."""
     kept, hidden = holdout.split(given, config.holdout, config.seed)
     is_by_default = config.checkpoint is None and model.is_closed_form and not (
         config.lonlat or config.covariates or config.trend)
@@ -245,12 +263,15 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: A
     cli.log.info("%s of %s measurements hidden, predicted from the others (seed %d):",
                  f"{len(hidden.coords):,}", f"{len(given.coords):,}", config.seed)
     parts = {"": scores} if not given.are_quantities else {
-        f"{name}:": [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
+        name: [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
     for name, part in parts.items():
-        for line in (*filter(None, [name]), *holdout.table(part, units_of(config, model, given)),
-                     holdout.verdict(part)):
+        lines = [*holdout.table(part, units_of(config, model, given)), holdout.verdict(part)]
+        for line in [f"{name}:", *lines] if name else lines:
             cli.log.info("%s", line)
-    cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
+    if not config.page:
+        cli.log.info("nothing is written; the field from all measurements: the same without "
+                     "--holdout, or with --page")
+    return parts
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -281,6 +302,29 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     return lines
 
 
+def in_words(
+    config: Config, model: Reconstructor, given: Measurements, field: Field, command: str
+) -> list[tuple[str, str]]:
+    """What was done, as terms and texts, for the page."""
+    found = field.checks.noise if field.checks else ""
+    noise = f"{found}, found in the measurements" if found else "none: measurements are kept exactly"
+    if given.noise is not None:
+        noise = f"sd {given.noise.min():.3g} to {given.noise.max():.3g}, as given"
+    rows, columns, _ = field.mean.shape
+    return [
+        ("measurements", f"{len(given.coords):,} of {', '.join(given.names) or 'values'} in "
+                         f"{config.input}"),
+        ("field", f"{rows} rows and {columns} columns"),
+        ("method", "; ".join(account(model, given, field))),
+        ("noise", noise),
+        *([("transform", config.transform)] if config.transform else []),
+        *([("trend", config.trend)] if config.trend else []),
+        ("samples", f"{len(field.samples)}, {field.how}, seed {config.seed}"),
+        ("program", f"mamba-diffusion {__version__}"),
+        *([("command", f"reconstruct.py {command}")] if command else []),
+    ]
+
+
 def in_numbers(given: Measurements, field: Field) -> str:
     """Mean and sd over the field: of all channels together, or of each where they differ."""
     mean, sd = np.nanmean(field.mean, axis=(0, 1)), np.sqrt(np.nanmean(field.sd**2, axis=(0, 1)))
@@ -291,7 +335,8 @@ def in_numbers(given: Measurements, field: Field) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    reconstruct(cli.parse(Config, arguments, __doc__, switches=True))
+    typed = sys.argv[1:] if arguments is None else arguments
+    reconstruct(cli.parse(Config, typed, __doc__, switches=True), shlex.join(typed))
 
 
 if __name__ == "__main__":

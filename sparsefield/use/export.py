@@ -24,7 +24,8 @@ from PIL import Image
 from sparsefield.data.netcdf import GEOTIFF
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
-from sparsefield.use.grids import Asked, Grid
+from sparsefield.use import globe
+from sparsefield.use.grids import Asked, Frame, Grid
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import MOST_SAMPLES, Field
 
@@ -37,8 +38,10 @@ log = logging.getLogger("sparsefield")
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
-NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
-         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
+LONGEST = 10  # sides of a map whose axes have one scale
+SCALES = {"10m": 15.0, "50m": 90.0, "110m": np.inf}  # of Natural Earth, for so many degrees
+NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
+         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that there can be
 
 
 def contents(
@@ -47,7 +50,7 @@ def contents(
     """Everything that a reconstruction leaves, by name; units: of the values; source: the file that
     they come from, whose georeference a picture gets back."""
     names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
-    shown = field if given.is_picture else _growing(field)
+    shown = field if given.is_picture else growing(field)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples)
@@ -70,7 +73,7 @@ def contents(
     return files
 
 
-def _growing(field: Field) -> Field:
+def growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
     order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
     return replace(field, coords=field.coords[order], mean=field.mean[order], sd=field.sd[order],
@@ -178,11 +181,11 @@ def _as_geotiff(
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def limits_of(given: Measurements) -> tuple[float, float]:
+def limits_of(given: Measurements, channel: int = 0) -> tuple[float, float]:
     """What is drawn darkest and brightest: of a picture as in it, else what was measured."""
     if given.value_range is not None:
         return given.value_range
-    low, high = float(given.values[:, 0].min()), float(given.values[:, 0].max())
+    low, high = float(given.values[:, channel].min()), float(given.values[:, channel].max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
@@ -190,6 +193,54 @@ def _unit(values: np.ndarray, given: Measurements) -> np.ndarray:
     """Values with their limits as 0 and 1."""
     low, high = limits_of(given)
     return np.clip((values - low) / (high - low), 0, 1)
+
+
+def aspect_of(frame: Frame, extent: Sequence[float]) -> float | None:
+    """How many units of x are as long as one of y, on a globe in the middle of an extent; None
+    where the map would be a sliver."""
+    across, along = globe.scales(extent) if frame.lonlat else frame.scaled_by
+    x0, x1, y0, y1 = extent
+    ratio = across / along * (y1 - y0) / (x1 - x0)
+    return across / along if 1 / LONGEST <= ratio <= LONGEST else None
+
+
+def degrees_east(x: float) -> str:
+    """A longitude, however it was turned."""
+    return f"{(x + 180) % 360 - 180:.6g}°"
+
+
+def coast_lines(extent: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes (P,) of the coasts in an extent, lines apart by NaN: of Natural
+    Earth, by cartopy, which downloads them once. Without it, or them, there are none."""
+    parts = [np.empty((0, 2))]
+    if importlib.util.find_spec("cartopy") is not None:
+        from cartopy.io import shapereader
+
+        width = extent[1] - extent[0]
+        scale = next(name for name, widest in SCALES.items() if width <= widest)
+        try:
+            path = shapereader.natural_earth(scale, "physical", "coastline")
+        except OSError as error:
+            log.info("no coast lines: cartopy cannot have them (%s)", error)
+        else:
+            found = shapereader.Reader(path).geometries()
+            lines = [np.asarray(line.coords)[:, :2] for whole in found
+                     for line in getattr(whole, "geoms", [whole])]
+            parts += [part for turn in (-360, 0, 360) for line in lines
+                      for part in _within(line + (turn, 0), extent)]
+    joined = np.concatenate([np.vstack([part, [[np.nan, np.nan]]]) for part in parts])
+    return joined[1:, 0], joined[1:, 1]
+
+
+def _within(line: np.ndarray, extent: Sequence[float]) -> list[np.ndarray]:
+    """The parts of a line (P, 2) in an extent, each with the point beyond its ends."""
+    x0, x1, y0, y1 = extent
+    inside = ((line >= (x0, y0)) & (line <= (x1, y1))).all(axis=1)
+    kept = inside.copy()
+    kept[1:] |= inside[:-1]
+    kept[:-1] |= inside[1:]
+    ends = np.flatnonzero(np.diff(np.pad(kept, 1).astype(int))).reshape(-1, 2)
+    return [line[start:end] for start, end in ends]
 
 
 def picture(values: np.ndarray, given: Measurements) -> bytes:
@@ -218,8 +269,8 @@ def overview(
     """
     x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
     edges = (x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1)
-    aspect = asked.frame.scaled_by[0] / asked.frame.scaled_by[1]
-    ratio = aspect * (y1 - y0) / (x1 - x0)
+    aspect = aspect_of(asked.frame, (x0, x1, y0, y1))
+    ratio = (aspect or 1) * (y1 - y0) / (x1 - x0)
     is_rgb = given.is_picture and field.mean.shape[2] == 3
     style = {"extent": edges, "origin": "upper" if given.is_picture else "lower",
              "interpolation": "nearest"}
@@ -230,6 +281,7 @@ def overview(
     def shown(values: np.ndarray) -> np.ndarray:
         return _unit(values, given) if is_rgb else values[..., 0]
 
+    coast = coast_lines((x0, x1, y0, y1)) if asked.frame.lonlat else ([], [])
     figure, axes = plt.subplots(
         1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
         layout="constrained",
@@ -247,11 +299,12 @@ def overview(
                                   "sd", "sample 1", "sample 2"), strict=True):
         axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
-        axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver
+        axis.set_aspect(aspect or "auto")
+        axis.plot(*coast, color="black", linewidth=0.5)
     axes[0].set(xlim=edges[:2], ylim=edges[2:])
     if asked.frame.lonlat:
         axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].xaxis.set_major_formatter(lambda x, _: f"{(x + 180) % 360 - 180:.6g}°")
+        axes[0].xaxis.set_major_formatter(lambda x, _: degrees_east(x))
         axes[0].yaxis.set_major_formatter("{x:.6g}°")
     _colour_bar(spread, axes[2], units, "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
