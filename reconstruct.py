@@ -307,7 +307,7 @@ def in_words(
 ) -> list[tuple[str, str]]:
     """What was done, as terms and texts, for the page."""
     found = field.checks.noise if field.checks else ""
-    noise = f"{found}, found in the measurements" if found else "none: measurements are kept exactly"
+    noise = f"{found}, found in the measurements" if found else "none, measurements are kept"
     if given.noise is not None:
         noise = f"sd {given.noise.min():.3g} to {given.noise.max():.3g}, as given"
     rows, columns, _ = field.mean.shape

@@ -25,9 +25,9 @@ from sparsefield.data.netcdf import GEOTIFF
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
+from sparsefield.use.field import MOST_SAMPLES, Field
 from sparsefield.use.grids import Asked, Frame, Grid
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import MOST_SAMPLES, Field
 
 if TYPE_CHECKING:
     from rasterio import Affine
@@ -41,7 +41,7 @@ MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 LONGEST = 10  # sides of a map whose axes have one scale
 SCALES = {"10m": 15.0, "50m": 90.0, "110m": np.inf}  # of Natural Earth, for so many degrees
 NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
-         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that there can be
+         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that can be
 
 
 def contents(
@@ -76,8 +76,10 @@ def contents(
 def growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
     order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
+    gaussian = field.gaussian and field.gaussian._replace(
+        mean=field.gaussian.mean[order], sd=field.gaussian.sd[order])
     return replace(field, coords=field.coords[order], mean=field.mean[order], sd=field.sd[order],
-                   samples=field.samples[:, *order])
+                   samples=field.samples[:, *order], gaussian=gaussian, grid=None)
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def field_page(
     residuals = field.checks and field.checks.residuals
     about = " and ".join(names) if len(names) < 4 else f"{len(names)} values"
     return html.page(f"{about} from {source}", "sparsefield.use", "field.html", {
-        "title": f"{about} from {source}", "summary": _summary(shown, given, asked, units, limits),
+        "title": f"{about} from {source}", "summary": _summary(field, given, asked, units, limits),
         "thinned": _thinned(step, count, len(field.samples), len(some), len(given.coords)),
         "x": shown.coords[0, ::step, 0], "y": shown.coords[::step, 0, 1], "extent": extent,
         "axes": axes, "units": units or "", "lonlat": lonlat, "is_picture": given.is_picture,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import scipy
@@ -19,7 +19,7 @@ from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import Progress, sample
-from sparsefield.gaussian import Posterior, Variogram, estimate_noise
+from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.checkpoint import build_model, load_model
@@ -27,6 +27,7 @@ from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
+from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
 from sparsefield.use.grids import Asked, Frame, Grid, grid_shape, with_known
 from sparsefield.use.points import Extent, Measurements
 from sparsefield.use.values import (
@@ -41,47 +42,9 @@ from sparsefield.use.values import (
 
 log = logging.getLogger("sparsefield")
 
-MOST_SAMPLES = 1000
 TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
 FEW = 5  # places: of 2, 3, 5 of known fields, 90 % intervals held 54, 65, 81 %
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
-
-
-class Checks(NamedTuple):
-    """How the measurements agree with the closed form that was fitted to them.
-
-    Attributes:
-        residuals: (M, C), of each measurement in sd of what the others predict for it.
-        variograms: of each channel, distances in units of x (on a globe in km), semivariances in
-            squares of the values, or of their transform.
-        noise: what was found in the measurements, in words; "" where it was not asked for.
-    """
-
-    residuals: np.ndarray
-    variograms: tuple[Variogram, ...]
-    noise: str = ""
-
-
-@dataclass(frozen=True)
-class Field:
-    """A reconstructed field, in the units of the measurements.
-
-    Attributes:
-        coords: (H, W, 2), x and y of the middles of its cells; of `Reconstructor.at` (N, 2), and so
-            below. mean: (H, W, C) posterior mean. samples: (K, H, W, C).
-        sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
-        how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
-        covariates: what each is used for, in words. checks: None without a closed form.
-    """
-
-    coords: np.ndarray
-    mean: np.ndarray
-    sd: np.ndarray
-    samples: np.ndarray
-    how: str
-    variogram: str = ""
-    covariates: tuple[str, ...] = ()
-    checks: Checks | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +202,8 @@ class Reconstructor:
                   points.checked_extent("extent", extent, settings.lonlat))
         frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
         shape = grid_shape(resolution, extent, frame.scaled_by)
-        asked = Asked(Grid.over(extent, shape).places, extent, frame)
+        grid = Grid.over(extent, shape, settings.lonlat)
+        asked = Asked(grid.places, extent, frame, grid)
         return self.answer(given, _knowing(given, asked, covariates_at), settings)
 
     def at(
@@ -279,11 +243,12 @@ class Reconstructor:
                  for group in self._groups(measured.values.shape[1], settings)]
         mean, sd, samples = (np.concatenate([getattr(part, name) for part in drawn], axis=-1)
                              for name in ("mean", "sd", "samples"))
+        mean, sd = (part.reshape(*asked.shape, -1) for part in (mean, sd))
+        samples = samples.reshape(len(samples), *mean.shape)
+        gaussian = Gaussian(mean, sd, settings.transform) if self.is_closed_form else None
         if settings.transform is not None:
             samples = untransformed(settings.transform, samples)
             mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
-        mean, sd = (part.reshape(*asked.shape, -1) for part in (mean, sd))
-        samples = samples.reshape(len(samples), *mean.shape)
         if asked.is_far is not None:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         of_channel = [f" ({name})" for name in given.names] if 1 < len(drawn) == len(
@@ -292,7 +257,7 @@ class Reconstructor:
         return Field(asked.places, mean, sd, samples, drawn[0].how,
                      " | ".join(part.variogram for part in drawn if part.variogram),
                      tuple(line + name for part, name in zip(drawn, of_channel, strict=True)
-                           for line in part.covariates),
+                           for line in part.covariates), gaussian, asked.grid,
                      _together(checks) if len(checks) == len(drawn) else None)
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:

@@ -53,6 +53,16 @@ def untransformed(name: str, values: np.ndarray) -> np.ndarray:
         return np.exp(values) if name == "log" else np.clip(values, 0, None) ** 2
 
 
+def transformed_limit(name: str | None, limit: np.ndarray) -> np.ndarray:
+    """What a transformed value exceeds where the value exceeds a limit, -inf where it always does:
+    values are never negative."""
+    if name is None:
+        return limit
+    with np.errstate(divide="ignore"):
+        root = (np.log if name == "log" else np.sqrt)(np.maximum(limit, 0))
+    return np.where(limit < 0, -np.inf, root)
+
+
 def transformed_noise(name: str | None, noise: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The sd (M, C) of the noise of transformed values (M, C), to first order, which holds for
     values above their noise: those below count as large as it."""

@@ -1,0 +1,187 @@
+"""A reconstructed field, and the questions that it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import scipy
+
+from sparsefield.errors import UserError
+from sparsefield.gaussian import Variogram
+from sparsefield.use.grids import Grid
+from sparsefield.use.points import real_array
+from sparsefield.use.values import ROUNDING, transformed_limit, untransformed
+
+MOST_SAMPLES = 1000
+
+
+class Gaussian(NamedTuple):
+    """What the closed form says of every place, of transformed values: mean and sd (H, W, C)."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    transform: str | None
+
+
+class RegionMean(NamedTuple):
+    """The mean over a region, of each channel (C,): its posterior mean and sd, and the ends of its
+    interval."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Checks(NamedTuple):
+    """How the measurements agree with the closed form that was fitted to them.
+
+    Attributes:
+        residuals: (M, C), of each measurement in sd of what the others predict for it.
+        variograms: of each channel, distances in units of x (on a globe in km), semivariances in
+            squares of the values, or of their transform.
+        noise: what was found in the measurements, in words; "" where it was not asked for.
+    """
+
+    residuals: np.ndarray
+    variograms: tuple[Variogram, ...]
+    noise: str = ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A reconstructed field, in the units of the measurements.
+
+    Attributes:
+        coords: (H, W, 2), x and y of the middles of its cells; of `Reconstructor.at` (N, 2), and so
+            below. mean: (H, W, C) posterior mean. samples: (K, H, W, C).
+        sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
+        how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
+        covariates: what each is used for, in words.
+        gaussian: of the closed form, from which probabilities and quantiles are exact; else None.
+        grid: the axes of its cells; None of places on no grid. checks: None without a closed form.
+    """
+
+    coords: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+    samples: np.ndarray
+    how: str
+    variogram: str = ""
+    covariates: tuple[str, ...] = ()
+    gaussian: Gaussian | None = None
+    grid: Grid | None = None
+    checks: Checks | None = None
+
+    def probability_above(self, limit: float | Sequence[float]) -> np.ndarray:
+        """The probability (H, W, C) that the field is above a limit; NaN where the field is empty.
+
+        It concerns the field, not a further measurement of it, which would add noise. Of the closed
+        form it comes from the exact Gaussian, also with a transform; of a trained model it is the
+        share of the K samples that are above, in steps of 1 / K.
+
+        Args:
+            limit: in the units of the field, one number, or one for each channel (C,).
+        Raises:
+            UserError: a limit that is no finite number, or not one for each channel.
+        """
+        limits = real_array("limit", limit)
+        if limits.shape not in ((), (self.mean.shape[-1],)) or not np.isfinite(limits).all():
+            raise UserError(f"limit {limit}: give a finite number, or one for each of "
+                            f"{self.mean.shape[-1]} channel(s)")
+        if self.gaussian is None:
+            slack = ROUNDING * np.nanmax(np.abs(self.mean))  # of measured values, which are kept
+            return self._where_known((self.samples > limits + slack).mean(axis=0))
+        mean, sd, transform = self.gaussian
+        limits = transformed_limit(transform, limits)
+        slack = ROUNDING * np.nanmax(np.abs(mean))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            above = scipy.special.ndtr((mean - limits) / sd)
+        return self._where_known(np.where(sd > 0, above, mean > limits + slack))
+
+    def quantile(self, share: float) -> np.ndarray:
+        """What the field stays below with a probability (H, W, C); NaN where it is empty.
+
+        Of the closed form from the exact Gaussian, also with a transform; of a trained model from
+        the K samples, of which the k-th smallest is the quantile k / (K + 1) (Weibull).
+
+        Args:
+            share: in (0, 1), such as 0.95.
+        Raises:
+            UserError: another share, or one beyond the samples of a trained model.
+        """
+        if self.gaussian is None:
+            require_samples(share, len(self.samples))
+            return np.quantile(self.samples, share, axis=0, method="weibull")
+        require_share(share)
+        mean, sd, transform = self.gaussian
+        found = mean + scipy.special.ndtri(share) * sd
+        return self._where_known(found if transform is None else untransformed(transform, found))
+
+    def mean_over(self, mask: np.ndarray, level: float = 0.9) -> RegionMean:
+        """The mean over a region, with an interval that counts how errors go together.
+
+        Cells count by their area: by the steps of the grid, on a globe times the cosine of
+        latitude; places on no grid count alike. sd and interval come from the K samples, each
+        averaged over the region, as no map of sd tells them. Of the closed form the mean is exact
+        and the interval Student's t with K degrees of freedom; with a transform, and of a trained
+        model, the ends are quantiles of the K averages (Weibull). More `num_samples` make
+        both more precise.
+
+        Args:
+            mask: (H, W) bool, the cells of the region. level: of the interval, in (0, 1).
+        Raises:
+            UserError: no such mask, none or an empty cell in it, or too few samples for the level.
+        """
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != self.mean.shape[:-1] or not mask.any():
+            raise UserError(f"mask {mask.shape} of {mask.dtype}: give bool {self.mean.shape[:-1]}, "
+                            "True for the cells of the region")
+        if lacking := int(np.isnan(self.mean[mask]).any(axis=-1).sum()):
+            raise UserError(f"{lacking} of {int(mask.sum())} cells of the region are empty: leave "
+                            "them out of the mask")
+        upper = (1 + require_share(level)) / 2
+        weight = self.areas()[mask]
+        mean, samples = (np.average(part.astype(np.float64), axis=-2, weights=weight)
+                         for part in (self.mean[mask], self.samples[:, mask]))
+        if self.gaussian is not None and self.gaussian.transform is None:
+            sd = np.sqrt(((samples - mean) ** 2).mean(axis=0))
+            half = scipy.special.stdtrit(len(samples), upper) * sd
+            return RegionMean(mean, sd, mean - half, mean + half)
+        require_samples(upper, len(samples))
+        low, high = np.quantile(samples, [1 - upper, upper], axis=0, method="weibull")
+        return RegionMean(mean, samples.std(axis=0, ddof=1), low, high)
+
+    def _where_known(self, found: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(self.mean), np.nan, found)
+
+    def areas(self) -> np.ndarray:
+        """(H, W), or (N,), up to a factor."""
+        if self.grid is None:
+            return np.ones(self.mean.shape[:-1])
+        across, along = (np.abs(np.gradient(axis)) if len(axis) > 1 else np.ones(1)
+                         for axis in (self.grid.x, self.grid.y))
+        if self.grid.is_global:
+            along = along * np.cos(np.radians(self.grid.y))
+        return along[:, None] * across
+
+
+def require_share(share: float) -> float:
+    """Raises UserError unless it is in (0, 1)."""
+    if real_array("quantile", share).shape != () or not 0 < share < 1:
+        raise UserError(f"quantile {share}: give a number between 0 and 1, such as 0.95")
+    return share
+
+
+def require_samples(share: float, count: int) -> None:
+    """Raises UserError where so many samples do not tell a quantile."""
+    needed = math.ceil(1 / min(require_share(share), 1 - share) - 1 - 1e-9)
+    if count < needed:
+        least, more = 1 / (count + 1), f"give num_samples={needed}"
+        raise UserError(f"quantile {share:g}: {count} samples tell those from {least:.3g} to "
+                        f"{1 - least:.3g}; "
+                        + (more if needed <= MOST_SAMPLES else "only the closed form tells it"))
