@@ -159,7 +159,7 @@ def _ticks(extent: Sequence[float]) -> dict[str, Any]:
 
 def _summary(
     field: Field, given: Measurements, asked: Asked, units: str | None, limits: Sequence[float]
-) -> str:
+) -> list[str]:
     """What the field is, and where limits are exceeded, in words."""
     unit = f" {units}" if units else ""
     names = given.names or ("value",) * field.mean.shape[2]
@@ -177,4 +177,4 @@ def _summary(
             lines.append(f"Above {limit:g}{unit}: almost surely (95 % or more) on {sure:.0%} of "
                          f"the area, almost surely not on {1 - sure - not_sure:.0%}, undecided on "
                          f"{not_sure:.0%}.")
-    return " ".join(lines)
+    return lines
