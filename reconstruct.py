@@ -55,9 +55,10 @@ from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
+from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.points import Measurements
-from sparsefield.use.predict import Field, Reconstructor, Settings
+from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import are_within_bytes, own_range, transformed, unlike_training
 
@@ -82,6 +83,12 @@ class Config:
     """Hide this share of the measured places, predict them, print the scores and write nothing."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
+    above: tuple[float, ...] = ()
+    """Limits, in the units of the values: write the probability that the field is above each, as
+    probability_above_30. It concerns the field, not a further measurement of it with its noise."""
+    quantiles: tuple[float, ...] = ()
+    """Write these quantiles of the field, such as 0.05 0.5 0.95. They and --above come from the
+    exact Gaussian of the closed form; with a trained model from the samples."""
     mask: str | None = None
     """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
@@ -151,6 +158,7 @@ def reconstruct(config: Config, command: str = "") -> None:
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
         lonlat=config.lonlat, seed=config.seed, covariates=config.covariates,
     )
+    given = replace(given, units=config.units or given.units)
     own_range(transformed(config.transform, given.values))  # refused before writing
     given, asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
@@ -206,42 +214,39 @@ def write(
     scores: dict[str, list[holdout.Score]] | None, command: str,
 ) -> None:
     """Reconstruct, write all files, and say what was done."""
+    for limit in dict.fromkeys(config.above):
+        require_limit(limit)
+    for share in config.quantiles:
+        require_samples(share, None if model.is_closed_form else config.num_samples)
     from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
     from sparsefield.use.page import field_page
 
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
-    ], config.overwrite)
+    ], config.overwrite, export.ANSWERS)
     started = time.monotonic()
     with tqdm(desc="reconstructing", unit="call", disable=None, leave=False) as bar:
         def progress(calls: int, total: int | None) -> None:
             bar.total = total
             bar.update(calls - bar.n)
 
-        field = model.answer(replace(given, units=config.units or given.units), asked, Settings(
+        field = model.answer(given, asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
             trend=config.trend, progress=progress))
-    units = units_of(config, model, given)
-    files = export.contents(field, given, asked, units, config.input)
+    files = export.contents(field, given, asked, config.input, config.above, config.quantiles)
     if config.page:
         files["field.html"] = field_page(
-            field, given, asked, units, limits=(), source=Path(config.input).name, scores=scores,
-            words=in_words(config, model, given, field, command))
+            field, given, asked, limits=tuple(dict.fromkeys(config.above)), scores=scores,
+            source=Path(config.input).name, words=in_words(config, model, given, field, command))
     out.write(files)
-    for line in account(model, given, field):
+    for line in (*account(model, given, field), *answers(config, field)):
         cli.log.info("%s", line)
     cli.log.info(
         "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
         config.input, f"{len(given.coords):,}", *asked.shape, in_numbers(given, field),
         len(field.samples), time.monotonic() - started, config.out,
     )
-
-
-def units_of(config: Config, model: Reconstructor, given: Measurements) -> str | None:
-    """Of the values: as the user, the file or the training data give them."""
-    trained = None if given.is_picture or model.is_closed_form else model.scale.units
-    return config.units or given.units or trained
 
 
 def hold_out(
@@ -265,7 +270,7 @@ def hold_out(
     parts = {"": scores} if not given.are_quantities else {
         name: [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
     for name, part in parts.items():
-        lines = [*holdout.table(part, units_of(config, model, given)), holdout.verdict(part)]
+        lines = [*holdout.table(part, model.units_of(given)), holdout.verdict(part)]
         for line in [f"{name}:", *lines] if name else lines:
             cli.log.info("%s", line)
     if not config.page:
@@ -315,7 +320,7 @@ def in_words(
         ("measurements", f"{len(given.coords):,} of {', '.join(given.names) or 'values'} in "
                          f"{config.input}"),
         ("field", f"{rows} rows and {columns} columns"),
-        ("method", "; ".join(account(model, given, field))),
+        ("method", "; ".join((*account(model, given, field), *answers(config, field)))),
         ("noise", noise),
         *([("transform", config.transform)] if config.transform else []),
         *([("trend", config.trend)] if config.trend else []),
@@ -323,6 +328,23 @@ def in_words(
         ("program", f"mamba-diffusion {__version__}"),
         *([("command", f"reconstruct.py {command}")] if command else []),
     ]
+
+
+def answers(config: Config, field: Field) -> list[str]:
+    """Lines to print: how much of the field is above limits, and where that comes from."""
+    lines = []
+    is_there = np.isfinite(field.mean).all(axis=-1)
+    for limit in dict.fromkeys(config.above):
+        shares = np.average(field.probability_above(limit)[is_there], axis=0,
+                            weights=field.areas[is_there])
+        lines.append(f"above {limit:g}: expected of " + ", ".join(
+            f"{share:.1%} of the area" + (f" ({name})" if len(shares) > 1 else "")
+            for share, name in zip(shares, field.names, strict=True)))
+    if config.above or config.quantiles:
+        steps = "" if field.gaussian or not config.above else (
+            f": they tell a probability in steps of {1 / len(field.samples):.3g}")
+        lines.append(f"probabilities and quantiles are of {field.answers_from}{steps}")
+    return lines
 
 
 def in_numbers(given: Measurements, field: Field) -> str:

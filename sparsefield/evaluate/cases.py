@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import sys
 import time
 from collections import defaultdict
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
 from sparsefield.data.netcdf import ENDINGS
-from sparsefield.data.scale import Scale, pixel_scale, to_unit
+from sparsefield.data.scale import Scale, to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
@@ -349,13 +350,18 @@ def open_test_data(
         data = "photos"
     if named := test or data:
         bounds = np.ravel(trained["value_range"]).tolist()
-        of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
+        whites = (255.0, 65535.0, 1.0) if Path(named).is_dir() else (255.0,)
+        of_pixels = [[0.0, white] * trained["channels"] for white in whites]
+        is_same = test is None and _are_one(named, config["data"])
+        val_of, test_of = (config.get(f"data_{part}") if is_same else test
+                           for part in ("val", "test"))
         opened = open_data(
-            named, val=test, test=test, image_size=config["image_size"],
+            named, val=val_of, test=test_of, image_size=config["image_size"],
             # Of pixels the type of their numbers says it, unless it was said.
-            value_range=None if bounds == of_pixels and not config.get("value_range") else bounds,
+            value_range=None if bounds in of_pixels and not config.get("value_range") else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,
             data_dir=config.get("data_dir"), units=config.get("units"),
+            split_by=config.get("split_by"),
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
     else:
@@ -377,3 +383,8 @@ def open_test_data(
         log.warning("WARNING: %s has values of %s, and the model was trained on %s", opened.name,
                     found.describe(), learnt.describe())
     return replace(opened, scale=found)
+
+
+def _are_one(path: str, other: str) -> bool:
+    """Whether two paths, however they are spelled, lead to one file or folder."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)

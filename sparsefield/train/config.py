@@ -46,6 +46,9 @@ class TrainingConfig:
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
     """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
+    split_by: Literal["folder"] | None = None
+    """folder: every sub-folder of a folder of pictures is a scene, and goes whole to training,
+    validation or test. Default: each picture on its own."""
     variables: tuple[str, ...] | None = None
     """NetCDF: which variables are the channels; not needed where there is one field."""
     value_range: tuple[float, ...] | None = None

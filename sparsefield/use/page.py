@@ -12,20 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from sparsefield.evaluate import html
 from sparsefield.evaluate.metrics import largest_coverage
-from sparsefield.use.export import (
-    MOST_SHOWN,
-    aspect_of,
-    coast_lines,
-    degrees_east,
-    growing,
-    limits_of,
-)
+from sparsefield.use import globe
+from sparsefield.use.export import MOST_SHOWN, aspect_of, extent_of, growing, limits_of
 from sparsefield.use.field import Field
 from sparsefield.use.grids import Asked
 from sparsefield.use.holdout import Score, verdict
 from sparsefield.use.points import Measurements
 
-MOST_NUMBERS = 2_500_000  # in all maps and samples: 7 MB of the page, plotly is 5 MB
+MOST_NUMBERS = 3_500_000  # in all maps and samples: 9 MB of the page, plotly is 5 MB
 MOST_SAMPLES, ENOUGH_SAMPLES = 40, 8
 MOST_POINTS = 1500  # drawn on a map
 EDGES = np.linspace(-4, 4, 17)  # of classes of residuals, in sd
@@ -33,54 +27,53 @@ LEVEL = 0.9  # of intervals
 
 
 def field_page(
-    field: Field, given: Measurements, asked: Asked, units: str | None, *, limits: Sequence[float],
-    words: Sequence[tuple[str, str]], source: str, scores: dict[str, list[Score]] | None = None,
+    field: Field, given: Measurements, asked: Asked, *, limits: Sequence[float] = (),
+    words: Sequence[tuple[str, str]] = (), source: str = "",
+    scores: dict[str, list[Score]] | None = None,
 ) -> bytes:
-    """The page; units: of the values.
+    """The page.
 
     Args:
         limits: of which the probability to be above is shown. words: what was done, as terms and
             texts. source: of the measurements, for the title. scores: of hidden measurements, of
             all channels together ("") or by their names.
     """
-    names = given.names or tuple(f"value {c + 1}" for c in range(field.mean.shape[2]))
     shown = field if given.is_picture else growing(field)
-    extent = asked.extent if given.is_picture else asked.grid.extent
+    extent, lonlat = extent_of(given, asked), asked.frame.lonlat
+    is_rgb = given.is_picture and len(field.names) == 3
     step, count = _thinning(shown.samples.shape, len(limits))
     part = np.s_[::step, ::step]
-    frame, lonlat = asked.frame, asked.frame.lonlat
     level = LEVEL if field.gaussian else min(LEVEL, largest_coverage(len(field.samples)))
     axes = ("x", "y") if given.is_picture else asked.grid.names
     some = np.linspace(0, len(given.coords) - 1, min(len(given.coords), MOST_POINTS)).astype(int)
     residuals = field.checks and field.checks.residuals
-    about = " and ".join(names) if len(names) < 4 else f"{len(names)} values"
+    about = "colours" if is_rgb else ", ".join(field.names)
     return html.page(f"{about} from {source}", "sparsefield.use", "field.html", {
-        "title": f"{about} from {source}", "summary": _summary(field, given, asked, units, limits),
+        "title": f"{about} from {source}", "summary": _summary(field, given, limits),
         "thinned": _thinned(step, count, len(field.samples), len(some), len(given.coords)),
         "x": shown.coords[0, ::step, 0], "y": shown.coords[::step, 0, 1], "extent": extent,
-        "axes": axes, "units": units or "", "lonlat": lonlat, "is_picture": given.is_picture,
-        "aspect": aspect_of(frame, extent), "ticks": _ticks(extent) if lonlat else {},
-        "rgb": (given.value_range or (0.0, 255.0)) if given.is_picture and len(names) == 3 else
-               None,
-        "unit_of_length": frame.unit_of_length, "level": level,
+        "axes": axes, "units": field.units or "", "lonlat": lonlat, "is_picture": given.is_picture,
+        "aspect": aspect_of(asked, extent), "ticks": _ticks(extent) if lonlat else {},
+        "rgb": (given.value_range or (0.0, 255.0)) if is_rgb else None,
+        "unit_of_length": asked.frame.unit_of_length, "level": level,
         "limits": limits, "words": words,
-        "coast": dict(zip("xy", coast_lines(extent) if lonlat else ([], []), strict=True)),
-        "holdout": scores and _tables(scores, units),
+        "coast": dict(zip("xy", globe.coasts(extent) if lonlat else ([], []), strict=True)),
+        "holdout": scores and _tables(scores, field.units),
         "points": {"x": given.coords[some, 0], "y": given.coords[some, 1],
                    "values": given.values[some].T,
                    "residuals": None if residuals is None else residuals[some].T},
-        "channels": [_channel(shown, given, c, names[c], limits, units, part, count, level)
-                     for c in range(len(names))],
+        "channels": [_channel(shown, given, c, limits, part, count, level)
+                     for c in range(len(field.names))],
     })
 
 
 def _channel(
-    field: Field, given: Measurements, c: int, name: str, limits: Sequence[float],
-    units: str | None, part: tuple[slice, slice], count: int, level: float,
+    field: Field, given: Measurements, c: int, limits: Sequence[float],
+    part: tuple[slice, slice], count: int, level: float,
 ) -> dict[str, Any]:
     """What the page shows of one channel."""
     mean, sd = field.mean[part][..., c], field.sd[part][..., c]
-    unit = f" {units}" if units else ""
+    unit = f" {field.units}" if field.units else ""
     maps = [
         {"name": "mean", "z": html.packed(mean), "colours": "Viridis",
          "caption": "The best guess at every place."},
@@ -98,7 +91,7 @@ def _channel(
     low, high = (field.quantile((1 + side * level) / 2)[part][..., c] for side in (-1, 1))
     checks = field.checks
     return {
-        "name": name, "maps": maps, "low": html.packed(low), "high": html.packed(high),
+        "name": field.names[c], "maps": maps, "low": html.packed(low), "high": html.packed(high),
         "samples": [html.packed(sample[part][..., c]) for sample in field.samples[:count]],
         "limits": limits_of(given, c),
         "residuals": checks and _residuals(checks.residuals[:, c]),
@@ -154,25 +147,22 @@ def _ticks(extent: Sequence[float]) -> dict[str, Any]:
     if x0 >= -180 and x1 <= 180:
         return {}
     values = MaxNLocator(5).tick_values(x0, x1)
-    return {"tickvals": values, "ticktext": [degrees_east(x) for x in values]}
+    return {"tickvals": values, "ticktext": [f"{globe.east(x):.6g}°" for x in values]}
 
 
-def _summary(
-    field: Field, given: Measurements, asked: Asked, units: str | None, limits: Sequence[float]
-) -> list[str]:
+def _summary(field: Field, given: Measurements, limits: Sequence[float]) -> list[str]:
     """What the field is, and where limits are exceeded, in words."""
-    unit = f" {units}" if units else ""
-    names = given.names or ("value",) * field.mean.shape[2]
-    lines = [f"{len(given.coords):,} measurements, {asked.shape[0]} x {asked.shape[1]} cells."]
-    weight = field.areas()
-    for c, name in enumerate(names):
+    unit = f" {field.units}" if field.units else ""
+    rows, columns, _ = field.mean.shape
+    lines = [f"{len(given.coords):,} measurements, {rows} x {columns} cells."]
+    for c, name in enumerate(field.names):
         mean, sd = field.mean[..., c], field.sd[..., c]
         lines.append(f"{name}: mean {np.nanmean(mean):.4g}{unit}, typical sd "
                      f"{np.sqrt(np.nanmean(sd**2)):.2g}{unit}.")
         for limit in limits:
             above = field.probability_above(limit)[..., c]
             known = np.isfinite(above)
-            sure, not_sure = (float(np.average(part[known], weights=weight[known]))
+            sure, not_sure = (float(np.average(part[known], weights=field.areas[known]))
                               for part in (above >= 0.95, (above > 0.05) & (above < 0.95)))
             lines.append(f"Above {limit:g}{unit}: almost surely (95 % or more) on {sure:.0%} of "
                          f"the area, almost surely not on {1 - sure - not_sure:.0%}, undecided on "

@@ -164,6 +164,11 @@ class Reconstructor:
         separately = given.are_quantities or (self.is_closed_form and not given.is_picture)
         return {"separately": separately, "value_range": given.value_range if is_deep else None}
 
+    def units_of(self, given: Measurements) -> str | None:
+        """Of the values: as the measurements or the training data give them."""
+        trained = self.scale and not given.is_picture and self.scale.units
+        return given.units or trained or None
+
     @cached_property
     def grey_network(self) -> nn.Module:
         """What a model of colour pictures knows, for one channel of whatever unit and range."""
@@ -258,7 +263,9 @@ class Reconstructor:
                      " | ".join(part.variogram for part in drawn if part.variogram),
                      tuple(line + name for part, name in zip(drawn, of_channel, strict=True)
                            for line in part.covariates), gaussian, asked.grid,
-                     _together(checks) if len(checks) == len(drawn) else None)
+                     given.names or tuple(f"value_{c + 1}" for c in range(mean.shape[-1])),
+                     self.units_of(given),
+                     checks=_together(checks) if len(checks) == len(drawn) else None)
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
