@@ -217,7 +217,10 @@ class Field:
         import xarray
 
         said = {"units": self.units} if self.units else {}
-        kept = {} if self.like is None else self.like.attrs
+        kept = {}
+        if self.like is not None:
+            kept, encoding = self.like.attrs, self.like.encoding
+            said |= {key: encoding[key] for key in ("grid_mapping",) if key in encoding}
         maps = {"mean": (self.mean, {"cell_methods": "realization: mean", **said, **kept}),
                 "sd": (self.sd, {"cell_methods": "realization: standard_deviation", **said})}
         for key, values in self.answers(above, quantiles).items():
@@ -239,7 +242,7 @@ class Field:
             "source": self.how})
         if self.like is None:
             return data
-        return data.assign_coords(self.like.coords).transpose(..., *self.like.squeeze().dims)
+        return data.assign_coords(self.like.coords).transpose(..., *self.like.dims)
 
     def to_dataframe(
         self, above: Sequence[float] = (), quantiles: Sequence[float] = ()

@@ -28,8 +28,8 @@ from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
-from sparsefield.use.grids import Asked, Frame, Grid, grid_shape, with_known
-from sparsefield.use.points import Extent, Measurements
+from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, with_known
+from sparsefield.use.points import Measurements
 from sparsefield.use.values import (
     choose_scale,
     excess,
@@ -175,41 +175,50 @@ class Reconstructor:
         return build_model(for_channels(self.checkpoint, 1), self.device)
 
     def reconstruct(
-        self, coords: np.ndarray, values: np.ndarray, resolution: int | Sequence[int] = 64, *,
-        extent: Sequence[float] | None = None, covariates: np.ndarray | None = None,
-        covariates_at: np.ndarray | None = None, **settings: Any,
+        self, coords: Any, values: np.ndarray | None = None,
+        resolution: int | Sequence[int] | None = None, *, extent: Sequence[float] | None = None,
+        x: str | None = None, y: str | None = None, value: str | Sequence[str] | None = None,
+        covariates: Any = None, covariates_at: np.ndarray | None = None, **settings: Any,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
         Args:
             coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
                 outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
-                points (numpy.ma) are left out.
+                points (numpy.ma) are left out. Or, without `values`, a pandas DataFrame with
+                columns of x, y and values, or an xarray DataArray: of points, or of (y, x), whose
+                NaN are filled. What is called longitude and latitude then means lonlat=True, for
+                the closed form, and noise_sd may name a column.
             values: (M, C) or (M,), in the units of the training data. A model of colour pictures
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
-            resolution: cells of the longer side (the other follows), or (rows, columns).
-            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
-                around the points.
-            covariates: (M, p), what is known at the points, and covariates_at: (H, W, p), the same
-                everywhere, row by row from y0 on; NaN leaves a cell empty. The likelihood decides
-                whether the field follows each, is alike where it is alike, or neither
-                (`Field.covariates` tells). For the closed form alone.
+            resolution: cells of the longer side (the other follows), default 64, or (rows,
+                columns).
+            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat and of a
+                DataFrame the narrowest around the points.
+            x, y, value: names of columns; x, y: of dimensions. Default: as reconstruct.py finds
+                them.
+            covariates: (M, p), what is known at the points, of a DataFrame names of columns, and
+                covariates_at: (H, W, p), the same everywhere, row by row from y0 on; NaN leaves a
+                cell empty. The likelihood decides whether the field follows each, is alike where it
+                is alike, or neither (`Field.covariates` tells). For the closed form alone.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
         Raises:
             UserError: an argument that cannot be used, with the reason.
         """
-        settings = Settings(**settings)
-        given = settings.given(coords, values, covariates)
-        extent = (_default_extent(given, settings.lonlat) if extent is None else
-                  points.checked_extent("extent", extent, settings.lonlat))
-        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
-        shape = grid_shape(resolution, extent, frame.scaled_by)
-        grid = Grid.over(extent, shape, settings.lonlat)
-        asked = Asked(grid.places, extent, frame, grid)
-        return self.answer(given, _knowing(given, asked, covariates_at), settings)
+        if values is None:
+            from sparsefield.use import labelled  # pandas, which arrays need not wait for
+
+            found = labelled.read(coords, x, y, value, covariates, settings, self.is_closed_form)
+            chosen = Settings(**self.reads(found.given) | settings | found.settings)
+        else:
+            chosen = Settings(**settings)
+            found = Labelled(chosen.given(coords, values, covariates), chosen.lonlat)
+        asked = grid_for(found, resolution, extent, chosen.aspect)
+        field = self.answer(found.given, _knowing(found.given, asked, covariates_at), chosen)
+        return replace(field, like=found.like)
 
     def at(
         self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
@@ -281,17 +290,6 @@ def _together(checks: list[Checks]) -> Checks:
     return Checks(np.concatenate([part.residuals for part in checks], axis=1),
                   tuple(variogram for part in checks for variogram in part.variograms),
                   ", ".join(part.noise for part in checks if part.noise))
-
-
-def _default_extent(given: Measurements, lonlat: bool) -> Extent:
-    """The unit square, which raises UserError for points outside; on a globe that of the points."""
-    if lonlat:
-        return points.bounds("coords", given.coords, lonlat)
-    outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
-    if outside.any():
-        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
-                        "y0, y1)")
-    return 0.0, 1.0, 0.0, 1.0
 
 
 def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> Asked:
