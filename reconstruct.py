@@ -37,16 +37,18 @@ if __name__ == "__main__":
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from sparsefield import cli, load
+from sparsefield import __version__, cli, load
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
@@ -146,12 +148,15 @@ class Config:
     """auto, cpu, cuda, cuda:1 or mps."""
     out: str = "reconstruction"
     """Folder for the results: new, empty, or of an earlier reconstruction."""
+    page: bool = False
+    """Also write field.html: a page with maps, a section, the variogram and checks, for any browser
+    and without a network. With --holdout, too, it shows the scores."""
     overwrite: bool = False
     """Write into --out even if it holds other files. These are left alone."""
 
 
-def reconstruct(config: Config) -> None:
-    """The command. Raises UserError for input that cannot be used."""
+def reconstruct(config: Config, command: str = "") -> None:
+    """The command, as it was typed. Raises UserError for input that cannot be used."""
     cli.log_to()
     if config.holdout is None and config.holdout_by == "blocks":
         raise UserError("--holdout_by blocks: give the share to hide at a time, --holdout 0.2")
@@ -181,7 +186,12 @@ def reconstruct(config: Config) -> None:
                         "reconstructed; make unknown pixels black in the mask, or ask for more "
                         "with --resolution")
     model = choose_model(config, chosen, given, asked)
-    (write if config.holdout is None else hold_out)(config, model, given, asked)
+    require_limit(config.above)
+    for share in config.quantiles:
+        require_samples(share, None if model.is_closed_form else config.num_samples)
+    scores = None if config.holdout is None else hold_out(config, model, given, asked)
+    if scores is None or config.page:
+        write(config, model, given, asked, scores, command)
 
 
 def choose_model(
@@ -213,13 +223,13 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {"num_steps": config.num_steps, "seed": config.seed, **said}
 
 
-def write(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
+def write(
+    config: Config, model: Reconstructor, given: Measurements, asked: Asked,
+    scores: dict[str, list[holdout.Score]] | None, command: str,
+) -> None:
     """Reconstruct, write all files, and say what was done."""
-    for limit in dict.fromkeys(config.above):
-        require_limit(limit)
-    for share in config.quantiles:
-        require_samples(share, None if model.is_closed_form else config.num_samples)
     from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
+    from sparsefield.use.page import field_page
 
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
@@ -234,7 +244,12 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
             trend=config.trend, progress=progress))
-    out.write(export.contents(field, given, asked, config.input, config.above, config.quantiles))
+    files = export.contents(field, given, asked, config.input, config.above, config.quantiles)
+    if config.page:
+        files["field.html"] = field_page(
+            field, given, asked, limits=tuple(dict.fromkeys(config.above)), scores=scores,
+            source=Path(config.input).name, words=in_words(config, model, given, field, command))
+    out.write(files)
     for line in (*account(model, given, field), *answers(config, field)):
         cli.log.info("%s", line)
     cli.log.info(
@@ -244,9 +259,11 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
     )
 
 
-def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: Asked) -> None:
+def hold_out(
+    config: Config, model: Reconstructor, given: Measurements, asked: Asked
+) -> dict[str, list[holdout.Score]]:
     """Print how well hidden measurements are predicted, by this and by other methods; where values
-    are different things, of each on its own."""
+    are different things, of each on its own, by name."""
     if config.holdout_by == "blocks":
         blocks = blocks_of(asked, given.coords, config.holdout, config.seed, config.block_size)
         folds = holdout.by_blocks(given, blocks)
@@ -257,7 +274,6 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: A
             cli.log.info("the measurements are clustered: the nearest neighbour is %.2f times as "
                          "far as at random (Clark & Evans 1954). These scores flatter what lies "
                          "between clusters; --holdout_by blocks hides whole clusters", ratio)
-    groups = np.concatenate([fold.groups for fold in folds])
     is_by_default = config.checkpoint is None and model.is_closed_form and not (
         config.lonlat or config.covariates or config.trend)
     can_be_grey = given.are_quantities or given.values.shape[1] != 3
@@ -270,15 +286,18 @@ def hold_out(config: Config, model: Reconstructor, given: Measurements, asked: A
     with tqdm(total=len(folds), desc="hold-out", unit="fold", disable=None, leave=False) as bar:
         scores = holdout.compare_folds(methods, folds, bar.update)
     cli.log.info("%s of %s measurements hidden%s, predicted from the others (seed %d):",
-                 f"{len(groups):,}", f"{len(given.coords):,}",
+                 f"{sum(len(fold.groups) for fold in folds):,}", f"{len(given.coords):,}",
                  " in turn" if len(folds) > 1 else "", config.seed)
     parts = {"": scores} if not given.are_quantities else {
-        f"{name}:": [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
+        name: [score.of_channel(c) for score in scores] for c, name in enumerate(given.names)}
     for name, part in parts.items():
-        for line in (*filter(None, [name]), *holdout.table(part, model.units_of(given)),
-                     holdout.verdict(part, groups)):
+        lines = [*holdout.table(part, model.units_of(given)), holdout.verdict(part)]
+        for line in [f"{name}:", *lines] if name else lines:
             cli.log.info("%s", line)
-    cli.log.info("nothing is written; the field from all measurements: the same without --holdout")
+    if not config.page:
+        cli.log.info("nothing is written; the field from all measurements: the same without "
+                     "--holdout, or with --page")
+    return parts
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -309,6 +328,29 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     return lines
 
 
+def in_words(
+    config: Config, model: Reconstructor, given: Measurements, field: Field, command: str
+) -> list[tuple[str, str]]:
+    """What was done, as terms and texts, for the page."""
+    found = field.checks.noise if field.checks else ""
+    noise = f"{found}, found in the measurements" if found else "none, measurements are kept"
+    if given.noise is not None:
+        noise = f"sd {given.noise.min():.3g} to {given.noise.max():.3g}, as given"
+    rows, columns, _ = field.mean.shape
+    return [
+        ("measurements", f"{len(given.coords):,} of {', '.join(given.names) or 'values'} in "
+                         f"{config.input}"),
+        ("field", f"{rows} rows and {columns} columns"),
+        ("method", "; ".join((*account(model, given, field), *answers(config, field)))),
+        ("noise", noise),
+        *([("transform", config.transform)] if config.transform else []),
+        *([("trend", config.trend)] if config.trend else []),
+        ("samples", f"{len(field.samples)}, {field.how}, seed {config.seed}"),
+        ("program", f"mamba-diffusion {__version__}"),
+        *([("command", f"reconstruct.py {command}")] if command else []),
+    ]
+
+
 def answers(config: Config, field: Field) -> list[str]:
     """Lines to print: how much of the field is above limits, and where that comes from."""
     lines = []
@@ -336,7 +378,8 @@ def in_numbers(given: Measurements, field: Field) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    reconstruct(cli.parse(Config, arguments, __doc__, switches=True))
+    typed = sys.argv[1:] if arguments is None else arguments
+    reconstruct(cli.parse(Config, typed, __doc__, switches=True), shlex.join(typed))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Score:
     Attributes:
         squared: (N, C), squared error of the mean. each: (N, C), CRPS, without an uncertainty the
             absolute error. inside: (N, C), whether it is in its 90 % interval. seconds: it took.
+        groups: (N,), see `Fold`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Score:
     each: np.ndarray
     inside: np.ndarray | None
     seconds: float
+    groups: np.ndarray
 
     @classmethod
     def of(cls, name: str, forecast: Forecast, hidden: Measurements, seconds: float) -> Self:
@@ -81,15 +83,16 @@ class Score:
             sd = np.sqrt(forecast.sd**2 + noise**2)
             each = gaussian_crps(error / sd, sd)
             inside = np.abs(error / sd) < scipy.special.ndtri((1 + LEVEL) / 2)
-        return cls(name, error**2, each, inside, seconds)
+        return cls(name, error**2, each, inside, seconds, places_of(hidden))
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
         """That of several folds, one after the other."""
-        squared, each = (np.concatenate([getattr(part, name) for part in parts])
-                         for name in ("squared", "each"))
+        squared, each, groups = (np.concatenate([getattr(part, name) for part in parts])
+                                 for name in ("squared", "each", "groups"))
         inside = None if parts[0].inside is None else np.concatenate([p.inside for p in parts])
-        return cls(parts[0].name, squared, each, inside, sum(part.seconds for part in parts))
+        return cls(parts[0].name, squared, each, inside, sum(part.seconds for part in parts),
+                   groups)
 
     def of_channel(self, channel: int) -> Self:
         own = [channel]
@@ -107,6 +110,11 @@ class Score:
     @property
     def covered(self) -> float | None:
         return None if self.inside is None else float(self.inside.mean())
+
+
+def places_of(hidden: Measurements) -> np.ndarray:
+    """(N,), the number of the place of each."""
+    return np.unique(hidden.coords, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
@@ -128,15 +136,15 @@ def table(scores: list[Score], units: str | None) -> list[str]:
     return lines
 
 
-def verdict(scores: list[Score], groups: np.ndarray) -> str:
+def verdict(scores: list[Score]) -> str:
     """In one line, how the first method compares with the best of the others: by the CRPS of hidden
-    values, with a 95 % interval of the mean difference; groups: see `Fold`."""
+    values, with a 95 % interval of the mean difference that counts groups."""
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
         return f"{best.name} predicts all of it exactly: nothing is to be compared"
     change = (first.each - best.each).mean(axis=1) / best.crps
-    low, high = mean_interval(change, groups)
+    low, high = mean_interval(change, first.groups)
     numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
     if low > 0:
         return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
@@ -180,7 +188,7 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
 def by_points(given: Measurements, share: float, seed: int) -> list[Fold]:
     """One fold, of places at random: see `split`."""
     kept, hidden = split(given, share, seed)
-    return [Fold(kept, hidden, np.unique(hidden.coords, axis=0, return_inverse=True)[1].ravel())]
+    return [Fold(kept, hidden, places_of(hidden))]
 
 
 def by_blocks(given: Measurements, blocks: Blocks) -> list[Fold]:
@@ -203,8 +211,9 @@ def compare_folds(
     fold. What they log is logged once."""
     level, parts = log.level, []
     try:
-        for kept, hidden, _ in folds:
-            parts.append({score.name: score for score in compare(methods, kept, hidden)})
+        for kept, hidden, groups in folds:
+            parts.append({score.name: replace(score, groups=groups)
+                          for score in compare(methods, kept, hidden)})
             log.setLevel(logging.ERROR)
             if done is not None:
                 done()
