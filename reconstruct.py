@@ -36,6 +36,7 @@ if __name__ == "__main__":
 
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
+import itertools
 import math
 import sys
 import time
@@ -44,9 +45,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
-from sparsefield import cli, load
+from sparsefield import cli, load, progress
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
@@ -202,15 +202,17 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
     ], config.overwrite)
     started = time.monotonic()
-    with tqdm(desc="reconstructing", unit="call", disable=None, leave=False) as bar:
-        def progress(calls: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(calls - bar.n)
+    phases = itertools.cycle(["closed form", "network"][:1 if model.is_closed_form else 2])
+    with progress.bar("") as shown:
+        def tell(done: int, total: int | None) -> None:
+            if shown.total != total:
+                shown.total, shown.desc = total, next(phases)
+            shown.update(done - shown.n)
 
         field = model.answer(replace(given, units=config.units or given.units), asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
-            trend=config.trend, progress=progress))
+            trend=config.trend, progress=tell))
     out.write(export.contents(field, given, asked, units_of(config, model, given),
                               config.input))
     for line in account(model, given, field):

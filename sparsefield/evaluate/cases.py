@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,8 @@ import numpy as np
 import skimage
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sparsefield import progress
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import Scale, to_unit
@@ -193,8 +192,7 @@ class Cases:
         rows = rows or self.rows
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
-        with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
-                  mininterval=0.1 if sys.stderr.isatty() else 30, disable=not bar) as progress:
+        with progress.bar(f"{bar}, {rows} rows", draws * len(self), "picture", bool(bar)) as shown:
             for group in self.groups(rows):
                 start = self._now()
                 result = self._call(model, group, rows, draws, **sampler)
@@ -202,7 +200,7 @@ class Cases:
                 evaluations += result.nfe * len(group)
                 for k, values in zip(group, result.values, strict=True):
                     found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
-                progress.update(len(group) * draws)
+                shown.update(len(group) * draws)
         in_order = [found[k] for k in range(len(self))]
         return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
                        result.how)
@@ -214,7 +212,7 @@ class Cases:
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
         rows, start, draws = rows or self.rows, time.perf_counter(), []
-        for case in self.cases:
+        for case in progress.over(self.cases, f"{name}, {rows} rows", "picture"):
             if name == ENLARGED:
                 coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
                 fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
