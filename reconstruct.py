@@ -36,7 +36,6 @@ if __name__ == "__main__":
 
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
-import itertools
 import math
 import sys
 import time
@@ -202,13 +201,8 @@ def write(config: Config, model: Reconstructor, given: Measurements, asked: Aske
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
     ], config.overwrite)
     started = time.monotonic()
-    phases = itertools.cycle(["closed form", "network"][:1 if model.is_closed_form else 2])
-    with progress.bar("") as shown:
-        def tell(done: int, total: int | None) -> None:
-            if shown.total != total:
-                shown.total, shown.desc = total, next(phases)
-            shown.update(done - shown.n)
-
+    phases = ["closed form"] if model.is_closed_form else ["closed form", "network"]
+    with progress.phases(*phases) as tell:
         field = model.answer(replace(given, units=config.units or given.units), asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -46,17 +49,18 @@ class _Lines:
 
 
 def bar(
-    what: str, total: int | None = None, unit: str = "part", is_shown: bool = True
+    what: str, total: int | None = None, unit: str = "part", is_shown: bool = True, **more: float
 ) -> tqdm[NoReturn]:
     """A tqdm bar on a terminal; elsewhere a line with the time left, every LINE_SECONDS."""
     from tqdm import tqdm  # which programs that show nothing need not wait for
 
     shown = {"total": total, "desc": what, "unit": unit, "leave": False, "disable": not is_shown}
     if sys.stderr.isatty():
-        return tqdm(**shown, dynamic_ncols=True)
+        return tqdm(**shown, dynamic_ncols=True, **more)
+    more = {"delay": LINE_SECONDS, **more}
     line = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} left"
     return tqdm(**shown, file=_Lines(), bar_format=line, miniters=1, mininterval=LINE_SECONDS,
-                delay=LINE_SECONDS)
+                **more)
 
 
 def over(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
@@ -65,3 +69,25 @@ def over(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
         for item in items:
             yield item
             shown.update()
+
+
+@contextmanager
+def phases(*names: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A function for `Count` that shows one bar after the other, in turn: of each number of parts.
+
+    What goes before the first part does not count as time that parts take.
+    """
+    turn, begun, shown = cycle(names), time.monotonic(), bar("", is_shown=False)
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal shown
+        if shown.total != total or done < shown.n:
+            shown.close()
+            is_late = time.monotonic() - begun > LINE_SECONDS
+            shown = bar(next(turn), total, initial=done, **({"delay": 0} if is_late else {}))
+        shown.update(done - shown.n)
+
+    try:
+        yield tell
+    finally:
+        shown.close()
