@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from sparsefield import progress
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
+from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import Scale, to_unit
 from sparsefield.errors import UserError
@@ -350,7 +350,7 @@ def open_test_data(
         bounds = np.ravel(trained["value_range"]).tolist()
         whites = (255.0, 65535.0, 1.0) if Path(named).is_dir() else (255.0,)
         of_pixels = [[0.0, white] * trained["channels"] for white in whites]
-        is_same = test is None and _are_one(named, config["data"])
+        is_same = test is None and are_one(named, config["data"])
         val_of, test_of = (config.get(f"data_{part}") if is_same else test
                            for part in ("val", "test"))
         opened = open_data(
@@ -381,8 +381,3 @@ def open_test_data(
         log.warning("WARNING: %s has values of %s, and the model was trained on %s", opened.name,
                     found.describe(), learnt.describe())
     return replace(opened, scale=found)
-
-
-def _are_one(path: str, other: str) -> bool:
-    """Whether two paths, however they are spelled, lead to one file or folder."""
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
