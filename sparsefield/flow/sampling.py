@@ -21,7 +21,7 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
-from sparsefield.gaussian import Use
+from sparsefield.gaussian import Posterior
 from sparsefield.place import UNIT_SQUARE, Domain, Observed
 from sparsefield.progress import Count
 
@@ -38,8 +38,8 @@ class FlowModel(Protocol):
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
         most_inputs: int | None = None, done: Count | None = None,
     ) -> Any:
-        """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, uses, blocks
-        and repeat(times)."""
+        """What does not depend on a draw: has mean, sd (B, N, C), noise, posterior, blocks and
+        repeat(times)."""
 
     def velocity(
         self, z: Tensor, theta: Tensor, state: Any, done: Count | None = None
@@ -57,8 +57,7 @@ class Result:
             of the values.
         nfe: evaluations of the network for each draw, the first shared by all draws of a field.
         blocks: pieces in which the queries went through the tokens, at least 1.
-        how: one line for reports. variogram: that of the first field's closed form, in words.
-        uses: what the closed form of the first field uses its covariates for.
+        how: one line for reports. posterior: the closed form that it starts from, or None.
     """
 
     values: Tensor
@@ -67,8 +66,7 @@ class Result:
     nfe: int
     blocks: int
     how: str
-    variogram: str
-    uses: tuple[Use, ...]
+    posterior: Posterior | None
 
 
 @torch.no_grad()
@@ -146,7 +144,7 @@ def sample(
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, velocity, options)
     return Result(values, mean, state.sd, velocity.evaluations, velocity.blocks, how,
-                  state.variogram, state.uses)
+                  state.posterior)
 
 
 class _Velocity:

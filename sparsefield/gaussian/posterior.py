@@ -25,7 +25,15 @@ from torch import Tensor
 from sparsefield import hashed
 from sparsefield.gaussian.design import Design, Use, at_random, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
-from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
+from sparsefield.gaussian.kernels import (
+    BANK,
+    FEATURES,
+    WAVES,
+    Kernel,
+    Waves,
+    nuggets,
+    variogram,
+)
 from sparsefield.gaussian.kriging import (
     Answer,
     LeaveOneOut,
@@ -45,6 +53,9 @@ BLOCK = 2048  # queries answered together from their neighbours: bounds memory, 
 HELD = 1 << 19  # numbers in the matrices of queries answered together from all observations
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
+VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
+CLASSES = 12  # of distance, up to half of the largest
+LEAST_PAIRS = 10  # in a class that is shown
 
 Errors = Callable[[Tensor, Tensor], Tensor]
 
@@ -128,6 +139,12 @@ class Posterior:
         scales = (scale / spread for scale, spread in
                   zip(design.scales, design.spread[design.space :].tolist(), strict=True))
         return tuple(Use(*each) for each in zip(scales, value, error, strict=True))
+
+    @torch.no_grad()
+    def variograms(self, field: int = 0) -> tuple[Variogram, ...]:
+        """Of each channel of a field, empirical and as it was fitted."""
+        own = self.fields[field * self.folded : (field + 1) * self.folded]
+        return tuple(found for part in own for found in part.variograms())
 
     @property
     def leave_one_out(self) -> LeaveOneOut:
@@ -228,6 +245,22 @@ class _Observed(NamedTuple):
                          None if noise is None else noise[index], back[index])
 
 
+class Variogram(NamedTuple):
+    """Semivariances in classes of distance between observations.
+
+    Attributes:
+        distance: (D,), mean of each class, in sides of the domain.
+        empirical: (D,), half the squared difference of a pair beside the drift, mean of its class.
+        fitted: (D,), what the fitted kernels expect of the same pairs, with nugget and noise.
+        pairs: (D,), their number.
+    """
+
+    distance: np.ndarray
+    empirical: np.ndarray
+    fitted: np.ndarray
+    pairs: np.ndarray
+
+
 def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
            spacing: float) -> _Field:
     """Fitted to all observations, or to so many at random."""
@@ -269,6 +302,32 @@ class _Field:
             unit = design.spread[design.space :][columns, None].cpu()
             found[:, columns] = torch.stack([mean[:count].cpu(), error[:count].cpu()]) / unit
         return found[0], found[1]
+
+    def variograms(self) -> list[Variogram]:
+        """One for each channel, see `Variogram`; without classes where there are few pairs."""
+        some = at_random(len(self.observed.coords), VARIOGRAM_POINTS)
+        coords, drift, values, noise, _ = self.observed.take(some.to(self.observed.coords.device))
+        if drift is not None:
+            each, _ = self.fit.sites.coefficients(self.fit.white)
+            values = values - drift @ self.fit.mixture.mean(each).to(values)
+        i, j = torch.triu_indices(len(coords), len(coords), 1, device=coords.device)
+        distance = (coords[i] - coords[j]).norm(dim=1)                    # (P,)
+        mixture, kernels = self.fit.mixture, self.fit.kernels
+        gamma = variogram(kernels, coords, coords)[:, i, j]               # (K, P)
+        expected = mixture.within(gamma + nuggets(kernels, gamma.device, gamma.dtype))
+        if noise is not None:
+            expected = expected + ((noise[i] + noise[j]) / 2)[:, None]
+        halves = (values[i] - values[j]).square() / 2                     # (P, C)
+        width = distance.max() / 2 / CLASSES if len(i) else 1.0
+        which = (distance / width).long().clamp(max=CLASSES)
+        count = torch.bincount(which, minlength=CLASSES + 1)
+        shown = (count[:CLASSES] >= LEAST_PAIRS).nonzero()[:, 0]
+        table = torch.cat([distance[:, None], halves, expected], dim=1).double()
+        sums = table.new_zeros(CLASSES + 1, table.shape[1]).index_add_(0, which, table)
+        mean = (sums[shown] / count[shown, None]).cpu().numpy()
+        channels = values.shape[1]
+        return [Variogram(mean[:, 0], mean[:, 1 + c], mean[:, 1 + channels + c],
+                          count[shown].cpu().numpy()) for c in range(channels)]
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:

@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import Use, condition
+from sparsefield.gaussian import Posterior, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -53,7 +53,7 @@ class ClosedForm(NamedTuple):
     Attributes:
         mean, sd: (B, N, C) at the queries. loo_sd, loo_z: (B, M, C) at the observations, see
             sparsefield.gaussian.LeaveOneOut. features: (B, F, h, w) of the lattice, or None.
-        noise: a source of draws z_0, or None. variogram: in words. uses: of the covariates.
+        noise: a source of draws z_0, or None. posterior: that it comes from, or None.
     """
 
     mean: Tensor
@@ -62,8 +62,7 @@ class ClosedForm(NamedTuple):
     loo_z: Tensor
     features: Tensor | None = None
     noise: Noise | None = None
-    variogram: str = ""
-    uses: tuple[Use, ...] = ()
+    posterior: Posterior | None = None
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
@@ -76,7 +75,7 @@ class ClosedForm(NamedTuple):
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
         found = self._each(lambda x: x.to(device))
-        return found._replace(noise=noise, variogram=self.variogram, uses=self.uses)
+        return found._replace(noise=noise, posterior=self.posterior)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClosedForm:
         features = None if self.features is None else change(self.features)
@@ -134,18 +133,17 @@ class State(NamedTuple):
     Attributes:
         mean, sd: (B, N, C), where the flow starts: x = mean + sd z.
         noise: (generators, one a draw) -> z_0 (S, N, C), the draws of a field side by side; None
-            where the closed form was given. variogram: of the first field, in words.
-        context, lattice: of the flow's U-Net, or None. blocks: of the tokens. uses: of covariates.
+            where the closed form was given. posterior: the closed form, or None.
+        context, lattice: of the flow's U-Net, or None. blocks: of the tokens.
     """
 
     mean: Tensor
     sd: Tensor
     noise: Noise | None = None
-    variogram: str = ""
+    posterior: Posterior | None = None
     context: FlowContext | None = None
     lattice: Lattice | None = None
     blocks: Sequence[TokenBlock] = ()
-    uses: tuple[Use, ...] = ()
 
     def repeat(self, times: int) -> State:
         """What `velocity` needs, every field `times` times, side by side: for as many draws."""
@@ -163,7 +161,7 @@ class GaussianModel(nn.Module):
         most_inputs: int | None = None, done: Count | None = None,
     ) -> State:
         form = fitted_form(observed, queries, None, done)
-        return State(form.mean, form.sd, form.noise, form.variogram, uses=form.uses)
+        return State(form.mean, form.sd, form.noise, form.posterior)
 
     def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
         return torch.zeros_like(z)
@@ -197,7 +195,7 @@ def fitted_form(
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      noise, posterior.describe(), posterior.uses())
+                      noise, posterior)
 
 
 class FieldModel(nn.Module):
@@ -300,7 +298,7 @@ class FieldModel(nn.Module):
             blocks = cut_blocks(queries, size, halo=0 if count <= size else int(HALO * size))
         tokens = [self._tokens(block, start, form, observed, queries, most_inputs)
                   for block in blocks]
-        return State(start.mean, start.sd, form.noise, form.variogram, context, lattice, tokens)
+        return State(start.mean, start.sd, form.noise, form.posterior, context, lattice, tokens)
 
     def lattice(self, observed: Observed) -> Lattice | None:
         """The lattice of the U-Nets, None without any."""
