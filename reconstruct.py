@@ -46,9 +46,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
-from sparsefield import __version__, cli, load
+from sparsefield import __version__, cli, load, progress
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
@@ -235,15 +234,12 @@ def write(
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
     ], config.overwrite, export.ANSWERS)
     started = time.monotonic()
-    with tqdm(desc="reconstructing", unit="call", disable=None, leave=False) as bar:
-        def progress(calls: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(calls - bar.n)
-
+    phases = ["closed form"] if model.is_closed_form else ["closed form", "network"]
+    with progress.phases(*phases) as tell:
         field = model.answer(given, asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
-            trend=config.trend, progress=progress))
+            trend=config.trend, progress=tell))
     files = export.contents(field, given, asked, config.input, config.above, config.quantiles)
     if config.page:
         files["field.html"] = field_page(
