@@ -279,8 +279,7 @@ def hold_out(
             can_be_grey or are_within_bytes(given.values)) else None,
         **settings_of(config),
     )
-    with tqdm(total=len(folds), desc="hold-out", unit="fold", disable=None, leave=False) as bar:
-        scores = holdout.compare_folds(methods, folds, bar.update)
+    scores = holdout.compare_folds(methods, progress.over(folds, "hold-out", "fold"))
     cli.log.info("%s of %s measurements hidden%s, predicted from the others (seed %d):",
                  f"{sum(len(fold.groups) for fold in folds):,}", f"{len(given.coords):,}",
                  " in turn" if len(folds) > 1 else "", config.seed)

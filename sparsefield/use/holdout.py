@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -204,19 +204,15 @@ def by_blocks(given: Measurements, blocks: Blocks) -> list[Fold]:
     return folds
 
 
-def compare_folds(
-    methods: dict[str, Method], folds: list[Fold], done: Callable[[], None] | None = None,
-) -> list[Score]:
-    """Scores over all folds, of the methods that have an answer in each; done: called after each
-    fold. What they log is logged once."""
+def compare_folds(methods: dict[str, Method], folds: Iterable[Fold]) -> list[Score]:
+    """Scores over all folds, of the methods that answer in each. What the first fold logs is
+    not logged again."""
     level, parts = log.level, []
     try:
         for kept, hidden, groups in folds:
             parts.append({score.name: replace(score, groups=groups)
                           for score in compare(methods, kept, hidden)})
             log.setLevel(logging.ERROR)
-            if done is not None:
-                done()
     finally:
         log.setLevel(level)
     complete = [name for name in parts[0] if all(name in part for part in parts)]
