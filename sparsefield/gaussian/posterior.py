@@ -17,13 +17,22 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparsefield import hashed
 from sparsefield.gaussian.design import Design, Use, at_random, choose
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
-from sparsefield.gaussian.kernels import BANK, FEATURES, WAVES, Kernel, Waves
+from sparsefield.gaussian.kernels import (
+    BANK,
+    FEATURES,
+    WAVES,
+    Kernel,
+    Waves,
+    nuggets,
+    variogram,
+)
 from sparsefield.gaussian.kriging import (
     Answer,
     LeaveOneOut,
@@ -34,6 +43,7 @@ from sparsefield.gaussian.kriging import (
 )
 from sparsefield.gaussian.tiles import Boxes
 from sparsefield.place import UNIT_SQUARE, Domain
+from sparsefield.progress import Count
 
 DENSE_POINTS = 2000
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
@@ -44,8 +54,10 @@ TOGETHER = 256  # with those around it
 HELD = 1 << 19  # numbers in the matrices of queries answered together from all observations
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
+VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
+CLASSES = 12  # of distance, up to half of the largest
+LEAST_PAIRS = 10  # in a class that is shown
 
-Done = Callable[[], None]
 Errors = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -129,6 +141,12 @@ class Posterior:
                   zip(design.scales, design.spread[design.space :].tolist(), strict=True))
         return tuple(Use(*each) for each in zip(scales, value, error, strict=True))
 
+    @torch.no_grad()
+    def variograms(self, field: int = 0) -> tuple[Variogram, ...]:
+        """Of each channel of a field, empirical and as it was fitted."""
+        own = self.fields[field * self.folded : (field + 1) * self.folded]
+        return tuple(found for part in own for found in part.variograms())
+
     @property
     def leave_one_out(self) -> LeaveOneOut:
         """What the other observations predict for each: each (B, M, C)."""
@@ -137,11 +155,11 @@ class Posterior:
         return LeaveOneOut(*(self._unfolded(column) for column in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def at(self, queries: Tensor, done: Done | None = None) -> Answer:
+    def at(self, queries: Tensor, done: Count | None = None) -> Answer:
         """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, D).
 
         Args:
-            done: called after each piece of the work.
+            done: called after each of `parts` of the work.
         """
         found = []
         with full_precision(self.device):
@@ -156,12 +174,17 @@ class Posterior:
         mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
+    def parts(self, queries: Tensor) -> int:
+        """In how many pieces `at` answers."""
+        return sum(len(field.pieces(places))
+                   for field, (places, _) in zip(self.fields, self._places(queries), strict=True))
+
     @torch.no_grad()
-    def noise(self, queries: Tensor, done: Done | None = None) -> PosteriorNoise:
+    def noise(self, queries: Tensor, done: Count | None = None) -> PosteriorNoise:
         """Draws at queries (B, N, D) of what the observations leave open.
 
         Args:
-            done: called after each piece of each draw.
+            done: called after each of the `parts` of a call.
         """
         return PosteriorNoise(self, self._places(queries), done)
 
@@ -222,6 +245,22 @@ class _Observed(NamedTuple):
                          None if noise is None else noise[index], back[index])
 
 
+class Variogram(NamedTuple):
+    """Semivariances in classes of distance between observations.
+
+    Attributes:
+        distance: (D,), mean of each class, in sides of the domain.
+        empirical: (D,), half the squared difference of a pair beside the drift, mean of its class.
+        fitted: (D,), what the fitted kernels expect of the same pairs, with nugget and noise.
+        pairs: (D,), their number.
+    """
+
+    distance: np.ndarray
+    empirical: np.ndarray
+    fitted: np.ndarray
+    pairs: np.ndarray
+
+
 def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
            spacing: float) -> _Field:
     """Fitted to all observations, or to so many at random."""
@@ -263,6 +302,32 @@ class _Field:
             unit = design.spread[design.space :][columns, None].cpu()
             found[:, columns] = torch.stack([mean[:count].cpu(), error[:count].cpu()]) / unit
         return found[0], found[1]
+
+    def variograms(self) -> list[Variogram]:
+        """One for each channel, see `Variogram`; without classes where there are few pairs."""
+        some = at_random(len(self.observed.coords), VARIOGRAM_POINTS)
+        coords, drift, values, noise, _ = self.observed.take(some.to(self.observed.coords.device))
+        if drift is not None:
+            each, _ = self.fit.sites.coefficients(self.fit.white)
+            values = values - drift @ self.fit.mixture.mean(each).to(values)
+        i, j = torch.triu_indices(len(coords), len(coords), 1, device=coords.device)
+        distance = (coords[i] - coords[j]).norm(dim=1)                    # (P,)
+        mixture, kernels = self.fit.mixture, self.fit.kernels
+        gamma = variogram(kernels, coords, coords)[:, i, j]               # (K, P)
+        expected = mixture.within(gamma + nuggets(kernels, gamma.device, gamma.dtype))
+        if noise is not None:
+            expected = expected + ((noise[i] + noise[j]) / 2)[:, None]
+        halves = (values[i] - values[j]).square() / 2                     # (P, C)
+        width = distance.max() / 2 / CLASSES if len(i) else 1.0
+        which = (distance / width).long().clamp(max=CLASSES)
+        count = torch.bincount(which, minlength=CLASSES + 1)
+        shown = (count[:CLASSES] >= LEAST_PAIRS).nonzero()[:, 0]
+        table = torch.cat([distance[:, None], halves, expected], dim=1).double()
+        sums = table.new_zeros(CLASSES + 1, table.shape[1]).index_add_(0, which, table)
+        mean = (sums[shown] / count[shown, None]).cpu().numpy()
+        channels = values.shape[1]
+        return [Variogram(mean[:, 0], mean[:, 1 + c], mean[:, 1 + channels + c],
+                          count[shown].cpu().numpy()) for c in range(channels)]
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
@@ -386,7 +451,7 @@ class PosteriorNoise:
     the heaviest kernel and between channels like the field; 0 at an observation.
     """
 
-    def __init__(self, posterior: Posterior, places: list[Places], done: Done | None):
+    def __init__(self, posterior: Posterior, places: list[Places], done: Count | None):
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
@@ -400,6 +465,11 @@ class PosteriorNoise:
         each = min(TOGETHER, len(self.fields[0].observed.coords)) + FEATURES  # numbers of a query
         self.keep = len(places) * points * each <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
+
+    @property
+    def parts(self) -> int:
+        """In how many pieces it draws."""
+        return sum(map(len, self.rows))
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:

@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -22,9 +23,10 @@ from PIL import Image
 from sparsefield.data.netcdf import GEOTIFF
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
+from sparsefield.use import globe
 from sparsefield.use.field import ABOVE, MOST_SAMPLES, QUANTILE, Field, described
-from sparsefield.use.grids import Asked, Grid
-from sparsefield.use.points import Measurements
+from sparsefield.use.grids import Asked, Grid, sides
+from sparsefield.use.points import Extent, Measurements
 
 if TYPE_CHECKING:
     from rasterio import Affine
@@ -36,8 +38,9 @@ log = logging.getLogger("sparsefield")
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
-NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
-         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))
+LONGEST = 10  # sides of a map whose axes have one scale
+NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
+         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))
 ANSWERS = rf"(?:{ABOVE}|{QUANTILE})[-+.e\d]+\.png"  # with NAMES all that `contents` can give
 
 
@@ -51,7 +54,7 @@ def contents(
         source: the file of the measurements, whose georeference a picture gets back.
         above, quantiles: see `Field.answers`.
     """
-    shown = field if given.is_picture else _growing(field)
+    shown = field if given.is_picture else growing(field)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples,
@@ -75,7 +78,7 @@ def contents(
     return files
 
 
-def _growing(field: Field) -> Field:
+def growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
     order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
     gaussian = field.gaussian and field.gaussian._replace(
@@ -184,13 +187,7 @@ def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
     Args:
         field: with x and y growing, but of pictures y downward.
     """
-    x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
-    edges = (x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1)
-    aspect = asked.frame.scaled_by[0] / asked.frame.scaled_by[1]
-    ratio = aspect * (y1 - y0) / (x1 - x0)
     is_rgb = given.is_picture and field.mean.shape[2] == 3
-    style = {"extent": edges, "origin": "upper" if given.is_picture else "lower",
-             "interpolation": "nearest"}
     low, high = limits_of(given)
     colours = {} if is_rgb else {
         "vmin": low, "vmax": high, "cmap": "gray" if given.value_range else "viridis"}
@@ -198,10 +195,7 @@ def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
     def shown(values: np.ndarray) -> np.ndarray:
         return _unit(values, given) if is_rgb else values[..., 0]
 
-    figure, axes = plt.subplots(
-        1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
-        layout="constrained",
-    )
+    figure, axes, style = _panels(5, 3.0, given, asked)
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
                     s=np.clip(6000 / len(given.coords), 1, 25),
                     marker="s" if given.is_picture else "o")
@@ -213,14 +207,7 @@ def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
     which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {field.names[0]}"
     for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
                                   "sd", "sample 1", "sample 2"), strict=True):
-        axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
-        axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver
-    axes[0].set(xlim=edges[:2], ylim=edges[2:])
-    if asked.frame.lonlat:
-        axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].xaxis.set_major_formatter(lambda x, _: f"{(x + 180) % 360 - 180:.6g}°")
-        axes[0].yaxis.set_major_formatter("{x:.6g}°")
     _colour_bar(spread, axes[2], field.units,
                 "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
@@ -237,28 +224,59 @@ def maps(
     Args:
         values: (H, W, C), with x and y growing, but of pictures y downward.
     """
-    x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
-    aspect = asked.frame.scaled_by[0] / asked.frame.scaled_by[1]
-    ratio = aspect * (y1 - y0) / (x1 - x0)
     is_probability = name.startswith(ABOVE)
     low, high = (0, 1) if is_probability else limits_of(given)
-    channels = values.shape[2]
-    figure, axes = plt.subplots(
-        1, channels, figsize=(5 * channels, 4 * np.clip(ratio, 0.3, 3) + 0.6), squeeze=False,
-        sharex=True, sharey=True, layout="constrained")
-    for c, axis in enumerate(axes[0]):
+    figure, axes, style = _panels(values.shape[2], 5.0, given, asked)
+    for c, axis in enumerate(axes):
         if not is_probability and not given.value_range:
             low, high = limits_of(given, c)
         image = axis.imshow(
-            values[..., c], vmin=low, vmax=high, interpolation="nearest",
-            cmap="gray" if given.value_range and not is_probability else "viridis",
-            extent=(x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1),
-            origin="upper" if given.is_picture else "lower")
-        axis.set_facecolor(MISSING)
+            values[..., c], vmin=low, vmax=high, **style,
+            cmap="gray" if given.value_range and not is_probability else "viridis")
         axis.set_title(described(name, field.names[c], field.units), fontsize=10)
-        axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")
         _colour_bar(image, axis, None if is_probability else field.units)
     return as_png(figure)
+
+
+def extent_of(given: Measurements, asked: Asked) -> Extent:
+    """The outer sides of the cells of a map."""
+    return asked.extent if given.is_picture else asked.grid.extent
+
+
+def aspect_of(asked: Asked, extent: Extent) -> float | None:
+    """How many units of x are as long as one of y, on a globe in the middle of an extent; None
+    where the map would be a sliver."""
+    across, along = globe.scales(extent) if asked.frame.lonlat else asked.frame.scaled_by
+    width, height = sides(extent)
+    is_sliver = not 1 / LONGEST <= across / along * height / width <= LONGEST
+    return None if is_sliver else across / along
+
+
+def _panels(
+    count: int, width: float, given: Measurements, asked: Asked
+) -> tuple[Figure, np.ndarray, dict[str, Any]]:
+    """A row of maps, each of a width in inches, and how `imshow` draws a field on them."""
+    extent = extent_of(given, asked)
+    x0, x1, y0, y1 = extent
+    edges = (x0, x1, y1, y0) if given.is_picture else extent
+    aspect = aspect_of(asked, extent)
+    ratio = (aspect or 1.0) * (y1 - y0) / (x1 - x0)
+    figure, axes = plt.subplots(
+        1, count, figsize=(width * count, 0.87 * width * np.clip(ratio, 0.3, 3) + 0.6),
+        squeeze=False, sharex=True, sharey=True, layout="constrained")
+    coasts = globe.coasts(extent) if asked.frame.lonlat else ((), ())
+    for axis in axes[0]:
+        axis.set_facecolor(MISSING)
+        axis.set_aspect(aspect or "auto")
+        axis.plot(*coasts, color="black", linewidth=0.5)
+    axes[0, 0].set(xlim=edges[:2], ylim=edges[2:])
+    if asked.frame.lonlat:
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].xaxis.set_major_formatter(lambda x, _: f"{globe.east(x):.6g}°")
+        axes[0, 0].yaxis.set_major_formatter("{x:.6g}°")
+    return figure, axes[0], {
+        "extent": edges, "interpolation": "nearest", "aspect": aspect or "auto",
+        "origin": "upper" if given.is_picture else "lower"}
 
 
 def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "neither") -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
+from sparsefield.gaussian import Variogram
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import real_array
 from sparsefield.use.values import ROUNDING, transformed_limit, untransformed
@@ -42,6 +43,21 @@ class RegionMean(NamedTuple):
     high: np.ndarray
 
 
+class Checks(NamedTuple):
+    """How the measurements agree with the closed form that was fitted to them.
+
+    Attributes:
+        residuals: (M, C), of each measurement in sd of what the others predict for it.
+        variograms: of each channel, distances in units of x (on a globe in km), semivariances in
+            squares of the values, or of their transform.
+        noise: what was found in the measurements, in words; "" where it was not asked for.
+    """
+
+    residuals: np.ndarray
+    variograms: tuple[Variogram, ...]
+    noise: str = ""
+
+
 @dataclass(frozen=True)
 class Field:
     """A reconstructed field, in the units of the measurements.
@@ -55,7 +71,8 @@ class Field:
         gaussian: of the closed form, from which probabilities and quantiles are exact; else None.
         grid: the axes of its cells; None of places on no grid.
         names: of the channels. units: of the values, where they are known.
-        like: the array with gaps that it fills, if it was made from one.
+        like: the array with gaps that it fills, if it was made from one. checks: None without a
+            closed form.
     """
 
     coords: np.ndarray
@@ -70,6 +87,7 @@ class Field:
     names: tuple[str, ...] = ()
     units: str | None = None
     like: DataArray | None = None
+    checks: Checks | None = None
 
     # --- questions ---------------------------------------------------------------------------
 

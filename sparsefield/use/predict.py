@@ -19,7 +19,7 @@ from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
 from sparsefield.flow.sampling import Progress, sample
-from sparsefield.gaussian import Use, estimate_noise
+from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.checkpoint import build_model, load_model
@@ -27,7 +27,7 @@ from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
-from sparsefield.use.field import MOST_SAMPLES, Field, Gaussian
+from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
 from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, with_known
 from sparsefield.use.points import Measurements
 from sparsefield.use.values import (
@@ -69,7 +69,7 @@ class Settings:
         missing: values that mean: not measured. None refuses one that looks like it, such as
             -9999; [] takes all as they are.
         separately: each channel on its own, unless a model of fields was trained on them together.
-        progress: called as progress(model calls so far, all).
+        progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
             is kriged; for the closed form alone.
@@ -267,12 +267,14 @@ class Reconstructor:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         of_channel = [f" ({name})" for name in given.names] if 1 < len(drawn) == len(
             given.names) else [""] * len(drawn)
+        checks = [part.checks for part in drawn if part.checks]
         return Field(asked.places, mean, sd, samples, drawn[0].how,
                      " | ".join(part.variogram for part in drawn if part.variogram),
                      tuple(line + name for part, name in zip(drawn, of_channel, strict=True)
                            for line in part.covariates), gaussian, asked.grid,
                      given.names or tuple(f"value_{c + 1}" for c in range(mean.shape[-1])),
-                     self.units_of(given))
+                     self.units_of(given),
+                     checks=_together(checks) if len(checks) == len(drawn) else None)
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
@@ -281,6 +283,13 @@ class Reconstructor:
         if is_one_field and not (settings.separately and takes_any):
             return [slice(0, channels)]
         return [slice(channel, channel + 1) for channel in range(channels)]
+
+
+def _together(checks: list[Checks]) -> Checks:
+    """Those of all channels."""
+    return Checks(np.concatenate([part.residuals for part in checks], axis=1),
+                  tuple(variogram for part in checks for variogram in part.variograms),
+                  ", ".join(part.noise for part in checks if part.noise))
 
 
 def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> Asked:
@@ -309,6 +318,7 @@ class Measured:
         frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), and columns
             of covariates, of mean 0 and sd 1. known: these as they were given, or None.
             units: of the values. scatter: of repeats, see `points.scatter`.
+        of_given: the place of each measurement as it was given.
         values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
             found, that of each relative to the others.
     """
@@ -320,6 +330,7 @@ class Measured:
     known: Known | None
     units: str | None
     scatter: tuple[np.ndarray, int]
+    of_given: np.ndarray
 
     @property
     def covariates(self) -> int:
@@ -348,6 +359,7 @@ def observe(
     if given.known is not None:
         places = np.column_stack([places, given.known.standard(given.known.values)])
     scatter = points.scatter(places, transformed(settings.transform, given.values))
+    as_given = places
     places, values, noise = points.merge_repeats(places, given.values, noise)
     if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
@@ -364,7 +376,7 @@ def observe(
                     "is a guess", "the only value" if len(values) == 1 else "all values",
                     f" of channel {c + 1}" if channels > 1 else "", values[0, c])
     return Measured(frame, places, transformed(settings.transform, values), noise, given.known,
-                    given.units, scatter)
+                    given.units, scatter, scipy.spatial.cKDTree(places).query(as_given)[1])
 
 
 def _draw(
@@ -384,7 +396,7 @@ def _draw(
         scale = Scale(own_range(values))
     half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
     inside = torch.from_numpy(scale.to_inside(values))
-    found = 0.0
+    found, noise_found = 0.0, ""
     if settings.finds_noise:
         square, freedom = measured.scatter
         coords = torch.from_numpy(measured.places)
@@ -392,18 +404,26 @@ def _draw(
             coords, *pair, square=own, freedom=freedom, covariates=measured.covariates,
             trend=TRENDS[settings.trend]) for *pair, own in zip(
             inside.T, torch.from_numpy(noise).T, square[channels] / half_widths**2, strict=True)])
-        log.info("noise found in the measurements: sd %s%s",
-                 ", ".join(f"{sd:.3g}" for sd in found * half_widths),
-                 f" of their {settings.transform}" if settings.transform else "")
+        noise_found = "sd " + ", ".join(f"{sd:.3g}" for sd in found * half_widths) + (
+            f" of their {settings.transform}" if settings.transform else "")
+        log.info("noise found in the measurements: %s", noise_found)
     noise = noise * found if settings.finds_noise else noise / half_widths
-    drawn, uses = _sample(model, network, queries, measured, inside, noise, channels.start,
-                          settings)
-    if measured.known is not None and uses:
-        frame = measured.frame
+    drawn, posterior = _sample(model, network, queries, measured, inside, noise, channels.start,
+                               settings)
+    frame = measured.frame
+    side = frame.domain.side * frame.unit_length
+    if posterior is not None:
+        variograms = tuple(
+            part._replace(distance=part.distance * side, empirical=part.empirical * half_width**2,
+                          fitted=part.fitted * half_width**2)
+            for part, half_width in zip(posterior.variograms(), half_widths, strict=True))
+        residuals = posterior.leave_one_out.z[0].cpu().numpy()[measured.of_given]
+        drawn = replace(drawn, checks=Checks(residuals, variograms, noise_found))
+    if measured.known is not None and posterior is not None:
         drawn = replace(drawn, covariates=tuple(in_words(
-            measured.known, uses, half_widths,
+            measured.known, posterior.uses(), half_widths,
             f"of the {settings.transform}" if settings.transform else measured.units or "",
-            frame.domain.side * frame.unit_length, frame.unit_of_length)))
+            side, frame.unit_of_length)))
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
     if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
         mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
@@ -418,7 +438,7 @@ def _draw(
 def _sample(
     model: Reconstructor, network: nn.Module, queries: np.ndarray, measured: Measured,
     values: Tensor, noise: np.ndarray, channel: int, settings: Settings,
-) -> tuple[Field, tuple[Use, ...]]:
+) -> tuple[Field, Posterior | None]:
     """Mean and samples at queries (N, D); sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
@@ -435,7 +455,7 @@ def _sample(
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
     samples[:, is_known] = mean[is_known] = values.numpy()[nearest[is_known]]
     if is_known.all():
-        return Field(queries, mean, sd, samples, "every cell is a measured point"), ()
+        return Field(queries, mean, sd, samples, "every cell is a measured point"), None
     asked, device = ~is_known, model.device
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
              for part in (queries[asked], measured.places, values, noise)]
@@ -453,4 +473,5 @@ def _sample(
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
     samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
-    return Field(queries, mean, sd, samples, how, result.variogram), result.uses
+    words = result.posterior.describe() if result.posterior else ""
+    return Field(queries, mean, sd, samples, how, words), result.posterior
