@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from sparsefield import progress
 from sparsefield.data.files import lone_extreme
 from sparsefield.data.pictures import Raster, read_picture
 from sparsefield.data.scale import (
@@ -387,14 +388,12 @@ def _extremes(part: list[Found]) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_folder(folder: Path, how: Callable[..., Found | str]) -> list[Found]:
     """The usable pictures of a folder, by path; what is skipped is logged."""
-    from tqdm import tqdm
-
     paths, skipped = _picture_files(folder)
     found, cached = [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(partial(how, folder), paths)
-        bar = tqdm(results, f"reading {folder}", len(paths), disable=None, leave=False)
-        for path, result in zip(paths, bar, strict=True):
+        for path in progress.over(paths, f"reading {folder}", "file"):
+            result = next(results)
             if isinstance(result, str):
                 skipped[path] = result
                 continue

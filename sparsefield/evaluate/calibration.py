@@ -60,7 +60,7 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         see `metrics.ensemble_scores`.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
-    draws = chosen.sample(model, draws=MEMBERS, **SETTINGS).draws
+    draws = chosen.sample(model, draws=MEMBERS, bar="calibration", **SETTINGS).draws
     to_fit, held_out = chosen.cases[::2], chosen.cases[1::2]
     channels = [slice(c, None, cases.channels) for c in range(cases.channels)]
     samples, truth = pool(draws[::2], to_fit)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -25,9 +23,10 @@ import numpy as np
 import skimage
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sparsefield import progress
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
+from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import Scale, to_unit
 from sparsefield.errors import UserError
@@ -193,8 +192,7 @@ class Cases:
         rows = rows or self.rows
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
-        with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
-                  mininterval=0.1 if sys.stderr.isatty() else 30, disable=not bar) as progress:
+        with progress.bar(f"{bar}, {rows} rows", draws * len(self), "picture", bool(bar)) as shown:
             for group in self.groups(rows):
                 start = self._now()
                 result = self._call(model, group, rows, draws, **sampler)
@@ -202,7 +200,7 @@ class Cases:
                 evaluations += result.nfe * len(group)
                 for k, values in zip(group, result.values, strict=True):
                     found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
-                progress.update(len(group) * draws)
+                shown.update(len(group) * draws)
         in_order = [found[k] for k in range(len(self))]
         return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
                        result.how)
@@ -214,7 +212,7 @@ class Cases:
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
         rows, start, draws = rows or self.rows, time.perf_counter(), []
-        for case in self.cases:
+        for case in progress.over(self.cases, f"{name}, {rows} rows", "picture"):
             if name == ENLARGED:
                 coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
                 fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
@@ -352,7 +350,7 @@ def open_test_data(
         bounds = np.ravel(trained["value_range"]).tolist()
         whites = (255.0, 65535.0, 1.0) if Path(named).is_dir() else (255.0,)
         of_pixels = [[0.0, white] * trained["channels"] for white in whites]
-        is_same = test is None and _are_one(named, config["data"])
+        is_same = test is None and are_one(named, config["data"])
         val_of, test_of = (config.get(f"data_{part}") if is_same else test
                            for part in ("val", "test"))
         opened = open_data(
@@ -383,8 +381,3 @@ def open_test_data(
         log.warning("WARNING: %s has values of %s, and the model was trained on %s", opened.name,
                     found.describe(), learnt.describe())
     return replace(opened, scale=found)
-
-
-def _are_one(path: str, other: str) -> bool:
-    """Whether two paths, however they are spelled, lead to one file or folder."""
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)

@@ -23,6 +23,7 @@ from sparsefield.flow.samplers import (
 )
 from sparsefield.gaussian import Posterior
 from sparsefield.place import UNIT_SQUARE, Domain, Observed
+from sparsefield.progress import Count
 
 Progress = Callable[[int, int | None], None]
 Noise = Callable[[Sequence[torch.Generator]], Tensor]  # one generator a draw
@@ -35,13 +36,13 @@ class FlowModel(Protocol):
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
-        most_inputs: int | None = None, done: Callable[[], None] | None = None,
+        most_inputs: int | None = None, done: Count | None = None,
     ) -> Any:
         """What does not depend on a draw: has mean, sd (B, N, C), noise, posterior, blocks and
         repeat(times)."""
 
     def velocity(
-        self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], None] | None = None
+        self, z: Tensor, theta: Tensor, state: Any, done: Count | None = None
     ) -> Tensor:
         """F (B, N, C) of z (B, N, C) at theta (B,)."""
 
@@ -109,7 +110,8 @@ def sample(
             are more, the nearest, enlarged.
         bfloat16: products of the velocity in bfloat16 (autocast), as in training where the machine
             is fast at them; all that comes before stays in float32.
-        progress: called as progress(parts of the work so far, parts in all or None if unknown).
+        progress: called as progress(parts of the work so far, parts in all of this phase or None):
+            first of the closed form, then of the velocity.
     Raises:
         UserError: an unknown sampler or option, or one out of range.
         ValueError: shapes that do not agree.
@@ -120,11 +122,11 @@ def sample(
     _check_shapes(query_coords, input_coords, input_values, seeds)
     draws = 1 if method == "mean" else len(seeds[0])
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
-    count = _Count(progress)
+    count = Count(progress)
     box = domain.around(query_coords, input_coords)
     observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
-                         done=count.step)
+                         done=count)
 
     def fresh() -> Tensor:
         drawn: Tensor = state.noise([g for own in generators for g in own[:draws]])
@@ -134,7 +136,7 @@ def sample(
     velocity = _Velocity(model, state, draws, points, bfloat16, count)
     evaluations = declared_nfe(method, num_steps)
     if evaluations is not None:
-        count.total = count.done + velocity.calls_for(evaluations)
+        count.expect(velocity.calls_for(evaluations))
     z = SAMPLERS[method](velocity, first, angles(num_steps), fresh, **options)
     values = state.mean[:, None] + state.sd[:, None] * z.unflatten(0, (-1, draws))
     mean = state.mean + state.sd * velocity.at_start()
@@ -145,19 +147,6 @@ def sample(
                   state.posterior)
 
 
-class _Count:
-    """Parts of the work that are done, and of how many; for whoever wants to know."""
-
-    def __init__(self, progress: Progress | None):
-        self.progress, self.done = progress, 0
-        self.total: int | None = None
-
-    def step(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-
-
 class _Velocity:
     """F(z, theta) of a model for K draws of each field, few draws at a time, counted.
 
@@ -166,7 +155,7 @@ class _Velocity:
     """
 
     def __init__(self, model: FlowModel, state: Any, draws: int, points: int, bfloat16: bool,
-                 count: _Count):
+                 count: Count):
         self.model, self.state, self.draws, self.bfloat16 = model, state, draws, bfloat16
         self.count, self.blocks = count, max(1, len(state.blocks))
         fields, queries, _ = state.mean.shape
@@ -199,7 +188,7 @@ class _Velocity:
     def _evaluate(self, z: Tensor, theta: float, times: int) -> Tensor:
         angle = z.new_full((len(z),), theta, dtype=torch.float32)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.model.velocity(z, angle, self._state_for(times), self.count.step).to(z)
+            return self.model.velocity(z, angle, self._state_for(times), self.count).to(z)
 
     def _state_for(self, times: int) -> Any:
         """The state of so many draws; kept, of a small field, for all evaluations."""

@@ -43,6 +43,7 @@ from sparsefield.gaussian.kriging import (
     local_amplitude,
 )
 from sparsefield.place import UNIT_SQUARE, Domain
+from sparsefield.progress import Count
 
 DENSE_POINTS = 2000
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
@@ -56,7 +57,6 @@ VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
 CLASSES = 12  # of distance, up to half of the largest
 LEAST_PAIRS = 10  # in a class that is shown
 
-Done = Callable[[], None]
 Errors = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -154,11 +154,11 @@ class Posterior:
         return LeaveOneOut(*(self._unfolded(column) for column in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def at(self, queries: Tensor, done: Done | None = None) -> Answer:
+    def at(self, queries: Tensor, done: Count | None = None) -> Answer:
         """Mean and sd (B, N, C), and spread of the means (B, N, 1), at queries (B, N, D).
 
         Args:
-            done: called after each piece of the work.
+            done: called after each of `parts` of the work.
         """
         found = []
         with full_precision(self.device):
@@ -172,12 +172,17 @@ class Posterior:
         mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
+    def parts(self, queries: Tensor) -> int:
+        """In how many pieces `at` answers."""
+        return sum(len(_pieces(places, field.at_once))
+                   for field, places in zip(self.fields, self._places(queries), strict=True))
+
     @torch.no_grad()
-    def noise(self, queries: Tensor, done: Done | None = None) -> PosteriorNoise:
+    def noise(self, queries: Tensor, done: Count | None = None) -> PosteriorNoise:
         """Draws at queries (B, N, D) of what the observations leave open.
 
         Args:
-            done: called after each piece of each draw.
+            done: called after each of the `parts` of a call.
         """
         return PosteriorNoise(self, self._places(queries), done)
 
@@ -451,7 +456,7 @@ class PosteriorNoise:
     the heaviest kernel and between channels like the field; 0 at an observation.
     """
 
-    def __init__(self, posterior: Posterior, places: list[Places], done: Done | None):
+    def __init__(self, posterior: Posterior, places: list[Places], done: Count | None):
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
@@ -464,6 +469,11 @@ class PosteriorNoise:
         each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
         self.keep = len(places) * points * each <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
+
+    @property
+    def parts(self) -> int:
+        """In how many pieces it draws."""
+        return sum(map(len, self.pieces))
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:

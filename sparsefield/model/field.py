@@ -38,13 +38,13 @@ from sparsefield.model.tokens import (
     scan_order,
 )
 from sparsefield.place import Observed
+from sparsefield.progress import Count
 
 PRIORS = ("fitted", "none")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
 HALO = 0.5  # queries seen around a block, of those answered
 
 MODELS: dict[str, type[FieldModel]] = {}  # by name; a class enters when it is defined
-Done = Callable[[], None]
 
 
 class ClosedForm(NamedTuple):
@@ -158,18 +158,18 @@ class GaussianModel(nn.Module):
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
-        most_inputs: int | None = None, done: Done | None = None,
+        most_inputs: int | None = None, done: Count | None = None,
     ) -> State:
         form = fitted_form(observed, queries, None, done)
         return State(form.mean, form.sd, form.noise, form.posterior)
 
-    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
         return torch.zeros_like(z)
 
 
 @torch.no_grad()
 def fitted_form(
-    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Done | None = None
+    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Count | None = None
 ) -> ClosedForm:
     """The Gaussian posterior fitted to every field, with a source of draws.
 
@@ -184,14 +184,18 @@ def fitted_form(
     coords, values, noise_sd, domain, _, covariates, trend = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
                           trend=trend)
+    noise = posterior.noise(queries, done)
+    asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
+    if done is not None:
+        done.expect(sum(map(posterior.parts, asked)) + noise.parts)
     answer, loo = posterior.at(queries, done), posterior.leave_one_out
     features = None
     if lattice is not None:
-        cells = posterior.at(lattice.cell_queries(coords), done)
+        cells = posterior.at(asked[1], done)
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      posterior.noise(queries, done), posterior)
+                      noise, posterior)
 
 
 class FieldModel(nn.Module):
@@ -266,7 +270,7 @@ class FieldModel(nn.Module):
     def encode(
         self, observed: Observed, queries: Tensor, *, form: ClosedForm | None = None,
         answered: Tensor | None = None, points: int = POINTS, most_inputs: int | None = None,
-        done: Done | None = None,
+        done: Count | None = None,
     ) -> State:
         """All that does not depend on the draw.
 
@@ -303,7 +307,7 @@ class FieldModel(nn.Module):
         return Lattice.of(observed.coords.shape[1], observed.domain, observed.box)
 
     def closed_form(
-        self, observed: Observed, queries: Tensor, done: Done | None = None
+        self, observed: Observed, queries: Tensor, done: Count | None = None
     ) -> ClosedForm:
         """What the observations tell by themselves, at queries (B, N, 2)."""
         if self.prior == "none":
@@ -385,7 +389,7 @@ class FieldModel(nn.Module):
 
     # --- what does -------------------------------------------------------------------------------
 
-    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
         """F(z, theta) at the queries that `encode` was asked to answer.
 
         Args:

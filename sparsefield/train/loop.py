@@ -219,7 +219,7 @@ class Training:
         then = {**asdict(type(self.config)()), **checkpoint["config"], **checkpoint["model_args"],
                 "data": checkpoint["data"]["fingerprint"]}
         different = [f"{key}={then.get(key)} (now {value})" for key, value in now.items()
-                     if key not in settings.MAY_CHANGE and then.get(key) != value]
+                     if key not in settings.MAY_CHANGE and settings.differ(then.get(key), value)]
         if different:
             raise UserError(
                 f"{self.folder.path} holds a training with {', '.join(different)}: give its "

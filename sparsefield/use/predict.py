@@ -69,7 +69,7 @@ class Settings:
         missing: values that mean: not measured. None refuses one that looks like it, such as
             -9999; [] takes all as they are.
         separately: each channel on its own, unless a model of fields was trained on them together.
-        progress: called as progress(model calls so far, all).
+        progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
             is kriged; for the closed form alone.

@@ -368,10 +368,10 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
                         "are exchanged; give --x and --y")
     if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
-                    "may be near to each other: --lonlat", source, span)
+                    "may be near to each other: --lonlat (closed form alone)", source, span)
     else:
-        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
-                 source)
+        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe "
+                 "(closed form alone)", source)
 
 
 # --- tables: files --------------------------------------------------------------------------------

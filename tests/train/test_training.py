@@ -204,6 +204,15 @@ def test_contradicting_settings_are_named_and_setting_aside_leaves_other_files(d
     assert [record["step"] for record in records(copied)] == [0, 3, 3, 6, 6, 6, 6]
 
 
+def test_a_training_goes_on_with_its_paths_spelled_otherwise(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    run, other = tmp_path / "run", f"{data.parent}/../{data.parent.name}/{data.name}"
+    train(settings(data, run, epochs=1, data_val=data.name))
+    train(settings(data, run, epochs=2, data_val=other))
+    with pytest.raises(UserError, match="holds a training with data="):
+        train(settings(data, run, epochs=2, data_val=other, data_test=other))
+
+
 def test_extending_epochs_goes_on_along_the_longer_cosine(data, tmp_path, capsys):
     train(settings(data, tmp_path, epochs=1, start_share=0.0))
     train(settings(data, tmp_path, epochs=3, start_share=0.0))
