@@ -50,7 +50,8 @@ def training_page(
                     "validation": part["val_loss"]}
                    for stage, part in table.groupby("stage", sort=False)],
         "scores": {"step": checks["step"], "psnr": checks["val_psnr"], "ssim": checks["val_ssim"]},
-        "baselines": baselines,
+        "baselines": {other: numbers for other, numbers in baselines.items()
+                      if other != "constant mean"},  # so far below that it hides the others
         "ranks": ranked[0]["ranks"] if ranked else None,
         "calibration": _calibration(ranked[0]) if ranked else "",
         "pictures": _pictures(folder),

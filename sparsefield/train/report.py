@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sparsefield.data import Batch, Data, Pattern, Split
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots
-from sparsefield.evaluate.calibration import MEMBERS, SETTINGS, describe, pool
+from sparsefield.evaluate.calibration import SETTINGS, describe, pool
 from sparsefield.evaluate.cases import Cases, evaluating, spread
 from sparsefield.flow.path import END
 from sparsefield.model.checkpoint import write_atomically
@@ -38,6 +38,7 @@ from sparsefield.train.run import RunFolder
 log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
+DRAWS = 10  # of each, for a rank histogram: more would cost a quick training 1 % of its time
 EVAL_SEED = 0
 SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
 MEAN = {"method": "mean"}  # how a posterior mean is computed
@@ -321,7 +322,7 @@ class Reporter:
         cases = self.validation.cases
         shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
         path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
-        drawn = shown.sample(model, draws=MEMBERS, **SETTINGS)
+        drawn = shown.sample(model, draws=DRAWS, **SETTINGS)
         columns = {"posterior mean": shown.sample(model, **MEAN).fields, "one sample": drawn.fields}
         self.record_ranks(metrics.ensemble_scores(*pool(drawn.draws, shown.cases))["ranks"])
         with self.folder.tolerating("picture"):

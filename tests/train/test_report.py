@@ -7,6 +7,7 @@ from browser import browse, data_of
 from PIL import Image
 from small import WHOLE, settings, train
 
+from sparsefield.evaluate.calibration import MEMBERS
 from train_mamba_v2 import Config
 
 ACT = """async () => {
@@ -33,6 +34,6 @@ def test_a_report_in_a_browser_renewed_as_the_training_goes_on(data, copied):
     assert seen["moved"] and seen["width"] == 300 and "after epoch 1:" in seen["alt"]
     records = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     assert seen["checks"] == sum("val_psnr" in record for record in records)
-    assert seen["curves"] == 4 and seen["bars"] == 21
+    assert seen["curves"] == 4 and seen["bars"] == MEMBERS + 1  # of the calibration, at the end
     assert "Of the weights that were kept: 90 % intervals of" in seen["caption"]
     assert seen["settings"] == len(fields(Config))
