@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,17 @@ def test_what_cannot_be_read_is_refused_in_one_line(stations, data, settings, wo
     with pytest.raises(UserError) as refused:
         KRIGING.reconstruct(data(stations), **settings, **FEW)
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_page_on_python_runs_and_is_right(monkeypatch):
+    monkeypatch.chdir(STATIONS.parents[1])
+    page = (STATIONS.parent / "python.md").read_text()
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.S)), names)
+    table, south, gappy, filled = (names[key] for key in ("table", "south", "gappy", "filled"))
+    assert {"lon", "lat", "probability_above_10", "quantile_0.95"} <= set(table)
+    assert south.low < table[table["lat"] < 35]["mean"].mean() < south.high
+    is_hole = gappy.isnull()
+    assert is_hole.any() and (filled["sd"] > 0).equals(is_hole)
+    assert abs(filled["mean"] - names["data"]["mean"]).max() < 6
+    assert names["there"].mean.shape == (1, 1)
