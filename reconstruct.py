@@ -344,6 +344,8 @@ def in_words(
         *([("transform", config.transform)] if config.transform else []),
         *([("trend", config.trend)] if config.trend else []),
         ("samples", f"{len(field.samples)}, {field.how}, seed {config.seed}"),
+        *([("hold-out", f"{config.holdout:g} of the places, by {config.holdout_by}")]
+          if config.holdout else []),
         ("program", f"mamba-diffusion {__version__}"),
         *([("command", f"reconstruct.py {command}")] if command else []),
     ]
