@@ -6,9 +6,9 @@
     python eval_sde_multiscale.py --checkpoint a.pth --steps_sweep 1 2 4 8 16 32 64
     python eval_sde_multiscale.py --help                       # every setting, explained
 
-The model sees points of the 32 x 32 picture and is asked for 32, 64, 96, ... The truth at each
-resolution is the real picture at that resolution; the 32 x 32 one is its area average. Where a
-data set has no finer truth, that is said, and only the agreement of the downsampled result with
+The model sees points of, say, the 32 x 32 picture and is asked for 32, 64, 96, ... The truth at
+each resolution is the real picture at that resolution; the 32 x 32 one is its area average. Where
+a data set has no finer truth, that is said, and only the agreement of the downsampled result with
 the 32 x 32 truth is scored. Samples and posterior means are told apart everywhere: theory puts
 their PSNR 3 dB apart. Written into --save_dir: metrics_comparison.txt and .json,
 multiscale_comparison.png, performance_chart.png, diversity.png and uncertainty.png.
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     end_in_one_line_on_interrupt()  # first: Ctrl-C during the imports below
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,9 @@ class Config(tables.EvaluationConfig):
     """Checkpoint of V1 or V2; the model is rebuilt from what it holds."""
     samplers: tuple[str, ...] = ("heun", "sde", "ddim", "mean")
     """Any of heun, euler, sde, ddim, adaptive (samples) and mean (the posterior mean)."""
-    resolutions: tuple[int, ...] = (32, 64, 96)
-    """Rows of the fields asked for: multiples of those that were observed."""
+    resolutions: tuple[int, ...] = ()
+    """Rows of the fields asked for: multiples of those that were observed. Default: once, twice and
+    three times as many."""
     num_steps: int = 8
     """Steps of the samplers; Heun takes 2 n - 1 evaluations."""
     num_samples: int = 10
@@ -89,12 +90,12 @@ class Config(tables.EvaluationConfig):
     def check(self) -> None:
         """Raises UserError for a value that nothing can be evaluated with."""
         self.pattern("num_samples", "points")
-        for name in ("samplers", "resolutions"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
+        for name, given in (("samplers", self.samplers), ("resolutions", self.resolutions)):
+            if len(set(given)) != len(given) or not self.samplers:
                 raise UserError(f"--{name}: give at least one, and each once")
         for method, options in self.methods().items():
             check_sampler(method, self.num_steps, options)
-        if max(self.resolutions) > MOST_ROWS:
+        if max(self.resolutions, default=0) > MOST_ROWS:
             raise UserError(f"--resolutions {max(self.resolutions)}: at most {MOST_ROWS} rows")
         if self.ensemble < 0 or self.ensemble == 1:
             raise UserError(f"ensemble={self.ensemble}: give at least 2 samples, or 0 for none")
@@ -158,6 +159,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint)
     model = build_model(checkpoint, device)
     data, out = config.open(checkpoint, FILES, config.checkpoint)
+    if not config.resolutions:
+        fitting = [k * data.height for k in (1, 2, 3) if k == 1 or k * data.height <= MOST_ROWS]
+        config = replace(config, resolutions=tuple(fitting))
     chosen = spread(with_finest_truth(data.test, config.resolutions), config.num_samples)
     cases = Cases(data.test, config.pattern(), chosen, seed=config.seed, points=config.points,
                   resolutions=config.resolutions, device=device)

@@ -49,11 +49,12 @@ from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V1_WITH_START, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.train.config import BESIDE_LEARNING
+from sparsefield.train.config import BESIDE_LEARNING, PATHS_OF_DATA, differ
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
 BESIDE = "V1 + start"  # the bundled V1 that has V2's fitted posterior and grid U-Nets
 KRIGING = "kriging, fitted"
+OF_DATA = ("data_channels", "split_by", "variables", "image_size")  # what they change is told
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
 FILES = ("comparison_results.json", "comparison_results.txt", "v1_vs_v2_comparison.png",
          "improvement_chart.png")
@@ -127,8 +128,10 @@ def check_pair(v1: dict, v2: dict) -> list[str]:
                         f"{of_v2['channels']}: train both on the same data")
     are_ours = v1.get("shipped") and v2.get("shipped")
     if of_v1["fingerprint"] != of_v2["fingerprint"] and not are_ours:
+        settings = [name for name in OF_DATA if v1["config"].get(name) != v2["config"].get(name)]
+        why = f"; {', '.join(settings)} differ" if settings else ""
         raise UserError(f"V1 was trained on {of_v1['name']} and V2 on other data ({of_v2['name']}, "
-                        f"{of_v2['height']} x {of_v2['width']}): train both on the same data")
+                        f"{of_v2['height']} x {of_v2['width']}{why}): train both on the same data")
     if not np.array_equal(of_v1["value_range"], of_v2["value_range"]):
         raise UserError(f"V1 was trained with values of {of_v1['value_range']} as -1 and 1, V2 "
                         f"with {of_v2['value_range']}: train both with the same VALUE_RANGE")
@@ -142,9 +145,9 @@ def check_pair(v1: dict, v2: dict) -> list[str]:
 
 
 def learnt_from(checkpoint: dict) -> dict:
-    """The settings that what was learnt depends on, steps among them."""
+    """The settings that what was learnt depends on, steps among them, but for paths of data."""
     settings = {key: value for key, value in checkpoint["config"].items()
-                if key not in BESIDE_LEARNING}
+                if key not in BESIDE_LEARNING | PATHS_OF_DATA}
     return {**settings, "steps": checkpoint["step"]}
 
 
@@ -156,7 +159,7 @@ def differences_in_training(checkpoints: dict[str, dict]) -> dict[str, list]:
         shared -= {"d_model", "num_layers"}  # another model's
     if v1.get("init_from") and v2.get("init_from"):  # each went on from its own
         shared.discard("init_from")
-    return {name: [v1[name], v2[name]] for name in sorted(shared) if v1[name] != v2[name]}
+    return {name: [v1[name], v2[name]] for name in sorted(shared) if differ(v1[name], v2[name])}
 
 
 def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
@@ -166,7 +169,7 @@ def load_seeds(name: str, paths: Sequence[str], first: dict) -> list[dict]:
     for path in paths:
         checkpoint = load(name, path)
         its, seed = learnt_from(checkpoint), checkpoint["config"].get("seed")
-        differing = [key for key in own if its.get(key) != own[key]
+        differing = [key for key in own if differ(its.get(key), own[key])
                      and key not in ("seed", "start_from")]  # a start has a seed
         differing += [key for key in ("data", "model_class", "model_args")
                       if key not in differing and checkpoint[key] != first[key]]

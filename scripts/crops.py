@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sparsefield import cli
+from sparsefield import cli, progress
 from sparsefield.errors import UserError, require_seed
 
 SHRINK = 1.25
@@ -72,7 +71,7 @@ def gather(folder: Path, given: argparse.Namespace) -> np.ndarray:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
     with ProcessPoolExecutor() as processes:
         found = processes.map(of_file, paths, range(len(paths)), [given] * len(paths))
-        parts = list(tqdm(found, total=len(paths), disable=None))
+        parts = [next(found) for _ in progress.over(paths, f"reading {folder}", "file")]
     if not sum(map(len, parts)):
         kinds = ", ".join(sorted(KINDS))
         raise UserError(f"{folder}: no pictures, or all too small; kinds: {kinds}")

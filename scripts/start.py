@@ -8,10 +8,15 @@ variable. NPROC or NNODES start torchrun. The log gets a line that marks the sta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
+import io
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +91,26 @@ def absolute_paths(variables: Mapping[str, str]) -> dict[str, str]:
             for name, value in variables.items()}
 
 
+def in_variables(text: str, names: Iterable[str]) -> str:
+    """A line about settings, as flags or as name=value, in the words of who typed variables."""
+    any_of = "|".join(names)
+    text = re.sub(rf"--({any_of})\b(?! (\d|\S+: ))", lambda found: found[1].upper(), text)
+    return re.sub(rf"(?<![\w-])(?:--({any_of}) |({any_of})=)",
+                  lambda found: f"{(found[1] or found[2]).upper()}=", text)
+
+
+def check_values(config: type, arguments: list[str]) -> None:
+    """Raises UserError for values of another kind, in one line where the parser draws a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            cli.parse(config, arguments, "")
+    except SystemExit:
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
+        reason = itertools.takewhile(lambda line: not line.startswith("─"), lines)
+        raise UserError(f"{' '.join(reason)} (--help explains all settings)") from None
+
+
 def check(variables: Mapping[str, str], log: str) -> None:
     """Raises UserError for counts that are none, and for a log that is a file of the data."""
     for name in ("NPROC", "NNODES"):
@@ -146,7 +171,9 @@ def main() -> None:
         mark_start(log)
     script = importlib.import_module(module)
     fields = dataclasses.fields(script.Config)
+    cli.rephrase = functools.partial(in_variables, names=[field.name for field in fields])
     flags = flags_of(fields, variables)
+    check_values(script.Config, [*flags, *more])
     if away and "--save_dir" not in [*flags, *more]:
         flags += ["--save_dir", str(ROOT / script.Config.save_dir)]
     if not dry and ("NNODES" in variables or variables.get("NPROC", "1") != "1"):

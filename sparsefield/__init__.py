@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__version__ = "2.0.0"
+
 if TYPE_CHECKING:
     from sparsefield.use.predict import Reconstructor
 

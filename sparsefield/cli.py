@@ -20,6 +20,8 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", 
                  "std::bad_alloc")
 Settings = TypeVar("Settings")
 
+rephrase: Callable[[str], str] = str  # of lines for people: the runners say variables for flags
+
 
 def parse(
     settings: type[Settings], arguments: list[str] | None, description: str, switches: bool = False
@@ -42,6 +44,11 @@ def parse(
     parsed.given = frozenset(flag[2:].partition("=")[0].replace("-", "_") for flag in arguments
                              if flag.startswith("--"))
     return parsed
+
+
+class _Rephrased(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return rephrase(super().format(record))
 
 
 class Console(logging.StreamHandler):
@@ -69,7 +76,7 @@ def log_to(console: bool = True, file: str | None = None) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Rephrased("%(message)s"))
         log.addHandler(handler)
 
 
@@ -110,7 +117,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _report(line: str) -> None:
-    line = " ".join(line.splitlines())
+    line = rephrase(" ".join(line.splitlines()))
     try:
         print(line, file=sys.stderr, flush=True)
     except BrokenPipeError:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "sparsefield"
 # Each wing may import those of lower floors, and none beside it.
 FLOORS = {"gaussian": 0, "data": 0, "scan": 0, "flow": 1, "model": 2, "evaluate": 3, "train": 4,
           "use": 4}
-GROUND = {"errors", "place", "device", "hashed"}  # every wing stands on these
+GROUND = {"errors", "place", "device", "hashed", "progress"}  # every wing stands on these
 COMMAND_LINE = {"cli", "commands"}  # ... and these are for what is a command
 COMMANDS = ("train_mamba", "train_mamba_v2", "eval_v1_vs_v2", "eval_sde_multiscale", "reconstruct")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -24,7 +24,7 @@ def open_data(
     spec: str, *, image_size: int | None = None, data_dir: str | Path | None = None,
     value_range: Sequence[float] | None = None, units: str | None = None,
     channels: int | None = None, val: str | None = None, test: str | None = None, seed: int = 0,
-    variables: Sequence[str] | None = None,
+    variables: Sequence[str] | None = None, split_by: str | None = None,
 ) -> Data:
     """The data set that `--data` names: photos, terrain, cifar10, a folder or a file.
 
@@ -33,11 +33,11 @@ def open_data(
         image_size: side of the fields that are cut from photos, terrain, folders and NetCDF,
             default 32; arrays and cifar10 keep the size that they have.
         data_dir: where the archives of cifar10 are or go, default the user's cache.
-        value_range: arrays and NetCDF: values that become -1 and 1, lo hi, or so for each channel.
-        units: arrays: text for colour bars, one or one for each channel with commas between.
+        value_range: files and folders: values that become -1 and 1, lo hi, or so for each channel.
+        units: of these: text for colour bars, one or one for each channel with commas between.
         channels: folders: 1 or 3, needed where grey and colour pictures are mixed.
         val, test: arrays and folders: more of the kind of `spec`, to validate and test on.
-        variables: NetCDF: the names of the channels.
+        variables: NetCDF: the names of the channels. split_by: folders: see `open_folder`.
         seed: photos, terrain: which crops are frozen; the same for runs that are to be compared.
     Raises:
         UserError: what is wrong with it, and what to do.
@@ -61,9 +61,10 @@ def open_data(
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; choose another path") from None
     own = {"val": Path(val) if val else None, "test": Path(test) if test else None}
-    if path.is_dir():
-        return open_folder(path, image_size=size, channels=channels, **own)
     scaled = {"value_range": value_range, "units": units}
+    if path.is_dir():
+        return open_folder(path, image_size=size, channels=channels, split_by=split_by, **scaled,
+                           **own)
     if is_gridded:
         return open_netcdf(path, variables=variables, image_size=size, **scaled, **own)
     return open_array(path, **scaled, **own)
@@ -78,6 +79,12 @@ def open_as_configured(config: dict) -> Data:
     for name in ("data_val", "data_test", "value_range", "units"):
         if config["data"] in NAMES and config.get(name) is not None:
             raise UserError(f"{name}={config[name]}: {config['data']} brings its own; leave it out")
-    chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables")}
+    is_folder = config["data"] not in NAMES and Path(config["data"]).is_dir()
+    for name in ("data_channels", "split_by"):
+        if config.get(name) is not None and not is_folder:
+            raise UserError(f"{name}={config[name]}: {config['data']} is no folder of pictures; "
+                            "leave it out")
+    chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables",
+                                                "split_by")}
     chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
     return open_data(config["data"], image_size=config["image_size"], **chosen)

@@ -19,12 +19,15 @@ import numpy as np
 
 from sparsefield.data.files import BROKEN, lone_extreme, one_line, refuse_foreign, require_file
 from sparsefield.data.scale import (
+    SEARCHED,
     Data,
     Scale,
+    check_inside,
     given_range,
     in_three,
     pixel_scale,
     require_units,
+    tell_of_spikes,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -33,10 +36,8 @@ log = logging.getLogger(__name__)
 
 MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
-SEARCHED = 2**22  # how many values, of fields spread over an array, are searched for -9999
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
-SPIKES, MIDDLE = 0.001, 0.1  # share of values without which the range is a tenth: they are spikes
 TRIES = 8  # to find a tile for training
 
 
@@ -184,10 +185,11 @@ def array_data(
         bounds = tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
         for part in parts:
             _refuse_codes(part)
-        _tell_of_spikes(parts[0], surveys[0])
+        some = [field.reshape(-1, channels) for _, field in _searched(parts[0])]
+        tell_of_spikes(parts[0].source, np.concatenate(some), surveys[0].low, surveys[0].high)
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
-        _check_inside(part.source, survey, scale, warns=value_range is not None)
+        check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
     splits = [ArraySplit(part, scale, _places(part, tile, most), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
@@ -333,33 +335,6 @@ def _searched(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     count = max(1, SEARCHED // part.fields(0, 1).size)
     for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
         yield start, part.fields(start, start + 1)[0]
-
-
-def _tell_of_spikes(part: Part, survey: _Survey) -> None:
-    """Log where a few values stretch the range, in which all others then look alike."""
-    values = np.concatenate([field.reshape(-1, field.shape[-1]) for _, field in _searched(part)])
-    low, high = np.nanquantile(values, (SPIKES / 2, 1 - SPIKES / 2), axis=0)
-    for c in np.flatnonzero(high - low < MIDDLE * (survey.high - survey.low)):
-        log.warning(
-            "WARNING: %s: values go from %.6g to %.6g, and %.1f %% of them from %.6g to %.6g, "
-            "which look alike to a model then: mark spikes with NaN, or say with --value_range low "
-            "high (VALUE_RANGE) that they were measured",
-            part.source, survey.low[c], survey.high[c], 100 - 100 * SPIKES, low[c], high[c])
-
-
-def _check_inside(source: str, survey: _Survey, scale: Scale, warns: bool) -> None:
-    """Raises UserError where a channel, in another unit, leaves its range by more than the width of
-    that. Logs values a little outside if it `warns`."""
-    lows, highs = np.asarray(scale.value_range).T
-    outside = np.maximum(lows - survey.low, survey.high - highs) / (highs - lows)
-    extent = f"{source}: values from {survey.low.min():g} to {survey.high.max():g}"
-    if outside.max() > 1:
-        raise UserError(
-            f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
-            "not exist with NaN, or widen it with --value_range")
-    if warns and outside.max() > 1e-6:  # more than rounding to float32
-        log.warning("%s leave the value range %s: reconstructions are clipped to it",
-                    extent, scale.describe())
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------

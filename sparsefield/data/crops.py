@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +17,20 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from sparsefield import progress
+from sparsefield.data.files import lone_extreme
 from sparsefield.data.pictures import Raster, read_picture
-from sparsefield.data.scale import Data, Scale, in_three, pixel_scale, wide_enough
+from sparsefield.data.scale import (
+    SEARCHED,
+    Data,
+    Scale,
+    check_inside,
+    given_range,
+    in_three,
+    pixel_scale,
+    tell_of_spikes,
+    wide_enough,
+)
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 
@@ -238,12 +250,14 @@ class Found:
     """A picture that was read once and will do.
 
     Attributes:
+        scene: the sub-folder that it lies in, directly or below; "" outside of all.
         working: (h, w, C) uint8 or float, the reduced copy; None: read again at each use.
-        digest: hash of the pixels as a model sees them, which decides the split.
+        digest: hash of the pixels as a model sees them.
         low, high: of the reduced copy. white: see `pictures.Raster`.
     """
 
     path: Path
+    scene: str
     working: np.ndarray | None
     digest: bytes
     channels: int
@@ -298,38 +312,46 @@ def _working_copy(picture: Raster, image_size: int) -> np.ndarray:
 
 def open_folder(
     folder: Path, *, image_size: int = 32, channels: int | None = None,
-    val: Path | None = None, test: Path | None = None,
+    val: Path | None = None, test: Path | None = None, split_by: str | None = None,
+    value_range: Sequence[float] | None = None, units: str | None = None,
 ) -> Data:
     """The pictures in a folder and its subfolders; linked ones are followed, each folder once.
 
     Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
     so that files added later move no other, and equal pictures stay together whatever their files
-    are. Folders `val` and `test` may hold these splits instead; see `scale.in_three`. Grey
-    pictures alone make one channel.
+    are. With `split_by` "folder" each sub-folder goes there whole, by a hash of its name. Folders
+    `val` and `test` may hold these splits instead; see `scale.in_three`. Grey pictures alone make
+    one channel.
 
     Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
-    bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures.
+    bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures,
+    unless `value_range` (low, high) says it.
 
     Broken files, files that are none (pipes, devices), and pictures with fewer than `image_size`
     pixels a side, are skipped and named once in the log.
 
     Raises:
-        UserError: no folder, no permission, fewer than three different usable pictures, no picture
-            in a split's own folder, grey and colour pictures mixed without `channels` (1 or 3), or
-            8 bits mixed with more.
+        UserError: no folder, no permission, fewer than three different usable pictures (or
+            sub-folders, or pictures outside of them), no picture in a split's own folder, grey and
+            colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with more.
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
-    read = [path and _read_folder(path, image_size, channels) for path in (folder, val, test)]
+    how = partial(_read, image_size=image_size, channels=channels, has_codes=value_range is None)
+    read = [path and _read_folder(path, how) for path in (folder, val, test)]
     _refuse_mixed([found for of_folder in read for found in of_folder or ()])
-    parts = in_three(*read, _by_digest)
+    parts = in_three(*read, _by_scene if split_by else _by_digest)
+    if split_by:
+        log.info("split by folder: %s", ", ".join(
+            f"{name} {len({picture.scene for picture in part})} folders of {len(part)} pictures"
+            for name, part in zip(("training", "validation", "test"), parts, strict=True)))
     learnt = {picture.digest for picture in parts[0]}
     if leaks := sum(picture.digest in learnt for picture in (*parts[1], *parts[2])):
-        log.warning("%d pictures to validate or to test on are training pictures, too", leaks)
-    first = parts[0][0]
-    bounds = (0.0, float(first.white)) if first.white is not None else wide_enough(
-        min(picture.low for picture in parts[0]), max(picture.high for picture in parts[0]))
-    scale = Scale((bounds,) * first.channels)
+        log.warning("WARNING: %d pictures to validate or to test on are training pictures, too",
+                    leaks)
+    scale = Scale((_range_of(folder, parts[0], value_range),) * parts[0][0].channels, units)
+    for source, part in zip((folder, val or folder, test or val or folder), parts, strict=True):
+        check_inside(str(source), *_extremes(part), scale, value_range is not None)
     fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
     for picture in itertools.chain(*parts):
         fingerprint.update(picture.digest)
@@ -337,16 +359,41 @@ def open_folder(
                 *(FolderSplit(part, image_size, scale) for part in parts))
 
 
-def _read_folder(folder: Path, image_size: int, channels: int | None) -> list[Found]:
-    """The usable pictures of a folder, by path; what is skipped is logged."""
-    from tqdm import tqdm
+def _range_of(
+    folder: Path, training: list[Found], given: Sequence[float] | None
+) -> tuple[float, float]:
+    """Of the values of all channels, which training exchanges."""
+    if given is not None:
+        bounds, *others = set(given_range(given, training[0].channels))
+        if others:
+            raise UserError("--value_range: training exchanges the channels of pictures; give "
+                            "one lo hi for all")
+        return bounds
+    if training[0].white is not None:
+        return 0.0, float(training[0].white)
+    low, high = _extremes(training)
+    kept = [picture.working.ravel() for picture in training if picture.working is not None]
+    if kept:
+        step = -(-sum(map(len, kept)) // SEARCHED)
+        some = np.concatenate([values[::step] for values in kept])
+        tell_of_spikes(str(folder), some[:, None], low, high)
+    return wide_enough(low.item(), high.item())
 
+
+def _extremes(part: list[Found]) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest value, (1,) each."""
+    return (np.array([min(picture.low for picture in part)]),
+            np.array([max(picture.high for picture in part)]))
+
+
+def _read_folder(folder: Path, how: Callable[..., Found | str]) -> list[Found]:
+    """The usable pictures of a folder, by path; what is skipped is logged."""
     paths, skipped = _picture_files(folder)
     found, cached = [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(partial(_read, image_size=image_size, channels=channels), paths)
-        bar = tqdm(results, f"reading {folder}", len(paths), disable=None, leave=False)
-        for path, result in zip(paths, bar, strict=True):
+        results = pool.map(partial(how, folder), paths)
+        for path in progress.over(paths, f"reading {folder}", "file"):
+            result = next(results)
             if isinstance(result, str):
                 skipped[path] = result
                 continue
@@ -362,7 +409,9 @@ def _read_folder(folder: Path, image_size: int, channels: int | None) -> list[Fo
     return found
 
 
-def _read(path: Path, image_size: int, channels: int | None) -> Found | str:
+def _read(
+    folder: Path, path: Path, *, image_size: int, channels: int | None, has_codes: bool
+) -> Found | str:
     """A picture, or the reason why it cannot be used."""
     try:
         picture = read_picture(path, on_white=True)
@@ -373,11 +422,18 @@ def _read(path: Path, image_size: int, channels: int | None) -> Found | str:
         return f"{width} x {height} pixels, fewer than {image_size}"
     if not picture.known.all():
         return "has points without a value; save such fields as one .npz with NaN there"
+    if picture.white is None and has_codes:
+        for values in np.moveaxis(picture.values, 2, 0):
+            if (code := lone_extreme(values, codes_only=True)) is not None:
+                return (f"holds {code:.10g}, which means: not measured; save such fields as one "
+                        ".npz with NaN there, or say with --value_range low high that it was "
+                        "measured")
     picture = picture.with_channels(channels or picture.channels)
     digest = hashlib.sha256(f"{picture.values.shape} {picture.values.dtype}".encode())
     digest.update(np.ascontiguousarray(picture.values))
     pixels = _working_copy(picture, image_size)
-    return Found(path, pixels, digest.digest(), picture.channels, picture.white,
+    scene = next(iter(path.relative_to(folder).parent.parts), "")
+    return Found(path, scene, pixels, digest.digest(), picture.channels, picture.white,
                  float(pixels.min()), float(pixels.max()))
 
 
@@ -418,11 +474,8 @@ def _refuse_mixed(found: list[Found]) -> None:
 
 
 def _by_digest(found: list[Found], *shares: float) -> list[list[Found]]:
-    """What remains, then parts of these shares, by digest; each has a picture, and equal ones stay
-    together."""
-    copies: dict[bytes, list[Found]] = {}
-    for picture in sorted(found, key=lambda picture: (picture.digest, picture.path)):
-        copies.setdefault(picture.digest, []).append(picture)
+    """What remains, then parts of these shares, by digest; equal pictures stay together."""
+    copies = _grouped(found, lambda picture: picture.digest)
     different = len(copies)
     if different <= len(shares):
         raise UserError(f"{found[0].path.parent}: {different} different pictures cannot be split "
@@ -430,12 +483,39 @@ def _by_digest(found: list[Found], *shares: float) -> list[list[Found]]:
     if different < len(found):
         log.info("%d of %d pictures are copies of others; copies go to one part",
                  len(found) - different, len(found))
-    places = [int.from_bytes(digest[:6]) / 2**48 for digest in copies]
-    edges = [different]
+    return _cut(copies, *shares)
+
+
+def _by_scene(found: list[Found], *shares: float) -> list[list[Found]]:
+    """What remains, then parts of these shares of the sub-folders, by hashes of their names."""
+    if outside := [picture.path for picture in found if not picture.scene]:
+        raise UserError(f"{outside[0]}: split_by=folder, but {len(outside)} of {len(found)} "
+                        "pictures lie in no sub-folder; move each into that of its scene")
+    scenes = _grouped(found, lambda picture: hashlib.sha256(picture.scene.encode()).digest())
+    if len(scenes) <= len(shares):
+        raise UserError(f"{found[0].path}: split_by=folder, but pictures in {len(scenes)} "
+                        f"sub-folder(s) cannot be split into {len(shares) + 1} parts; add folders, "
+                        "leave it out, or name data to validate and test on (--data_val, "
+                        "--data_test)")
+    return _cut(scenes, *shares)
+
+
+def _grouped(found: list[Found], key: Callable[[Found], bytes]) -> dict[bytes, list[Found]]:
+    """By a hash that they share, in its order."""
+    groups: dict[bytes, list[Found]] = {}
+    for picture in sorted(found, key=lambda picture: (key(picture), picture.digest, picture.path)):
+        groups.setdefault(key(picture), []).append(picture)
+    return groups
+
+
+def _cut(groups: dict[bytes, list[Found]], *shares: float) -> list[list[Found]]:
+    """What remains, then parts of these shares, each of one group or more."""
+    places = [int.from_bytes(digest[:6]) / 2**48 for digest in groups]
+    edges = [len(groups)]
     for k in reversed(range(len(shares))):
-        # No later than the last picture, and with one left for each part before it.
+        # No later than the last group, and with one left for each part before it.
         edge = bisect_left(places, 1 - sum(shares[k:]))
         edges.insert(0, max(min(edge, edges[0] - 1), k + 1))
-    alike = list(copies.values())
-    return [list(itertools.chain(*alike[start:end]))
+    ordered = list(groups.values())
+    return [list(itertools.chain(*ordered[start:end]))
             for start, end in itertools.pairwise([0, *edges])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import tarfile
@@ -43,6 +44,11 @@ BROKEN = (OSError, ValueError, TypeError, EOFError, LookupError, OverflowError, 
 def one_line(error: BaseException) -> str:
     """What it says, or its name."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def are_one(path: str, other: str) -> bool:
+    """Whether two paths, however they are spelled, lead to one file or folder that is there."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def require_file(path: Path) -> None:

@@ -193,12 +193,12 @@ def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, Da
         if len(found) != 1:
             names = ", ".join(str(v.name) for v in found) or "none"
             raise UserError(f"{path}: which is the {axis} axis of the grid? found {names}; give "
-                            "a file with one x and one y axis (units degrees_east and "
-                            "degrees_north, or names lon and lat, x and y), or --resolution")
+                            "one x and one y axis, with units degrees_east and degrees_north, or "
+                            "named lon and lat, or x and y")
         steps = np.diff(found[0].values)
         if not (np.isfinite(found[0].values).all() and ((steps > 0).all() or (steps < 0).all())):
-            raise UserError(f"{path}: axis {found[0].name} neither grows nor falls all along; give "
-                            "another grid, or --resolution")
+            raise UserError(f"{path}: axis {found[0].name} neither grows nor falls all along: sort "
+                            "it, or give another grid")
     return axes["x"][0], axes["y"][0]
 
 

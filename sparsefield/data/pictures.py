@@ -252,13 +252,16 @@ def _nodata(page: TiffPage) -> np.generic | None:
 
 
 def _scaled(raster: Raster, page: TiffPage) -> Raster:
-    """Numbers by SCALE and OFFSET of the only band, which GDAL keeps in XML."""
+    """Numbers by the SCALE and OFFSET of each band, which GDAL keeps in XML."""
     text = page.tags.valueof(GDAL_METADATA, "").strip("\0 ")
-    terms = {item.get("role"): float(item.text) for item in ElementTree.fromstring(text or "<a/>")
-             if item.get("role") in ("scale", "offset") and item.get("sample", "0") == "0"}
-    if not terms or raster.channels > 1:
+    terms = np.repeat([[1.0], [0.0]], page.samplesperpixel, axis=1)
+    for item in ElementTree.fromstring(text or "<a/>"):
+        if (role := item.get("role")) in ("scale", "offset"):
+            terms[("scale", "offset").index(role), int(item.get("sample", 0))] = float(item.text)
+    scale, offset = terms[:, :raster.channels]
+    if (scale == 1).all() and (offset == 0).all():
         return raster
-    values = raster.values.astype(float) * terms.get("scale", 1.0) + terms.get("offset", 0.0)
+    values = raster.values.astype(float) * scale + offset
     return replace(raster, values=values, white=None).without(~raster.known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,10 @@ import numpy as np
 
 from sparsefield.errors import UserError
 
+log = logging.getLogger(__name__)
+
+SEARCHED = 2**22  # how many values of a data set are searched for spikes and codes
+SPIKES, MIDDLE = 0.001, 0.1  # share of values without which the range is a tenth: they are spikes
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -86,6 +91,35 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
     if not all(low < high and np.isfinite(high - low) for low, high in pairs):
         raise UserError(f"--value_range {text}: give low high, lo below its hi, both finite")
     return pairs if len(pairs) == channels else pairs * channels
+
+
+def check_inside(
+    source: str, low: np.ndarray, high: np.ndarray, scale: Scale, warns: bool
+) -> None:
+    """Raises UserError where a channel, in another unit, leaves its range by more than the width of
+    that. Logs values a little outside if it `warns`; low, high: (C,)."""
+    lows, highs = np.asarray(scale.value_range).T
+    outside = np.maximum(lows - low, high - highs) / (highs - lows)
+    extent = f"{source}: values from {low.min():g} to {high.max():g}"
+    if outside.max() > 1:
+        raise UserError(
+            f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
+            "not exist with NaN, or widen it with --value_range")
+    if warns and outside.max() > 1e-6:  # more than rounding to float32
+        log.warning("%s leave the value range %s: reconstructions are clipped to it",
+                    extent, scale.describe())
+
+
+def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Log where a few values stretch the range, in which all others then look alike; values:
+    (N, C), some of them; low, high: (C,), of all."""
+    first, last = np.nanquantile(values, (SPIKES / 2, 1 - SPIKES / 2), axis=0)
+    for c in np.flatnonzero(last - first < MIDDLE * (high - low)):
+        log.warning(
+            "WARNING: %s: values go from %.6g to %.6g, and %.1f %% of them from %.6g to %.6g, "
+            "which look alike to a model then: mark spikes with NaN, or say with --value_range low "
+            "high (VALUE_RANGE) that they were measured",
+            source, low[c], high[c], 100 - 100 * SPIKES, first[c], last[c])
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:

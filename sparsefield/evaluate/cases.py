@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,12 @@ import numpy as np
 import skimage
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sparsefield import progress
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
+from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
-from sparsefield.data.scale import Scale, pixel_scale, to_unit
+from sparsefield.data.scale import Scale, to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
@@ -192,8 +192,7 @@ class Cases:
         rows = rows or self.rows
         found: dict[int, np.ndarray] = {}
         evaluations = seconds = 0.0
-        with tqdm(total=draws * len(self), unit="picture", desc=f"{bar}, {rows} rows", leave=False,
-                  mininterval=0.1 if sys.stderr.isatty() else 30, disable=not bar) as progress:
+        with progress.bar(f"{bar}, {rows} rows", draws * len(self), "picture", bool(bar)) as shown:
             for group in self.groups(rows):
                 start = self._now()
                 result = self._call(model, group, rows, draws, **sampler)
@@ -201,7 +200,7 @@ class Cases:
                 evaluations += result.nfe * len(group)
                 for k, values in zip(group, result.values, strict=True):
                     found[k] = np.stack([self._field(self.cases[k], own, rows) for own in values])
-                progress.update(len(group) * draws)
+                shown.update(len(group) * draws)
         in_order = [found[k] for k in range(len(self))]
         return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
                        result.how)
@@ -213,7 +212,7 @@ class Cases:
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
         rows, start, draws = rows or self.rows, time.perf_counter(), []
-        for case in self.cases:
+        for case in progress.over(self.cases, f"{name}, {rows} rows", "picture"):
             if name == ENLARGED:
                 coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
                 fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
@@ -349,13 +348,18 @@ def open_test_data(
         data = "photos"
     if named := test or data:
         bounds = np.ravel(trained["value_range"]).tolist()
-        of_pixels = np.ravel(pixel_scale(trained["channels"]).value_range).tolist()
+        whites = (255.0, 65535.0, 1.0) if Path(named).is_dir() else (255.0,)
+        of_pixels = [[0.0, white] * trained["channels"] for white in whites]
+        is_same = test is None and are_one(named, config["data"])
+        val_of, test_of = (config.get(f"data_{part}") if is_same else test
+                           for part in ("val", "test"))
         opened = open_data(
-            named, val=test, test=test, image_size=config["image_size"],
+            named, val=val_of, test=test_of, image_size=config["image_size"],
             # Of pixels the type of their numbers says it, unless it was said.
-            value_range=None if bounds == of_pixels and not config.get("value_range") else bounds,
+            value_range=None if bounds in of_pixels and not config.get("value_range") else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,
             data_dir=config.get("data_dir"), units=config.get("units"),
+            split_by=config.get("split_by"),
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
     else:

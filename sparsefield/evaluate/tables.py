@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -127,15 +128,17 @@ class OutputFolder:
     Args:
         flag: how the user chose the folder, for messages. names: of all files that the command can
             write. inputs: files that are never written. overwrite: other files may be there.
+        pattern: of the names of further files that it can write, a regular expression.
     Raises:
         UserError: the folder holds something else, or an input, or cannot be made.
     """
 
     def __init__(
         self, path: str | Path, flag: str, names: Iterable[str],
-        inputs: Iterable[str | Path | None] = (), overwrite: bool = False,
+        inputs: Iterable[str | Path | None] = (), overwrite: bool = False, pattern: str = "",
     ):
         self.path, self.flag, self.names = Path(path), flag, set(names)
+        self.pattern = pattern
         read = {Path(given).resolve() for given in inputs if given}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,8 @@ class OutputFolder:
             raise self._cannot(error) from None
 
     def _is_ours(self, file: Path) -> bool:
-        return file.name in self.names and file.is_file()
+        is_named = file.name in self.names or re.fullmatch(self.pattern, file.name)
+        return bool(is_named) and file.is_file()
 
     def _cannot(self, error: OSError) -> UserError:
         return UserError(f"{self.flag} {self.path}: {error.strerror or error}; choose another "

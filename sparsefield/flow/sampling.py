@@ -21,8 +21,9 @@ from sparsefield.flow.samplers import (
     declared_nfe,
     sampler_options,
 )
-from sparsefield.gaussian import Use
+from sparsefield.gaussian import Posterior
 from sparsefield.place import UNIT_SQUARE, Domain, Observed
+from sparsefield.progress import Count
 
 Progress = Callable[[int, int | None], None]
 Noise = Callable[[Sequence[torch.Generator]], Tensor]  # one generator a draw
@@ -41,13 +42,13 @@ class FlowModel(Protocol):
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
-        most_inputs: int | None = None, done: Callable[[], None] | None = None,
+        most_inputs: int | None = None, done: Count | None = None,
     ) -> Any:
-        """What does not depend on a draw: has mean, sd (B, N, C), noise, variogram, uses, blocks
-        and repeat(times)."""
+        """What does not depend on a draw: has mean, sd (B, N, C), noise, posterior, blocks and
+        repeat(times)."""
 
     def velocity(
-        self, z: Tensor, theta: Tensor, state: Any, done: Callable[[], None] | None = None
+        self, z: Tensor, theta: Tensor, state: Any, done: Count | None = None
     ) -> Tensor:
         """F (B, N, C) of z (B, N, C) at theta (B,)."""
 
@@ -62,8 +63,7 @@ class Result:
             of the values.
         nfe: evaluations of the network for each draw, the first shared by all draws of a field.
         blocks: pieces in which the queries went through the tokens, at least 1.
-        how: one line for reports. variogram: that of the first field's closed form, in words.
-        uses: what the closed form of the first field uses its covariates for.
+        how: one line for reports. posterior: the closed form that it starts from, or None.
     """
 
     values: Tensor
@@ -72,8 +72,7 @@ class Result:
     nfe: int
     blocks: int
     how: str
-    variogram: str
-    uses: tuple[Use, ...]
+    posterior: Posterior | None
 
 
 @torch.no_grad()
@@ -114,27 +113,28 @@ def sample(
         domain: the rectangle that the observations stand for. covariates, trend: see
             sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
-            tokens together; bounds memory. most_inputs: observations that a block sees; where there
-            are more, the nearest, enlarged.
+            tokens together; bounds memory; 0: without tokens, see FieldModel.encode.
+        most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
         bfloat16: products of the velocity in bfloat16 (autocast), as in training where the machine
             is fast at them; all that comes before stays in float32.
-        progress: called as progress(parts of the work so far, parts in all or None if unknown).
+        progress: called as progress(parts of the work so far, parts in all of this phase or None):
+            first of the closed form, then of the velocity.
     Raises:
         UserError: an unknown sampler or option, or one out of range.
         ValueError: shapes that do not agree.
     """
     num_steps = model.num_steps if num_steps is None else num_steps
     check_sampler(method, num_steps, options)
-    if points < 1:
-        raise UserError(f"points is {points}: a block takes at least 1")
+    if points < 0:
+        raise UserError(f"points is {points}: a block takes at least 1, or 0 for no tokens")
     _check_shapes(query_coords, input_coords, input_values, seeds)
     draws = 1 if method == "mean" else len(seeds[0])
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
-    count = _Count(progress)
+    count = Count(progress)
     box = domain.around(query_coords, input_coords)
     observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
-                         done=count.step)
+                         done=count)
 
     def fresh() -> Tensor:
         drawn: Tensor = state.noise([g for own in generators for g in own[:draws]])
@@ -144,7 +144,7 @@ def sample(
     velocity = _Velocity(model, state, draws, points, bfloat16, count)
     evaluations = declared_nfe(method, num_steps)
     if evaluations is not None:
-        count.total = count.done + velocity.calls_for(evaluations)
+        count.expect(velocity.calls_for(evaluations))
     z = SAMPLERS[method](velocity, first, angles(num_steps), fresh, **options)
     values = state.mean[:, None] + state.sd[:, None] * z.unflatten(0, (-1, draws))
     mean = state.mean + state.sd * velocity.at_start()
@@ -152,20 +152,7 @@ def sample(
         values, mean = values.clamp(-1, 1), mean.clamp(-1, 1)
     how = _describe(method, num_steps, velocity, options)
     return Result(values, mean, state.sd, velocity.evaluations, velocity.blocks, how,
-                  state.variogram, state.uses)
-
-
-class _Count:
-    """Parts of the work that are done, and of how many; for whoever wants to know."""
-
-    def __init__(self, progress: Progress | None):
-        self.progress, self.done = progress, 0
-        self.total: int | None = None
-
-    def step(self) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+                  state.posterior)
 
 
 class _Velocity:
@@ -176,7 +163,7 @@ class _Velocity:
     """
 
     def __init__(self, model: FlowModel, state: Any, draws: int, points: int, bfloat16: bool,
-                 count: _Count):
+                 count: Count):
         self.model, self.state, self.draws, self.bfloat16 = model, state, draws, bfloat16
         self.count, self.blocks = count, max(1, len(state.blocks))
         fields, queries, _ = state.mean.shape
@@ -209,7 +196,7 @@ class _Velocity:
     def _evaluate(self, z: Tensor, theta: float, times: int) -> Tensor:
         angle = z.new_full((len(z),), theta, dtype=torch.float32)
         with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.model.velocity(z, angle, self._state_for(times), self.count.step).to(z)
+            return self.model.velocity(z, angle, self._state_for(times), self.count).to(z)
 
     def _state_for(self, times: int) -> Any:
         """The state of so many draws; kept, of a small field, for all evaluations."""

@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import Use, condition
+from sparsefield.gaussian import LeaveOneOut, Posterior, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -38,13 +38,13 @@ from sparsefield.model.tokens import (
     scan_order,
 )
 from sparsefield.place import Observed
+from sparsefield.progress import Count
 
 STEPS = {"fitted": 2, "none": 16}  # of Heun's rule, by prior; see docs/samplers.md
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
 HALO = 0.5  # queries seen around a block, of those answered
 
 MODELS: dict[str, type[FieldModel]] = {}  # by name; a class enters when it is defined
-Done = Callable[[], None]
 
 
 class ClosedForm(NamedTuple):
@@ -53,7 +53,7 @@ class ClosedForm(NamedTuple):
     Attributes:
         mean, sd: (B, N, C) at the queries. loo_sd, loo_z: (B, M, C) at the observations, see
             sparsefield.gaussian.LeaveOneOut. features: (B, F, h, w) of the lattice, or None.
-        noise: a source of draws z_0, or None. variogram: in words. uses: of the covariates.
+        noise: a source of draws z_0, or None. posterior: that it comes from, or None.
     """
 
     mean: Tensor
@@ -62,8 +62,7 @@ class ClosedForm(NamedTuple):
     loo_z: Tensor
     features: Tensor | None = None
     noise: Noise | None = None
-    variogram: str = ""
-    uses: tuple[Use, ...] = ()
+    posterior: Posterior | None = None
 
     def part(self, rows: slice) -> ClosedForm:
         """Of some of the fields, without the source of draws."""
@@ -76,7 +75,7 @@ class ClosedForm(NamedTuple):
             def noise(generators: Sequence[torch.Generator]) -> Tensor:
                 return draw(generators).to(device)
         found = self._each(lambda x: x.to(device))
-        return found._replace(noise=noise, variogram=self.variogram, uses=self.uses)
+        return found._replace(noise=noise, posterior=self.posterior)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClosedForm:
         features = None if self.features is None else change(self.features)
@@ -134,18 +133,17 @@ class State(NamedTuple):
     Attributes:
         mean, sd: (B, N, C), where the flow starts: x = mean + sd z.
         noise: (generators, one a draw) -> z_0 (S, N, C), the draws of a field side by side; None
-            where the closed form was given. variogram: of the first field, in words.
-        context, lattice: of the flow's U-Net, or None. blocks: of the tokens. uses: of covariates.
+            where the closed form was given. posterior: the closed form, or None.
+        context, lattice: of the flow's U-Net, or None. blocks: of the tokens.
     """
 
     mean: Tensor
     sd: Tensor
     noise: Noise | None = None
-    variogram: str = ""
+    posterior: Posterior | None = None
     context: FlowContext | None = None
     lattice: Lattice | None = None
     blocks: Sequence[TokenBlock] = ()
-    uses: tuple[Use, ...] = ()
 
     def repeat(self, times: int) -> State:
         """What `velocity` needs, every field `times` times, side by side: for as many draws."""
@@ -162,40 +160,48 @@ class GaussianModel(nn.Module):
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
-        most_inputs: int | None = None, done: Done | None = None,
+        most_inputs: int | None = None, done: Count | None = None,
     ) -> State:
-        form = fitted_form(observed, queries, None, done)
-        return State(form.mean, form.sd, form.noise, form.variogram, uses=form.uses)
+        form = fitted_form(observed, queries, None, done, scored=False)
+        return State(form.mean, form.sd, form.noise, form.posterior)
 
-    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
         return torch.zeros_like(z)
 
 
 @torch.no_grad()
 def fitted_form(
-    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Done | None = None
+    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Count | None = None,
+    *, scored: bool = True,
 ) -> ClosedForm:
     """The Gaussian posterior fitted to every field, with a source of draws.
 
     Args:
-        queries: (B, N, 2). lattice: of the grid features; None: none.
+        queries: (B, N, 2). lattice: of the grid features; None: none. scored: with what the other
+            observations predict for each; else its place is empty.
     """
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
         on_cpu = observed._replace(
             coords=observed.coords.cpu(), values=observed.values.cpu(),
             noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
-        return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
+        form = fitted_form(on_cpu, queries.cpu(), lattice, done, scored=scored)
+        return form.to(queries.device)
     coords, values, noise_sd, domain, _, covariates, trend = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
                           trend=trend)
-    answer, loo = posterior.at(queries, done), posterior.leave_one_out
+    noise = posterior.noise(queries, done)
+    asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
+    if done is not None:
+        done.expect(sum(map(posterior.parts, asked)) + noise.parts)
+    answer = posterior.at(queries, done)
+    loo = posterior.leave_one_out if scored else LeaveOneOut(*(values[:, :0] for _ in range(3)))
     features = None
     if lattice is not None:
-        cells = posterior.at(lattice.cell_queries(coords), done)
+        cells = posterior.at(asked[1], done)
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
                                  lattice)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      posterior.noise(queries, done), posterior.describe(), posterior.uses())
+                      noise, posterior)
 
 
 class FieldModel(nn.Module):
@@ -271,14 +277,15 @@ class FieldModel(nn.Module):
     def encode(
         self, observed: Observed, queries: Tensor, *, form: ClosedForm | None = None,
         answered: Tensor | None = None, points: int = POINTS, most_inputs: int | None = None,
-        done: Done | None = None,
+        done: Count | None = None,
     ) -> State:
         """All that does not depend on the draw.
 
         Args:
             queries: (B, N, 2), where a draw is known. form: the closed form there, if it is at
                 hand. answered: (B, n), the queries at which the velocity is wanted; None: all.
-            points: most queries in a block of tokens. most_inputs: observations that a block sees;
+            points: most queries in a block of tokens; 0: without tokens, so that the velocity is
+                that of the flow's U-Net. most_inputs: observations that a block sees;
                 where there are more, the nearest, enlarged. done: called after each part of it.
         """
         if form is None:
@@ -291,6 +298,11 @@ class FieldModel(nn.Module):
             assert self.unet is not None and form.features is not None
             assert start.output is not None and lattice is not None
             context = self.unet.flow_context(form.features, start.output, queries, lattice)
+        if points == 0:
+            if context is None:
+                raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
+                                "for its flow (FLOW_UNET_WIDTH)")
+            return State(start.mean, start.sd, form.noise, form.posterior, context, lattice)
         if answered is not None:
             blocks = [Block(answered, answered.shape[1])]
         else:
@@ -299,7 +311,7 @@ class FieldModel(nn.Module):
             blocks = cut_blocks(queries, size, halo=0 if count <= size else int(HALO * size))
         tokens = [self._tokens(block, start, form, observed, queries, most_inputs)
                   for block in blocks]
-        return State(start.mean, start.sd, form.noise, form.variogram, context, lattice, tokens)
+        return State(start.mean, start.sd, form.noise, form.posterior, context, lattice, tokens)
 
     def lattice(self, observed: Observed) -> Lattice | None:
         """The lattice of the U-Nets, None without any."""
@@ -308,7 +320,7 @@ class FieldModel(nn.Module):
         return Lattice.of(observed.coords.shape[1], observed.domain, observed.box)
 
     def closed_form(
-        self, observed: Observed, queries: Tensor, done: Done | None = None
+        self, observed: Observed, queries: Tensor, done: Count | None = None
     ) -> ClosedForm:
         """What the observations tell by themselves, at queries (B, N, 2)."""
         if self.prior == "none":
@@ -390,7 +402,7 @@ class FieldModel(nn.Module):
 
     # --- what does -------------------------------------------------------------------------------
 
-    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Done | None = None) -> Tensor:
+    def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
         """F(z, theta) at the queries that `encode` was asked to answer.
 
         Args:
@@ -403,6 +415,8 @@ class FieldModel(nn.Module):
             assert self.unet is not None and state.lattice is not None
             first = self.unet.velocity(z, theta, state.context, state.lattice)
             seen = torch.cat([z, first], dim=2)                           # (B, N, 2 C + W)
+            if not state.blocks:
+                return first[..., : self.channels]
         found = []
         for block in state.blocks:
             answer = self(take(seen, block.index), theta, block)          # (B, n, C)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.errors import UserError
+from sparsefield.model.bundled import NAMES, V1
 from sparsefield.model.checkpoint import build_model, check_weights, load_checkpoint
 from sparsefield.model.field import FieldModel
 
@@ -79,7 +80,9 @@ def take_weights(model: FieldModel, arguments: dict[str, Any], path: str | Path)
     checkpoint = load_checkpoint(path)
     own, theirs = type(model).__name__, checkpoint["model_class"]
     if theirs != own:
-        raise UserError(f"init_from={path}: it holds a {theirs}, and this is a {own}: give another")
+        instead = f" (the bundled V1 is {V1}; set a SAVE_DIR beside it)" if path in NAMES else ""
+        raise UserError(f"init_from={path}: it holds a {theirs}, and this is a {own}: give "
+                        f"another{instead}")
     fitting, words = _with_channels(checkpoint, arguments["channels"], f"init_from={path}")
     differing = {name: value for name, value in fitting["model_args"].items()
                  if name not in OF_TRAINING and arguments.get(name, value) != value}

@@ -14,8 +14,9 @@ from torch import nn
 
 from sparsefield.data import Data, parse_pattern
 from sparsefield.data.batches import count_symmetries
+from sparsefield.data.files import are_one
 from sparsefield.errors import UserError, require_seed
-from sparsefield.model.bundled import BUNDLED, find_bundled
+from sparsefield.model.bundled import BUNDLED, PACKAGE, V2, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.model.transfer import OF_TRAINING
@@ -25,7 +26,8 @@ BESIDE_LEARNING = frozenset({
     "data_dir", "accumulate", "eval_every", "eval_pictures", "visualize_every", "save_every",
     "keep_last", "resume", "save_dir", "device", "compile", "num_workers", "log_file", "dry_run",
 })
-MAY_CHANGE = BESIDE_LEARNING | {"epochs"}  # when a training goes on
+PATHS_OF_DATA = frozenset({"data", "data_val", "data_test"})  # their fingerprint says more
+MAY_CHANGE = BESIDE_LEARNING | {"epochs", "data_val", "data_test"}  # when a training goes on
 SD_FIELDS = 64  # from which the sd of the values is taken
 
 
@@ -46,6 +48,9 @@ class TrainingConfig:
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
     """Folders that mix grey and colour: read all pictures as 1 or 3 channels."""
+    split_by: Literal["folder"] | None = None
+    """folder: every sub-folder of a folder of pictures is a scene, and goes whole to training,
+    validation or test. Default: each picture on its own."""
     variables: tuple[str, ...] | None = None
     """NetCDF: which variables are the channels; not needed where there is one field."""
     value_range: tuple[float, ...] | None = None
@@ -165,9 +170,16 @@ class TrainingConfig:
             given = getattr(self, name)
             if given not in (None, *BUNDLED_NAMES) and (
                     find_bundled(given).resolve().parent == Path(self.save_dir).resolve()):
+                instead = f", or {name.upper()}={BUNDLED} for the bundled weights" if are_one(
+                    self.save_dir, str(PACKAGE.parent / V2.partition("/")[0])) else ""
                 raise UserError(f"{name}={given} lies in save_dir={self.save_dir}, where this "
-                                "training puts its own: set another SAVE_DIR, or "
-                                f"{name.upper()}={BUNDLED} for the bundled weights")
+                                f"training puts its own: set another SAVE_DIR{instead}")
+
+
+def differ(value: object, other: object) -> bool:
+    """Whether two values of a setting mean different things; a path may be spelled in two ways."""
+    are_texts = isinstance(value, str) and isinstance(other, str)
+    return value != other and not (are_texts and are_one(str(value), str(other)))
 
 
 def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: Data) -> dict:

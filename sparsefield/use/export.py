@@ -6,17 +6,16 @@ import contextlib
 import importlib.util
 import io
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -24,53 +23,62 @@ from PIL import Image
 from sparsefield.data.netcdf import GEOTIFF
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
-from sparsefield.use.field import MOST_SAMPLES, Field
-from sparsefield.use.grids import Asked, Grid
-from sparsefield.use.points import Measurements
+from sparsefield.use import globe
+from sparsefield.use.field import ABOVE, MOST_SAMPLES, QUANTILE, Field, described
+from sparsefield.use.grids import Asked, Grid, sides
+from sparsefield.use.points import Extent, Measurements
 
 if TYPE_CHECKING:
     from rasterio import Affine
     from rasterio.crs import CRS
+    from xarray import Dataset
 
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
-NAMES = ("field.npz", "mean.png", "reconstruction.png", "field.csv", "field.nc", "field.tif",
-         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))  # all that `contents` can give
+LONGEST = 10  # sides of a map whose axes have one scale
+NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
+         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))
+ANSWERS = rf"(?:{ABOVE}|{QUANTILE})[-+.e\d]+\.png"  # with NAMES all that `contents` can give
 
 
 def contents(
-    field: Field, given: Measurements, asked: Asked, units: str | None, source: str = ""
+    field: Field, given: Measurements, asked: Asked, source: str = "",
+    above: Sequence[float] = (), quantiles: Sequence[float] = (),
 ) -> dict[str, bytes]:
-    """Everything that a reconstruction leaves, by name; units: of the values; source: the file that
-    they come from, whose georeference a picture gets back."""
-    names = given.names or tuple(f"value_{c + 1}" for c in range(field.mean.shape[2]))
-    shown = field if given.is_picture else _growing(field)
+    """Everything that a reconstruction leaves, by name.
+
+    Args:
+        source: the file of the measurements, whose georeference a picture gets back.
+        above, quantiles: see `Field.answers`.
+    """
+    shown = field if given.is_picture else growing(field)
     buffer = io.BytesIO()
     np.savez_compressed(
-        buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples)
+        buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples,
+        **field.answers(above, quantiles))
     files = {"field.npz": buffer.getvalue(), "mean.png": picture(shown.mean, given),
-             "reconstruction.png": overview(shown, given, asked, units, names[0])}
+             "reconstruction.png": overview(shown, given, asked)}
     for k, sample in enumerate(shown.samples):
         files[f"sample_{k + 1}.png"] = picture(sample, given)
-    data = dataset(field, asked.grid, names, units)
+    for name, values in shown.answers(above, quantiles).items():
+        files[f"{name}.png"] = maps(name, values, field, given, asked)
+    data = field.to_xarray(above, quantiles)
     if given.is_picture:
         if placed := _georeference(source, given, asked):
-            files["field.tif"] = _as_geotiff(data, *placed, units)
+            files["field.tif"] = _as_geotiff(data, *placed)
         return files
-    x, y = asked.grid.names
-    table = data.drop_dims("realization").to_dataframe([y, x]).reset_index()
-    table = table[[x, y, *table.columns[2:]]]
+    table = field.to_dataframe(above, quantiles)
     files["field.csv"] = table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
     files["field.nc"] = bytes(data.to_netcdf(engine="scipy"))
-    if (found := geotiff(data, asked.grid, units)) is not None:
+    if (found := geotiff(data, asked.grid)) is not None:
         files["field.tif"] = found
     return files
 
 
-def _growing(field: Field) -> Field:
+def growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
     order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
     gaussian = field.gaussian and field.gaussian._replace(
@@ -82,42 +90,8 @@ def _growing(field: Field) -> Field:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def dataset(
-    field: Field, grid: Grid, names: Sequence[str], units: str | None
-) -> xarray.Dataset:
-    """Mean, sd and samples of every channel on (y, x), by the CF conventions 1.8."""
-    x, y = grid.names
-    said = {"units": units} if units else {}
-    variables = {}
-    for c, (name, prefix) in enumerate(zip(names, _prefixes(names), strict=True)):
-        variables[f"{prefix}mean"] = ((y, x), field.mean[..., c], {
-            "long_name": f"posterior mean of {name}", "cell_methods": "realization: mean", **said})
-        variables[f"{prefix}sd"] = ((y, x), field.sd[..., c], {
-            "long_name": f"posterior standard deviation of {name}",
-            "cell_methods": "realization: standard_deviation", **said})
-        variables[f"{prefix}samples"] = (("realization", y, x), field.samples[..., c], {
-            "long_name": f"posterior samples of {name}", **said})
-    number = np.arange(len(field.samples), dtype=np.int32) + 1
-    axes = {x: (x, grid.x, {"axis": "X", **grid.attributes[0]}, {"_FillValue": None}),
-            y: (y, grid.y, {"axis": "Y", **grid.attributes[1]}, {"_FillValue": None}),
-            "realization": ("realization", number, {"standard_name": "realization",
-                                                    "long_name": "number of the sample"})}
-    return xarray.Dataset(variables, axes, {
-        "Conventions": "CF-1.8", "title": "field reconstructed from sparse measurements",
-        "source": field.how})
-
-
-def _prefixes(names: Sequence[str]) -> list[str]:
-    """Of the variables of each channel: none where there is one channel."""
-    if len(names) == 1:
-        return [""]
-    plain = [re.sub(r"[^A-Za-z0-9]", "_", name) for name in names]
-    return [f"{name}_" if name[:1].isalpha() and plain.count(name) == 1 else f"value_{k + 1}_"
-            for k, name in enumerate(plain)]
-
-
-def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None:
-    """A band of every mean and sd, north up; None without rioxarray or even steps."""
+def geotiff(data: Dataset, grid: Grid) -> bytes | None:
+    """A band of every map, north up; None without rioxarray or even steps."""
     if importlib.util.find_spec("rioxarray") is None:
         return None
     from rasterio.transform import from_bounds
@@ -131,7 +105,7 @@ def geotiff(data: xarray.Dataset, grid: Grid, units: str | None) -> bytes | None
     x0, x1, y0, y1 = grid.extent
     return _as_geotiff(data.sortby(x).sortby(y, ascending=False),
                        from_bounds(x0, y0, x1, y1, len(grid.x), len(grid.y)),
-                       "EPSG:4326" if grid.is_global else None, units)
+                       "EPSG:4326" if grid.is_global else None)
 
 
 def _georeference(source: str, given: Measurements, asked: Asked) -> tuple[Affine, CRS] | None:
@@ -154,10 +128,8 @@ def _georeference(source: str, given: Measurements, asked: Asked) -> tuple[Affin
     return None
 
 
-def _as_geotiff(
-    data: xarray.Dataset, transform: Affine, crs: CRS | str | None, units: str | None
-) -> bytes:
-    """Means and sds of (y, x), from the first row down."""
+def _as_geotiff(data: Dataset, transform: Affine, crs: CRS | str | None) -> bytes:
+    """The maps of (y, x), from the first row down."""
     import rasterio
     import rioxarray  # noqa: F401 (the accessor rio)
 
@@ -171,20 +143,19 @@ def _as_geotiff(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "field.tif"
         bands.rio.to_raster(path, compress="deflate", recalc_transform=False)
-        if units:
-            with rasterio.open(path, "r+") as file:
-                file.units = (units,) * file.count
+        with rasterio.open(path, "r+") as file:
+            file.units = tuple(data[name].attrs.get("units", "") for name in file.descriptions)
         return path.read_bytes()
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def limits_of(given: Measurements) -> tuple[float, float]:
+def limits_of(given: Measurements, channel: int = 0) -> tuple[float, float]:
     """What is drawn darkest and brightest: of a picture as in it, else what was measured."""
     if given.value_range is not None:
         return given.value_range
-    low, high = float(given.values[:, 0].min()), float(given.values[:, 0].max())
+    low, high = float(given.values[:, channel].min()), float(given.values[:, channel].max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
@@ -209,22 +180,14 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
     return buffer.getvalue()
 
 
-def overview(
-    field: Field, given: Measurements, asked: Asked, units: str | None, name: str
-) -> bytes:
+def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input: RGB of
-    pictures in colour, whose sd is the mean over the colours, else the first channel, of a name.
+    pictures in colour, whose sd is the mean over the colours, else the first channel.
 
     Args:
         field: with x and y growing, but of pictures y downward.
     """
-    x0, x1, y0, y1 = asked.extent if given.is_picture else asked.grid.extent
-    edges = (x0, x1, y1, y0) if given.is_picture else (x0, x1, y0, y1)
-    aspect = asked.frame.scaled_by[0] / asked.frame.scaled_by[1]
-    ratio = aspect * (y1 - y0) / (x1 - x0)
     is_rgb = given.is_picture and field.mean.shape[2] == 3
-    style = {"extent": edges, "origin": "upper" if given.is_picture else "lower",
-             "interpolation": "nearest"}
     low, high = limits_of(given)
     colours = {} if is_rgb else {
         "vmin": low, "vmax": high, "cmap": "gray" if given.value_range else "viridis"}
@@ -232,10 +195,7 @@ def overview(
     def shown(values: np.ndarray) -> np.ndarray:
         return _unit(values, given) if is_rgb else values[..., 0]
 
-    figure, axes = plt.subplots(
-        1, 5, figsize=(15, 2.6 * np.clip(ratio, 0.3, 3) + 0.6), sharex=True, sharey=True,
-        layout="constrained",
-    )
+    figure, axes, style = _panels(5, 3.0, given, asked)
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
                     s=np.clip(6000 / len(given.coords), 1, 25),
                     marker="s" if given.is_picture else "o")
@@ -244,21 +204,79 @@ def overview(
     sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
     most = np.nanquantile(sd, MOST_SHOWN) or None
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
-    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {name}"
+    which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {field.names[0]}"
     for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
                                   "sd", "sample 1", "sample 2"), strict=True):
-        axis.set_facecolor(MISSING)
         axis.set_title(title, fontsize=10)
-        axis.set_aspect(aspect if 0.1 <= ratio <= 10 else "auto")  # no sliver
-    axes[0].set(xlim=edges[:2], ylim=edges[2:])
-    if asked.frame.lonlat:
-        axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].xaxis.set_major_formatter(lambda x, _: f"{(x + 180) % 360 - 180:.6g}°")
-        axes[0].yaxis.set_major_formatter("{x:.6g}°")
-    _colour_bar(spread, axes[2], units, "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
+    _colour_bar(spread, axes[2], field.units,
+                "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
-        _colour_bar(image, axes[4], units)
+        _colour_bar(image, axes[4], field.units)
     return as_png(figure)
+
+
+def maps(
+    name: str, values: np.ndarray, field: Field, given: Measurements, asked: Asked
+) -> bytes:
+    """PNG of one answer of a field, a panel for each channel: probabilities in colours of 0 to 1,
+    quantiles in those of the mean.
+
+    Args:
+        values: (H, W, C), with x and y growing, but of pictures y downward.
+    """
+    is_probability = name.startswith(ABOVE)
+    low, high = (0, 1) if is_probability else limits_of(given)
+    figure, axes, style = _panels(values.shape[2], 5.0, given, asked)
+    for c, axis in enumerate(axes):
+        if not is_probability and not given.value_range:
+            low, high = limits_of(given, c)
+        image = axis.imshow(
+            values[..., c], vmin=low, vmax=high, **style,
+            cmap="gray" if given.value_range and not is_probability else "viridis")
+        axis.set_title(described(name, field.names[c], field.units), fontsize=10)
+        _colour_bar(image, axis, None if is_probability else field.units)
+    return as_png(figure)
+
+
+def extent_of(given: Measurements, asked: Asked) -> Extent:
+    """The outer sides of the cells of a map."""
+    return asked.extent if given.is_picture else asked.grid.extent
+
+
+def aspect_of(asked: Asked, extent: Extent) -> float | None:
+    """How many units of x are as long as one of y, on a globe in the middle of an extent; None
+    where the map would be a sliver."""
+    across, along = globe.scales(extent) if asked.frame.lonlat else asked.frame.scaled_by
+    width, height = sides(extent)
+    is_sliver = not 1 / LONGEST <= across / along * height / width <= LONGEST
+    return None if is_sliver else across / along
+
+
+def _panels(
+    count: int, width: float, given: Measurements, asked: Asked
+) -> tuple[Figure, np.ndarray, dict[str, Any]]:
+    """A row of maps, each of a width in inches, and how `imshow` draws a field on them."""
+    extent = extent_of(given, asked)
+    x0, x1, y0, y1 = extent
+    edges = (x0, x1, y1, y0) if given.is_picture else extent
+    aspect = aspect_of(asked, extent)
+    ratio = (aspect or 1.0) * (y1 - y0) / (x1 - x0)
+    figure, axes = plt.subplots(
+        1, count, figsize=(width * count, 0.87 * width * np.clip(ratio, 0.3, 3) + 0.6),
+        squeeze=False, sharex=True, sharey=True, layout="constrained")
+    coasts = globe.coasts(extent) if asked.frame.lonlat else ((), ())
+    for axis in axes[0]:
+        axis.set_facecolor(MISSING)
+        axis.set_aspect(aspect or "auto")
+        axis.plot(*coasts, color="black", linewidth=0.5)
+    axes[0, 0].set(xlim=edges[:2], ylim=edges[2:])
+    if asked.frame.lonlat:
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].xaxis.set_major_formatter(lambda x, _: f"{globe.east(x):.6g}°")
+        axes[0, 0].yaxis.set_major_formatter("{x:.6g}°")
+    return figure, axes[0], {
+        "extent": edges, "interpolation": "nearest", "aspect": aspect or "auto",
+        "origin": "upper" if given.is_picture else "lower"}
 
 
 def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "neither") -> None:

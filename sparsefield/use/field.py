@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
+from sparsefield.gaussian import Variogram
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import real_array
 from sparsefield.use.values import ROUNDING, transformed_limit, untransformed
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from xarray import DataArray, Dataset
+
 MOST_SAMPLES = 1000
+ABOVE, QUANTILE = "probability_above_", "quantile_"  # names of what a field is asked for begin so
 
 
 class Gaussian(NamedTuple):
@@ -36,6 +43,21 @@ class RegionMean(NamedTuple):
     high: np.ndarray
 
 
+class Checks(NamedTuple):
+    """How the measurements agree with the closed form that was fitted to them.
+
+    Attributes:
+        residuals: (M, C), of each measurement in sd of what the others predict for it.
+        variograms: of each channel, distances in units of x (on a globe in km), semivariances in
+            squares of the values, or of their transform.
+        noise: what was found in the measurements, in words; "" where it was not asked for.
+    """
+
+    residuals: np.ndarray
+    variograms: tuple[Variogram, ...]
+    noise: str = ""
+
+
 @dataclass(frozen=True)
 class Field:
     """A reconstructed field, in the units of the measurements.
@@ -48,6 +70,9 @@ class Field:
         covariates: what each is used for, in words.
         gaussian: of the closed form, from which probabilities and quantiles are exact; else None.
         grid: the axes of its cells; None of places on no grid.
+        names: of the channels. units: of the values, where they are known.
+        like: the array with gaps that it fills, if it was made from one. checks: None without a
+            closed form.
     """
 
     coords: np.ndarray
@@ -59,6 +84,12 @@ class Field:
     covariates: tuple[str, ...] = ()
     gaussian: Gaussian | None = None
     grid: Grid | None = None
+    names: tuple[str, ...] = ()
+    units: str | None = None
+    like: DataArray | None = None
+    checks: Checks | None = None
+
+    # --- questions ---------------------------------------------------------------------------
 
     def probability_above(self, limit: float | Sequence[float]) -> np.ndarray:
         """The probability (H, W, C) that the field is above a limit; NaN where the field is empty.
@@ -72,9 +103,9 @@ class Field:
         Raises:
             UserError: a limit that is no finite number, or not one for each channel.
         """
-        limits = real_array("limit", limit)
-        if limits.shape not in ((), (self.mean.shape[-1],)) or not np.isfinite(limits).all():
-            raise UserError(f"limit {limit}: give a finite number, or one for each of "
+        limits = require_limit(limit)
+        if limits.shape not in ((), self.mean.shape[-1:]):
+            raise UserError(f"limit {limit}: give one number, or one for each of "
                             f"{self.mean.shape[-1]} channel(s)")
         if self.gaussian is None:
             slack = ROUNDING * np.nanmax(np.abs(self.mean))  # of measured values, which are kept
@@ -97,10 +128,9 @@ class Field:
         Raises:
             UserError: another share, or one beyond the samples of a trained model.
         """
+        require_samples(share, len(self.samples) if self.gaussian is None else None)
         if self.gaussian is None:
-            require_samples(share, len(self.samples))
             return np.quantile(self.samples, share, axis=0, method="weibull")
-        require_share(share)
         mean, sd, transform = self.gaussian
         found = mean + scipy.special.ndtri(share) * sd
         return self._where_known(found if transform is None else untransformed(transform, found))
@@ -128,7 +158,7 @@ class Field:
             raise UserError(f"{lacking} of {int(mask.sum())} cells of the region are empty: leave "
                             "them out of the mask")
         upper = (1 + require_share(level)) / 2
-        weight = self._areas()[mask]
+        weight = self.areas[mask]
         mean, samples = (np.average(part.astype(np.float64), axis=-2, weights=weight)
                          for part in (self.mean[mask], self.samples[:, mask]))
         if self.gaussian is not None and self.gaussian.transform is None:
@@ -139,11 +169,26 @@ class Field:
         low, high = np.quantile(samples, [1 - upper, upper], axis=0, method="weibull")
         return RegionMean(mean, samples.std(axis=0, ddof=1), low, high)
 
+    def answers(
+        self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
+    ) -> dict[str, np.ndarray]:
+        """Probabilities above limits and quantiles, each (H, W, C), by their names in files."""
+        return {f"{ABOVE}{limit:.12g}": self.probability_above(limit) for limit in above} | {
+            f"{QUANTILE}{share:.12g}": self.quantile(share) for share in quantiles}
+
+    @property
+    def answers_from(self) -> str:
+        """What probabilities and quantiles come from, in words."""
+        return f"{len(self.samples)} samples" if self.gaussian is None else (
+            "the exact Gaussian of the closed form")
+
     def _where_known(self, found: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(self.mean), np.nan, found)
 
-    def _areas(self) -> np.ndarray:
-        """(H, W), or (N,), up to a factor."""
+    @property
+    def areas(self) -> np.ndarray:
+        """(H, W) of the cells, up to a factor; on a globe they shrink with the cosine of latitude.
+        1 for places on no grid."""
         if self.grid is None:
             return np.ones(self.mean.shape[:-1])
         across, along = (np.abs(np.gradient(axis)) if len(axis) > 1 else np.ones(1)
@@ -151,6 +196,103 @@ class Field:
         if self.grid.is_global:
             along = along * np.cos(np.radians(self.grid.y))
         return along[:, None] * across
+
+    # --- in other forms --------------------------------------------------------------------------
+
+    def to_xarray(
+        self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
+    ) -> Dataset:
+        """Mean, sd, samples and answers of every channel on (y, x), by the CF conventions 1.8.
+
+        With several channels the names of variables begin with theirs. A field that fills gaps of a
+        DataArray has its coordinates and order of dimensions, and `mean` its attributes. Places on
+        no grid lie along a dimension `place`.
+
+        Args:
+            above, quantiles: such as (30,) and (0.05, 0.95), for variables probability_above_30,
+                quantile_0.05 and quantile_0.95.
+        Raises:
+            UserError: as `probability_above` and `quantile`.
+        """
+        import xarray
+
+        said = {"units": self.units} if self.units else {}
+        kept = {}
+        if self.like is not None:
+            kept, encoding = self.like.attrs, self.like.encoding
+            said |= {key: encoding[key] for key in ("grid_mapping",) if key in encoding}
+        maps = {"mean": (self.mean, {"cell_methods": "realization: mean", **said, **kept}),
+                "sd": (self.sd, {"cell_methods": "realization: standard_deviation", **said})}
+        for key, values in self.answers(above, quantiles).items():
+            unit = {"units": "1"} if key.startswith(ABOVE) else said
+            maps[key] = values, {"comment": f"from {self.answers_from}", **unit}
+        *_, dims, axes = self._axes()
+        variables = {}
+        for c, (name, prefix) in enumerate(zip(self.names, _prefixes(self.names), strict=True)):
+            for key, (values, attributes) in maps.items():
+                variables[prefix + key] = dims, values[..., c], {
+                    "long_name": described(key, name, self.units), **attributes}
+            variables[f"{prefix}samples"] = ("realization", *dims), self.samples[..., c], {
+                "long_name": f"posterior samples of {name}", **said}
+        number = np.arange(len(self.samples), dtype=np.int32) + 1
+        axes["realization"] = "realization", number, {
+            "standard_name": "realization", "long_name": "number of the sample"}
+        data = xarray.Dataset(variables, axes, {
+            "Conventions": "CF-1.8", "title": "field reconstructed from sparse measurements",
+            "source": self.how})
+        if self.like is None:
+            return data
+        return data.assign_coords(self.like.coords).transpose(..., *self.like.dims)
+
+    def to_dataframe(
+        self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
+    ) -> DataFrame:
+        """A row for each cell: x, y, and the maps of `to_xarray` without the samples; its `attrs`
+        are the units of the columns that have some."""
+        x, y, dims, _ = self._axes()
+        data = self.to_xarray(above, quantiles).drop_dims("realization")
+        columns = [x, y, *map(str, data.data_vars)]
+        table = data.drop_vars(set(data.coords) - {x, y}).to_dataframe(list(dims)).reset_index()
+        table = table[columns]
+        table.attrs = {name: data[name].attrs["units"] for name in columns
+                       if "units" in data[name].attrs}
+        return table
+
+    def _axes(self) -> tuple[str, str, tuple[str, ...], dict]:
+        """Names of x and y, dimensions, and the coordinates of `to_xarray`."""
+        if self.grid is None:
+            return "x", "y", ("place",), {
+                name: ("place", self.coords[:, k]) for k, name in enumerate("xy")}
+        (x, y), (of_x, of_y) = self.grid.names, self.grid.attributes
+        return x, y, (y, x), {x: (x, self.grid.x, {"axis": "X", **of_x}, {"_FillValue": None}),
+                              y: (y, self.grid.y, {"axis": "Y", **of_y}, {"_FillValue": None})}
+
+
+def described(key: str, name: str, units: str | None) -> str:
+    """What a map shows of a channel."""
+    if key.startswith(ABOVE):
+        unit = f" {units}" if units else ""
+        return f"probability that {name} is above {key.removeprefix(ABOVE)}{unit}"
+    if key.startswith(QUANTILE):
+        return f"posterior quantile {key.removeprefix(QUANTILE)} of {name}"
+    return f"posterior {'standard deviation' if key == 'sd' else key} of {name}"
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """Of the variables of each channel: none where there is one channel."""
+    if len(names) == 1:
+        return [""]
+    plain = [re.sub(r"[^A-Za-z0-9]", "_", name) for name in names]
+    return [f"{name}_" if name[:1].isalpha() and plain.count(name) == 1 else f"value_{k + 1}_"
+            for k, name in enumerate(plain)]
+
+
+def require_limit(limit: float | Sequence[float]) -> np.ndarray:
+    """As an array. Raises UserError for what is no finite number."""
+    limits = real_array("limit", limit)
+    if not np.isfinite(limits).all():
+        raise UserError(f"limit {limit}: give a finite number, in the units of the values")
+    return limits
 
 
 def require_share(share: float) -> float:
@@ -160,10 +302,11 @@ def require_share(share: float) -> float:
     return share
 
 
-def require_samples(share: float, count: int) -> None:
-    """Raises UserError where so many samples do not tell a quantile."""
+def require_samples(share: float, count: int | None) -> None:
+    """Raises UserError for no quantile, or one that so many samples do not tell; None: an exact
+    Gaussian tells all."""
     needed = math.ceil(1 / min(require_share(share), 1 - share) - 1 - 1e-9)
-    if count < needed:
+    if count is not None and count < needed:
         least, more = 1 / (count + 1), f"give num_samples={needed}"
         raise UserError(f"quantile {share:g}: {count} samples tell those from {least:.3g} to "
                         f"{1 - least:.3g}; "

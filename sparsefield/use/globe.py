@@ -6,6 +6,8 @@ every variogram |h|^b of the closed form remains one (sparsefield.gaussian.kerne
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import re
 from collections.abc import Sequence
 
@@ -15,11 +17,14 @@ from torch import Tensor
 
 from sparsefield.errors import UserError
 
+log = logging.getLogger("sparsefield")
+
 LEAST_COSINE = 0.1  # by which longitudes shrink at the middle latitude, at most
 WIDEST = 360.0
 FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
 EARTH = 6371.0  # km
 ROUNDING = 1e-9  # degrees
+COASTS = {"10m": 15.0, "50m": 90.0, "110m": np.inf}  # of Natural Earth, up to so many degrees
 ROTATED = {"grid", "rotated", "rlon", "rlat"}  # words in names of degrees about another pole
 
 
@@ -55,6 +60,11 @@ def around(lon: np.ndarray, middle: float | None = None) -> np.ndarray:
     return first + np.mod(lon - first + ROUNDING, WIDEST) - ROUNDING
 
 
+def east(lon: float) -> float:
+    """A longitude, however it was turned, in -180 ... 180."""
+    return (lon + WIDEST / 2) % WIDEST - WIDEST / 2
+
+
 def scales(extent: Sequence[float]) -> tuple[float, float]:
     """Degrees of longitude and of latitude, in the middle of an extent, that become one unit."""
     x0, x1, y0, y1 = extent
@@ -67,6 +77,40 @@ def on_sphere(points: np.ndarray) -> np.ndarray:
     """(P, 2) degrees to (P, 3) on the unit sphere."""
     lon, lat = np.radians(points).T
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
+def coasts(extent: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes (P,) of the coasts in an extent, lines apart by NaN: of Natural
+    Earth, by cartopy, which downloads them once. Without it, or them, there are none."""
+    parts = [np.empty((0, 2))]
+    if importlib.util.find_spec("cartopy") is not None:
+        from cartopy.io import shapereader
+
+        width = extent[1] - extent[0]
+        scale = next(name for name, widest in COASTS.items() if width <= widest)
+        try:
+            path = shapereader.natural_earth(scale, "physical", "coastline")
+        except OSError as error:
+            log.info("no coast lines: cartopy cannot have them (%s)", error)
+        else:
+            found = shapereader.Reader(path).geometries()
+            lines = [np.asarray(line.coords)[:, :2] for whole in found
+                     for line in getattr(whole, "geoms", [whole])]
+            parts += [part for turn in (-WIDEST, 0, WIDEST) for line in lines
+                      for part in _within(line + (turn, 0), extent)]
+    joined = np.concatenate([np.vstack([part, [[np.nan, np.nan]]]) for part in parts])
+    return joined[1:, 0], joined[1:, 1]
+
+
+def _within(line: np.ndarray, extent: Sequence[float]) -> list[np.ndarray]:
+    """The parts of a line (P, 2) in an extent, each with the point beyond its ends."""
+    x0, x1, y0, y1 = extent
+    inside = ((line >= (x0, y0)) & (line <= (x1, y1))).all(axis=1)
+    kept = inside.copy()
+    kept[1:] |= inside[:-1]
+    kept[:-1] |= inside[1:]
+    ends = np.flatnonzero(np.diff(np.pad(kept, 1).astype(int))).reshape(-1, 2)
+    return [line[start:end] for start, end in ends]
 
 
 def to_space(points: np.ndarray, extent: Sequence[float]) -> Tensor:

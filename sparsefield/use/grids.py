@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import scipy
@@ -27,6 +27,7 @@ log = logging.getLogger("sparsefield")
 
 LARGEST = 512  # rows or columns of a field that is asked for
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
+ARRAY = "the DataArray"  # in messages
 POINTS_RESOLUTION = 64  # cells of the longer side, by default
 
 
@@ -225,6 +226,24 @@ def grid_shape(
 # --- what is asked for ----------------------------------------------------------------------------
 
 
+class Labelled(NamedTuple):
+    """What is to be reconstructed.
+
+    Attributes:
+        given: the measurements. lonlat: whether x and y are longitude and latitude.
+        settings: of `predict.Settings`, which are known by now.
+        names: of x and y, None where they have none. like, grid: the array whose gaps are filled,
+            and its axes; None of points.
+    """
+
+    given: Measurements
+    lonlat: bool
+    settings: Mapping[str, Any] = {}
+    names: tuple[str, str] | None = None
+    like: DataArray | None = None
+    grid: Grid | None = None
+
+
 @dataclass(frozen=True)
 class Asked:
     """The places that are asked for.
@@ -277,7 +296,7 @@ def what_is_asked(
                 f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
         like = Grid.like(grid, axes) if is_free else None
     if like is not None or extent is not None:
-        extent = _extent_of(like, grid, lonlat) if like else _growing(extent, lonlat)
+        extent = extent_of(like, f"--grid {grid}", lonlat) if like else _growing(extent, lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
@@ -301,6 +320,40 @@ def what_is_asked(
     return given, replace(asked, is_far=is_far if asked.is_far is None else is_far | asked.is_far)
 
 
+def grid_for(
+    found: Labelled, resolution: int | Sequence[int] | None, extent: Sequence[float] | None,
+    aspect: str,
+) -> Asked:
+    """What `Reconstructor.reconstruct` asks for: the array's own grid, or one over an extent."""
+    given, lonlat, grid = found.given, found.lonlat, found.grid
+    if grid is not None:
+        if (extent, resolution) != (None, None):
+            raise UserError("extent and resolution: a DataArray has its own; leave them out")
+        extent = extent_of(grid, ARRAY, lonlat)
+    elif extent is not None:
+        extent = checked_extent("extent", extent, lonlat)
+    elif lonlat or found.names is not None:
+        extent = bounds("coords", given.coords, lonlat)
+    else:
+        extent = _unit_square(given)
+    frame = Frame.of(given, extent, aspect, lonlat)
+    if grid is None:
+        wanted = POINTS_RESOLUTION if resolution is None else resolution
+        shape = grid_shape(wanted, extent, frame.scaled_by)
+        grid = Grid.over(extent, shape, lonlat)
+        grid = replace(grid, names=found.names or grid.names)
+    return Asked(grid.places, extent, frame, grid)
+
+
+def _unit_square(given: Measurements) -> Extent:
+    """As an extent. Raises UserError for points outside."""
+    outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
+    if outside.any():
+        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
+                        "y0, y1)")
+    return 0.0, 1.0, 0.0, 1.0
+
+
 def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
     """What is asked for with the covariates (..., p) there. Places that lack one stay empty, which
     is said."""
@@ -322,13 +375,13 @@ def _growing(extent: Extent, lonlat: bool) -> Extent:
     return checked_extent("--extent", (x0, east, y0, y1), lonlat)
 
 
-def _extent_of(grid: Grid, path: str, lonlat: bool) -> Extent:
+def extent_of(grid: Grid, source: str, lonlat: bool) -> Extent:
     """That of a grid; on a globe of the middles of its cells, which lie between the poles."""
     if not lonlat:
         return grid.extent
     places = grid.places.reshape(-1, 2)
-    globe.require_degrees(f"--grid {path}", places)
-    return bounds(f"--grid {path}", places, lonlat)
+    globe.require_degrees(source, places)
+    return bounds(source, places, lonlat)
 
 
 def _tell_of_outside(coords: np.ndarray, extent: Extent) -> None:

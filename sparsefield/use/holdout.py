@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,6 +15,7 @@ import scipy
 
 from sparsefield.errors import UserError
 from sparsefield.evaluate.metrics import crps_of_values
+from sparsefield.use.blocks import Blocks
 from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Extent, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
@@ -24,6 +25,7 @@ log = logging.getLogger("sparsefield")
 LEVEL = 0.9
 SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
+RESAMPLES = 2000
 
 
 class Forecast(NamedTuple):
@@ -38,6 +40,15 @@ class Forecast(NamedTuple):
 Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
+class Fold(NamedTuple):
+    """Measurements to predict from, those that are hidden, and (N,) which of these go together: at
+    one place, or in one block."""
+
+    kept: Measurements
+    hidden: Measurements
+    groups: np.ndarray
+
+
 @dataclass(frozen=True)
 class Score:
     """How well a method predicted the hidden values, in their units.
@@ -45,6 +56,7 @@ class Score:
     Attributes:
         squared: (N, C), squared error of the mean. each: (N, C), CRPS, without an uncertainty the
             absolute error. inside: (N, C), whether it is in its 90 % interval. seconds: it took.
+        groups: (N,), see `Fold`.
     """
 
     name: str
@@ -52,6 +64,7 @@ class Score:
     each: np.ndarray
     inside: np.ndarray | None
     seconds: float
+    groups: np.ndarray
 
     @classmethod
     def of(cls, name: str, forecast: Forecast, hidden: Measurements, seconds: float) -> Self:
@@ -70,11 +83,21 @@ class Score:
             sd = np.sqrt(forecast.sd**2 + noise**2)
             each = gaussian_crps(error / sd, sd)
             inside = np.abs(error / sd) < scipy.special.ndtri((1 + LEVEL) / 2)
-        return cls(name, error**2, each, inside, seconds)
+        return cls(name, error**2, each, inside, seconds, places_of(hidden))
+
+    @classmethod
+    def joined(cls, parts: list[Self]) -> Self:
+        """That of several folds, one after the other."""
+        squared, each, groups = (np.concatenate([getattr(part, name) for part in parts])
+                                 for name in ("squared", "each", "groups"))
+        inside = None if parts[0].inside is None else np.concatenate([p.inside for p in parts])
+        return cls(parts[0].name, squared, each, inside, sum(part.seconds for part in parts),
+                   groups)
 
     def of_channel(self, channel: int) -> Self:
-        return replace(self, squared=self.squared[:, channel], each=self.each[:, channel],
-                       inside=None if self.inside is None else self.inside[:, channel])
+        own = [channel]
+        return replace(self, squared=self.squared[:, own], each=self.each[:, own],
+                       inside=None if self.inside is None else self.inside[:, own])
 
     @property
     def rmse(self) -> float:
@@ -87,6 +110,11 @@ class Score:
     @property
     def covered(self) -> float | None:
         return None if self.inside is None else float(self.inside.mean())
+
+
+def places_of(hidden: Measurements) -> np.ndarray:
+    """(N,), the number of the place of each."""
+    return np.unique(hidden.coords, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
@@ -109,20 +137,37 @@ def table(scores: list[Score], units: str | None) -> list[str]:
 
 
 def verdict(scores: list[Score]) -> str:
-    """In one line, how the first method compares with the best of the others: by the CRPS of each
-    hidden value, with a 95 % interval of the mean difference."""
+    """In one line, how the first method compares with the best of the others: by the CRPS of hidden
+    values, with a 95 % interval of the mean difference that counts groups."""
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
         return f"{best.name} predicts all of it exactly: nothing is to be compared"
-    change = (first.each - best.each) / best.crps
-    error = 1.96 * change.std() / change.size**0.5
-    low, high = change.mean() - error, change.mean() + error
+    change = (first.each - best.each).mean(axis=1) / best.crps
+    low, high = mean_interval(change, first.groups)
     numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
     if low > 0:
         return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
     how = "better than" if high < 0 else "level with"
     return f"{first.name} is {how} {best.name}, the best of the others: {numbers}"
+
+
+def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """Ends of the 95 % interval of the mean of (N,) by the bootstrap, which draws whole groups, as
+    errors in them go together; with percentiles expanded for few groups (Hesterberg 2015)."""
+    _, which = np.unique(groups, return_inverse=True)
+    total, size = np.bincount(which, values), np.bincount(which)
+    count = len(size)
+    if count == 1:
+        return -np.inf, np.inf
+    rng, means = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        again = rng.integers(count, size=count)
+        means.append(total[again].sum() / size[again].sum())
+    tail = scipy.special.ndtr(
+        (count / (count - 1)) ** 0.5 * scipy.special.stdtrit(count - 1, 0.025))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
@@ -138,6 +183,42 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
     chosen = np.random.default_rng(seed).permutation(len(places))[:hidden]
     is_hidden = np.isin(which.reshape(-1), chosen)
     return given.of(~is_hidden), given.of(is_hidden)
+
+
+def by_points(given: Measurements, share: float, seed: int) -> list[Fold]:
+    """One fold, of places at random: see `split`."""
+    kept, hidden = split(given, share, seed)
+    return [Fold(kept, hidden, places_of(hidden))]
+
+
+def by_blocks(given: Measurements, blocks: Blocks) -> list[Fold]:
+    """A fold for each of those of the blocks. Raises UserError where too few places are left."""
+    folds = []
+    for k in range(blocks.fold.max() + 1):
+        is_hidden = blocks.fold == k
+        kept = given.of(~is_hidden)
+        if len(np.unique(kept.coords, axis=0)) < LEAST_POINTS:
+            raise UserError(f"hold-out by blocks: fewer than {LEAST_POINTS} places are left; give "
+                            "a smaller --holdout or --block_size")
+        folds.append(Fold(kept, given.of(is_hidden), blocks.number[is_hidden]))
+    return folds
+
+
+def compare_folds(methods: dict[str, Method], folds: Iterable[Fold]) -> list[Score]:
+    """Scores over all folds, of the methods that answer in each. What the first fold logs is
+    not logged again."""
+    level, parts = log.level, []
+    try:
+        for kept, hidden, groups in folds:
+            parts.append({score.name: replace(score, groups=groups)
+                          for score in compare(methods, kept, hidden)})
+            log.setLevel(logging.ERROR)
+    finally:
+        log.setLevel(level)
+    complete = [name for name in parts[0] if all(name in part for part in parts)]
+    for name in parts[0].keys() - set(complete):
+        log.info("%s: no answer in some folds", name)
+    return [Score.joined([part[name] for part in parts]) for name in complete]
 
 
 def compare(

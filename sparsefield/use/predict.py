@@ -18,8 +18,8 @@ from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import widen
-from sparsefield.flow.sampling import Progress, sample
-from sparsefield.gaussian import Use, estimate_noise
+from sparsefield.flow.sampling import POINTS, Progress, sample
+from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.checkpoint import build_model, load_model
@@ -27,9 +27,9 @@ from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
-from sparsefield.use.field import MOST_SAMPLES, Field, Gaussian
-from sparsefield.use.grids import Asked, Frame, Grid, grid_shape, with_known
-from sparsefield.use.points import Extent, Measurements
+from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
+from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, with_known
+from sparsefield.use.points import Measurements
 from sparsefield.use.values import (
     choose_scale,
     excess,
@@ -44,6 +44,7 @@ log = logging.getLogger("sparsefield")
 
 TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
 FEW = 5  # places: of 2, 3, 5 of known fields, 90 % intervals held 54, 65, 81 %
+TOKENS = 256 * 256  # places asked for, up to which tokens are read unless it is said
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
@@ -69,8 +70,10 @@ class Settings:
         missing: values that mean: not measured. None refuses one that looks like it, such as
             -9999; [] takes all as they are.
         separately: each channel on its own, unless a model of fields was trained on them together.
-        progress: called as progress(model calls so far, all).
+        progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
+        tokens: whether the model's tokens are read; False leaves them out, which costs little on
+            photographs and saves most of the time. None: up to TOKENS places.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
             is kriged; for the closed form alone.
     """
@@ -88,6 +91,7 @@ class Settings:
     progress: Progress | None = None
     with_noise: bool = False
     trend: str | None = None
+    tokens: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that cannot be used."""
@@ -166,47 +170,61 @@ class Reconstructor:
         separately = given.are_quantities or (self.is_closed_form and not given.is_picture)
         return {"separately": separately, "value_range": given.value_range if is_deep else None}
 
+    def units_of(self, given: Measurements) -> str | None:
+        """Of the values: as the measurements or the training data give them."""
+        trained = self.scale and not given.is_picture and self.scale.units
+        return given.units or trained or None
+
     @cached_property
     def grey_network(self) -> nn.Module:
         """What a model of colour pictures knows, for one channel of whatever unit and range."""
         return build_model(for_channels(self.checkpoint, 1), self.device)
 
     def reconstruct(
-        self, coords: np.ndarray, values: np.ndarray, resolution: int | Sequence[int] = 64, *,
-        extent: Sequence[float] | None = None, covariates: np.ndarray | None = None,
-        covariates_at: np.ndarray | None = None, **settings: Any,
+        self, coords: Any, values: np.ndarray | None = None,
+        resolution: int | Sequence[int] | None = None, *, extent: Sequence[float] | None = None,
+        x: str | None = None, y: str | None = None, value: str | Sequence[str] | None = None,
+        covariates: Any = None, covariates_at: np.ndarray | None = None, **settings: Any,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
         Args:
             coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
                 outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
-                points (numpy.ma) are left out.
+                points (numpy.ma) are left out. Or, without `values`, a pandas DataFrame with
+                columns of x, y and values, or an xarray DataArray: of points, or of (y, x), whose
+                NaN are filled. What is called longitude and latitude then means lonlat=True, for
+                the closed form, and noise_sd may name a column.
             values: (M, C) or (M,), in the units of the training data. A model of colour pictures
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
-            resolution: cells of the longer side (the other follows), or (rows, columns).
-            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat the narrowest
-                around the points.
-            covariates: (M, p), what is known at the points, and covariates_at: (H, W, p), the same
-                everywhere, row by row from y0 on; NaN leaves a cell empty. The likelihood decides
-                whether the field follows each, is alike where it is alike, or neither
-                (`Field.covariates` tells). For the closed form alone.
+            resolution: cells of the longer side (the other follows), default 64, or (rows,
+                columns).
+            extent: x0 x1 y0 y1 of the field, default the unit square; with lonlat and of a
+                DataFrame the narrowest around the points.
+            x, y, value: names of columns; x, y: of dimensions. Default: as reconstruct.py finds
+                them.
+            covariates: (M, p), what is known at the points, of a DataFrame names of columns, and
+                covariates_at: (H, W, p), the same everywhere, row by row from y0 on; NaN leaves a
+                cell empty. The likelihood decides whether the field follows each, is alike where it
+                is alike, or neither (`Field.covariates` tells). For the closed form alone.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
         Raises:
             UserError: an argument that cannot be used, with the reason.
         """
-        settings = Settings(**settings)
-        given = settings.given(coords, values, covariates)
-        extent = (_default_extent(given, settings.lonlat) if extent is None else
-                  points.checked_extent("extent", extent, settings.lonlat))
-        frame = Frame.of(given, extent, settings.aspect, settings.lonlat)
-        shape = grid_shape(resolution, extent, frame.scaled_by)
-        grid = Grid.over(extent, shape, settings.lonlat)
-        asked = Asked(grid.places, extent, frame, grid)
-        return self.answer(given, _knowing(given, asked, covariates_at), settings)
+        if values is None:
+            from sparsefield.use import labelled  # pandas, which arrays need not wait for
+
+            found = labelled.read(coords, x, y, value, covariates, settings, self.is_closed_form)
+            chosen = Settings(**self.reads(found.given) | settings | found.settings)
+        else:
+            chosen = Settings(**settings)
+            found = Labelled(chosen.given(coords, values, covariates), chosen.lonlat)
+        asked = grid_for(found, resolution, extent, chosen.aspect)
+        field = self.answer(found.given, _knowing(found.given, asked, covariates_at), chosen)
+        return replace(field, like=found.like)
 
     def at(
         self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
@@ -255,10 +273,14 @@ class Reconstructor:
             mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
         of_channel = [f" ({name})" for name in given.names] if 1 < len(drawn) == len(
             given.names) else [""] * len(drawn)
+        checks = [part.checks for part in drawn if part.checks]
         return Field(asked.places, mean, sd, samples, drawn[0].how,
                      " | ".join(part.variogram for part in drawn if part.variogram),
                      tuple(line + name for part, name in zip(drawn, of_channel, strict=True)
-                           for line in part.covariates), gaussian, asked.grid)
+                           for line in part.covariates), gaussian, asked.grid,
+                     given.names or tuple(f"value_{c + 1}" for c in range(mean.shape[-1])),
+                     self.units_of(given),
+                     checks=_together(checks) if len(checks) == len(drawn) else None)
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
@@ -269,15 +291,11 @@ class Reconstructor:
         return [slice(channel, channel + 1) for channel in range(channels)]
 
 
-def _default_extent(given: Measurements, lonlat: bool) -> Extent:
-    """The unit square, which raises UserError for points outside; on a globe that of the points."""
-    if lonlat:
-        return points.bounds("coords", given.coords, lonlat)
-    outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
-    if outside.any():
-        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
-                        "y0, y1)")
-    return 0.0, 1.0, 0.0, 1.0
+def _together(checks: list[Checks]) -> Checks:
+    """Those of all channels."""
+    return Checks(np.concatenate([part.residuals for part in checks], axis=1),
+                  tuple(variogram for part in checks for variogram in part.variograms),
+                  ", ".join(part.noise for part in checks if part.noise))
 
 
 def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> Asked:
@@ -306,6 +324,7 @@ class Measured:
         frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), and columns
             of covariates, of mean 0 and sd 1. known: these as they were given, or None.
             units: of the values. scatter: of repeats, see `points.scatter`.
+        of_given: the place of each measurement as it was given.
         values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
             found, that of each relative to the others.
     """
@@ -317,6 +336,7 @@ class Measured:
     known: Known | None
     units: str | None
     scatter: tuple[np.ndarray, int]
+    of_given: np.ndarray
 
     @property
     def covariates(self) -> int:
@@ -345,6 +365,7 @@ def observe(
     if given.known is not None:
         places = np.column_stack([places, given.known.standard(given.known.values)])
     scatter = points.scatter(places, transformed(settings.transform, given.values))
+    as_given = places
     places, values, noise = points.merge_repeats(places, given.values, noise)
     if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
@@ -361,7 +382,7 @@ def observe(
                     "is a guess", "the only value" if len(values) == 1 else "all values",
                     f" of channel {c + 1}" if channels > 1 else "", values[0, c])
     return Measured(frame, places, transformed(settings.transform, values), noise, given.known,
-                    given.units, scatter)
+                    given.units, scatter, scipy.spatial.cKDTree(places).query(as_given)[1])
 
 
 def _draw(
@@ -381,7 +402,7 @@ def _draw(
         scale = Scale(own_range(values))
     half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
     inside = torch.from_numpy(scale.to_inside(values))
-    found = 0.0
+    found, noise_found = 0.0, ""
     if settings.finds_noise:
         square, freedom = measured.scatter
         coords = torch.from_numpy(measured.places)
@@ -389,18 +410,26 @@ def _draw(
             coords, *pair, square=own, freedom=freedom, covariates=measured.covariates,
             trend=TRENDS[settings.trend]) for *pair, own in zip(
             inside.T, torch.from_numpy(noise).T, square[channels] / half_widths**2, strict=True)])
-        log.info("noise found in the measurements: sd %s%s",
-                 ", ".join(f"{sd:.3g}" for sd in found * half_widths),
-                 f" of their {settings.transform}" if settings.transform else "")
+        noise_found = "sd " + ", ".join(f"{sd:.3g}" for sd in found * half_widths) + (
+            f" of their {settings.transform}" if settings.transform else "")
+        log.info("noise found in the measurements: %s", noise_found)
     noise = noise * found if settings.finds_noise else noise / half_widths
-    drawn, uses = _sample(model, network, queries, measured, inside, noise, channels.start,
-                          settings)
-    if measured.known is not None and uses:
-        frame = measured.frame
+    drawn, posterior = _sample(model, network, queries, measured, inside, noise, channels.start,
+                               settings)
+    frame = measured.frame
+    side = frame.domain.side * frame.unit_length
+    if posterior is not None:
+        variograms = tuple(
+            part._replace(distance=part.distance * side, empirical=part.empirical * half_width**2,
+                          fitted=part.fitted * half_width**2)
+            for part, half_width in zip(posterior.variograms(), half_widths, strict=True))
+        residuals = posterior.leave_one_out.z[0].cpu().numpy()[measured.of_given]
+        drawn = replace(drawn, checks=Checks(residuals, variograms, noise_found))
+    if measured.known is not None and posterior is not None:
         drawn = replace(drawn, covariates=tuple(in_words(
-            measured.known, uses, half_widths,
+            measured.known, posterior.uses(), half_widths,
             f"of the {settings.transform}" if settings.transform else measured.units or "",
-            frame.domain.side * frame.unit_length, frame.unit_of_length)))
+            side, frame.unit_of_length)))
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
     if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
         mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
@@ -415,7 +444,7 @@ def _draw(
 def _sample(
     model: Reconstructor, network: nn.Module, queries: np.ndarray, measured: Measured,
     values: Tensor, noise: np.ndarray, channel: int, settings: Settings,
-) -> tuple[Field, tuple[Use, ...]]:
+) -> tuple[Field, Posterior | None]:
     """Mean and samples at queries (N, D); sd is that of the draws that the flow starts from.
 
     Exact measurements are put in where a query is one, and not asked for.
@@ -432,14 +461,18 @@ def _sample(
     mean, sd = samples[0].copy(), np.zeros(samples.shape[1:])
     samples[:, is_known] = mean[is_known] = values.numpy()[nearest[is_known]]
     if is_known.all():
-        return Field(queries, mean, sd, samples, "every cell is a measured point"), ()
+        return Field(queries, mean, sd, samples, "every cell is a measured point"), None
     asked, device = ~is_known, model.device
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
              for part in (queries[asked], measured.places, values, noise)]
     seeds = [noise_seed(settings.seed, channel, k + 1) for k in range(settings.num_samples)]
+    with_tokens = settings.tokens
+    if with_tokens is None:
+        with_tokens = len(queries) <= TOKENS or not getattr(network, "has_flow_unet", False)
     result = sample(
         network, *parts[:3], seeds=[seeds], num_steps=settings.num_steps,
         noise_sd=parts[3] if noise.any() else None,
+        points=POINTS if with_tokens else 0,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
         domain=measured.frame.domain, trend=TRENDS[settings.trend],
@@ -450,4 +483,7 @@ def _sample(
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
     samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
-    return Field(queries, mean, sd, samples, how, result.variogram), result.uses
+    if not (model.is_closed_form or with_tokens):
+        how += ", tokens left out"
+    words = result.posterior.describe() if result.posterior else ""
+    return Field(queries, mean, sd, samples, how, words), result.posterior

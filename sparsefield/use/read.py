@@ -108,7 +108,7 @@ def read_measurements(
             table = (_read_netcdf(path) if kind in ENDINGS else
                      _read_parquet(path) if kind in (".parquet", ".pq") else
                      _read_text(source, words, decimal))
-            found = _Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
+            found = Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
                                                          covariates)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
@@ -211,22 +211,30 @@ def words_of(name: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text)
 
 
-class _Columns:
-    """The columns of a table, by places from 0."""
+def are_degrees(name: str) -> bool:
+    """Whether a column or axis y is named as latitude, and not about another pole."""
+    words = set(words_of(name))
+    return bool(words & PAIRS[1][1]) and not words & globe.ROTATED
+
+
+class Columns:
+    """The columns of a table, by places from 0; axis_names: of x and y, once they are chosen."""
 
     def __init__(self, source: str, table: pandas.DataFrame):
         self.source, self.table = source, table
         self.names = [str(name).strip() for name in table.columns]
         self.seen = f"{source}: columns {', '.join(self.names)}"
+        self.axis_names = ("x", "y")
         if len(self.names) < 3:
             raise UserError(f"{source}: {len(self.names)} column(s) ({', '.join(self.names)}); "
                             "give x, y and one or more values in every row")
 
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
-        reads_noise: bool, lonlat: bool, covariates: Sequence[str] = (),
+        reads_noise: bool, lonlat: bool | None, covariates: Sequence[str] = (),
     ) -> Measurements:
-        """Those of the columns that are chosen, or known by their names, which is logged."""
+        """Those of the columns that are chosen, or known by their names, which is logged; lonlat:
+        None where it is as the names say."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
             noise = "noise_sd"
         k_noise = None if noise is None else self.find(noise, "--noise_sd")
@@ -249,10 +257,10 @@ class _Columns:
             log.info("the field is one of x and y alone; if %s is a third coordinate, or the field "
                      "follows it: --covariates %s", third[0], third[0])
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
-        words = set(words_of(self.names[k_y]))
+        self.axis_names = self.names[k_x], self.names[k_y]
         if lonlat:
-            globe.refuse_rotated(self.source, f"{self.names[k_x]}, {self.names[k_y]}")
-        elif words & PAIRS[1][1] and not words & globe.ROTATED:
+            globe.refuse_rotated(self.source, ", ".join(self.axis_names))
+        elif lonlat is False and are_degrees(self.names[k_y]):
             _tell_of_globe(self.source, coords, x is not None or y is not None)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
         units = self.table.attrs.get(names[0]) if len(names) == 1 else None
@@ -360,10 +368,10 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
                         "are exchanged; give --x and --y")
     if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
-                    "may be near to each other: --lonlat", source, span)
+                    "may be near to each other: --lonlat (closed form alone)", source, span)
     else:
-        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe",
-                 source)
+        log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe "
+                 "(closed form alone)", source)
 
 
 # --- tables: files --------------------------------------------------------------------------------

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sparsefield.data import crops as data_crops
-from sparsefield.data import open_data
+from sparsefield.data import open_as_configured, open_data
 from sparsefield.data.pictures import read_picture
+from sparsefield.errors import UserError
+from sparsefield.evaluate.cases import open_test_data
+from train_mamba_v2 import Config
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
@@ -50,6 +56,112 @@ def test_copies_stay_in_one_part_and_are_counted(tmp_path, caplog):
     assert "120 of 180 pictures are copies" in caplog.text
     own = open_data(str(tmp_path), image_size=16, test=str(tmp_path))
     assert f"{len(own.train)} pictures to validate or to test on are" in caplog.text
+
+
+def scenes(split) -> set[str]:
+    return {found.scene for found in split.found}
+
+
+def test_every_sub_folder_goes_whole_to_one_part(tmp_path, caplog):
+    for scene in range(20):
+        fill(tmp_path / f"scene{scene}" / "left", 2, first=10 * scene)
+        fill(tmp_path / f"scene{scene}" / "right", 2, first=10 * scene + 5)
+    with caplog.at_level("INFO", logger="sparsefield"):
+        data = open_data(str(tmp_path), image_size=16, split_by="folder")
+    parts = [data.train, data.val, data.test]
+    assert sum(map(len, parts)) == 80
+    assert sum(len(scenes(part)) for part in parts) == 20 == len(set.union(*map(scenes, parts)))
+    said = (f"training {len(scenes(data.train))} folders of {len(data.train)} pictures, "
+            f"validation {len(scenes(data.val))} folders of {len(data.val)}")
+    assert said in caplog.text
+    each = open_data(str(tmp_path), image_size=16)
+    assert each.fingerprint != data.fingerprint
+    assert scenes(each.train) & scenes(each.test)  # why it is wanted
+    fill(tmp_path / "scene7" / "more", 3, first=500)
+    more = open_data(str(tmp_path), image_size=16, split_by="folder")
+    assert scenes(more.test) == scenes(data.test) and scenes(more.val) == scenes(data.val)
+
+
+def test_the_other_halves_of_split_scenes_are_not_tested_on(tmp_path):
+    """A model is tested by the split that it was trained with, under another name of its folder."""
+    for scene in range(8):
+        fill(tmp_path / "all" / f"scene{scene}", 5, first=10 * scene)
+    (tmp_path / "other").symlink_to(tmp_path / "all")
+    spec = str(tmp_path / "all")
+    config = asdict(Config(data=spec, image_size=16, split_by="folder"))
+    data = open_as_configured(config)
+    checkpoint = {"data": data.describe(), "config": config}
+    tested = open_test_data(checkpoint, data=str(tmp_path / "other"))
+    assert names(tested.test) == names(data.test) and tested.fingerprint == data.fingerprint
+    assert len(open_test_data(checkpoint, test=str(tmp_path / "all" / "scene0")).test) == 5
+
+
+def test_validation_data_stay_so_where_the_training_data_are_named_again(tmp_path):
+    """A twentieth of them would else be cut off to test on, and was trained on."""
+    fill(tmp_path / "all", 30)
+    fill(tmp_path / "val", 6, first=100)
+    config = asdict(Config(data=str(tmp_path / "all"), data_val=str(tmp_path / "val"),
+                           image_size=16))
+    data = open_as_configured(config)
+    tested = open_test_data({"data": data.describe(), "config": config},
+                            data=f"{tmp_path}/val/../all/")
+    assert names(tested.test) == names(data.test) and not names(tested.test) & names(data.train)
+
+
+@pytest.mark.parametrize("files, words", [
+    (("a/1", "a/2", "b/1", "b/2"), "2 sub-folder(s) cannot be split into 3 parts"),
+    (("a/1", "b/1", "c/1", "4"), "1 of 4 pictures lie in no sub-folder"),
+])
+def test_scenes_that_cannot_be_split(tmp_path, files, words):
+    for k, file in enumerate(files):
+        fill((tmp_path / file).parent, 1, first=k)
+    with pytest.raises(UserError, match=re.escape(words)):
+        open_data(str(tmp_path), image_size=16, split_by="folder")
+
+
+@pytest.mark.parametrize("name, value", [("split_by", "folder"), ("data_channels", 1)])
+def test_settings_of_folders_beside_other_data_are_refused(data, name, value):
+    for spec in (str(data), "photos"):
+        with pytest.raises(UserError, match=f"{name}={value}: .* is no folder of pictures"):
+            open_as_configured(asdict(Config(data=spec, **{name: value})))
+
+
+# --- pictures of other numbers than 8 bits --------------------------------------------------------
+
+
+def save_floats(folder, spike: float | None = None, count: int = 30) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    rng = np.random.default_rng(3)
+    for k in range(count):
+        field = rng.uniform(10, 30, (24, 24)).astype(np.float32)
+        if spike is not None and k == 4:
+            field[5, 5] = spike
+        Image.fromarray(field).save(folder / f"{k:02d}.tif")
+
+
+@pytest.mark.parametrize("spike, is_said", [(1e4, True), (60, False)])
+def test_a_spike_in_a_folder_of_numbers_is_said(tmp_path, caplog, spike, is_said):
+    save_floats(tmp_path, spike)
+    data = open_data(str(tmp_path), image_size=24, split_by=None)
+    assert data.value_range[0][1] == pytest.approx(spike)
+    assert ("VALUE_RANGE" in caplog.text) == is_said
+    caplog.clear()
+    said = open_data(str(tmp_path), image_size=24, value_range=(0, 1e4), units="degC")
+    assert said.scale.describe() == "0 to 10000 degC" and not caplog.text
+
+
+def test_other_units_and_codes_in_a_folder_of_numbers(tmp_path, caplog):
+    save_floats(tmp_path / "a")
+    save_floats(tmp_path / "coded", -9999)
+    data = open_data(str(tmp_path / "coded"), image_size=24)
+    assert "04.tif: holds -9999" in caplog.text and data.value_range[0][0] > 9
+    with pytest.raises(UserError, match=r"coded: values from -9999 .* lie far outside"):
+        open_data(str(tmp_path / "coded"), image_size=24, value_range=(0, 30))
+    (tmp_path / "kelvin").mkdir()
+    for file in (tmp_path / "a").iterdir():
+        Image.fromarray(np.asarray(Image.open(file)) + 273).save(tmp_path / "kelvin" / file.name)
+    with pytest.raises(UserError, match=r"kelvin: values from .* lie far outside"):
+        open_data(str(tmp_path / "a"), image_size=24, val=str(tmp_path / "kelvin"))
 
 
 @pytest.mark.parametrize("count", [3, 4, 10])

@@ -111,6 +111,18 @@ def test_a_geotiff_is_turned_north_up_and_scaled(tmp_path):
     assert np.isnan(first[17:, :3]).all()
 
 
+def test_a_spike_in_a_geotiff_is_said(tmp_path, caplog):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("rioxarray")
+    heights = np.random.default_rng(0).uniform(100, 400, (40, 90)).astype(np.float32)
+    heights[7, 7] = 1e5
+    array = xarray.DataArray(heights, dims=("y", "x"), coords={
+        "y": 60.0 - np.arange(40), "x": 5.0 + np.arange(90)})
+    array.rio.write_crs(4326).rio.to_raster(tmp_path / "dem.tif")
+    open_data(str(tmp_path / "dem.tif"), image_size=20)
+    assert "(VALUE_RANGE)" in caplog.text
+
+
 # --- what means: not measured ---------------------------------------------------------------------
 
 

@@ -113,6 +113,20 @@ def test_scale_and_offset_of_a_geotiff_are_applied(tmp_path, dtype, nodata):
     np.testing.assert_allclose(values[1:], array[1:] * 0.01 - 50)
 
 
+@pytest.mark.parametrize("dtype, nodata", [(np.uint8, 0), (np.int16, -9999)])
+def test_each_band_has_its_own_scale_and_offset(tmp_path, dtype, nodata):
+    array = RNG.integers(1, 250, (24, 20, 3)).astype(dtype)
+    array[0] = nodata
+    items = "".join(f'<Item name="{role.upper()}" sample="{band}" role="{role}">{value}</Item>'
+                    for band, role, value in [(0, "scale", 0.1), (0, "offset", -5), (2, "scale", 2)]
+                    )
+    write_tiff(tmp_path / "a.tif", array, [
+        (METADATA, "s", f"<GDALMetadata>{items}</GDALMetadata>"), (NODATA, "s", str(nodata))])
+    picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_allclose(picture.values[1:], array[1:] * [0.1, 1, 2] + [-5, 0, 0])
+    assert np.isnan(picture.values[0]).all() and picture.white is None
+
+
 @pytest.mark.parametrize("dtype, extra", [
     (np.uint8, "unspecified"), (np.uint8, "unassalpha"), (np.uint8, "assocalpha"),
     (np.uint16, "unspecified"), (np.uint16, "unassalpha"),

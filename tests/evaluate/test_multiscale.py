@@ -113,6 +113,14 @@ def test_blocks_are_said(checkpoint, tmp_path):
         assert "4 blocks of 256 with 150 around" in row["how"]
 
 
+def test_default_resolutions_are_multiples_of_the_models_own(tmp_path):
+    path = write_checkpoint(tmp_path / "v2.pth", "V2", "photos", 0.02, image_size=24)
+    results = script.evaluate(script.Config(
+        checkpoint=str(path), save_dir=str(tmp_path / "out"), samplers=("mean",), num_samples=1,
+        ensemble=0, device="cpu"))
+    assert list(results["summary"]) == ["24", "48", "72"]
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 

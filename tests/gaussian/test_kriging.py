@@ -8,7 +8,7 @@ from textbook import Kriging, best_scores, gamma, mixture, penalty
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
 from sparsefield.gaussian import fit as fit_module
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, fit
-from sparsefield.gaussian.kernels import variogram
+from sparsefield.gaussian.kernels import NUGGET, variogram
 from sparsefield.gaussian.kriging import Sites, closeness, local_amplitude
 from sparsefield.place import Domain, grid_coords
 from sparsefield.use.globe import to_space
@@ -238,3 +238,29 @@ def test_small_regions_are_as_in_the_plane():
     values = torch.from_numpy(np.sin(3 * where[:, :1]) + where[:, 1:]).float()[None]
     flat, round_ = (condition(c[None], values).at(c[None] + 0.003) for c in (space[:, :2], space))
     torch.testing.assert_close(flat.mean, round_.mean, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("noise_sd", [None, 0.3])
+def test_variograms_in_classes_of_distance(noise_sd):
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.rand(1, 60, 2, generator=generator)
+    values = torch.stack([coords.sum(dim=2), coords[..., 0] ** 2], dim=2)
+    noise = None if noise_sd is None else torch.full_like(values, noise_sd)
+    posterior = condition(coords, values, noise, kernels=ONE_KERNEL)
+    far = torch.cdist(coords[0], coords[0])[*torch.triu_indices(60, 60, 1)].numpy()
+    which = np.floor(far / (far.max() / 2 / 12))
+    channels = posterior.variograms()
+    assert len(channels) == 2
+    for c, found in enumerate(channels):
+        fitted = posterior.fields[c if noise_sd else 0].fit
+        amplitude2 = float(fitted.mixture.channels[0, 0 if noise_sd else c, 0 if noise_sd else c])
+        half = torch.cdist(values[0, :, c : c + 1], values[0, :, c : c + 1])[
+            *torch.triu_indices(60, 60, 1)].square().numpy() / 2
+        for k in range(len(found.pairs)):
+            own = which == k
+            assert found.pairs[k] == own.sum()
+            assert found.distance[k] == pytest.approx(far[own].mean(), rel=1e-3)
+            assert found.empirical[k] == pytest.approx(half[own].mean(), rel=1e-3)
+            expected = amplitude2 * (far[own].mean() + NUGGET) + (noise_sd or 0) ** 2
+            assert found.fitted[k] == pytest.approx(expected, rel=1e-3)
+    assert not len(condition(coords[:, :1], values[:, :1]).variograms()[0].pairs)

@@ -94,6 +94,29 @@ def test_old_names_and_misspelt_ones_get_a_line(start, capsys):
         assert words in said
 
 
+@pytest.mark.parametrize("said, words", [
+    ("--data no.npz: no such file; give --data_val and --data_test",
+     "DATA=no.npz: no such file; give DATA_VAL and DATA_TEST"),
+    ("of other sizes: train with --d_model 16 --unet_width 8", "with D_MODEL=16 UNET_WIDTH=8"),
+    ("lr=0: must be above 0; 5=5, --missing none", "LR=0: must be above 0; 5=5, --missing none"),
+    ("a smaller --image_size, or with --value_range", "a smaller IMAGE_SIZE, or with VALUE_RANGE"),
+])
+def test_refusals_speak_of_variables_where_these_are_typed(start, said, words):
+    names = [field.name for field in fields(train_mamba_v2.Config)]
+    assert words in start.in_variables(said, names)
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"EPOCHS": "many"}, "EPOCHS: invalid literal for int() with base 10: 'many'"),
+    ({"PRECISION": "half"}, "'half' for argument 'PRECISION'"),
+    ({"DATA": "nowhere", "VARIABLES": "a"}, "VARIABLES=a: nowhere is no NetCDF"),
+])
+def test_values_that_cannot_be_are_refused_in_one_line(tmp_path, values, words):
+    done = runner({**TINY, "DRY_RUN": "1", "SAVE_DIR": str(tmp_path), **values})
+    assert done.returncode == 2 and words in done.stderr
+    assert done.stderr.count("\n") == 1 and "--data" not in done.stderr
+
+
 @pytest.mark.parametrize("variable", ["STATUS", "STOP"])
 @pytest.mark.parametrize("value, on", [("On", True), ("y", False)])
 def test_switches_of_the_runner(tmp_path, variable, value, on):

@@ -16,6 +16,7 @@ from small import (
     write_pictures,
 )
 
+import train_mamba
 import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
@@ -217,6 +218,13 @@ def test_another_class_or_no_file_is_refused(data, tmp_path, v1):
         take_shared_components(torch.nn.Identity(), tmp_path / "none.pth", "MAMBADiffusion")
     with pytest.raises(UserError, match="holds a MAMBADiffusion, and this is a MAMBADiffusionV2"):
         train(settings(data, tmp_path / "v2", dry_run=True, init_from=v1))
+
+
+def test_v1_is_told_where_its_own_bundled_weights_are(data, tmp_path):
+    command = ["--data", str(data), "--save_dir", str(tmp_path), "--dry_run", "True"]
+    with pytest.raises(UserError, match="the bundled V1 is checkpoints_mamba/mamba"):
+        train_mamba.main([*command, "--init_from", "bundled"])
+    train_mamba.main([*command, "--init_from", "checkpoints_mamba/mamba_best.pth"])
 
 
 def test_a_training_starts_from_v1_and_says_what_it_took(data, v1, tmp_path, capsys):

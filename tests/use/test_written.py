@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
+from scipy import stats
 from scipy.io import netcdf_file
 
 from sparsefield.data.netcdf import grid_axes
@@ -281,3 +282,46 @@ def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
     code, out, _ = tables("a.csv")
     assert code == 0 and "the bundled model is not used: these are 1 channel" in out
     assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out
+
+
+def test_probabilities_and_quantiles_are_written_in_every_form(tables, tmp_path):
+    """Those of the Gaussian; a later run that does not ask for them deletes them."""
+    code, out, err = tables("b.csv", "--lonlat", "--value", "u wind", "--units", "m/s", "--above",
+                            "325", "-1.5", "--quantiles", "0.05")
+    assert code == 0, err
+    assert "above 325: expected of" in out and "exact Gaussian of the closed form" in out
+    with np.load("out/field.npz") as field:
+        expected = stats.norm(field["mean"], field["sd"])
+        np.testing.assert_allclose(field["probability_above_325"], expected.sf(325), atol=1e-6)
+        np.testing.assert_allclose(field["quantile_0.05"], expected.ppf(0.05), rtol=1e-6)
+        rows = np.genfromtxt("out/field.csv", delimiter=",", names=True, deletechars="")
+        np.testing.assert_allclose(rows["probability_above_325"],
+                                   field["probability_above_325"].reshape(-1), atol=1e-9)
+        with opened() as file:
+            above, low = (file.variables[name] for name in ("probability_above_325",
+                                                            "quantile_0.05"))
+            assert (above.units, low.units) == (b"1", b"m/s")
+            assert above.long_name == b"probability that u wind is above 325 m/s"
+            np.testing.assert_allclose(low[:], field["quantile_0.05"][..., 0], rtol=1e-6)
+        rasterio = pytest.importorskip("rasterio")
+        with rasterio.open("out/field.tif") as file:
+            assert file.descriptions == ("mean", "sd", "probability_above_325",
+                                         "probability_above_-1.5", "quantile_0.05")
+            assert file.units == ("m/s", "m/s", "1", "1", "m/s")
+            np.testing.assert_allclose(file.read(3)[::-1], field["probability_above_325"][..., 0])
+    pictures = {"probability_above_325.png", "probability_above_-1.5.png", "quantile_0.05.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*_*.png")} > pictures
+    assert tables("b.csv")[0] == 0
+    assert not pictures & {path.name for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out/probability_above_sea.png").touch()
+    assert "probability_above_sea.png" in tables("b.csv")[2]
+
+
+def test_what_samples_cannot_tell_is_said_before_they_are_drawn(tables, tmp_path):
+    code, out, err = tables("a.csv", "--checkpoint", "bundled", "--above", "325")
+    assert code == 0 and "of 2 samples: they tell a probability in steps of 0.5" in out, err
+    for wrong in (["--quantiles", "0.95", "--checkpoint", "bundled"], ["--above", "nan"],
+                  ["--quantiles", "1"]):
+        code, _, err = tables("a.csv", *wrong, "--out", "none")
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        assert not (tmp_path / "none").exists()
