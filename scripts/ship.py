@@ -2,8 +2,8 @@
 
     python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.safetensors
 
-The samples are calibrated on the validation data of the training
-if they are not yet, with as many steps as the model takes, so these must be where the training found them.
+The samples are calibrated on the validation data of the training if they are not yet with as many
+steps as the model takes, so these must be where the training found them.
 """
 
 from __future__ import annotations
