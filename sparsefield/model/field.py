@@ -281,7 +281,8 @@ class FieldModel(nn.Module):
         Args:
             queries: (B, N, 2), where a draw is known. form: the closed form there, if it is at
                 hand. answered: (B, n), the queries at which the velocity is wanted; None: all.
-            points: most queries in a block of tokens. most_inputs: observations that a block sees;
+            points: most queries in a block of tokens; 0: without tokens, so that the velocity is
+                that of the flow's U-Net. most_inputs: observations that a block sees;
                 where there are more, the nearest, enlarged. done: called after each part of it.
         """
         if form is None:
@@ -294,6 +295,11 @@ class FieldModel(nn.Module):
             assert self.unet is not None and form.features is not None
             assert start.output is not None
             context = self.unet.flow_context(form.features, start.output, queries)
+        if points == 0:
+            if context is None:
+                raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
+                                "for its flow (FLOW_UNET_WIDTH)")
+            return State(start.mean, start.sd, form.noise, form.posterior, context, lattice)
         if answered is not None:
             blocks = [Block(answered, answered.shape[1])]
         else:
@@ -406,6 +412,8 @@ class FieldModel(nn.Module):
             assert self.unet is not None and state.lattice is not None
             first = self.unet.velocity(z, theta, state.context, state.lattice)
             seen = torch.cat([z, first], dim=2)                           # (B, N, 2 C + W)
+            if not state.blocks:
+                return first[..., : self.channels]
         found = []
         for block in state.blocks:
             answer = self(take(seen, block.index), theta, block)          # (B, n, C)
