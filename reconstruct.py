@@ -141,6 +141,9 @@ class Config:
     """Units of the values for colour bars and files. Default: those of the data."""
     num_steps: int = SETTINGS["num_steps"]
     """Steps of the sampler (Heun's rule). The uncertainty was calibrated at the default."""
+    tokens: bool | None = None
+    """Read the tokens of a trained model, about 70 % of its time for 0.5 % of CRPS on photographs.
+    Default: up to 256 x 256 places."""
     seed: int = 0
     """Seed of the samples and of --observe and --holdout."""
     device: str = "auto"
@@ -219,7 +222,7 @@ def choose_model(
 def settings_of(config: Config) -> dict[str, Any]:
     """Those of the samples, as of `sparsefield.use.predict.Settings`."""
     said = {"value_range": config.value_range} if config.value_range else {}
-    return {"num_steps": config.num_steps, "seed": config.seed, **said}
+    return {"num_steps": config.num_steps, "seed": config.seed, "tokens": config.tokens, **said}
 
 
 def write(
@@ -341,6 +344,8 @@ def in_words(
         *([("transform", config.transform)] if config.transform else []),
         *([("trend", config.trend)] if config.trend else []),
         ("samples", f"{len(field.samples)}, {field.how}, seed {config.seed}"),
+        *([("hold-out", f"{config.holdout:g} of the places, by {config.holdout_by}")]
+          if config.holdout else []),
         ("program", f"mamba-diffusion {__version__}"),
         *([("command", f"reconstruct.py {command}")] if command else []),
     ]

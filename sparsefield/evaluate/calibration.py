@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from sparsefield.evaluate.cases import Case, Cases, spread
-from sparsefield.evaluate.metrics import LEVEL, by_channel, coverage, unobserved, widen
+from sparsefield.evaluate.metrics import (
+    LEVEL,
+    by_channel,
+    coverage,
+    ensemble_scores,
+    unobserved,
+    widen,
+)
 from sparsefield.model.field import FieldModel
 
 SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}  # of samples, here and later
@@ -49,7 +56,8 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         what a checkpoint holds: for each channel spread, a factor on the distance of samples from
         their mean, and raw and calibrated, the share of the truths in the LEVEL interval without
         and with it (of earlier versions one number for all channels); pictures, how many that was
-        measured on (of none it is NaN), and fitted_on.
+        measured on (of none it is NaN), and fitted_on; ranks, of these pictures with the factors,
+        see `metrics.ensemble_scores`.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
     draws = chosen.sample(model, draws=MEMBERS, bar="calibration", **SETTINGS).draws
@@ -58,13 +66,16 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
     samples, truth = pool(draws[::2], to_fit)
     factors = [fit_spread(samples[:, own], truth[own]) for own in channels]
     raw = calibrated = [float("nan")] * len(channels)
+    ranks: list[float] = []
     if held_out:
         samples, truth = pool(draws[1::2], held_out)
+        wide = [widen(own, factors) for own in draws[1::2]]
+        ranks = ensemble_scores(*pool(wide, held_out))["ranks"]
         raw = [coverage(samples[:, own], truth[own], LEVEL) for own in channels]
         calibrated = [coverage(widen(samples[:, own], factor), truth[own], LEVEL)
                       for own, factor in zip(channels, factors, strict=True)]
     return {"spread": factors, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
-            "fitted_on": len(to_fit)}
+            "fitted_on": len(to_fit), "ranks": ranks}
 
 
 def pool(draws: Iterable[np.ndarray], cases: Iterable[Case]) -> tuple[np.ndarray, np.ndarray]:

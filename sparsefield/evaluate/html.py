@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from plotly.offline import get_plotlyjs
 
 LEVELS = 65_534  # that a number can have; one more says that it is missing
@@ -45,7 +46,7 @@ def finite(value: Any) -> Any:
     """Plain types with None for what is no finite number; arrays become lists, in 10 digits."""
     if isinstance(value, dict):
         return {str(key): finite(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, pd.Series)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [finite(part) for part in value]

@@ -106,8 +106,8 @@ def sample(
         domain: the rectangle that the observations stand for. covariates, trend: see
             sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
-            tokens together; bounds memory. most_inputs: observations that a block sees; where there
-            are more, the nearest, enlarged.
+            tokens together; bounds memory; 0: without tokens, see FieldModel.encode.
+        most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
         bfloat16: products of the velocity in bfloat16 (autocast), as in training where the machine
             is fast at them; all that comes before stays in float32.
         progress: called as progress(parts of the work so far, parts in all of this phase or None):
@@ -117,8 +117,8 @@ def sample(
         ValueError: shapes that do not agree.
     """
     check_sampler(method, num_steps, options)
-    if points < 1:
-        raise UserError(f"points is {points}: a block takes at least 1")
+    if points < 0:
+        raise UserError(f"points is {points}: a block takes at least 1, or 0 for no tokens")
     _check_shapes(query_coords, input_coords, input_values, seeds)
     draws = 1 if method == "mean" else len(seeds[0])
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]

@@ -5,8 +5,8 @@
     noise = posterior.noise(queries)           # draws: answer.mean + answer.sd * noise(generators)
 
 Up to DENSE_POINTS observations the answer is exact. Beyond, the field is fitted once, on so many of
-its points, and every query is answered from its nearest observations. Either way the answer at a
-place, and what a seed draws there, do not depend on what else is asked for.
+its points, and answered in tiles, each from the observations in it and around it. Either way the
+answer at a place, and what a seed draws there, do not depend on what else is asked for.
 
 Symbols: B fields, M observations, N queries, C channels, S draws.
 """
@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
@@ -42,14 +41,16 @@ from sparsefield.gaussian.kriging import (
     full_precision,
     local_amplitude,
 )
+from sparsefield.gaussian.tiles import Boxes
 from sparsefield.place import UNIT_SQUARE, Domain
 from sparsefield.progress import Count
 
 DENSE_POINTS = 2000
 NOISY_FIT_POINTS = 500  # with noise many more hypotheses are tried
 LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation has no weight at all
-NEIGHBOURS = 64
-BLOCK = 2048  # queries answered together from their neighbours: bounds memory, changes nothing
+TILE = 64  # observations of a tile
+SOLID_TILE = 32  # in more than two dimensions, where more of them lie at its faces
+TOGETHER = 256  # with those around it
 HELD = 1 << 19  # numbers in the matrices of queries answered together from all observations
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
@@ -163,19 +164,20 @@ class Posterior:
         found = []
         with full_precision(self.device):
             for field, places in zip(self.fields, self._places(queries), strict=True):
-                parts = []
-                for piece in _pieces(places, field.at_once):
-                    parts.append(field.answer(*piece))
+                rows, parts = field.pieces(places[0]), []
+                for piece in rows:
+                    parts.append(field.answer(*_part(places, piece)))
                     if done is not None:
                         done()
-                found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+                back = torch.cat(rows).argsort()
+                found.append([torch.cat(column)[back] for column in zip(*parts, strict=True)])
         mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
         return Answer(mean, sd, spread.mean(dim=2, keepdim=True))
 
     def parts(self, queries: Tensor) -> int:
         """In how many pieces `at` answers."""
-        return sum(len(_pieces(places, field.at_once))
-                   for field, places in zip(self.fields, self._places(queries), strict=True))
+        return sum(len(field.pieces(places))
+                   for field, (places, _) in zip(self.fields, self._places(queries), strict=True))
 
     @torch.no_grad()
     def noise(self, queries: Tensor, done: Count | None = None) -> PosteriorNoise:
@@ -211,12 +213,10 @@ class Posterior:
 Places = tuple[Tensor, Tensor | None]
 
 
-def _pieces(places: Places, size: int) -> list[Places]:
-    """Parts of at most so many of places (N, D) and their drift (N, q) or None."""
+def _part(places: Places, rows: Tensor) -> Places:
+    """Some of places (N, D) and of their drift (N, q) or None."""
     coords, drift = places
-    parts = coords.split(size)
-    return list(zip(parts, [None] * len(parts) if drift is None else drift.split(size),
-                    strict=True))
+    return coords[rows], None if drift is None else drift[rows]
 
 
 def _fold(x: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
     part = observed.take(at_random(count, most).to(observed.coords.device))
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
-        return _FromNearest(design, observed, fitted, spacing)
+        return _Tiles(design, observed, fitted, spacing)
     if count > most:
         fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
                            observed.drift)
@@ -336,16 +336,21 @@ class _Field:
         return self.fit.mixture.leave_one_out(self.observed.values, sites.weigh(self.fit.white),
                                               sites.precision())
 
+    def pieces(self, coords: Tensor) -> list[Tensor]:
+        """Which of coords (N, D) are answered together, each once."""
+        return list(torch.arange(len(coords), device=coords.device).split(self.at_once))
+
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        """At (n, D), with (n, q): (n, C)."""
-        whitened, variance = self.fit.sites.krige(queries, drift)
+        """At (n, D), a piece, with (n, q): (n, C)."""
+        return self.weighed(queries, *self.fit.sites.krige(queries, drift))
+
+    def weighed(self, queries: Tensor, whitened: Tensor, variance: Tensor) -> Answer:
+        """What the kernels predict together at (n, D), where they were kriged."""
         found = self.fit.mixture.answer(self.observed.values[:1],
                                         (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
-        return found.scaled(self._amplitude(near, self.leave_one_out.z))
-
-    def _amplitude(self, near: Tensor, z: Tensor) -> Tensor:
-        return local_amplitude(near, z, self.fit.mixture.rough(self.fit.kernels))
+        return found.scaled(local_amplitude(near, self.leave_one_out.z,
+                                            self.fit.mixture.rough(self.fit.kernels)))
 
     @cached_property
     def _heaviest(self) -> Sites:
@@ -354,98 +359,88 @@ class _Field:
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
         """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
         the queries (S, n) and at the observations (S, M)."""
-        whitened, variance = self._heaviest.krige(queries, drift)
-
-        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
-            known = at_observed.mT                                        # (M, S)
-            white = self._heaviest.whiten(known)
-            kriged = known[:1] + (whitened.mT @ white)[0]
-            return (at_queries - kriged.mT) / variance[0].sqrt()
-
-        return of
+        return _errors(self._heaviest, queries, drift)
 
 
-class _FromNearest(_Field):
-    """Each query from its NEIGHBOURS nearest observations, with what was fitted to the field.
+def _errors(sites: Sites, queries: Tensor, drift: Tensor | None) -> Errors:
+    """See `_Field.errors`, of sites under one kernel."""
+    whitened, variance = sites.krige(queries, drift)
 
-    The drift is that of the fit, everywhere: around each query what is left beside it is kriged,
-    and the error of its coefficients is added.
+    def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
+        known = at_observed.mT                                            # (M, S)
+        kriged = known[:1] + (whitened.mT @ sites.whiten(known))[0]
+        return (at_queries - kriged.mT) / variance[0].sqrt()
+
+    return of
+
+
+class _Tiles(_Field):
+    """Places are cut into tiles, each answered from its own observations and those around it, with
+    what was fitted to the field.
+
+    A tile is a box of at most TILE observations, or SOLID_TILE in more than two dimensions, so that
+    tiles depend on the data alone. The drift is that of the fit, everywhere: what is left beside it
+    is kriged, and the error of its coefficients is added.
     """
 
     def __init__(self, design: Design, observed: _Observed, fitted: Fit, spacing: float):
         super().__init__(design, observed, fitted, spacing)
-        self.at_once = BLOCK
-        self.tree = scipy.spatial.cKDTree(observed.coords.cpu().numpy())
         self.left = observed
         if observed.drift is not None:
             each, covariance = fitted.sites.coefficients(fitted.white)
             self.slope = fitted.mixture.mean(each).to(observed.values)    # (q, C)
             self.root = torch.linalg.cholesky(covariance).to(observed.values)
             self.left = observed._replace(values=observed.values - observed.drift @ self.slope)
+        most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
+        self.tiles = Boxes(observed.coords, most)
+        self.at_once = max(256, HELD // (len(fitted.kernels) * TOGETHER))
+        self._newest: tuple[int, _Field, Tensor] | None = None
 
-    def _around(self, points: Tensor, own: Tensor | None = None) -> tuple[Fit, _Observed, Tensor]:
-        """The fit around each of points (n, D), the observations there and their indices (n, k).
+    def pieces(self, coords: Tensor) -> list[Tensor]:
+        return [piece for rows in self.tiles.of(coords) for piece in rows.split(self.at_once)]
 
-        Args:
-            own: (n,) the observation that is left out of each.
-        """
-        count = NEIGHBOURS + (own is not None)
-        _, index = self.tree.query(points.cpu().numpy(), k=np.arange(count) + 1)
-        if own is not None:
-            others = index != own.cpu().numpy()[:, None]
-            others[others.all(axis=1), -1] = False  # more observations at the place than these
-            index = index[others].reshape(len(index), -1)
-        if self.observed.noise_variance is not None:
-            index.sort(axis=1)  # the least noisy first
-        near = torch.from_numpy(index).to(points.device)
-        there = self.left.take(near)
-        return self.fit.at(there.coords, there.values, there.noise_variance), there, near
-
-    def _krige(self, fitted: Fit, there: _Observed, points: Tensor, drift: Tensor | None) -> Answer:
-        """At points (n, D) with (n, q), each from its own observations."""
-        whitened, variance = fitted.sites.krige(points[:, None])
-        change = whitened.mT @ fitted.white                               # (n, K, 1, C)
-        if drift is not None:
-            assert there.drift is not None
-            kriged = there.drift[:, :1, None].mT + fitted.sites.whiten(there.drift).mT @ whitened
-            off = drift[:, None, :, None] - kriged                        # (n, K, q, 1)
-            variance = variance + (self.root.mT @ off).square().sum(dim=-2)
-        answer = fitted.mixture.answer(there.values[:, :1], change, variance)
-        mean, sd, spread = (x[:, 0] for x in answer)
-        return Answer(mean if drift is None else mean + drift @ self.slope, sd, spread)
+    def _tile(self, number: int) -> tuple[_Field, Tensor]:
+        """The field of a tile, without the drift, and which observations it is answered from."""
+        if self._newest is None or self._newest[0] != number:
+            index = self.tiles.nearest(number, TOGETHER)
+            there = self.left.take(index)
+            fitted = self.fit.at(there.coords, there.values, there.noise_variance)
+            self._newest = number, _Field(self.design, there, fitted, self.spacing), index
+        return self._newest[1:]
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
-        observed, parts = self.observed, []
-        every = torch.arange(len(observed.coords), device=observed.coords.device)
-        for rows in every.split(BLOCK):
-            coords, drift, values, noise, _ = observed.take(rows)
-            fitted, around, _ = self._around(coords, own=rows)
-            mean, sd, _ = self._krige(fitted, around, coords, drift)
-            if noise is not None:
-                sd = (sd.square() + noise[:, None]).sqrt()
-            parts.append(LeaveOneOut(mean, sd, (values - mean) / sd))
-        return LeaveOneOut(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        found = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
+        for number, own in enumerate(self.tiles.own):
+            tile, index = self._tile(number)
+            mine = torch.isin(index, own)
+            for whole, part in zip(found, tile.leave_one_out, strict=True):
+                whole[index[mine]] = part[mine]
+        if self.observed.drift is not None:
+            found.mean.add_(self.observed.drift @ self.slope)
+        return found
 
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        fitted, there, index = self._around(queries)
-        near = closeness(queries[:, None], there.coords, self.spacing)
-        amplitude = self._amplitude(near, self.leave_one_out.z[index])[:, 0]
-        return self._krige(fitted, there, queries, drift).scaled(amplitude)
+        tile, _ = self._tile(self.tiles.number(queries[0]))
+        if drift is None:
+            return tile.answer(queries, None)
+        sites, known = tile.fit.sites, tile.observed.drift
+        assert known is not None
+        whitened, variance = sites.krige(queries)
+        kriged = known[:1, :, None] + sites.whiten(known).mT @ whitened   # (K, q, n)
+        off = drift.mT - kriged.squeeze(0)
+        variance = variance + (self.root.mT @ off).square().sum(dim=-2)
+        answer = tile.weighed(queries, whitened, variance)
+        return answer._replace(mean=answer.mean + drift @ self.slope)
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
-        fitted, _, index = self._around(queries)
-        sites = fitted.sites.take([self.fit.heaviest])
-        whitened, variance = sites.krige(queries[:, None])
-        weight = sites.weigh(whitened)[:, 0, :, 0]                        # (n, k)
-        weight[:, 0] += 1
-        sd = variance[:, 0, 0].sqrt()
-
-        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
-            known = torch.stack([(f[index] * weight).sum(dim=1) for f in at_observed])
-            return (at_queries - known) / sd
-
-        return of
+        index = self.tiles.nearest(self.tiles.number(queries[0]), TOGETHER)
+        there, heaviest = self.left.take(index), self.fit.heaviest
+        noise = self.fit.relative(there.noise_variance)
+        sites = Sites.of((self.fit.kernels[heaviest],), there.coords,
+                         None if noise is None else noise[heaviest : heaviest + 1])
+        of_tile = _errors(sites, queries, None)
+        return lambda at_queries, at_observed: of_tile(at_queries, at_observed[:, index])
 
 
 class PosteriorNoise:
@@ -464,16 +459,17 @@ class PosteriorNoise:
                             for kernel, field in zip(self.kernels, self.fields, strict=True)]
         points = places[0][0].shape[0]
         most = max(64, WAVES_HELD // (len(places) * FEATURES))
-        self.pieces = [_pieces(own, min(field.at_once, most))
-                       for field, own in zip(self.fields, places, strict=True)]
-        each = len(self.fields[0].observed.coords) + FEATURES       # numbers of a query
+        self.rows = [[part for piece in field.pieces(own[0]) for part in piece.split(most)]
+                     for field, own in zip(self.fields, places, strict=True)]
+        self.places = places
+        each = min(TOGETHER, len(self.fields[0].observed.coords)) + FEATURES  # numbers of a query
         self.keep = len(places) * points * each <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
 
     @property
     def parts(self) -> int:
         """In how many pieces it draws."""
-        return sum(map(len, self.pieces))
+        return sum(map(len, self.rows))
 
     @torch.no_grad()
     def __call__(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -520,13 +516,13 @@ class PosteriorNoise:
             order = field.observed.back.argsort()
             known = known + errors[:, order] * noise[field.fit.heaviest].sqrt()
         parts = []
-        for i in range(len(self.pieces[b])):
+        for i in range(len(self.rows[b])):
             waves, errors_of = self._prepared(b, i)
             drawn = waves.fields(numbers) + self._nugget(b, seeds, waves.coords)
             parts.append(errors_of(drawn, known))
             if self.done is not None:
                 self.done()
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)[:, torch.cat(self.rows[b]).argsort()]
 
     def _nugget(self, b: int, seeds: Tensor, coords: Tensor) -> Tensor:
         """What is not correlated between places (n, D), as kriging counts it: (s, n)."""
@@ -539,7 +535,7 @@ class PosteriorNoise:
         """All that a piece of a field needs but for the random numbers."""
         if (b, i) in self._kept:
             return self._kept[b, i]
-        piece = self.pieces[b][i]
+        piece = _part(self.places[b], self.rows[b][i])
         prepared = Waves(self.kernels[b], piece[0]), self.fields[b].errors(*piece)
         if self.keep:
             self._kept[b, i] = prepared

@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import Posterior, condition
+from sparsefield.gaussian import LeaveOneOut, Posterior, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -160,7 +160,7 @@ class GaussianModel(nn.Module):
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
         most_inputs: int | None = None, done: Count | None = None,
     ) -> State:
-        form = fitted_form(observed, queries, None, done)
+        form = fitted_form(observed, queries, None, done, scored=False)
         return State(form.mean, form.sd, form.noise, form.posterior)
 
     def velocity(self, z: Tensor, theta: Tensor, state: State, done: Count | None = None) -> Tensor:
@@ -169,18 +169,21 @@ class GaussianModel(nn.Module):
 
 @torch.no_grad()
 def fitted_form(
-    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Count | None = None
+    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Count | None = None,
+    *, scored: bool = True,
 ) -> ClosedForm:
     """The Gaussian posterior fitted to every field, with a source of draws.
 
     Args:
-        queries: (B, N, 2). lattice: of the grid features; None: none.
+        queries: (B, N, 2). lattice: of the grid features; None: none. scored: with what the other
+            observations predict for each; else its place is empty.
     """
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
         on_cpu = observed._replace(
             coords=observed.coords.cpu(), values=observed.values.cpu(),
             noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
-        return fitted_form(on_cpu, queries.cpu(), lattice, done).to(queries.device)
+        form = fitted_form(on_cpu, queries.cpu(), lattice, done, scored=scored)
+        return form.to(queries.device)
     coords, values, noise_sd, domain, _, covariates, trend = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
                           trend=trend)
@@ -188,7 +191,8 @@ def fitted_form(
     asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
     if done is not None:
         done.expect(sum(map(posterior.parts, asked)) + noise.parts)
-    answer, loo = posterior.at(queries, done), posterior.leave_one_out
+    answer = posterior.at(queries, done)
+    loo = posterior.leave_one_out if scored else LeaveOneOut(*(values[:, :0] for _ in range(3)))
     features = None
     if lattice is not None:
         cells = posterior.at(asked[1], done)
@@ -277,7 +281,8 @@ class FieldModel(nn.Module):
         Args:
             queries: (B, N, 2), where a draw is known. form: the closed form there, if it is at
                 hand. answered: (B, n), the queries at which the velocity is wanted; None: all.
-            points: most queries in a block of tokens. most_inputs: observations that a block sees;
+            points: most queries in a block of tokens; 0: without tokens, so that the velocity is
+                that of the flow's U-Net. most_inputs: observations that a block sees;
                 where there are more, the nearest, enlarged. done: called after each part of it.
         """
         if form is None:
@@ -290,6 +295,11 @@ class FieldModel(nn.Module):
             assert self.unet is not None and form.features is not None
             assert start.output is not None
             context = self.unet.flow_context(form.features, start.output, queries)
+        if points == 0:
+            if context is None:
+                raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
+                                "for its flow (FLOW_UNET_WIDTH)")
+            return State(start.mean, start.sd, form.noise, form.posterior, context, lattice)
         if answered is not None:
             blocks = [Block(answered, answered.shape[1])]
         else:
@@ -402,6 +412,8 @@ class FieldModel(nn.Module):
             assert self.unet is not None and state.lattice is not None
             first = self.unet.velocity(z, theta, state.context, state.lattice)
             seen = torch.cat([z, first], dim=2)                           # (B, N, 2 C + W)
+            if not state.blocks:
+                return first[..., : self.channels]
         found = []
         for block in state.blocks:
             answer = self(take(seen, block.index), theta, block)          # (B, n, C)

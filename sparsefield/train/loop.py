@@ -145,8 +145,7 @@ class Training:
         self.prepare()
         self.loop(stop)
         if self.is_done:
-            self.add_calibration()
-            self.reporter.finish()
+            self.reporter.finish(self.add_calibration())
 
     def restore(self) -> None:
         """Go to where the newest checkpoint stands, if there is one."""
@@ -372,17 +371,18 @@ class Training:
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }
 
-    def add_calibration(self) -> None:
+    def add_calibration(self) -> dict | None:
         """Fit the spread of samples of the best weights, if it is not there, and keep it there."""
         if not self.world.is_first or not self.folder.best.exists():
-            return
+            return None
         checkpoint = load_checkpoint(self.folder.best)
         if "calibration" in checkpoint:
-            return
+            return None
         model = build_model(checkpoint, self.world.device)
         calibration = calibrate(model, self.validation.every)
         log.info("calibration: %s", describe(calibration))
         self.folder.save_best({**checkpoint, "calibration": calibration})
+        return calibration
 
 
 def explain(error: BaseException, config: TrainingConfig) -> str | None:

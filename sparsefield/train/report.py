@@ -21,21 +21,24 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sparsefield.data import Batch, Data, Pattern, Split
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots
+from sparsefield.evaluate.calibration import SETTINGS, describe, pool
 from sparsefield.evaluate.cases import Cases, evaluating, spread
 from sparsefield.flow.path import END
+from sparsefield.model.checkpoint import write_atomically
 from sparsefield.model.field import FieldModel, State
 from sparsefield.place import Observed
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.losses import ClosedForms, Known, start_loss, velocity_loss
 from sparsefield.train.optimise import Stages
+from sparsefield.train.page import training_page
 from sparsefield.train.processes import World
 from sparsefield.train.run import RunFolder
 
 log = logging.getLogger("sparsefield")
 
 PICTURES_SHOWN = 4
-SAMPLE_STEPS = 8
+DRAWS = 10  # of each, for a rank histogram: more would cost a quick training 1 % of its time
 EVAL_SEED = 0
 SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
 MEAN = {"method": "mean"}  # how a posterior mean is computed
@@ -302,7 +305,15 @@ class Reporter:
             with self.folder.tolerating("curves"):
                 plots.learning_curves(self.folder.read_records(), self.baselines,
                                       self.folder.path / "training_loss.png")
+            self.write_page()
         return is_best
+
+    def write_page(self) -> None:
+        """All that is known so far, in report.html."""
+        with self.folder.tolerating("report"):
+            page = training_page(self.folder.name, self.config, self.stages,
+                                 self.folder.read_records(), self.baselines, self.folder.path)
+            write_atomically(self.folder.path / "report.html", page)
 
     def picture(self, model: FieldModel, data: Data) -> None:
         """Truth, observations, posterior mean, one sample and error of a few frozen pictures."""
@@ -311,16 +322,24 @@ class Reporter:
         cases = self.validation.cases
         shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
         path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
-        columns = {
-            "posterior mean": shown.sample(model, **MEAN).fields,
-            "one sample": shown.sample(model, method="heun", num_steps=SAMPLE_STEPS).fields,
-        }
+        drawn = shown.sample(model, draws=DRAWS, **SETTINGS)
+        columns = {"posterior mean": shown.sample(model, **MEAN).fields, "one sample": drawn.fields}
+        self.record_ranks(metrics.ensemble_scores(*pool(drawn.draws, shown.cases))["ranks"])
         with self.folder.tolerating("picture"):
             plots.reconstructions(shown, columns, path, data)
             log.info("picture: %s", path)
 
-    def finish(self) -> None:
-        """The last words."""
+    def record_ranks(self, ranks: list[float], **more: str) -> None:
+        """Where truths lie among samples, for the page; more: in words."""
+        self.folder.record(self.progress.step, epoch=self.epochs,
+                           minutes=self.progress.seconds / 60, ranks=ranks, **more)
+
+    def finish(self, calibration: dict[str, Any] | None) -> None:
+        """The last words; calibration: of the best weights, if it was found now."""
+        if calibration and calibration["ranks"]:
+            self.record_ranks(calibration["ranks"], calibration=describe(calibration))
+        if self.world.is_first:
+            self.write_page()
         self.bar.close()
         if not self.progress.learnt:
             log.info("WARNING: nothing was learnt: the best weights are no better than those "
@@ -328,12 +347,12 @@ class Reporter:
         log.info(
             "done: %d steps in %.1f minutes; best weights: loss %.4f of stage %s, posterior mean "
             "%.2f dB on %s validation pictures (kriging %.2f, linear %.2f)\n"
-            "best checkpoint: %s\ncurves: %s",
+            "best checkpoint: %s\nreport: %s",
             self.progress.step, self.progress.seconds / 60, self.progress.best_loss,
             self.progress.best_stage, self.progress.best.get("psnr", math.nan),
             self.validation.count, self.baselines["kriging, fitted"]["psnr"],
             self.baselines["linear"]["psnr"], self.folder.best,
-            self.folder.path / "training_loss.png",
+            self.folder.path / "report.html",
         )
 
 

@@ -62,7 +62,8 @@ class RunFolder:
             with self.tolerating("lock file"):
                 holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
                 # What a killed training left half written: see `write_atomically`.
-                ours = re.compile(rf"\.({self.name}_\w+\.\w+|metrics\.jsonl)\.\d+\.tmp")
+                ours = re.compile(
+                    rf"\.({self.name}_\w+\.\w+|metrics\.jsonl|report\.html)\.\d+\.tmp")
                 for left in self.path.glob(".*.tmp"):
                     if ours.fullmatch(left.name):
                         left.unlink()
@@ -128,7 +129,7 @@ class RunFolder:
             return True
         return False
 
-    def record(self, step: int, **numbers: float | str) -> None:
+    def record(self, step: int, **numbers: float | str | list[float]) -> None:
         """Add a line to metrics.jsonl, and the numbers to TensorBoard."""
         with self.tolerating("metrics"):
             self._append(json.dumps({"step": step, **numbers}) + "\n")
@@ -181,7 +182,8 @@ class RunFolder:
     def set_aside(self) -> None:
         """Move an earlier training's files into a subfolder of their own, old_1, old_2, ..."""
         patterns = (f"{self.name}_latest.pth", f"{self.name}_best.*", f"{self.name}_epoch_*.pth",
-                    "metrics.jsonl", "tensorboard", "training_loss.png", "pictures_epoch_*.png")
+                    "metrics.jsonl", "tensorboard", "training_loss.png", "report.html",
+                    "pictures_epoch_*.png")
         files = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not files:
             return

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sparsefield.evaluate import html
 from sparsefield.evaluate.metrics import largest_coverage
-from sparsefield.use import globe
+from sparsefield.use import blocks, globe
 from sparsefield.use.export import MOST_SHOWN, aspect_of, extent_of, growing, limits_of
 from sparsefield.use.field import Field
 from sparsefield.use.grids import Asked
@@ -45,6 +45,7 @@ def field_page(
     part = np.s_[::step, ::step]
     level = LEVEL if field.gaussian else min(LEVEL, largest_coverage(len(field.samples)))
     axes = ("x", "y") if given.is_picture else asked.grid.names
+    clustered = blocks.clustering(asked.frame, given.coords) is not None
     some = np.linspace(0, len(given.coords) - 1, min(len(given.coords), MOST_POINTS)).astype(int)
     residuals = field.checks and field.checks.residuals
     about = "colours" if is_rgb else ", ".join(field.names)
@@ -62,14 +63,14 @@ def field_page(
         "points": {"x": given.coords[some, 0], "y": given.coords[some, 1],
                    "values": given.values[some].T,
                    "residuals": None if residuals is None else residuals[some].T},
-        "channels": [_channel(shown, given, c, limits, part, count, level)
+        "channels": [_channel(shown, given, c, limits, part, count, level, clustered)
                      for c in range(len(field.names))],
     })
 
 
 def _channel(
     field: Field, given: Measurements, c: int, limits: Sequence[float],
-    part: tuple[slice, slice], count: int, level: float,
+    part: tuple[slice, slice], count: int, level: float, clustered: bool,
 ) -> dict[str, Any]:
     """What the page shows of one channel."""
     mean, sd = field.mean[part][..., c], field.sd[part][..., c]
@@ -94,7 +95,7 @@ def _channel(
         "name": field.names[c], "maps": maps, "low": html.packed(low), "high": html.packed(high),
         "samples": [html.packed(sample[part][..., c]) for sample in field.samples[:count]],
         "limits": limits_of(given, c),
-        "residuals": checks and _residuals(checks.residuals[:, c]),
+        "residuals": checks and _residuals(checks.residuals[:, c], clustered),
         "variogram": checks and checks.variograms[c]._asdict(),
     }
 
@@ -121,14 +122,15 @@ def _thinned(step: int, shown: int, samples: int, points: int, measurements: int
     return f"To keep this page small: {said}. The other files hold all." if said else ""
 
 
-def _residuals(z: np.ndarray) -> dict[str, Any]:
+def _residuals(z: np.ndarray, clustered: bool) -> dict[str, Any]:
     """Histogram of leave-one-out residuals (M,), and what it tells."""
     density, _ = np.histogram(np.clip(z, EDGES[0], EDGES[-1]), EDGES, density=True)
     inside = float(np.mean(np.abs(z) < scipy.special.ndtri((1 + LEVEL) / 2)))
     return {"middles": (EDGES[1:] + EDGES[:-1]) / 2, "density": density, "words": (
         f"Each of the {len(z):,} measurements was predicted from all others: {inside:.0%} lie in "
-        f"their {LEVEL:.0%} interval. Far fewer: the sd is too small. Where measurements come in "
-        "clusters this flatters; hold out blocks then.")}
+        f"their {LEVEL:.0%} interval. Far fewer would mean that the sd is too small."
+        + " These measurements are clustered, which flatters: add --holdout 0.2 --holdout_by "
+          "blocks." * clustered)}
 
 
 def _tables(scores: dict[str, list[Score]], units: str | None) -> list[dict[str, Any]]:

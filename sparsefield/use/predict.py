@@ -18,7 +18,7 @@ from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import SETTINGS, widen
-from sparsefield.flow.sampling import Progress, sample
+from sparsefield.flow.sampling import POINTS, Progress, sample
 from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED, NAMES
@@ -44,6 +44,7 @@ log = logging.getLogger("sparsefield")
 
 TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
 FEW = 5  # places: of 2, 3, 5 of known fields, 90 % intervals held 54, 65, 81 %
+TOKENS = 256 * 256  # places asked for, up to which tokens are read unless it is said
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
@@ -71,6 +72,8 @@ class Settings:
         separately: each channel on its own, unless a model of fields was trained on them together.
         progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
+        tokens: whether the model's tokens are read; False leaves them out, which costs little on
+            photographs and saves most of the time. None: up to TOKENS places.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
             is kriged; for the closed form alone.
     """
@@ -88,6 +91,7 @@ class Settings:
     progress: Progress | None = None
     with_noise: bool = False
     trend: str | None = None
+    tokens: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that cannot be used."""
@@ -463,9 +467,13 @@ def _sample(
     parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
              for part in (queries[asked], measured.places, values, noise)]
     seeds = [noise_seed(settings.seed, channel, k + 1) for k in range(settings.num_samples)]
+    with_tokens = settings.tokens
+    if with_tokens is None:
+        with_tokens = len(queries) <= TOKENS or not getattr(network, "has_flow_unet", False)
     result = sample(
         network, *parts[:3], seeds=[seeds], num_steps=settings.num_steps,
         noise_sd=parts[3] if noise.any() else None,
+        points=POINTS if with_tokens else 0,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
         domain=measured.frame.domain, trend=TRENDS[settings.trend],
@@ -476,5 +484,7 @@ def _sample(
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
     samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
+    if not (model.is_closed_form or with_tokens):
+        how += ", tokens left out"
     words = result.posterior.describe() if result.posterior else ""
     return Field(queries, mean, sd, samples, how, words), result.posterior

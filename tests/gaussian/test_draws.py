@@ -128,19 +128,20 @@ def test_a_draw_does_not_depend_on_the_batch_or_on_parts(monkeypatch):
     for each in posterior.fields:
         each.at_once = 64
     noise = posterior.noise(at)
-    assert len(noise.pieces[0]) == 2
+    assert len(noise.rows[0]) == 2
     np.testing.assert_allclose(noise(generators(6)), z, atol=5e-3)
     monkeypatch.setattr(posterior_module, "KEPT_NUMBERS", 0)
     np.testing.assert_allclose(posterior.noise(at)(generators(6)), z, atol=5e-3)
 
 
-def test_draws_from_the_nearest_observations_agree_with_those_from_all(monkeypatch):
+def test_draws_in_tiles_agree_with_those_from_all_observations(monkeypatch):
     coords, values = field(count=400)
     at = points(50)
     dense = condition(coords, values)
-    monkeypatch.setattr(posterior_module, "DENSE_POINTS", 399)
+    for name, number in {"DENSE_POINTS": 399, "TILE": 40, "TOGETHER": 160}.items():
+        monkeypatch.setattr(posterior_module, name, number)
     local = condition(coords, values)
-    assert isinstance(local.fields[0], posterior_module._FromNearest)
+    assert isinstance(local.fields[0], posterior_module._Tiles)
     z, near = (p.noise(at)(generators(20)) for p in (dense, local))
     assert (z - near).square().mean().sqrt() < 0.05
     parts = torch.cat([local.noise(half)(generators(2)) for half in at.split(25, dim=1)], dim=1)

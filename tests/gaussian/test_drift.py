@@ -95,25 +95,27 @@ def rich(count, noise, columns=3):
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("nearest, columns", [(False, 0), (False, 3), (True, 0), (True, 3)])
-def test_the_posterior_is_universal_kriging(nearest, columns, noise, monkeypatch, all_drift):
-    """From all observations, or each query from its nearest ones with the drift of all."""
+@pytest.mark.parametrize("tiled, columns", [(False, 0), (False, 3), (True, 0), (True, 3)])
+def test_the_posterior_is_universal_kriging(tiled, columns, noise, monkeypatch, all_drift):
+    """From all observations, or in tiles with the drift of all."""
     monkeypatch.setattr(kriging_module, "AMPLITUDE_WORTH", 1e9)  # the same amplitude everywhere
-    if nearest:
-        monkeypatch.setattr(posterior_module, "DENSE_POINTS", 199)
+    if tiled:
+        few = {"DENSE_POINTS": 199, "TILE": 24, "SOLID_TILE": 24, "TOGETHER": 96}
+        for name, number in few.items():
+            monkeypatch.setattr(posterior_module, name, number)
     coords, drift, values, variance, given = rich(200, noise, columns)
     posterior = condition(*given, kernels=KERNELS[:1], covariates=columns)
-    assert isinstance(posterior.fields[0], posterior_module._FromNearest) == nearest
+    assert isinstance(posterior.fields[0], posterior_module._Tiles) == tiled
     at, there, *_ = scene(60, seed=9)
     there = there[:, :columns]
     answer = posterior.at(batch(at, there, at)[0])
     amplitude2 = float(posterior.fields[0].fit.mixture.channels)
     dense = Kriging(KERNELS[0], coords, amplitude2, variance, drift)
     mean, sd = dense.weights(at, there) @ values, np.sqrt(np.diag(dense.covariance(at, there)))
-    assert np.abs(answer.mean[0].numpy() - mean).max() < (0.25 if nearest else 0.01) * sd.max()
-    np.testing.assert_allclose(answer.sd[0, :, 0], sd, rtol=0.1 if nearest else 0.01)
+    assert np.abs(answer.mean[0].numpy() - mean).max() < (0.25 if tiled else 0.01) * sd.max()
+    np.testing.assert_allclose(answer.sd[0, :, 0], sd, rtol=0.1 if tiled else 0.01)
     slopes, errors = (x[:, 0] for x in posterior.fields[0].coefficients())
-    if not nearest:
+    if not tiled:
         np.testing.assert_allclose(slopes, dense.coefficients(values)[1:, 0], atol=1e-3)
         np.testing.assert_allclose(errors**2, np.diag(dense.of_drift)[1:], rtol=0.01)
 

@@ -25,7 +25,7 @@ def test_writes_everything_and_the_model_comes_back(whole):
     assert names >= {
         "mamba_v2_best.pth", "mamba_v2_best.safetensors", "mamba_v2_latest.pth",
         "mamba_v2_epoch_0001.pth", "mamba_v2_epoch_0002.pth", "metrics.jsonl", "tensorboard",
-        "training_loss.png", "pictures_epoch_0003.png",
+        "training_loss.png", "pictures_epoch_0003.png", "report.html",
     }
     model, checkpoint = load_model(whole / "mamba_v2_best.pth")
     assert checkpoint["data"]["channels"] == 3 and "resume" not in checkpoint
@@ -201,7 +201,7 @@ def test_contradicting_settings_are_named_and_setting_aside_leaves_other_files(d
     train(settings(data, copied, epochs=1, lr=0.5, resume="never"))
     assert (copied / "notes.txt").exists() and (copied / "quick").exists()
     assert (copied / "old_3" / "mamba_v2_latest.pth").exists()
-    assert [record["step"] for record in records(copied)] == [0, 3, 3, 6, 6]
+    assert [record["step"] for record in records(copied)] == [0, 3, 3, 6, 6, 6, 6]
 
 
 def test_a_training_goes_on_with_its_paths_spelled_otherwise(data, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import pytest
 from small import write_untrained
 
 from sparsefield import load
+from sparsefield.errors import UserError
+from sparsefield.use import predict
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,25 @@ def test_noise_lets_values_move_and_reports_it(sea):
 
     assert error(smooth) < 0.7 * error(exact)
     assert exact.sd.max() < 1e-3 and 0.3 < smooth.sd.mean() < 2
+
+
+def test_tokens_can_be_left_out_and_are_in_large_fields(colour, monkeypatch):
+    """The flow's U-Net then says the whole velocity; without one it has nothing to say."""
+    coords = np.random.default_rng(4).uniform(size=(30, 2))
+    values = 128 + 50 * coords[:, :1].repeat(3, axis=1)
+    model = load("bundled")
+    given = {wanted: model.reconstruct(coords, values, 8, num_samples=2, tokens=wanted)
+             for wanted in (None, True, False)}
+    assert np.array_equal(given[None].samples, given[True].samples)
+    assert "tokens left out" not in given[None].how and "tokens left out" in given[False].how
+    assert not np.allclose(given[True].samples, given[False].samples)
+    monkeypatch.setattr(predict, "TOKENS", 63)
+    large = model.reconstruct(coords, values, 8, num_samples=2)
+    assert np.array_equal(large.samples, given[False].samples)
+    without_unet = load(colour)
+    assert "left out" not in without_unet.reconstruct(coords, values, 8, num_samples=2).how
+    with pytest.raises(UserError, match="tokens of this model cannot be left out"):
+        without_unet.reconstruct(coords, values, 8, num_samples=2, tokens=False)
 
 
 # --- the closed form alone ------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""Boxes that cut places into tiles of few observations each, whatever places are asked for.
+
+Symbols: M observations, N queries, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Cut(NamedTuple):
+    """Space on two sides of coords[axis] = at; each side a Cut or the number of a box."""
+
+    axis: int
+    at: float
+    below: Cut | int
+    above: Cut | int
+
+
+class Boxes:
+    """Observations cut in halves along their longest side, until no part has more than `most`.
+
+    Attributes:
+        own: which observations lie in each box.
+    Args:
+        coords: (M, D), M >= 1. Observations at one place are never cut apart.
+    """
+
+    def __init__(self, coords: Tensor, most: int):
+        self.coords, self.most = coords, most
+        self.own: list[Tensor] = []
+        self.root = self._cut(torch.arange(len(coords), device=coords.device))
+
+    def _cut(self, rows: Tensor) -> Cut | int:
+        places = self.coords[rows]
+        low, high = places.amin(dim=0), places.amax(dim=0)
+        axis = int((high - low).argmax())
+        along = places[:, axis]
+        below = along <= along.median()
+        if bool(below.all()):
+            below = along < along.median()  # the median is the highest
+        if len(rows) <= self.most or not bool(below.any()):
+            self.own.append(rows)
+            return len(self.own) - 1
+        at = float(along[below].double().max() + along[~below].double().min()) / 2
+        return Cut(axis, at, self._cut(rows[below]), self._cut(rows[~below]))
+
+    def number(self, place: Tensor) -> int:
+        """The box of a place (D,)."""
+        node = self.root
+        while isinstance(node, Cut):
+            node = node.below if float(place[node.axis]) <= node.at else node.above
+        return node
+
+    def of(self, places: Tensor) -> list[Tensor]:
+        """Which of places (N, D) lie in each box that holds any, box after box."""
+        def sort(node: Cut | int, rows: Tensor) -> Iterator[Tensor]:
+            if len(rows) == 0:
+                return
+            if not isinstance(node, Cut):
+                yield rows
+                return
+            below = places[rows, node.axis].double() <= node.at
+            yield from sort(node.below, rows[below])
+            yield from sort(node.above, rows[~below])
+
+        return list(sort(self.root, torch.arange(len(places), device=places.device)))
+
+    def nearest(self, number: int, count: int) -> Tensor:
+        """Which observations a box is answered from, in their order: its own, and the nearest of
+        those around it, `count` in all or as many as there are."""
+        own = self.own[number]
+        low, high = self.coords[own].amin(dim=0), self.coords[own].amax(dim=0)
+        away = (self.coords - self.coords.clamp(low, high)).square().sum(dim=1)
+        away[own] = -1
+        count = min(len(away), max(count, 2 * len(own)))
+        return away.topk(count, largest=False, sorted=False).indices.sort().values

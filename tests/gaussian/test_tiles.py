@@ -1,0 +1,56 @@
+"""Large fields are answered in tiles, which depend on the observations alone."""
+
+import pytest
+import torch
+
+from sparsefield.gaussian import posterior as posterior_module
+from sparsefield.gaussian.tiles import Boxes
+
+
+def points(count: int, dimensions: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, dimensions, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("coords", [
+    points(1000), points(1000, 3), points(1000).round(decimals=1), torch.zeros(50, 2),
+    torch.cat([points(500), points(500) * 1e-6]), points(1),
+    points(1000) * torch.tensor([1.0, 0.0]),
+])
+def test_every_observation_lies_in_one_box_and_is_found_there(coords):
+    boxes = Boxes(coords, 20)
+    own = torch.cat(boxes.own)
+    assert sorted(own.tolist()) == list(range(len(coords)))
+    for number, rows in enumerate(boxes.own):
+        assert len(rows) <= 20 or len(coords[rows].unique(dim=0)) == 1
+        assert all(boxes.number(place) == number for place in coords[rows])
+    asked = torch.cat([coords, 3 * points(300, coords.shape[1], seed=1) - 1])
+    pieces = boxes.of(asked)
+    assert sorted(torch.cat(pieces).tolist()) == list(range(len(asked)))
+    for rows in pieces:
+        assert len({boxes.number(place) for place in asked[rows]}) == 1
+
+
+def test_a_box_is_answered_from_its_own_observations_and_the_nearest_others():
+    coords = points(500)
+    boxes = Boxes(coords, 20)
+    index = boxes.nearest(3, 60)
+    assert len(index) == 60 and index.tolist() == sorted(index.tolist())
+    assert set(boxes.own[3].tolist()) <= set(index.tolist())
+    own = coords[boxes.own[3]]
+    low, high = own.amin(dim=0), own.amax(dim=0)
+    away = (coords - coords.clamp(low, high)).norm(dim=1)
+    others = [i for i in range(500) if i not in index]
+    assert away[index].max() <= away[others].min()
+    assert len(Boxes(torch.zeros(50, 2), 20).nearest(0, 30)) == 50  # at one place: never apart
+
+
+def test_leave_one_out_in_tiles_is_nearly_that_of_all(monkeypatch):
+    coords = points(400)[None]
+    values = (9 * coords[..., :1]).sin() + 0.5 * (coords.sum(dim=2, keepdim=True) > 1)
+    whole = posterior_module.condition(coords, values).leave_one_out
+    for name, number in {"DENSE_POINTS": 399, "TILE": 40, "TOGETHER": 160}.items():
+        monkeypatch.setattr(posterior_module, name, number)
+    tiled = posterior_module.condition(coords, values).leave_one_out
+    assert (tiled.mean - whole.mean).square().mean().sqrt() < 0.1 * whole.sd.mean()
+    torch.testing.assert_close(tiled.sd.median(), whole.sd.median(), rtol=0.05, atol=0)
+    torch.testing.assert_close((values - tiled.mean) / tiled.sd, tiled.z, rtol=1e-3, atol=1e-3)
