@@ -17,7 +17,7 @@ from sparsefield.errors import UserError
 from sparsefield.use.grids import Asked, Frame
 
 CLUSTERED = 0.75  # times as near to each other as at random: a random hold-out flatters
-SIZES = 1.5 ** np.arange(12)  # of blocks, in mean spacings, that are tried
+SIZES = 1.5 ** np.arange(-3, 12)  # of blocks, in mean spacings, that are tried
 MOST_PLACES = 4000  # of those asked for, whose distances are compared
 
 

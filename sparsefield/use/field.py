@@ -157,7 +157,7 @@ class Field:
         if lacking := int(np.isnan(self.mean[mask]).any(axis=-1).sum()):
             raise UserError(f"{lacking} of {int(mask.sum())} cells of the region are empty: leave "
                             "them out of the mask")
-        upper = (1 + require_share(level)) / 2
+        upper = (1 + require_share(level, "level")) / 2
         weight = self.areas[mask]
         mean, samples = (np.average(part.astype(np.float64), axis=-2, weights=weight)
                          for part in (self.mean[mask], self.samples[:, mask]))
@@ -173,8 +173,9 @@ class Field:
         self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
     ) -> dict[str, np.ndarray]:
         """Probabilities above limits and quantiles, each (H, W, C), by their names in files."""
-        return {f"{ABOVE}{limit:.12g}": self.probability_above(limit) for limit in above} | {
-            f"{QUANTILE}{share:.12g}": self.quantile(share) for share in quantiles}
+        limits, shares = require_limit(above).ravel(), real_array("quantiles", quantiles).ravel()
+        return {f"{ABOVE}{limit:.12g}": self.probability_above(limit) for limit in limits} | {
+            f"{QUANTILE}{share:.12g}": self.quantile(share) for share in shares}
 
     @property
     def answers_from(self) -> str:
@@ -242,7 +243,9 @@ class Field:
             "source": self.how})
         if self.like is None:
             return data
-        return data.assign_coords(self.like.coords).transpose(..., *self.like.dims)
+        kept = {name: coord.variable for name, coord in self.like.coords.items()
+                if name in dims or name not in data.variables}
+        return data.assign_coords(kept).transpose(..., *self.like.dims)
 
     def to_dataframe(
         self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
@@ -295,11 +298,12 @@ def require_limit(limit: float | Sequence[float]) -> np.ndarray:
     return limits
 
 
-def require_share(share: float) -> float:
+def require_share(share: float, name: str = "quantile") -> float:
     """Raises UserError unless it is in (0, 1)."""
-    if real_array("quantile", share).shape != () or not 0 < share < 1:
-        raise UserError(f"quantile {share}: give a number between 0 and 1, such as 0.95")
-    return share
+    number = real_array(name, share)
+    if number.shape != () or not 0 < number < 1:
+        raise UserError(f"{name} {share}: give a number between 0 and 1, such as 0.95")
+    return float(number)
 
 
 def require_samples(share: float, count: int | None) -> None:

@@ -153,8 +153,8 @@ def verdict(scores: list[Score]) -> str:
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Ends of the 95 % interval of the mean of (N,) by the bootstrap, which draws whole groups, as
-    errors in them go together; with percentiles expanded for few groups (Hesterberg 2015)."""
+    """Ends of the 95 % interval of the mean of (N,): Student's, of groups that are drawn whole by
+    the bootstrap for its standard error, as errors in them go together."""
     _, which = np.unique(groups, return_inverse=True)
     total, size = np.bincount(which, values), np.bincount(which)
     count = len(size)
@@ -164,10 +164,10 @@ def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]
     for _ in range(RESAMPLES):
         again = rng.integers(count, size=count)
         means.append(total[again].sum() / size[again].sum())
-    tail = scipy.special.ndtr(
-        (count / (count - 1)) ** 0.5 * scipy.special.stdtrit(count - 1, 0.025))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    error = np.std(means) * (count / (count - 1)) ** 0.5
+    half = float(scipy.special.stdtrit(count - 1, 0.975) * error)
+    middle = float(np.mean(values))
+    return middle - half, middle + half
 
 
 def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
@@ -197,9 +197,11 @@ def by_blocks(given: Measurements, blocks: Blocks) -> list[Fold]:
     for k in range(blocks.fold.max() + 1):
         is_hidden = blocks.fold == k
         kept = given.of(~is_hidden)
-        if len(np.unique(kept.coords, axis=0)) < LEAST_POINTS:
-            raise UserError(f"hold-out by blocks: fewer than {LEAST_POINTS} places are left; give "
-                            "a smaller --holdout or --block_size")
+        left = len(np.unique(kept.coords, axis=0))
+        if left < 2 or len(np.unique(given.coords, axis=0)) < LEAST_POINTS:
+            raise UserError(f"hold-out by blocks: {left} place(s) are left to predict from; at "
+                            f"least 2 must be, of {LEAST_POINTS} or more: give a smaller --holdout "
+                            "or --block_size")
         folds.append(Fold(kept, given.of(is_hidden), blocks.number[is_hidden]))
     return folds
 

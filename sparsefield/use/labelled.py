@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
+from sparsefield.data.files import without
 from sparsefield.data.netcdf import describe, grid_axes, is_longitude, units_of
 from sparsefield.errors import UserError
 from sparsefield.use import globe
@@ -35,14 +36,16 @@ def read(
     options = (settings.get("noise_sd"), settings.get("missing"),
                settings.get("lonlat", None if is_closed_form else False))  # None: as names say
     is_array = hasattr(data, "dims") and not hasattr(data, "data_vars")
-    data = data.squeeze() if is_array else data
+    if is_array:
+        data = data.rename(data.name or "value")
+        data = data.squeeze() if data.ndim > 2 else data
     if is_array and data.ndim == 2:
         if covariates is not None:
             raise UserError(f"covariates are for a DataFrame, not for {ARRAY}")
         found = _of_array(data, x, y, *options)
     else:
         if is_array:
-            value = value or str(data.name or "value")
+            value = value or str(data.name)
             data = _as_frame(data, value)
         found = _of_frame(data, x, y, value, covariates, *options)
     return found._replace(settings={"noise_sd": "auto" if _is_auto(options[0]) else 0.0,
@@ -74,7 +77,7 @@ def _of_frame(
                         "DataFrame, or an xarray DataArray such as dataset['name']")
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index()
-    value, covariates = ([names] if isinstance(names, str) else names
+    value, covariates = ([names] if isinstance(names, (str, int)) else names
                          for names in (value, () if covariates is None else covariates))
     if not all(isinstance(name, str) for name in covariates):
         raise UserError(f"covariates of {FRAME}: give the names of columns")
@@ -112,14 +115,16 @@ def _of_array(
     grid = Grid(on_x.values.astype(float), on_y.values.astype(float), names,
                 GLOBAL if lonlat else ({}, {}))
     values = real_array(ARRAY, array.transpose(on_y.name, on_x.name).values).reshape(-1, 1)
-    is_there = ~np.isnan(values[:, 0])
+    values = without(values, missing)
+    is_there = np.isfinite(values[:, 0])
     is_exact = noise_sd is None or (not _is_auto(noise_sd) and not np.any(noise_sd))
+    noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, int(is_there.sum()))
+    found = clean(ARRAY, Measurements(
+        grid.places.reshape(-1, 2)[is_there], values[is_there], (str(array.name),),
+        noise, units_of(array)), missing, lonlat)
     if is_there.all() and is_exact:
         raise UserError(f"{ARRAY} {describe(array)} has no gap: what is to be filled is NaN")
-    noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, int(is_there.sum()))
-    found = Measurements(grid.places.reshape(-1, 2)[is_there], values[is_there],
-                         (str(array.name or "value"),), noise, units_of(array))
-    return Labelled(clean(ARRAY, found, missing, lonlat), lonlat, like=array, grid=grid)
+    return Labelled(found, lonlat, like=array, grid=grid)
 
 
 def _is_geographic(array: DataArray) -> bool:

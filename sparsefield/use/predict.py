@@ -218,6 +218,9 @@ class Reconstructor:
             found = labelled.read(coords, x, y, value, covariates, settings, self.is_closed_form)
             chosen = Settings(**self.reads(found.given) | settings | found.settings)
         else:
+            if (x, y, value) != (None, None, None):
+                raise UserError("x, y and value choose columns: leave them out, or give a "
+                                "DataFrame without values")
             chosen = Settings(**settings)
             found = Labelled(chosen.given(coords, values, covariates), chosen.lonlat)
         asked = grid_for(found, resolution, extent, chosen.aspect)

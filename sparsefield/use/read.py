@@ -275,9 +275,9 @@ class Columns:
         return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
                      tuple(self.table.attrs.get(name) or "" for name in names))
 
-    def find(self, wanted: str, flag: str) -> int:
+    def find(self, wanted: str | int, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
-        wanted = wanted.strip()
+        wanted = str(wanted).strip()
         places = [k for k, name in enumerate(self.names) if name == wanted] or [
             k for k, name in enumerate(self.names) if name.lower() == wanted.lower()]
         if not places and wanted.isdecimal() and 1 <= int(wanted) <= len(self.names):

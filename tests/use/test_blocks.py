@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from sparsefield import load
 from sparsefield.errors import UserError
@@ -110,9 +111,21 @@ def test_intervals_of_differences_count_groups_whole():
     assert holdout.mean_interval(each.repeat(30), groups) == pytest.approx(alone)
     low, high = holdout.mean_interval(each.repeat(30), np.arange(360))
     assert 4 * (high - low) < alone[1] - alone[0]
-    of_student = 2 * 2.201 * each.std(ddof=1) / 12**0.5
-    assert alone[1] - alone[0] == pytest.approx(of_student, rel=0.1)
+    student = stats.ttest_1samp(each, 0).confidence_interval()
+    assert alone == pytest.approx(tuple(student), abs=0.03)
+    two = stats.ttest_1samp([1.0, 2.0], 0).confidence_interval()  # from -4.9 to 7.9
+    assert holdout.mean_interval([1.0, 2.0], [0, 1]) == pytest.approx(tuple(two), abs=0.3)
     assert holdout.mean_interval(each, np.zeros(12)) == (-np.inf, np.inf)
+
+
+def test_few_places_are_refused():
+    coords = np.concatenate([np.zeros((3, 2)), np.ones((3, 2))])  # two places
+    blocks = blocks_of(asked_of(coords), coords, 0.5, 0)
+    with pytest.raises(UserError, match="1 place"):
+        holdout.by_blocks(Measurements(coords, coords[:, :1]), blocks)
+    coords = scattered(count=5)
+    blocks = blocks_of(asked_of(coords), coords, 0.2, 0, "1e-9")
+    assert len(holdout.by_blocks(Measurements(coords, coords[:, :1]), blocks)) == 5
 
 
 def test_a_method_that_fails_in_one_fold_is_left_out(caplog):

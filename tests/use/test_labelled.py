@@ -129,7 +129,28 @@ def test_places_on_no_grid_have_a_dimension_of_their_own(stations):
     assert field.to_xarray()["samples"].dims == ("realization", "place")
 
 
+def test_other_coordinates_of_an_array_stay_but_for_names_of_the_answer():
+    """A member of an ensemble has a coordinate `realization`, and any may be called `mean`."""
+    array = gappy().assign_coords(realization=3, mean=1.5, quality=("x", np.arange(12)))
+    filled = KRIGING.reconstruct(array, **FEW).to_xarray(above=20)
+    assert filled["mean"].shape == array.shape and filled["realization"].shape == (2,)
+    assert {"probability_above_20", "quality", "time"} <= set(filled.variables)
+
+
+@pytest.mark.parametrize("change, missing", [
+    (lambda array: array.fillna(-9999), [-9999]), (lambda array: array.fillna(np.inf), None),
+    (lambda array: array.isel(y=[4]), None), (lambda array: array.expand_dims("band"), None),
+])
+def test_gaps_by_other_marks_and_dimensions_of_one_step(change, missing):
+    array = change(gappy())
+    filled = KRIGING.reconstruct(array, missing=missing, **FEW).to_xarray()
+    assert filled["mean"].dims == ("y", "x") and (filled["sd"].isel(y=-1) >= 0).all()
+    assert (filled["sd"] > 0).sum() == (5 if array.sizes["y"] == 1 else 15)
+
+
 @pytest.mark.parametrize("data, settings, words", [
+    (lambda frame: frame, {"x": ["longitude"]}, "is none of them"),
+    (lambda frame: gappy().fillna(-9999), {}, "-9999 stands there 15 times"),
     (lambda frame: frame.to_xarray(), {}, "such as dataset"),
     (lambda frame: frame.to_numpy(), {}, "ndarray without values"),
     (lambda frame: frame.to_dict(), {}, "dict without values"),
