@@ -3,6 +3,7 @@
     python reconstruct.py photo.png --observe random:0.2             # try: hide 80 % of a picture
     python reconstruct.py photo.png --mask mask.png                  # white pixels are known
     python reconstruct.py docs/stations.csv --lonlat --value temperature   # rows of lon,lat,value
+    python reconstruct.py docs/stations.csv --lonlat --value temperature --above 10 --page
     python reconstruct.py docs/stations.csv --lonlat --value temperature --holdout 0.2   # trust it?
     python reconstruct.py soil.csv --x east --y north --value zinc --transform log
     python reconstruct.py sea.csv --missing -9999 --noise_sd sigma --grid like.nc
@@ -25,8 +26,9 @@ the closed form: kriging fitted to the measurements, with samples and uncertaint
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
 points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif, as for GeoTIFFs.
-Other files in that folder are never replaced. With --holdout nothing is written: a share of the
-measurements is hidden, predicted by this and by other methods, and scored.
+Other files in that folder are never replaced. --page adds field.html, to look at all of it in a
+browser. With --holdout a share of the measurements is hidden, predicted by this and by other
+methods, and scored; files are then written with --page only.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Config:
     """For points: reconstruct on the grid of this NetCDF file or GeoTIFF. With --covariates it
     holds them; they are interpolated where --resolution or --extent ask for another grid."""
     holdout: float | None = None
-    """Hide this share of the measured places, predict them, print the scores and write nothing."""
+    """Hide this share of the measured places, predict them, print the scores and, without --page,
+    write nothing."""
     holdout_by: Literal["points", "blocks"] = "points"
     """points: places at random, which flatters where measurements are clustered; blocks: squares of
     the map with all in them, in turn, --holdout of the measurements at a time."""
@@ -177,7 +180,7 @@ def reconstruct(config: Config, command: str = "") -> None:
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach,
     )
-    if config.covariates and asked.known is None and config.holdout is None:
+    if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
                         "or --holdout 0.2 to see what they are worth")
@@ -191,9 +194,10 @@ def reconstruct(config: Config, command: str = "") -> None:
     require_limit(config.above)
     for share in config.quantiles:
         require_samples(share, None if model.is_closed_form else config.num_samples)
-    scores = None if config.holdout is None else hold_out(config, model, given, asked)
-    if scores is None or config.page:
-        write(config, model, given, asked, scores, command)
+    if config.holdout is None or config.page:
+        write(config, model, given, asked, command)
+    else:
+        hold_out(config, model, given, asked)
 
 
 def choose_model(
@@ -226,8 +230,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def write(
-    config: Config, model: Reconstructor, given: Measurements, asked: Asked,
-    scores: dict[str, list[holdout.Score]] | None, command: str,
+    config: Config, model: Reconstructor, given: Measurements, asked: Asked, command: str
 ) -> None:
     """Reconstruct, write all files, and say what was done."""
     from sparsefield.use import export  # matplotlib and xarray, which refusals need not wait for
@@ -236,6 +239,7 @@ def write(
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
     ], config.overwrite, export.ANSWERS)
+    scores = None if config.holdout is None else hold_out(config, model, given, asked)
     started = time.monotonic()
     phases = ["closed form"] if model.is_closed_form else ["closed form", "network"]
     with progress.phases(*phases) as tell:

@@ -90,6 +90,24 @@ def test_a_colour_picture_on_a_narrow_screen(command, tmp_path):
     assert seen["wide"] <= 0 and len(seen["columns"]) == 1
 
 
+def test_scores_of_hidden_measurements_stand_on_the_page(command, tmp_path):
+    np.savetxt("a.csv", TABLE[:, :3], delimiter=",", header="x,y,a", comments="")
+    asked = "a.csv", "--units", "K", "--holdout", "0.2", "--page"
+    assert command(*asked)[0] == 0
+    data = data_of(tmp_path / "out/field.html")
+    (table,) = data["holdout"]
+    assert table["head"] == ["method", "RMSE (K)", "CRPS (K)", "in 90 % intervals"]
+    assert {"this (fitted kriging)", "linear"} <= {row[0] for row in table["rows"]}
+    assert "CRPS" in table["verdict"] and ["hold-out", "0.2 of the places, by points"] in (
+        data["words"])
+    assert [word for term, word in data["words"] if term == "command"] == [
+        "reconstruct.py a.csv --units K --holdout 0.2 --page --out out --num_samples 2 "
+        "--num_steps 1 --resolution 8"]
+    (tmp_path / "out/mine.txt").touch()
+    code, out, err = command(*asked)
+    assert code == 2 and "mine.txt" in err and "measurements hidden" not in out  # before the work
+
+
 def test_large_fields_are_thinned_and_it_is_said(tmp_path):
     rng = np.random.default_rng(0)
     shape = (512, 512, 3)
