@@ -86,16 +86,19 @@ def score(given: argparse.Namespace) -> None:
         for path in folder.glob("*_best.safetensors"):
             checkpoint = load_checkpoint(path)
             model = build_model(checkpoint)
-            about = {"commit": commit, "machine": describe_machine(),
-                     "crops": checkpoint["config"]["epochs"] * checkpoint["data"]["sizes"][0],
+            where = {"commit": commit, "machine": describe_machine()}
+            crops = checkpoint["config"]["epochs"] * checkpoint["data"]["sizes"][0]
+            about = {**where, "crops": crops,
                      "parameters": sum(p.numel() for p in model.parameters()),
                      "minutes": round(validations(folder)[-1]["minutes"], 1)}
             for name in given.sets:
                 test = open_test_data(checkpoint, None if name == "val" else name).test
-                for key, scored in ((f"{KRIGING}|{name}", GaussianModel()),
-                                    (f"{rung}|{given.epochs}|{given.seed}|{name}", model)):
+                for key, scored, words in (
+                    (f"{KRIGING}|{name}", GaussianModel(), where),
+                    (f"{rung}|{given.epochs}|{given.seed}|{name}", model, about),
+                ):
                     if key not in stored:
-                        stored[key] = {**about, **measure(scored, test, *SETS[name])}
+                        stored[key] = {**words, **measure(scored, test, *SETS[name])}
                         STORED.write_text(json.dumps(stored, indent=1) + "\n")
                         print(key, summary(stored[key]), flush=True)
 
