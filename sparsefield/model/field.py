@@ -40,7 +40,7 @@ from sparsefield.model.tokens import (
 from sparsefield.place import Observed
 from sparsefield.progress import Count
 
-STEPS = {"fitted": 2, "none": 8}  # of Heun's rule, by prior; see docs/samplers.md
+STEPS = {"fitted": 2, "none": 8}  # of Heun's rule, by prior; see docs/models.md
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
 HALO = 0.5  # queries seen around a block, of those answered
 
