@@ -246,7 +246,7 @@ def write(
         field = model.answer(given, asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
             noise_sd="auto" if config.noise_sd == "auto" else 0.0, transform=config.transform,
-            trend=config.trend, progress=tell))
+            trend=config.trend, checked=config.page, progress=tell))
     files = export.contents(field, given, asked, config.input, config.above, config.quantiles)
     if config.page:
         files["field.html"] = field_page(

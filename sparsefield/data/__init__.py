@@ -8,6 +8,7 @@ from pathlib import Path
 from sparsefield.data.arrays import open_array, open_cifar10
 from sparsefield.data.batches import Batch, Pattern, TrainingBatches, frozen_case, parse_pattern
 from sparsefield.data.crops import open_folder, open_photos, open_terrain
+from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
 from sparsefield.data.scale import Data, Scale, Split
 from sparsefield.errors import UserError
@@ -79,6 +80,10 @@ def open_as_configured(config: dict) -> Data:
     for name in ("data_val", "data_test", "value_range", "units"):
         if config["data"] in NAMES and config.get(name) is not None:
             raise UserError(f"{name}={config[name]}: {config['data']} brings its own; leave it out")
+    for name in ("data_val", "data_test"):
+        if config.get(name) and are_one(config[name], config["data"]):
+            raise UserError(f"{name}={config[name]} is the training data itself; leave it out, and "
+                            "a part of them is held out")
     is_folder = config["data"] not in NAMES and Path(config["data"]).is_dir()
     for name in ("data_channels", "split_by"):
         if config.get(name) is not None and not is_folder:

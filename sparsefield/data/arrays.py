@@ -27,6 +27,7 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     require_units,
+    tell_of_gaps,
     tell_of_spikes,
     wide_enough,
 )
@@ -175,6 +176,11 @@ def array_data(
         if tile is None:
             _check_alike(part, parts[0])
     surveys = [_survey(part, is_whole=tile is None) for part in parts]
+    count, *others = parts[0].array.shape
+    if len(others) == 2 and count == others[0] != others[1]:
+        log.warning("WARNING: %s: read as %d fields of %d x %d; if they are %d of %d x %d, give "
+                    "numpy.moveaxis(fields, 2, 0)", parts[0].source, count, *others, others[1],
+                    count, others[0])
     *shape, channels = parts[0].fields(0, 1).shape[1:]
     is_uint8 = parts[0].array.dtype == np.uint8
     if value_range is not None:
@@ -185,11 +191,17 @@ def array_data(
         bounds = tuple(map(wide_enough, surveys[0].low.tolist(), surveys[0].high.tolist()))
         for part in parts:
             _refuse_codes(part)
-        some = [field.reshape(-1, channels) for _, field in _searched(parts[0])]
-        tell_of_spikes(parts[0].source, np.concatenate(some), surveys[0].low, surveys[0].high)
+        some = np.concatenate([f.reshape(-1, channels) for _, f in _searched(parts[0])])
+        tell_of_spikes(parts[0].source, some, surveys[0].low, surveys[0].high)
+        tell_of_gaps(parts[0].source, some)
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
         check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
+    learnt, *held_out = (survey.fields for survey in surveys)
+    leaks = learnt & frozenset.union(*held_out)
+    if leaks and any(fields != learnt for fields in held_out):  # else nothing is trained
+        log.warning("WARNING: %s: %d fields to validate or to test on are training fields, too: "
+                    "leave copies out", parts[0].source, len(leaks))
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
     splits = [ArraySplit(part, scale, _places(part, tile, most), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)
@@ -290,16 +302,18 @@ class _Survey(NamedTuple):
     high: np.ndarray  # (C,)
     has_gaps: bool
     digest: str
+    fields: frozenset[int]  # a hash of each
 
 
 def _survey(part: Part, is_whole: bool) -> _Survey:
     """What one pass over every value finds. Raises UserError for infinite values and, if fields
     are seen whole, for fewer than two points in one."""
-    lows, highs, has_gaps, digest = [], [], False, hashlib.sha256()
+    lows, highs, has_gaps, digest, hashes = [], [], False, hashlib.sha256(), []
     step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
     for start in range(0, len(part), step):
         fields = part.fields(start, start + step)
         digest.update(np.ascontiguousarray(fields))
+        hashes += [hash(field.tobytes()) for field in fields]
         # Over the fields first: that runs along memory, a few channels do not.
         for found, extreme in ((lows, np.fmin), (highs, np.fmax)):
             found.append(extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64))
@@ -314,7 +328,8 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
             if is_bad.any():
                 where = part.first + start + int(is_bad.argmax())
                 raise UserError(f"{part.source}: field {where} {what}")
-    return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest())
+    return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest(),
+                   frozenset(hashes))
 
 
 def _refuse_codes(part: Part) -> None:

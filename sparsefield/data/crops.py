@@ -346,7 +346,8 @@ def open_folder(
             f"{name} {len({picture.scene for picture in part})} folders of {len(part)} pictures"
             for name, part in zip(("training", "validation", "test"), parts, strict=True)))
     learnt = {picture.digest for picture in parts[0]}
-    if leaks := sum(picture.digest in learnt for picture in (*parts[1], *parts[2])):
+    leaks = sum(picture.digest in learnt for picture in (*parts[1], *parts[2]))
+    if leaks and not folder == val == test:  # nothing is trained then
         log.warning("WARNING: %d pictures to validate or to test on are training pictures, too",
                     leaks)
     scale = Scale((_range_of(folder, parts[0], value_range),) * parts[0][0].channels, units)

@@ -15,7 +15,9 @@ from sparsefield.errors import UserError
 log = logging.getLogger(__name__)
 
 SEARCHED = 2**22  # how many values of a data set are searched for spikes and codes
-SPIKES, MIDDLE = 0.001, 0.1  # share of values without which the range is a tenth: they are spikes
+# Shares of values, and of the range that all others take: spikes, and what spans many decades.
+SPIKES = ((0.001, 0.1), (0.1, 0.01))
+LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -113,13 +115,32 @@ def check_inside(
 def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     """Log where a few values stretch the range, in which all others then look alike; values:
     (N, C), some of them; low, high: (C,), of all."""
-    first, last = np.nanquantile(values, (SPIKES / 2, 1 - SPIKES / 2), axis=0)
-    for c in np.flatnonzero(last - first < MIDDLE * (high - low)):
-        log.warning(
-            "WARNING: %s: values go from %.6g to %.6g, and %.1f %% of them from %.6g to %.6g, "
-            "which look alike to a model then: mark spikes with NaN, or say with --value_range low "
-            "high (VALUE_RANGE) that they were measured",
-            source, low[c], high[c], 100 - 100 * SPIKES, first[c], last[c])
+    told: set[int] = set()
+    for share, part in SPIKES:
+        first, last = np.nanquantile(values, (share / 2, 1 - share / 2), axis=0)
+        for c in set(np.flatnonzero(last - first < part * (high - low)).tolist()) - told:
+            told.add(c)
+            log.warning(
+                "WARNING: %s: values go from %.6g to %.6g, and %.1f %% of them from %.6g to %.6g, "
+                "which look alike to a model then: mark spikes with NaN, take logarithms, or say "
+                "with --value_range low high (VALUE_RANGE) that they were measured",
+                source, low[c], high[c], 100 - 100 * share, first[c], last[c])
+
+
+def tell_of_gaps(source: str, values: np.ndarray) -> None:
+    """Log where many values (N, C) are one and the same, farther from all others than these spread:
+    0 on land, say."""
+    for own in values.T:
+        own = own[~np.isnan(own)]
+        for extreme in (own.min(initial=np.inf), own.max(initial=-np.inf)):
+            others = own[own != extreme]
+            if len(others) <= (1 - LEAST_GAPS) * len(own) and (
+                0 < np.ptp(others) < np.abs(others - extreme).min() if len(others) else False
+            ):
+                log.warning(
+                    "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to "
+                    "%.6g: if it means that no point exists there, put NaN in its place", source,
+                    extreme, 100 * (1 - len(others) / len(own)), others.min(), others.max())
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:

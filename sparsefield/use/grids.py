@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sparsefield")
 
-LARGEST = 512  # rows or columns of a field that is asked for
+LARGEST = 1024  # rows or columns of a field that is asked for
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
 ARRAY = "the DataArray"  # in messages
 POINTS_RESOLUTION = 64  # cells of the longer side, by default
@@ -164,15 +164,16 @@ class Grid:
         return cls(x, y, ("lon", "lat"), GLOBAL) if lonlat else cls(x, y)
 
     @classmethod
-    def like(cls, path: str, axes: tuple[DataArray, DataArray]) -> Self:
-        """That of a file with these axes. Raises UserError where it is too large."""
+    def like(cls, path: str, axes: tuple[DataArray, DataArray], lonlat: bool = False) -> Self:
+        """That of a file with these axes; lonlat: they are degrees, though they may not say so.
+        Raises UserError where it is too large."""
         x, y = axes
         if max(x.size, y.size) > LARGEST:
             raise UserError(f"--grid {path}: {y.size} rows and {x.size} columns, at most {LARGEST} "
                             "can be asked for; give --resolution and --extent")
         kept = tuple({key: str(axis.attrs[key]) for key in ("standard_name", "units", "long_name")
                       if key in axis.attrs} for axis in axes)
-        if is_longitude(x):
+        if lonlat or is_longitude(x):
             kept = tuple(own | known for own, known in zip(kept, GLOBAL, strict=True))
         return cls(x.values, y.values, (str(x.name), str(y.name)), kept)
 
@@ -207,7 +208,7 @@ def grid_shape(
         resolution: (rows, columns) as they are, or how many cells the longer side has; these are
             then square in the units that the model sees.
     Raises:
-        UserError: no whole numbers, or a side is not in 1 ... 512.
+        UserError: no whole numbers, or a side is not in 1 ... 1024.
     """
     wanted = np.ravel(resolution)
     if wanted.dtype.kind not in "iu" or len(wanted) not in (1, 2):
@@ -294,7 +295,7 @@ def what_is_asked(
         if lonlat:
             globe.refuse_rotated(f"--grid {grid}", ", ".join(
                 f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
-        like = Grid.like(grid, axes) if is_free else None
+        like = Grid.like(grid, axes, lonlat) if is_free else None
     if like is not None or extent is not None:
         extent = extent_of(like, f"--grid {grid}", lonlat) if like else _growing(extent, lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given

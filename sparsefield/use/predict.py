@@ -72,6 +72,8 @@ class Settings:
         separately: each channel on its own, unless a model of fields was trained on them together.
         progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
+        checked: also what each measurement is off what the others predict, and the variograms
+            (`Field.checks`); for the closed form alone.
         tokens: whether the model's tokens are read; False leaves them out, which costs little on
             photographs and saves most of the time. None: up to TOKENS places.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
@@ -92,6 +94,7 @@ class Settings:
     with_noise: bool = False
     trend: str | None = None
     tokens: bool | None = None
+    checked: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that cannot be used."""
@@ -419,13 +422,16 @@ def _draw(
                                settings)
     frame = measured.frame
     side = frame.domain.side * frame.unit_length
-    if posterior is not None:
+    if posterior is not None and settings.checked:
         variograms = tuple(
             part._replace(distance=part.distance * side, empirical=part.empirical * half_width**2,
                           fitted=part.fitted * half_width**2)
             for part, half_width in zip(posterior.variograms(), half_widths, strict=True))
         residuals = posterior.leave_one_out.z[0].cpu().numpy()[measured.of_given]
         drawn = replace(drawn, checks=Checks(residuals, variograms, noise_found))
+    if posterior is not None and posterior.design().trend < TRENDS[settings.trend]:
+        log.warning("WARNING: the places do not determine a %s trend: %s is used", settings.trend,
+                    "a linear one" if posterior.design().trend else "none")
     if measured.known is not None and posterior is not None:
         drawn = replace(drawn, covariates=tuple(in_words(
             measured.known, posterior.uses(), half_widths,

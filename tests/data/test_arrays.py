@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from sparsefield.data import TrainingBatches, arrays, frozen_case, open_data, parse_pattern
+from sparsefield.data import (
+    TrainingBatches,
+    arrays,
+    frozen_case,
+    open_as_configured,
+    open_data,
+    parse_pattern,
+)
 from sparsefield.data.files import lone_extreme
 from sparsefield.errors import UserError
+from train_mamba_v2 import Config
 
 
 def saved(path, **contents) -> str:
@@ -102,6 +111,42 @@ def test_a_validation_file_in_another_unit_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"degF\.npz: in degF, .* in degC; .* --units"):
         open_data(path, val=other)
     assert open_data(path, val=other, units="degC").units == "degC"
+
+
+def kelvin(change) -> np.ndarray:
+    """40 fields of 16 x 20, changed."""
+    fields = np.random.default_rng(0).normal(290, 5, (40, 16, 20))
+    return change(fields)
+
+
+def with_zeros(fields):
+    fields[:, :6] = 0
+    return fields
+
+
+@pytest.mark.parametrize("change, words", [
+    (with_zeros, "0 stands in 38 % of the points, all others are 2"),
+    (lambda fields: 10 ** (fields / 5 - 58), "90.0 % of them from"),
+    (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 fields to validate or to test on are"),
+    (lambda fields: np.moveaxis(fields[:, :, :16], 0, 2), "if they are 40 of 16 x 16, give"),
+    (lambda fields: fields, ""), (lambda fields: (fields > 292).astype(float), ""),
+    (lambda fields: np.maximum(fields - 294, 0), ""),
+])
+def test_what_may_be_meant_otherwise_is_said(tmp_path, caplog, change, words):
+    np.savez(tmp_path / "a.npz", images=kelvin(change))
+    open_data(str(tmp_path / "a.npz"))
+    assert words in caplog.text if words else not caplog.text
+
+
+def test_fields_to_test_on_alone_are_no_leak(tmp_path, caplog):
+    path = str(tmp_path / "a.npz")
+    np.savez(path, images=kelvin(lambda fields: fields))
+    open_data(path, val=path, test=path)
+    assert not caplog.text
+    for name in ("data_val", "data_test"):
+        again = f"{tmp_path}/../{tmp_path.name}/a.npz"
+        with pytest.raises(UserError, match=f"{name}=.* is the training data itself"):
+            open_as_configured(asdict(Config(data=path, **{name: again})))
 
 
 @pytest.mark.parametrize("spike, is_said", [(1e4, True), (200, False)])

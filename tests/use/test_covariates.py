@@ -219,6 +219,15 @@ def test_bands_of_a_geotiff_have_the_names_that_describe_them(command, stations)
     assert code == 0 and ("elev: drift -6." in out or "elev: drift -5.9" in out)
 
 
+@pytest.mark.parametrize("trend, used", [("quadratic", "a linear one"), ("linear", "none")])
+def test_a_trend_that_the_places_do_not_determine_is_told(trend, used, caplog):
+    """A quadratic of four places, or a plane through places on one line."""
+    corners = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.8, 0.9], [0.4, 0.3]])
+    places = corners if trend == "quadratic" else np.outer(np.arange(9.0), [1.0, 2.0])
+    load("none").at(np.array([[0.5, 0.5]]), places, places.sum(axis=1), trend=trend, num_samples=2)
+    assert f"do not determine a {trend} trend: {used} is used" in caplog.text
+
+
 def test_a_trend_carries_on_beyond_the_measurements():
     """A slope seen on the left half alone is that of the right half, too."""
     left = PLACES * (0.5, 1)

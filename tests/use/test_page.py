@@ -139,7 +139,7 @@ def test_residuals_are_of_the_measurements_in_their_order():
     values = coords.sum(axis=1)
     coords[7] = coords[3]  # measured twice
     values[7], values[20] = values[3], values[20] + 2
-    field = load("none").reconstruct(coords, values, 4, noise_sd=0.1)
+    field = load("none").reconstruct(coords, values, 4, noise_sd=0.1, checked=True)
     residuals = field.checks.residuals
     assert residuals.shape == (30, 1) and np.abs(residuals).argmax() == 20
     assert residuals[7] == residuals[3] and residuals[20] > 3

@@ -284,6 +284,16 @@ def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
     assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out
 
 
+def test_axes_in_degrees_that_do_not_say_so_are_written_as_such(tables):
+    """So that regions on them are weighted by their area, and a GeoTIFF lies on the globe."""
+    write_grid("like.nc", np.linspace(105, 115, 6), np.linspace(41, 49, 5))
+    with netcdf_file("like.nc", "a") as file:
+        file.variables["lon"].units = file.variables["lat"].units = "degrees"
+    assert tables("a.csv", "--grid", "like.nc", "--lonlat")[0] == 0
+    with opened() as file:
+        assert file.variables["lon"].units == b"degrees_east"
+
+
 def test_probabilities_and_quantiles_are_written_in_every_form(tables, tmp_path):
     """Those of the Gaussian; a later run that does not ask for them deletes them."""
     code, out, err = tables("b.csv", "--lonlat", "--value", "u wind", "--units", "m/s", "--above",
