@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+import scipy
 import torch
 from torch import Tensor
+
+AROUND = 4  # times as many observations as wanted are looked at, those nearest to a box's middle
 
 
 class Cut(NamedTuple):
@@ -34,6 +38,7 @@ class Boxes:
         self.coords, self.most = coords, most
         self.own: list[Tensor] = []
         self.root = self._cut(torch.arange(len(coords), device=coords.device))
+        self.tree = scipy.spatial.cKDTree(coords.cpu().numpy())
 
     def _cut(self, rows: Tensor) -> Cut | int:
         places = self.coords[rows]
@@ -75,7 +80,10 @@ class Boxes:
         those around it, `count` in all or as many as there are."""
         own = self.own[number]
         low, high = self.coords[own].amin(dim=0), self.coords[own].amax(dim=0)
-        away = (self.coords - self.coords.clamp(low, high)).square().sum(dim=1)
-        away[own] = -1
-        count = min(len(away), max(count, 2 * len(own)))
-        return away.topk(count, largest=False, sorted=False).indices.sort().values
+        count = min(len(self.coords), max(count, 2 * len(own)))
+        some = min(len(self.coords), AROUND * count)
+        _, index = self.tree.query(((low + high) / 2).cpu().numpy(), k=np.arange(some) + 1)
+        near = torch.cat([own, torch.from_numpy(index).to(own)]).unique()  # in their order
+        away = (self.coords[near] - self.coords[near].clamp(low, high)).square().sum(dim=1)
+        away[torch.isin(near, own)] = -1
+        return near[away.topk(count, largest=False, sorted=False).indices.sort().values]

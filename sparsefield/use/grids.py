@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sparsefield")
 
-LARGEST = 512  # rows or columns of a field that is asked for
+LARGEST = 1024  # rows or columns of a field that is asked for
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
 ARRAY = "the DataArray"  # in messages
 POINTS_RESOLUTION = 64  # cells of the longer side, by default
@@ -208,7 +208,7 @@ def grid_shape(
         resolution: (rows, columns) as they are, or how many cells the longer side has; these are
             then square in the units that the model sees.
     Raises:
-        UserError: no whole numbers, or a side is not in 1 ... 512.
+        UserError: no whole numbers, or a side is not in 1 ... 1024.
     """
     wanted = np.ravel(resolution)
     if wanted.dtype.kind not in "iu" or len(wanted) not in (1, 2):

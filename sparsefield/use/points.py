@@ -17,7 +17,7 @@ from sparsefield.use.covariates import Known, checked
 
 log = logging.getLogger("sparsefield")
 
-MOST_POINTS = 100_000
+MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins

@@ -48,7 +48,7 @@ def inputs(command, tmp_path):
     netcdf("field.nc", ("sst", ("time", "lat", "lon")), time=range(4), **twelve)
     netcdf("like.nc", x=[1, 2], y=[1, 2])
     netcdf("folded.nc", x=[1, 3, 2], y=[1, 2])
-    netcdf("large.nc", x=np.arange(600), y=[1, 2])
+    netcdf("large.nc", x=np.arange(1100), y=[1, 2])
     netcdf("bare.nc", x=[0, 1])
     content = Path("field.nc").read_bytes()
     Path("cut.nc").write_bytes(content[: len(content) // 2])
@@ -84,7 +84,7 @@ def inputs(command, tmp_path):
     ("nowhere.csv", "does not exist"), (".", "is a folder"), ("broken.npz", "no readable .npz"),
     ("field.nc", "no list of stations"), ("cut.nc", "cut off"), ("five.nc", "h5netcdf"),
     ("renamed.nc", "no NetCDF file, whatever its name says"),
-    ("zero.csv --resolution 0", "1 to 512"), ("zero.csv --resolution big", "ROWSxCOLUMNS"),
+    ("zero.csv --resolution 0", "1 to 1024"), ("zero.csv --resolution big", "ROWSxCOLUMNS"),
     ("zero.csv --resolution " + 5000 * "9", "ROWSxCOLUMNS"),
     ("zero.csv --reach 0", "above 0"), ("zero.csv --out zero.csv", "--out zero.csv"),
     ("a.csv --value sst --reach 1e-6", "no cell is as near to a measurement"),
@@ -93,7 +93,7 @@ def inputs(command, tmp_path):
     ("zero.csv --grid a.csv", "no NetCDF file"), ("zero.csv --grid nowhere.nc", "no such file"),
     ("zero.csv --grid cut.nc", "cut off"), ("zero.csv --grid bare.nc", "which is the y axis"),
     ("zero.csv --grid folded.nc", "neither grows nor falls"),
-    ("zero.csv --grid large.nc", "at most 512"),
+    ("zero.csv --grid large.nc", "at most 1024"),
     ("red.png --resolution 8", "nothing says which pixels are known"),
     ("red.png --mask small.png", "make them equal"),
     ("red.png --mask black.png", "no pixel is known"),
@@ -124,7 +124,7 @@ WAVE = np.sin(5 * PLACES[:, 0]) * np.cos(4 * PLACES[:, 1])
     (dict(value_range=(0, np.inf)), "both finite"),
     (dict(value_range=(100, 101)), "far outside --value_range"),
     (dict(seed=-1), "seed=-1: give a whole number"), (dict(seed=2**70), "2^63"),
-    (dict(resolution=0), "resolution 0: rows and columns are 1 to 512"),
+    (dict(resolution=0), "resolution 0: rows and columns are 1 to 1024"),
     (dict(resolution=8.5), "give a whole number"), (dict(resolution="big"), "give a whole number"),
     (dict(num_steps=0), "num_steps=0"), (dict(num_samples=1), "from 2 to 1,000"),
     (dict(num_samples=10**9), "from 2 to 1,000"), (dict(noise_sd=np.nan), "noise_sd=nan"),
