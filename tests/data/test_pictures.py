@@ -365,14 +365,14 @@ def test_what_is_transparent_is_known_by_no_mask_and_no_rule(tmp_path, measured)
 
 
 def test_large_pictures_are_averaged_over_what_is_known(tmp_path, measured):
-    pixels = np.full((600, 8, 4), 100, np.uint8)
+    pixels = np.full((1200, 8, 4), 100, np.uint8)
     pixels[..., 3] = 255
     pixels[1::2] = (255, 255, 255, 0)
-    pixels[300:] = (7, 7, 7, 0)
+    pixels[600:] = (7, 7, 7, 0)
     by_pillow(tmp_path / "a.png", pixels)
     field = measured("a.png", observe="random:0.9")
-    assert field.shape == (300, 4, 3) and np.isnan(field[150:]).all()
-    assert set(np.unique(field[:150][~np.isnan(field[:150])])) == {100}
+    assert field.shape == (600, 4, 3) and np.isnan(field[300:]).all()
+    assert set(np.unique(field[:300][~np.isnan(field[:300])])) == {100}
 
 
 @pytest.mark.parametrize("rule", ["random:0.5", "grid:2", "block:0.5", "lines:1"])
