@@ -76,6 +76,9 @@ def test_the_package_holds_every_wing_and_command():
     assert listed == {"sparsefield", *(f"sparsefield.{wing}" for wing in FLOORS),
                       "sparsefield.weights_v1", "sparsefield.weights_v2"}
     assert set(PROJECT["tool"]["setuptools"]["py-modules"]) == set(COMMANDS)
+    shipped = {ROOT / package.replace(".", "/") / name for package, names
+               in PROJECT["tool"]["setuptools"]["package-data"].items() for name in names}
+    assert set(PACKAGE.rglob("*.html")) <= shipped
     for target in PROJECT["project"]["scripts"].values():
         module, name = target.split(":")
         assert callable(getattr(import_module(module), name))

@@ -1,7 +1,8 @@
-"""Checks of input: which files can be read, and numbers that may mean: not measured."""
+"""Checks of input: which files can be read, numbers that may mean: not measured, directions."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import struct
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsefield.errors import UserError
+
+log = logging.getLogger("sparsefield")
 
 # Endings of files that nothing here reads: what they are, and the way out.
 _FOREIGN = {
@@ -160,3 +163,20 @@ def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list
         except ValueError:
             others.append(word)
     return numbers, [] if [word.lower() for word in others] == ["none"] else others
+
+
+# --- directions -----------------------------------------------------------------------------------
+
+_DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drct|aspect)(?![a-z])")
+_DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
+
+
+def tell_of_direction(where: str, name: str, units: str | None, values: np.ndarray) -> None:
+    """Log where values (N,) are directions, by their name or units, on both sides of north (of
+    south, where they go from -180 to 180): a mean of 359 and 1 is 180."""
+    if not (_DIRECTION.search(name.lower()) or _DEGREES.fullmatch((units or "").strip().lower())):
+        return
+    low, high = np.nanmin(values), np.nanmax(values)
+    if any(least <= low < least + 90 and least + 270 < high <= least + 360 for least in (0, -180)):
+        log.warning("WARNING: %s looks like a direction, and 359 and 1 degrees are far apart here: "
+                    "give its sine and cosine (or u and v) instead", where)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
-from sparsefield.data.files import require_file
+from sparsefield.data.files import require_file, tell_of_direction
 from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
@@ -33,6 +33,7 @@ _BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryErr
 UNFILLED = 9.9e36  # what NetCDF writes where nothing was written, but for rounding
 HELD_OUT = 0.1  # share of years, times or columns that become validation, and again test
 LEAST_YEARS = 3
+UNEVEN = 0.05  # of a step, by which the steps of an axis may differ in training
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -202,6 +203,12 @@ def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, Da
     return axes["x"][0], axes["y"][0]
 
 
+def is_even(axis: np.ndarray, tolerance: float) -> bool:
+    """Whether the steps of an axis differ by no more than a share of their mean."""
+    steps = np.diff(axis)
+    return len(steps) == 0 or bool(np.ptp(steps) <= tolerance * abs(steps.mean()))
+
+
 def read_plane(
     path: Path, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -284,6 +291,15 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     if not kept.any():
         raise UserError(f"{path}: all of {', '.join(str(v.name) for v in chosen)} is missing; "
                         "choose another variable")
+    for k, variable in enumerate(chosen):
+        tell_of_direction(f"{path}: {variable.name}", str(variable.name), units_of(variable),
+                          values[..., k])
+    for dim in set(fields[0].dims[-2:]) & set(fields[0].coords):
+        axis = fields[0][dim].values
+        if axis.dtype.kind in "iuf" and not is_even(axis, UNEVEN):
+            log.warning("WARNING: %s: %s has steps from %.4g to %.4g, and a model is trained as if "
+                        "all were equal: interpolate the fields to even steps first", path, dim,
+                        np.abs(np.diff(axis)).min(), np.abs(np.diff(axis)).max())
     units = [units_of(variable) or "" for variable in chosen]
     step, row = (*[None] * (3 - fields[0].ndim), *fields[0].dims)[:2]
     years = _years(fields[0][step]) if step in fields[0].coords else None

@@ -111,12 +111,12 @@ def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
 def read_picture(path: Path, on_white: bool = False) -> Raster:
     """The picture of a file, or of an .npy of (H, W) or (H, W, C) with 1, 3 or 4 (RGBA) channels.
 
-    Upright by its EXIF orientation, of several frames the first. No-data values, SCALE and OFFSET
-    of a GeoTIFF are applied. What is transparent is seen on white paper, or else not known.
+    Upright by its EXIF orientation. No-data values, SCALE and OFFSET of a GeoTIFF are applied. What
+    is transparent is seen on white paper, or else not known.
 
     Raises:
-        UserError: no file, no permission, broken, no picture, or more pixels than Pillow's limit
-            (`PIL.Image.MAX_IMAGE_PIXELS`).
+        UserError: no file, no permission, broken, no picture, several frames or pages, or more
+            pixels than Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     require_file(path)
     refuse_foreign(path, "pictures are PNG, JPEG, TIFF, WebP, BMP, GIF or .npy")
@@ -147,6 +147,13 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels are more than Pillow's limit")
 
 
+def _refuse_stack(count: int, what: str) -> None:
+    """Raises ValueError for several frames or pages; layers, views and overviews are none."""
+    if count > 1:
+        raise ValueError(f"it holds {count} {what}: save each that you want as a picture of its "
+                         "own")
+
+
 # --- by Pillow ------------------------------------------------------------------------------------
 
 
@@ -154,6 +161,8 @@ def _read_by_pillow(path: Path, on_white: bool, nodata: float | None = None) -> 
     """The picture, upright but for a TIFF, whose orientation is for who reads all of it."""
     with Image.open(path) as image:
         _check_size(*image.size)
+        if image.format not in ("TIFF", "MPO", "PSD"):
+            _refuse_stack(getattr(image, "n_frames", 1), "frames")
         if image.format == "TIFF":
             # Pillow 13 turns TIFFs as it loads them, and scrambles those without compression.
             image.tag_v2.pop(ORIENTATION, None)
@@ -193,7 +202,7 @@ def _of_8_bits(image: Image.Image, on_white: bool, nodata: float | None) -> Rast
 
 
 def _read_tiff(path: Path, on_white: bool) -> Raster:
-    """The first page of a TIFF."""
+    """The only page of a TIFF, beside smaller ones and masks."""
     import tifffile
 
     # It warns of no-data values that the type of a file cannot hold: no point has them.
@@ -202,6 +211,8 @@ def _read_tiff(path: Path, on_white: bool) -> Raster:
         page = next(iter(file.pages), None)
         if page is None or page.dtype is None or page.dtype.kind not in "buif" or 0 in page.shaped:
             raise ValueError("a TIFF without numbers that can be read")
+        _refuse_stack(sum(other.shape == page.shape and not other.is_mask for other in file.pages),
+                      "pages")
         _check_size(page.imagewidth, page.imagelength)
         if page.bitspersample <= 8 and page.dtype.kind in "bu":
             raster = _read_by_pillow(path, on_white, _nodata(page))

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 SEARCHED = 2**22  # how many values of a data set are searched for spikes and codes
 # Shares of values, and of the range that all others take: spikes, and what spans many decades.
 SPIKES = ((0.001, 0.1), (0.1, 0.01))
+NARROW = 0.01  # of a range: values within so little look alike to a model
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
@@ -96,10 +97,11 @@ def given_range(given: Sequence[float], channels: int) -> tuple[tuple[float, flo
 
 
 def check_inside(
-    source: str, low: np.ndarray, high: np.ndarray, scale: Scale, warns: bool
+    source: str, low: np.ndarray, high: np.ndarray, scale: Scale, is_given: bool
 ) -> None:
     """Raises UserError where a channel, in another unit, leaves its range by more than the width of
-    that. Logs values a little outside if it `warns`; low, high: (C,)."""
+    that. Logs values a little outside of a range that the user has given (`is_given`), and those
+    that take hardly any of another; low, high: (C,)."""
     lows, highs = np.asarray(scale.value_range).T
     outside = np.maximum(lows - low, high - highs) / (highs - lows)
     extent = f"{source}: values from {low.min():g} to {high.max():g}"
@@ -107,7 +109,10 @@ def check_inside(
         raise UserError(
             f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
             "not exist with NaN, or widen it with --value_range")
-    if warns and outside.max() > 1e-6:  # more than rounding to float32
+    if not is_given and 0 < ((high - low) / (highs - lows)).max() < NARROW:
+        log.warning("WARNING: %s take less than a hundredth of %s: are they in the same units?",
+                    extent, scale.describe())
+    if is_given and outside.max() > 1e-6:  # more than rounding to float32
         log.warning("%s leave the value range %s: reconstructions are clipped to it",
                     extent, scale.describe())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import scipy
 
-from sparsefield.data.files import refuse_lone_extreme, without
+from sparsefield.data.files import refuse_lone_extreme, tell_of_direction, without
 from sparsefield.errors import UserError
 from sparsefield.gaussian.design import Use
 from sparsefield.use import globe
@@ -86,7 +86,8 @@ def checked(known: Known, count: int) -> Known:
         most = min(MOST, count - 3)
         raise UserError(f"{len(known.names)} covariate(s) for {count} measurement(s): "
                         + (f"give at most {most}" if most > 0 else "too few, leave them out"))
-    for name, column in zip(known.names, known.values.T, strict=True):
+    for j, (name, column) in enumerate(zip(known.names, known.values.T, strict=True)):
+        tell_of_direction(name, name, known.unit(j), column)
         if np.ptp(column) == 0:
             log.warning("WARNING: %s is %g at all measurements: it tells nothing and is left out",
                         name, column[0])

@@ -20,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from sparsefield.data.netcdf import GEOTIFF
+from sparsefield.data.netcdf import GEOTIFF, is_even
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sparsefield")
 
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
-REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
+REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF or of a picture may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 LONGEST = 10  # sides of a map whose axes have one scale
 NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
@@ -73,7 +73,10 @@ def contents(
     table = field.to_dataframe(above, quantiles)
     files["field.csv"] = table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
     files["field.nc"] = bytes(data.to_netcdf(engine="scipy"))
-    if (found := geotiff(data, asked.grid)) is not None:
+    if not all(is_even(axis, REGULAR) for axis in (asked.grid.x, asked.grid.y)):
+        log.warning("WARNING: the steps of the grid are uneven: pictures show all cells equally "
+                    "wide, and there is no field.tif; the places in field.nc are right")
+    elif (found := geotiff(data, asked.grid)) is not None:
         files["field.tif"] = found
     return files
 
@@ -91,16 +94,11 @@ def growing(field: Field) -> Field:
 
 
 def geotiff(data: Dataset, grid: Grid) -> bytes | None:
-    """A band of every map, north up; None without rioxarray or even steps."""
+    """A band of every map, north up; None without rioxarray."""
     if importlib.util.find_spec("rioxarray") is None:
         return None
     from rasterio.transform import from_bounds
 
-    for axis in (grid.x, grid.y):
-        steps = np.abs(np.diff(axis))
-        if len(steps) and np.ptp(steps) > REGULAR * steps.mean():
-            log.info("no field.tif: the steps of the grid are uneven")
-            return None
     x, y = grid.names
     x0, x1, y0, y1 = grid.extent
     return _as_geotiff(data.sortby(x).sortby(y, ascending=False),

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import scipy
 
-from sparsefield.data.files import is_code, refuse_lone_extreme, without
+from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_direction, without
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -152,6 +152,8 @@ def clean(
         raise UserError(f"{source}: holds no measurement")
     if found.known is not None:
         found = replace(found, known=checked(found.known, len(found.coords)))
+    for name, column in zip(names, found.values.T, strict=True):
+        tell_of_direction(f"{source}: {name}", name, found.units, column)
     if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")

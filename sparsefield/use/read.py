@@ -49,8 +49,10 @@ PAIRS = (
 LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
           "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
           "month", "day", "hour", "minute", "second"}
-# Words that make of x no place, and those of a third coordinate.
-NO_PLACE = {"wind", "velocity", "speed", "sd", "std", "error", "err", "uncertainty"}
+# Words of the uncertainty of another column, those that make of x no place, and those of a third
+# coordinate.
+SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
+NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
 THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
 NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
@@ -335,6 +337,11 @@ class Columns:
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{self.seen}: {twice!r} is there {names.count(twice)} times; choose "
                             "with --x, --y and --value, by number")
+        spreads = [self.names[k] for k in rest if set(words_of(self.names[k])) & SPREAD]
+        if spreads and len(spreads) < len(rest):
+            log.warning("WARNING: %s: %s is taken as a value; if it is the uncertainty of another, "
+                        "give --noise_sd %s, or name the values with --value", self.source,
+                        ", ".join(spreads), spreads[0])
         return rest
 
     def numbers(self, k: int, flag: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsefield.data.scale import Scale, pixel_scale
+from sparsefield.data.scale import NARROW, Scale, pixel_scale
 from sparsefield.errors import UserError
 from sparsefield.use.points import Measurements
 
@@ -18,7 +18,6 @@ TRANSFORMS = ("log", "sqrt")
 MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
 FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
 ROUNDING = 1e-6
-NARROW = 0.01  # of the range: all values look alike to the model
 MOST = 1e30  # what float32, of which files and models are, holds with its squares' roots to spare
 
 UNUSUAL = 5.0  # times fewer or more measured points a cell: another kind of problem

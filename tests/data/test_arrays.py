@@ -113,6 +113,16 @@ def test_a_validation_file_in_another_unit_is_refused(tmp_path):
     assert open_data(path, val=other, units="degC").units == "degC"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("share, is_said", [(1, False), (1 / 255, True)])
+def test_a_test_file_of_zeros_and_ones_beside_bytes_is_said(tmp_path, caplog, dtype, share,
+                                                            is_said):
+    fields = np.random.default_rng(0).integers(0, 256, (30, 6, 7))
+    path = saved(tmp_path / "bytes.npz", images=fields.astype(dtype))
+    open_data(path, test=saved(tmp_path / "t.npz", images=(fields * share).astype(dtype)))
+    assert ("t.npz: values from 0 to 1 take less than a hundredth" in caplog.text) == is_said
+
+
 def kelvin(change) -> np.ndarray:
     """40 fields of 16 x 20, changed."""
     fields = np.random.default_rng(0).normal(290, 5, (40, 16, 20))

@@ -173,6 +173,23 @@ def test_attributes_that_tell_what_was_measured(tmp_path, name):
 # --- axes and times -------------------------------------------------------------------------------
 
 
+UNEVEN = np.array([0, 1, 3, 7, *range(15, 127, 7)])
+
+
+@pytest.mark.parametrize("lats, name, units, words", [
+    (np.linspace(-50, 50, 20), "t", "K", ""), (UNEVEN - 60, "t", "K", "lat has steps from 1 to 8"),
+    (60 - UNEVEN, "t", "K", "lat has steps from 1 to 8"),
+    (np.linspace(-50, 50, 20), "wdir", "1", "wdir looks like a direction"),
+    (np.linspace(-50, 50, 20), "d", "degrees", "d looks like a direction"),
+])
+def test_uneven_axes_and_directions_are_said(tmp_path, caplog, lats, name, units, words):
+    values = np.random.default_rng(0).uniform(1, 359, FIELD.shape).astype(np.float32)
+    axes = months() | lonlat() | {"lat": (lats, "degrees_north")}
+    open_data(str(write(tmp_path / "a.nc", {name: (ALL, values)}, axes, **{name: {"units": units}})
+                  ))
+    assert words in caplog.text if words else not caplog.text
+
+
 @pytest.mark.parametrize("dims", [("lat", "lon", "time"), ("lon", "level", "time", "lat")])
 def test_axes_in_another_order_and_axes_of_one_step(tmp_path, dims):
     order = [ALL.index(dim) for dim in dims if dim in ALL]

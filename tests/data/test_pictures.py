@@ -201,11 +201,31 @@ def test_kinds_of_tiff_show_what_pillow_shows(tmp_path, kind, compression):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").values, shown)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
-def test_of_several_pages_the_first_is_read(tmp_path, dtype):
-    pages = np.stack([RAMP / 10, RAMP / 20]).astype(dtype)
-    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").values[..., 0], pages[0])
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tif", "float tif"])
+def test_stacks_are_refused_and_in_folders_counted(tmp_path, caplog, kind):
+    pages = np.stack([RAMP / 10, RAMP / 20, RAMP / 5]).astype(np.uint8)
+    path, what = tmp_path / f"stack.{kind.split()[-1]}", "pages" if "tif" in kind else "frames"
+    if kind == "float tif":
+        tifffile.imwrite(path, pages.astype(float), photometric="minisblack")
+    else:
+        first, *others = map(Image.fromarray, pages)
+        first.save(path, save_all=True, append_images=others)
+    with pytest.raises(UserError, match=f"it holds 3 {what}: save each"):
+        read_picture(path)
+    for k in range(4):
+        Image.fromarray(pages[0] + np.uint8(k)).save(tmp_path / f"{k}.png")
+    data = open_data(str(tmp_path), image_size=16)
+    assert sum(map(len, (data.train, data.val, data.test))) == 4
+    assert "skipped 1 of 5" in caplog.text and f"it holds 3 {what}" in caplog.text
+
+
+def test_overviews_and_masks_are_no_further_pages(tmp_path):
+    page = (RAMP / 10).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(page, photometric="minisblack")
+        file.write(page[::2, ::2], subfiletype=1, photometric="minisblack")
+        file.write(page > 150, subfiletype=4, photometric="mask")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").values[..., 0], page)
 
 
 # --- points without a value -----------------------------------------------------------------------
@@ -345,14 +365,14 @@ def test_what_is_transparent_is_known_by_no_mask_and_no_rule(tmp_path, measured)
 
 
 def test_large_pictures_are_averaged_over_what_is_known(tmp_path, measured):
-    pixels = np.full((600, 8, 4), 100, np.uint8)
+    pixels = np.full((1200, 8, 4), 100, np.uint8)
     pixels[..., 3] = 255
     pixels[1::2] = (255, 255, 255, 0)
-    pixels[300:] = (7, 7, 7, 0)
+    pixels[600:] = (7, 7, 7, 0)
     by_pillow(tmp_path / "a.png", pixels)
     field = measured("a.png", observe="random:0.9")
-    assert field.shape == (300, 4, 3) and np.isnan(field[150:]).all()
-    assert set(np.unique(field[:150][~np.isnan(field[:150])])) == {100}
+    assert field.shape == (600, 4, 3) and np.isnan(field[300:]).all()
+    assert set(np.unique(field[:300][~np.isnan(field[:300])])) == {100}
 
 
 @pytest.mark.parametrize("rule", ["random:0.5", "grid:2", "block:0.5", "lines:1"])

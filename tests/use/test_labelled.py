@@ -168,8 +168,8 @@ def test_gaps_by_other_marks_and_dimensions_of_one_step(change, missing):
     (lambda frame: gappy(), {"covariates": ["x"]}, "covariates are for a DataFrame"),
     (lambda frame: gappy().astype(str), {}, "real numbers"),
     (lambda frame: gappy(), {"lonlat": True}, "--lonlat takes -720 to 720"),
-    (lambda frame: xarray.concat([gappy()] * 60, "x").assign_coords(x=np.arange(720.0)), {},
-     "at most 512 rows and columns"),
+    (lambda frame: xarray.concat([gappy()] * 90, "x").assign_coords(x=np.arange(1080.0)), {},
+     "at most 1024 rows and columns"),
 ])
 def test_what_cannot_be_read_is_refused_in_one_line(stations, data, settings, words):
     with pytest.raises(UserError) as refused:

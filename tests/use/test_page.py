@@ -36,11 +36,16 @@ ACT = """async () => {
   await set("x0", data.x[1], "change");
   await set("y0", data.y[2], "change");
   const along = document.getElementById("along").data.find(trace => trace.name === "mean").y[0];
+  document.getElementById("map-1").emit("plotly_click", {points: [{x: 119, y: 51}]});
+  const clicked = ["x0", "x1", "y1"].map(id => document.getElementById(id).valueAsNumber);
+  await Plotly.relayout("map-1", {"xaxis.range": [105, 110], "yaxis.range": [52, 54]});
+  await new Promise(done => setTimeout(done, 200));
+  const zoomed = document.getElementById("map-3").layout.yaxis.range;
   const lines = document.querySelectorAll("#map-2 .contourlevel path").length;
   await set("channel", 1, "change");
   return {mean, moved: first !== second, title, along, hacked: window.hacked ?? null,
           other: document.getElementById("map-0").data[0].z,
-          odds, lines,
+          odds, lines, clicked, zoomed,
           images: document.querySelectorAll(".heatmaplayer image").length,
           heading: document.querySelector("h1").textContent,
           bars: document.querySelectorAll("#residuals .bars path").length,
@@ -68,6 +73,8 @@ def test_a_page_in_a_browser(command, tmp_path):
     assert seen["along"] == pytest.approx(field["mean"][2, 1, 0], rel=1e-4)
     np.testing.assert_allclose(seen["odds"], 100 * field["probability_above_55"][..., 0], atol=0.01)
     assert seen["lines"] >= 2
+    assert seen["clicked"][1:] == [119, 51] != seen["clicked"][0]  # the nearer end of the line
+    assert 50 < seen["zoomed"][0] < 53 < seen["zoomed"][1] < 56  # all maps, in their aspect
     assert seen["images"] == 4 and seen["bars"] > 5 and seen["unnamed"] == 0
     assert not any("loud" in title for title in seen["buttons"])  # none sends the data away
 
@@ -180,4 +187,5 @@ def test_maps_of_the_earth_have_their_aspect_coasts_and_degrees(command, tmp_pat
     assert dict(zip(data["ticks"]["tickvals"], data["ticks"]["ticktext"], strict=True))[188] == (
         "-172°")
     assert command(*asked, -121.5, -114.5, 30, 50)[0] == 0
+    assert (tmp_path / "out/reconstruction.png").exists()
     assert data_of(tmp_path / "out/field.html")["coast"]["x"] == [-121, -118, -115, -80, None]

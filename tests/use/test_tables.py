@@ -139,6 +139,27 @@ def test_a_third_coordinate_is_not_dropped_silently(tmp_path, caplog, header, op
             in caplog.text) == is_said
 
 
+@pytest.mark.parametrize("header, options, is_said", [
+    ("x,y,t,t_std", {}, True), ("x,y,value_stderr,value", {}, True),
+    ("x,y,t,t_std", {"noise_sd": "t_std"}, False), ("x,y,t,t_std", {"value": ["t"]}, False),
+    ("x,y,t,u", {}, False),
+])
+def test_an_uncertainty_is_no_value_silently(tmp_path, caplog, header, options, is_said):
+    read(tmp_path, f"{header}\n1,2,3,4\n2,3,5,6\n4,4,4,5\n", **options)
+    assert ("is taken as a value" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("name, values, is_said", [
+    ("wind_direction", (1, 359, 350, 12), True), ("wdir", (1, 359, 350, 12), True),
+    ("Azimuth (deg)", (-170, 175, 160, -100), True), ("direction", (170, 190, 160, 200), False),
+    ("t", (1, 359, 350, 12), False),
+])
+def test_directions_across_north_are_said(tmp_path, caplog, name, values, is_said):
+    rows = "".join(f"{k},{k**2},{value}\n" for k, value in enumerate(values, start=1))
+    read(tmp_path, f"x,y,{name}\n{rows}")
+    assert ("looks like a direction" in caplog.text) == is_said
+
+
 def test_datetimes_of_parquet_are_no_values(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(ROWS, columns=["x", "y", "v"])

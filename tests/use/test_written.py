@@ -85,8 +85,9 @@ def test_several_values_have_variables_of_their_own(tables):
 def test_a_field_on_the_grid_of_a_file(tables, lat):
     lon = np.linspace(105, 115, 6)
     write_grid("like.nc", lon, lat)
-    code, _, err = tables("a.csv", "--grid", "like.nc", "--lonlat")
+    code, out, err = tables("a.csv", "--grid", "like.nc", "--lonlat")
     assert code == 0, err
+    assert ("the steps of the grid are uneven: pictures" in out) == (lat[2] == 44)
     with opened() as file:
         np.testing.assert_allclose(file.variables["lat"][:], lat)
         np.testing.assert_allclose(file.variables["lon"][:], lon)
