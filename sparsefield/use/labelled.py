@@ -79,8 +79,9 @@ def _of_frame(
     if not isinstance(frame, pandas.DataFrame):
         raise UserError(f"{type(frame).__name__} without values: give coords and values, a pandas "
                         "DataFrame, or an xarray DataArray such as dataset['name']")
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
+    further = [name for name in frame.index.names if name not in (None, *frame.columns)]
+    if further:
+        frame = frame.reset_index(further)
     value, covariates = ([names] if isinstance(names, (str, int)) else names
                          for names in (value, () if covariates is None else covariates))
     if not all(isinstance(name, str) for name in covariates):

@@ -245,8 +245,10 @@ class Reconstructor:
         settings = Settings(**settings)
         is_masked = np.ma.is_masked(places)
         places = points.real_array("places", places)
-        if is_masked or places.shape[1:] != (2,) or not np.isfinite(places).all():
-            raise UserError(f"places {places.shape}: give (N, 2), finite and not masked")
+        if is_masked or places.shape[1:] != (2,) or not (
+            len(places) and np.isfinite(places).all()
+        ):
+            raise UserError(f"places {places.shape}: give (N, 2), N > 0, finite and not masked")
         if settings.lonlat:
             globe.require_degrees("places", places)
         given = settings.given(coords, values, covariates)

@@ -361,8 +361,8 @@ class Columns:
 
 
 def _as_numbers(column: pandas.Series) -> np.ndarray:
-    """float64, NaN for words; dates, truths and complex numbers are no numbers."""
-    if column.dtype.kind in "bcMm":
+    """float64, NaN for words; dates, truths and complex numbers are none."""
+    if column.dtype.kind in "bMmc":
         return np.full(len(column), np.nan)
     return pandas.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 

@@ -71,6 +71,8 @@ def test_settings_of_a_frame(stations):
     indexed = stations.set_index(["latitude", "longitude"])
     again = field(indexed, value="temperature", noise_sd=0.5)
     np.testing.assert_array_equal(again.mean, number.mean)
+    kept = field(stations.set_index("latitude", drop=False), value="temperature", noise_sd=0.5)
+    np.testing.assert_array_equal(kept.mean, number.mean)
     both = field(stations, value=["temperature", "wind"])
     assert {"temperature_mean", "wind_sd"} <= set(both.to_xarray())
     points = stations["temperature"].to_xarray().assign_coords(
@@ -103,6 +105,13 @@ def test_a_packed_array_is_unpacked():
     filled = KRIGING.reconstruct(packed, **FEW).to_xarray()["mean"]
     assert "scale_factor" not in filled.attrs
     np.testing.assert_allclose(filled.where(gappy().notnull()), gappy(), atol=0.006)
+
+
+def test_a_region_has_the_dimensions_of_the_array_in_any_order():
+    square = gappy()[:, :10]
+    field = KRIGING.reconstruct(square, **FEW)
+    region = square > 20.5
+    assert field.mean_over(region.T) == field.mean_over(region.to_numpy())
 
 
 @pytest.mark.parametrize("change", [
@@ -166,6 +175,7 @@ def test_gaps_by_other_marks_and_dimensions_of_one_step(change, missing):
     (lambda frame: frame, {"value": "temperature", "noise_sd": "sigma"}, "none of them"),
     (lambda frame: frame.rename(columns={"latitude": "b"}), {}, "which are x and y"),
     (lambda frame: frame.assign(temperature="warm"), {"value": "temperature"}, "is no number"),
+    (lambda frame: frame.assign(temperature=1j), {"value": "temperature"}, "is no number"),
     (lambda frame: frame[:0], {}, "holds no measurement"),
     (lambda frame: gappy().expand_dims(band=2), {}, "take one step of the others with .isel"),
     (lambda frame: gappy().fillna(0), {}, "has no gap"),
