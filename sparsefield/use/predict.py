@@ -365,6 +365,10 @@ def observe(
                         "out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
+    for own in given.values.T if not settings.finds_noise else ():
+        if np.median(noise) > own.std() > 0:
+            log.warning("WARNING: noise of sd %.4g is larger than that of the values, %.4g: hardly "
+                        "anything is left of them", np.median(noise), own.std())
     noise = np.ones(len(noise)) if settings.finds_noise else noise
     noise = np.repeat(noise[:, None], channels, axis=1)
     places = frame.inside(given.coords)

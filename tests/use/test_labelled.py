@@ -99,6 +99,14 @@ def test_a_gappy_array_comes_back_filled_on_the_same_coordinates(transposed, fal
     assert filled["samples"].sizes["realization"] == 2
 
 
+def test_a_packed_array_is_unpacked():
+    packed = (gappy() * 100).round().fillna(-999).astype(np.int16).assign_attrs(
+        scale_factor=0.01, _FillValue=-999, units="degC")
+    filled = KRIGING.reconstruct(packed, **FEW).to_xarray()["mean"]
+    assert "scale_factor" not in filled.attrs
+    np.testing.assert_allclose(filled.where(gappy().notnull()), gappy(), atol=0.006)
+
+
 def test_a_region_has_the_dimensions_of_the_array_in_any_order():
     square = gappy()[:, :10]
     field = KRIGING.reconstruct(square, **FEW)
