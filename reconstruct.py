@@ -184,7 +184,7 @@ def reconstruct(config: Config, command: str = "") -> None:
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
-                        "or --holdout 0.2 to see what they are worth")
+                        "or --holdout 0.2 without --page to see what they are worth")
     if not config.noise_sd and given.shape == asked.shape and (
         len(given.coords) == math.prod(asked.shape)
     ):

@@ -30,7 +30,7 @@ def parse(
 
     Every field is a flag of its name, its docstring the help; with `switches` a bool needs no True.
     A wrong flag or value prints one message and exits with code 2. Which flags were given stands in
-    the attribute `given` of the result.
+    the attribute `given` of the result. Raises UserError for a list without a value.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     marker = tyro.conf.FlagCreatePairsOff if switches else tyro.conf.FlagConversionOff
@@ -43,6 +43,9 @@ def parse(
     )
     parsed.given = frozenset(flag[2:].partition("=")[0].replace("-", "_") for flag in arguments
                              if flag.startswith("--"))
+    for name in sorted(parsed.given):
+        if getattr(parsed, name, None) == ():
+            raise UserError(f"--{name}: give one value or more, or leave it out")
     return parsed
 
 

@@ -199,9 +199,9 @@ def array_data(
         check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
     learnt, *held_out = (survey.fields for survey in surveys)
     leaks = learnt & frozenset.union(*held_out)
-    if leaks and any(fields != learnt for fields in held_out):  # else nothing is trained
-        log.warning("WARNING: %s: %d fields to validate or to test on are training fields, too: "
-                    "leave copies out", parts[0].source, len(leaks))
+    if leaks and len({survey.digest for survey in surveys}) > 1:  # else nothing is trained
+        log.warning("WARNING: %s: %d different fields to validate or to test on are training "
+                    "fields, too: leave copies out", parts[0].source, len(leaks))
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
     splits = [ArraySplit(part, scale, _places(part, tile, most), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps)

@@ -1,4 +1,4 @@
-"""Checks of input: which files can be read, numbers that may mean: not measured, directions."""
+"""Checks of input: which files can be read, numbers that may mean something else."""
 
 from __future__ import annotations
 
@@ -165,18 +165,25 @@ def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list
     return numbers, [] if [word.lower() for word in others] == ["none"] else others
 
 
-# --- directions -----------------------------------------------------------------------------------
+# --- numbers whose mean says little ---------------------------------------------------------------
 
 _DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drct|aspect)(?![a-z])")
 _DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
+_CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?cover)(?![a-z])")
 
 
-def tell_of_direction(where: str, name: str, units: str | None, values: np.ndarray) -> None:
-    """Log where values (N,) are directions, by their name or units, on both sides of north (of
-    south, where they go from -180 to 180): a mean of 359 and 1 is 180."""
-    if not (_DIRECTION.search(name.lower()) or _DEGREES.fullmatch((units or "").strip().lower())):
-        return
+def tell_of_no_quantity(
+    where: str, name: str, units: str | None, values: np.ndarray, is_class: bool = False
+) -> None:
+    """Log where a mean of values says little: of directions, by their name or units, on both sides
+    of north (of south, where they go from -180 to 180), and of whole numbers that are flags or
+    classes, by their name or because the file says so (`is_class`)."""
     low, high = np.nanmin(values), np.nanmax(values)
-    if any(least <= low < least + 90 and least + 270 < high <= least + 360 for least in (0, -180)):
+    if (_DIRECTION.search(name.lower()) or _DEGREES.fullmatch((units or "").strip().lower())) and (
+        any(least <= low < least + 90 and least + 270 < high <= least + 360 for least in (0, -180))
+    ):
         log.warning("WARNING: %s looks like a direction, and 359 and 1 degrees are far apart here: "
                     "give its sine and cosine (or u and v) instead", where)
+    if (is_class or _CLASS.search(name.lower())) and np.nanmax(np.abs(values % 1)) == 0:
+        log.warning("WARNING: %s looks like flags or classes, and they are taken as quantities, "
+                    "with means: choose other values; leave out what is flagged as bad", where)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
-from sparsefield.data.files import require_file, tell_of_direction
+from sparsefield.data.files import require_file, tell_of_no_quantity
 from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
@@ -263,12 +263,14 @@ class Fields:
         values: (N, H, W, C) float32, NaN in all channels where one is missing.
         units: of the channels, as a Scale has them. years: (N,) whole numbers, or None.
         rows_up: whether the rows have a coordinate, which they grow with.
+        steps: (2,), mean steps of rows and columns, NaN without coordinates.
     """
 
     values: np.ndarray
     units: str | None
     years: np.ndarray | None
     rows_up: bool
+    steps: np.ndarray
 
 
 def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
@@ -292,11 +294,15 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
         raise UserError(f"{path}: all of {', '.join(str(v.name) for v in chosen)} is missing; "
                         "choose another variable")
     for k, variable in enumerate(chosen):
-        tell_of_direction(f"{path}: {variable.name}", str(variable.name), units_of(variable),
-                          values[..., k])
-    for dim in set(fields[0].dims[-2:]) & set(fields[0].coords):
-        axis = fields[0][dim].values
-        if axis.dtype.kind in "iuf" and not is_even(axis, UNEVEN):
+        tell_of_no_quantity(f"{path}: {variable.name}", str(variable.name), units_of(variable),
+                            values[..., k], "flag_meanings" in variable.attrs)
+    steps = np.full(2, np.nan)
+    for k, dim in enumerate(fields[0].dims[-2:]):
+        axis = fields[0].coords[dim].values if dim in fields[0].coords else np.empty(0, str)
+        if axis.dtype.kind not in "iuf" or len(axis) < 2:
+            continue
+        steps[k] = np.diff(axis).mean()
+        if not is_even(axis, UNEVEN):
             log.warning("WARNING: %s: %s has steps from %.4g to %.4g, and a model is trained as if "
                         "all were equal: interpolate the fields to even steps first", path, dim,
                         np.abs(np.diff(axis)).min(), np.abs(np.diff(axis)).max())
@@ -305,7 +311,7 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     years = _years(fields[0][step]) if step in fields[0].coords else None
     joined = units[0] if len(set(units)) == 1 else ",".join(units)
     return Fields(values[kept], joined or None, None if years is None else years[kept],
-                  rows_up=row in fields[0].coords)
+                  row in fields[0].coords, steps)
 
 
 def _find(path: Path, variables: dict[str, DataArray], wanted: str,
@@ -408,6 +414,11 @@ def open_netcdf(
         if file:
             other = read_fields(file, variables)
             require_units(str(file), other.units, str(path), None if units else main.units)
+            if (np.abs(other.steps / main.steps - 1) > UNEVEN).any():
+                log.warning("WARNING: %s: steps of %s, those of %s are %s: a model learns what is "
+                            "between steps, bring both to one grid", file, *(
+                                " and ".join(f"{step:.4g}" for step in steps) if k else steps
+                                for k, steps in ((1, other.steps), (0, path), (1, main.steps))))
             parts[number] = Part(str(file), other.values, 0, len(other.values))
     return array_data(path.name, parts, value_range, units or main.units, tile=size,
                       rows_up=main.rows_up)

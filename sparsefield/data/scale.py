@@ -110,7 +110,8 @@ def check_inside(
             f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
             "not exist with NaN, or widen it with --value_range")
     if not is_given and 0 < ((high - low) / (highs - lows)).max() < NARROW:
-        log.warning("WARNING: %s take less than a hundredth of %s: are they in the same units?",
+        log.warning("WARNING: %s take less than a hundredth of %s and look alike to a model: "
+                    "convert them, or say their range with --value_range low high (VALUE_RANGE)",
                     extent, scale.describe())
     if is_given and outside.max() > 1e-6:  # more than rounding to float32
         log.warning("%s leave the value range %s: reconstructions are clipped to it",

@@ -29,7 +29,8 @@ def page(title: str, package: str, name: str, data: dict[str, Any]) -> bytes:
         "plotly": get_plotlyjs(), "data": _as_json(data),
     }
     skeleton = _read("sparsefield.evaluate", "page.html")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], skeleton).encode()
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], skeleton).encode(
+        errors="backslashreplace")  # names of files need not be text
 
 
 def _read(package: str, name: str) -> str:

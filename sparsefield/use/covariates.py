@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import scipy
 
-from sparsefield.data.files import refuse_lone_extreme, tell_of_direction, without
+from sparsefield.data.files import refuse_lone_extreme, tell_of_no_quantity, without
 from sparsefield.errors import UserError
 from sparsefield.gaussian.design import Use
 from sparsefield.use import globe
@@ -87,7 +87,7 @@ def checked(known: Known, count: int) -> Known:
         raise UserError(f"{len(known.names)} covariate(s) for {count} measurement(s): "
                         + (f"give at most {most}" if most > 0 else "too few, leave them out"))
     for j, (name, column) in enumerate(zip(known.names, known.values.T, strict=True)):
-        tell_of_direction(name, name, known.unit(j), column)
+        tell_of_no_quantity(name, name, known.unit(j), column)
         if np.ptp(column) == 0:
             log.warning("WARNING: %s is %g at all measurements: it tells nothing and is left out",
                         name, column[0])

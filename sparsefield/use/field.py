@@ -146,10 +146,14 @@ class Field:
         both more precise.
 
         Args:
-            mask: (H, W) bool, the cells of the region. level: of the interval, in (0, 1).
+            mask: (H, W) bool, the cells of the region; or a DataArray on the dimensions of
+                `to_xarray`, in any order. level: of the interval, in (0, 1).
         Raises:
             UserError: no such mask, none or an empty cell in it, or too few samples for the level.
         """
+        *_, dims, _ = self._axes()
+        if set(getattr(mask, "dims", ())) == set(dims):
+            mask = mask.transpose(*dims)
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape != self.mean.shape[:-1] or not mask.any():
             raise UserError(f"mask {mask.shape} of {mask.dtype}: give bool {self.mean.shape[:-1]}, "

@@ -37,7 +37,11 @@ def read(
                settings.get("lonlat", None if is_closed_form else False))  # None: as names say
     is_array = hasattr(data, "dims") and not hasattr(data, "data_vars")
     if is_array:
-        data = data.rename(data.name or "value")
+        from xarray import decode_cf
+
+        packed = data.to_dataset(name="of it")  # a name that no axis has
+        unpacked = decode_cf(packed, decode_times=False, decode_coords=False)["of it"]
+        data = unpacked.rename(data.name or "value")
         data = data.squeeze() if data.ndim > 2 else data
     if is_array and data.ndim == 2:
         if covariates is not None:
@@ -75,8 +79,9 @@ def _of_frame(
     if not isinstance(frame, pandas.DataFrame):
         raise UserError(f"{type(frame).__name__} without values: give coords and values, a pandas "
                         "DataFrame, or an xarray DataArray such as dataset['name']")
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
+    further = [name for name in frame.index.names if name not in (None, *frame.columns)]
+    if further:
+        frame = frame.reset_index(further)
     value, covariates = ([names] if isinstance(names, (str, int)) else names
                          for names in (value, () if covariates is None else covariates))
     if not all(isinstance(name, str) for name in covariates):

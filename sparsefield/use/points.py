@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import scipy
 
-from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_direction, without
+from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_no_quantity, without
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -21,6 +21,7 @@ MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
+STRAY = (0.2, 5)  # share of the places, and how many spans of all others they are off
 LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
 
@@ -153,7 +154,7 @@ def clean(
     if found.known is not None:
         found = replace(found, known=checked(found.known, len(found.coords)))
     for name, column in zip(names, found.values.T, strict=True):
-        tell_of_direction(f"{source}: {name}", name, found.units, column)
+        tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
     if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")
@@ -165,7 +166,21 @@ def clean(
         found = found.turned()
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
+    _tell_of_strays(source, found.coords)
     return found
+
+
+def _tell_of_strays(source: str, coords: np.ndarray) -> None:
+    """Log where few places are far from all others, as in other units or by a slip."""
+    for axis, own in zip("xy", np.sort(coords, axis=0).T, strict=True):
+        edge = int(np.diff(own).argmax()) + 1 if len(own) > 1 else 0
+        few, most = sorted((own[:edge], own[edge:]), key=len)
+        if 0 < len(few) <= STRAY[0] * len(own) and (
+            own[edge] - own[edge - 1] > STRAY[1] * np.ptp(most) > 0
+        ):
+            log.warning("WARNING: %s: %d of %d places have %s from %.7g to %.7g, all others %.7g "
+                        "to %.7g: other units, or a slip? then mend them", source, len(few),
+                        len(own), axis, few[0], few[-1], most[0], most[-1])
 
 
 def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:

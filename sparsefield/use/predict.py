@@ -247,8 +247,10 @@ class Reconstructor:
         settings = Settings(**settings)
         is_masked = np.ma.is_masked(places)
         places = points.real_array("places", places)
-        if is_masked or places.shape[1:] != (2,) or not np.isfinite(places).all():
-            raise UserError(f"places {places.shape}: give (N, 2), finite and not masked")
+        if is_masked or places.shape[1:] != (2,) or not (
+            len(places) and np.isfinite(places).all()
+        ):
+            raise UserError(f"places {places.shape}: give (N, 2), N > 0, finite and not masked")
         if settings.lonlat:
             globe.require_degrees("places", places)
         given = settings.given(coords, values, covariates)
@@ -365,6 +367,10 @@ def observe(
                         "out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
+    for own in given.values.T if not settings.finds_noise else ():
+        if np.median(noise) > own.std() > 0:
+            log.warning("WARNING: noise of sd %.4g is larger than that of the values, %.4g: hardly "
+                        "anything is left of them", np.median(noise), own.std())
     noise = np.ones(len(noise)) if settings.finds_noise else noise
     noise = np.repeat(noise[:, None], channels, axis=1)
     places = frame.inside(given.coords)

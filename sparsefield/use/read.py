@@ -361,18 +361,23 @@ class Columns:
 
 
 def _as_numbers(column: pandas.Series) -> np.ndarray:
-    """float64, NaN for words; dates and truths are no numbers."""
-    if column.dtype.kind in "bMm":
+    """float64, NaN for words; dates, truths and complex numbers are none."""
+    if column.dtype.kind in "bMmc":
         return np.full(len(column), np.nan)
     return pandas.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
 def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
-    """Say what names of longitude and latitude allow; raises UserError where they are exchanged."""
+    """Say what names of longitude and latitude allow; raises UserError where they are exchanged, or
+    no degrees."""
     lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
     if lon <= 90 < lat <= globe.WIDEST and not are_chosen:
         raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
                         "are exchanged; give --x and --y")
+    if (lat > 90 or lon > globe.WIDEST) and not are_chosen:
+        raise UserError(f"{source}: longitudes up to {lon:.7g} and latitudes up to {lat:.7g} are "
+                        "no degrees (metres? degrees and minutes in one number?): convert them, "
+                        "or, if they are x and y of a plane, give --x and --y")
     if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
                     "may be near to each other: --lonlat (closed form alone)", source, span)

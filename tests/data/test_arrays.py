@@ -137,7 +137,8 @@ def with_zeros(fields):
 @pytest.mark.parametrize("change, words", [
     (with_zeros, "0 stands in 38 % of the points, all others are 2"),
     (lambda fields: 10 ** (fields / 5 - 58), "90.0 % of them from"),
-    (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 fields to validate or to test on are"),
+    (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 different fields to validate"),
+    (lambda fields: np.tile(fields[:1], (40, 1, 1)), "1 different fields to validate"),
     (lambda fields: np.moveaxis(fields[:, :, :16], 0, 2), "if they are 40 of 16 x 16, give"),
     (lambda fields: fields, ""), (lambda fields: (fields > 292).astype(float), ""),
     (lambda fields: np.maximum(fields - 294, 0), ""),

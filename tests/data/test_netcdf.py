@@ -308,6 +308,18 @@ def test_refused_in_one_line(tmp_path, name):
                  months() | lonlat() | {"level": (np.arange(2.0), "m")}), words, **settings)
 
 
+def test_steps_of_another_grid_and_classes_are_said(sea, tmp_path, caplog):
+    kinds = np.random.default_rng(0).choice([1, 2, 3], FIELD.shape).astype(np.int16)
+    half = {"lat": (np.linspace(-25, 25, 20), "degrees_north"), "lon": lonlat()["lon"]}
+    other = write(tmp_path / "b.nc", {"sst": (ALL, kinds)}, months() | half,
+                  sst={"flag_meanings": "water forest town", "units": "degC"})
+    open_data(str(sea[0]), val=str(sea[0]), test=str(sea[0]))
+    assert not caplog.text
+    open_data(str(sea[0]), val=str(other))
+    assert "b.nc: steps of 2.632 and 15.22, those of" in caplog.text
+    assert "sst looks like flags or classes" in caplog.text
+
+
 def test_validation_in_another_unit_is_refused(sea, tmp_path):
     kelvin = write(tmp_path / "k.nc", {"sst": (ALL, FIELD + 273)}, months() | lonlat(),
                    sst={"units": "K"})

@@ -106,6 +106,13 @@ def test_intervals_of_few_places_are_said_to_be_too_narrow(caplog, count, is_sai
     assert ("hardly tell how a field varies" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize("noise_sd, is_said", [(0.1, False), (50.0, True), ("auto", False)])
+def test_noise_that_is_larger_than_the_values_is_said(caplog, noise_sd, is_said):
+    coords = np.random.default_rng(0).random((30, 2))
+    load("none").reconstruct(coords, coords[:, 0], noise_sd=noise_sd, resolution=4, num_samples=2)
+    assert ("noise of sd 50 is larger than that of the values" in caplog.text) == is_said
+
+
 def test_other_units_than_those_of_the_training_are_said(models, caplog):
     given = replace(as_given(PLACES, WAVE), units="K")
     asked = Asked(PLACES, (0, 1, 0, 1), Frame.of(given, (0, 1, 0, 1)))

@@ -71,6 +71,8 @@ def test_settings_of_a_frame(stations):
     indexed = stations.set_index(["latitude", "longitude"])
     again = field(indexed, value="temperature", noise_sd=0.5)
     np.testing.assert_array_equal(again.mean, number.mean)
+    kept = field(stations.set_index("latitude", drop=False), value="temperature", noise_sd=0.5)
+    np.testing.assert_array_equal(kept.mean, number.mean)
     both = field(stations, value=["temperature", "wind"])
     assert {"temperature_mean", "wind_sd"} <= set(both.to_xarray())
     points = stations["temperature"].to_xarray().assign_coords(
@@ -95,6 +97,21 @@ def test_a_gappy_array_comes_back_filled_on_the_same_coordinates(transposed, fal
     assert abs(filled["mean"] - truth).max() < 0.1
     assert (filled["sd"].where(~is_known, 0) > 0).sum() == 15 == (filled["sd"] > 0).sum()
     assert filled["samples"].sizes["realization"] == 2
+
+
+def test_a_packed_array_is_unpacked():
+    packed = (gappy() * 100).round().fillna(-999).astype(np.int16).assign_attrs(
+        scale_factor=0.01, _FillValue=-999, units="degC")
+    filled = KRIGING.reconstruct(packed, **FEW).to_xarray()["mean"]
+    assert "scale_factor" not in filled.attrs
+    np.testing.assert_allclose(filled.where(gappy().notnull()), gappy(), atol=0.006)
+
+
+def test_a_region_has_the_dimensions_of_the_array_in_any_order():
+    square = gappy()[:, :10]
+    field = KRIGING.reconstruct(square, **FEW)
+    region = square > 20.5
+    assert field.mean_over(region.T) == field.mean_over(region.to_numpy())
 
 
 @pytest.mark.parametrize("change", [
@@ -158,6 +175,7 @@ def test_gaps_by_other_marks_and_dimensions_of_one_step(change, missing):
     (lambda frame: frame, {"value": "temperature", "noise_sd": "sigma"}, "none of them"),
     (lambda frame: frame.rename(columns={"latitude": "b"}), {}, "which are x and y"),
     (lambda frame: frame.assign(temperature="warm"), {"value": "temperature"}, "is no number"),
+    (lambda frame: frame.assign(temperature=1j), {"value": "temperature"}, "is no number"),
     (lambda frame: frame[:0], {}, "holds no measurement"),
     (lambda frame: gappy().expand_dims(band=2), {}, "take one step of the others with .isel"),
     (lambda frame: gappy().fillna(0), {}, "has no gap"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +79,14 @@ def test_a_page_in_a_browser(command, tmp_path):
     assert 50 < seen["zoomed"][0] < 53 < seen["zoomed"][1] < 56  # all maps, in their aspect
     assert seen["images"] == 4 and seen["bars"] > 5 and seen["unnamed"] == 0
     assert not any("loud" in title for title in seen["buttons"])  # none sends the data away
+
+
+def test_a_file_whose_name_is_no_text_has_a_page(command):
+    name = os.fsdecode(b"a\xff.csv")
+    np.savetxt(name, PLACES[:, [0, 1, 0]], delimiter=",", header="x,y,value", comments="")
+    code, _, err = command(name, "--page", "--resolution", "4", "--num_samples", "2")
+    assert code == 0, err
+    assert b"a\\udcff.csv" in Path("out/field.html").read_bytes()
 
 
 def test_a_colour_picture_on_a_narrow_screen(command, tmp_path):

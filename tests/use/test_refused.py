@@ -66,6 +66,7 @@ def inputs(command, tmp_path):
     ("a.csv --value temp", "--value temp is none of them; give a name"),
     ("minus.csv --value sst --noise_sd err", "the noise's sd is -0.1 in places"),
     ("a.csv --value sst --noise_sd -1", "0 or more"),
+    ("a.csv --value sst --above", "--above: give one value or more, or leave it out"),
     ("words.csv --value sst", "is no number; mend it"),
     ("a.csv --value day", "'2024-01-01' in column 'day', measurement 1, is no number"),
     ("nan.csv", "holds no measurement"),
@@ -153,6 +154,7 @@ def test_python(paths, settings, words):
 def test_places_that_are_none_are_not_dropped():
     hidden = np.ma.masked_array(PLACES[:2], mask=[[True, True], [False, False]])
     for places, words, lonlat in ((hidden, "not masked", False), (PLACES.T, "give .N, 2.", False),
+                                  (PLACES[:0], "N > 0", False),
                                   ([[0, np.nan]], "finite", False), ([[10, 95]], "latitude", True)):
         with pytest.raises(UserError, match=words):
             load("none").at(places, PLACES, WAVE, lonlat=lonlat)

@@ -152,12 +152,31 @@ def test_an_uncertainty_is_no_value_silently(tmp_path, caplog, header, options, 
 @pytest.mark.parametrize("name, values, is_said", [
     ("wind_direction", (1, 359, 350, 12), True), ("wdir", (1, 359, 350, 12), True),
     ("Azimuth (deg)", (-170, 175, 160, -100), True), ("direction", (170, 190, 160, 200), False),
-    ("t", (1, 359, 350, 12), False),
+    ("t", (1, 359, 350, 12), False), ("temp_qc", (1, 4, 1, 1), "flags or classes"),
+    ("water_quality", (1, 4, 1, 1.5), False), ("landCover", (11, 42, 21, 30), "flags or classes"),
 ])
-def test_directions_across_north_are_said(tmp_path, caplog, name, values, is_said):
+def test_directions_across_north_flags_and_classes_are_said(tmp_path, caplog, name, values,
+                                                            is_said):
     rows = "".join(f"{k},{k**2},{value}\n" for k, value in enumerate(values, start=1))
     read(tmp_path, f"x,y,{name}\n{rows}")
-    assert ("looks like a direction" in caplog.text) == is_said
+    assert (f"looks like {is_said}" in caplog.text if isinstance(is_said, str) else
+            ("looks like a direction" in caplog.text) == is_said)
+
+
+@pytest.mark.parametrize("lon, lat", [(1130.5, 5207.4), (1.2e6, 6.8e6), (115e6, 52e6)])
+def test_latitudes_that_are_no_degrees_are_refused(tmp_path, lon, lat):
+    rows = "".join(f"{lon + k},{lat + k**2},{k}\n" for k in range(6))
+    with pytest.raises(UserError, match="are no degrees"):
+        read(tmp_path, f"lon,lat,t\n{rows}")
+    read(tmp_path, f"lon,lat,t\n{rows}", x="lon", y="lat")
+
+
+@pytest.mark.parametrize("place, is_said", [
+    ((512_000, 5_500_000), True), ((521, 5), True), ((30, 30), False)])
+def test_places_far_from_all_others_are_said(tmp_path, caplog, place, is_said):
+    rows = "".join(f"{k},{k**2 % 11},{k}\n" for k in range(12))
+    read(tmp_path, f"x,y,t\n{rows}{place[0]},{place[1]},3\n")
+    assert (f"1 of 13 places have x from {place[0]}" in caplog.text) == is_said
 
 
 def test_datetimes_of_parquet_are_no_values(tmp_path):
