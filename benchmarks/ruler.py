@@ -27,7 +27,7 @@ import numpy as np
 from common import ROOT, describe_machine, table
 
 STORED = ROOT / "benchmarks/ruler.json"
-V1 = "checkpoints_mamba/mamba_best.safetensors"
+V1 = "checkpoints_mamba/mamba_with_v2_start.safetensors"
 METHODS = {"V1": "V1", "V2": "V2", "kriging, fitted": "kriging"}
 QUALITY = {"mean": ("psnr", "ssim"), "sample": ("crps", "coverage_90", "speckle_0.10")}
 RUNS = {"mean": "--num_samples 160 --ensemble 1 --num_steps 1",
