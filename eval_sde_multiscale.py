@@ -39,7 +39,7 @@ from sparsefield import cli
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
-from sparsefield.evaluate.calibration import SETTINGS, pool
+from sparsefield.evaluate.calibration import METHOD, pool
 from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth
 from sparsefield.flow.samplers import check_sampler, declared_nfe
 from sparsefield.model.bundled import V2
@@ -134,9 +134,9 @@ def evaluate_all(
             made = cases.interpolate(name, rows)
             fields[rows][name] = made.fields
             parts.append(tables.rows_of(cases, made, "baseline", name))
-    if fitted and SETTINGS["method"] in ensembles:
-        wide = ensembles[SETTINGS["method"]].widened(fitted["spread"])
-        parts.append(tables.rows_of(cases, wide, "calibrated", SETTINGS["method"],
+    if fitted and METHOD in ensembles:
+        wide = ensembles[METHOD].widened(fitted["spread"])
+        parts.append(tables.rows_of(cases, wide, "calibrated", METHOD,
                                     steps=config.num_steps))
     for steps in config.steps_sweep:
         for name, options in samplers.items():

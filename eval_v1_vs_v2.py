@@ -1,6 +1,6 @@
 """Compare V1 with V2: the same test pictures, observations and noise for both.
 
-    python eval_v1_vs_v2.py                                    # the checkpoints of the runners
+    python eval_v1_vs_v2.py                  # the bundled weights, or those that the runners left
     python eval_v1_vs_v2.py --v1_checkpoint a.pth --v2_checkpoint b.pth --num_samples 100
     python eval_v1_vs_v2.py --data photos --sampler sde --num_steps 50 --json
     python eval_v1_vs_v2.py --help                             # every setting, explained
@@ -15,6 +15,7 @@ improvement_chart.png. comparison_results.json holds
     table          a record for each picture and method, see sparsefield/evaluate/tables.py
     summary        {kind: {method: {how, nfe, seconds, members, mean, median, sd, ...}}}
     differences    {kind: {metric: {mean, low, high}}} of V2 - V1, with its 95 % interval
+    beside         the same of V2 - the bundled V1 that starts where V2 does, if it is compared
     seeds          {kind: {metric: {V1, V2, V2 - V1: {each, mean, sd}}}}, with --v1_seeds
 
 Any two checkpoints can be compared: models of other classes keep the names V1 and V2 of the flags.
@@ -42,15 +43,16 @@ from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
-from sparsefield.evaluate.calibration import SETTINGS
+from sparsefield.evaluate.calibration import METHOD
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.flow.samplers import check_sampler
-from sparsefield.model.bundled import V1, V2, find_bundled
+from sparsefield.model.bundled import V1, V1_WITH_START, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
 from sparsefield.model.field import FieldModel, GaussianModel
 from sparsefield.train.config import BESIDE_LEARNING, PATHS_OF_DATA, differ
 
 CLASSES = {"V1": "MAMBADiffusion", "V2": "MAMBADiffusionV2"}
+BESIDE = "V1 + start"  # the bundled V1 that has V2's fitted posterior and grid U-Nets
 KRIGING = "kriging, fitted"
 OF_DATA = ("data_channels", "split_by", "variables", "image_size")  # what they change is told
 RUNNERS = {"V1": "./run_mamba_training.sh", "V2": "./run_mamba_v2_training.sh"}
@@ -74,10 +76,11 @@ class Config(tables.EvaluationConfig):
     """Test pictures, evenly spread over the test part (at most all of it)."""
     ensemble: int = 20
     """Samples of each picture; below 19 they cannot state a coverage of 90 %, 1 says nothing."""
-    sampler: str = SETTINGS["method"]
+    sampler: str = METHOD
     """How samples are drawn: heun, euler, sde, ddim or adaptive."""
-    num_steps: int = SETTINGS["num_steps"]
-    """Steps of the sampler; Heun takes 2 n - 1 evaluations. The spread is fitted at the default."""
+    num_steps: int | None = None
+    """Steps of the sampler; Heun takes 2 n - 1 evaluations. Default: those of each model, at which
+    its spread is fitted: a model that starts from noise takes more."""
     batch_size: int = 16
     """Pictures computed together: for speed and memory; results agree up to rounding."""
     save_dir: str = "eval_v1_vs_v2"
@@ -88,7 +91,7 @@ class Config(tables.EvaluationConfig):
     def check(self) -> None:
         """Raises UserError for a value that nothing can be compared with."""
         self.pattern("num_samples", "ensemble", "batch_size")
-        check_sampler(self.sampler, self.num_steps, {})
+        check_sampler(self.sampler, 1 if self.num_steps is None else self.num_steps, {})
         if self.sampler == "mean":
             raise UserError("sampler='mean' draws no sample; the posterior mean is always reported "
                             "beside it: choose heun, euler, sde, ddim or adaptive")
@@ -111,7 +114,7 @@ def load(name: str, path: str) -> dict[str, Any]:
 
 
 def check_pair(v1: dict, v2: dict) -> list[str]:
-    """A note where the models are not the usual two.
+    """Notes where the models are not the usual two, or are the bundled ones of unlike data.
 
     Raises:
         UserError: these are exchanged, or were not trained on the same data.
@@ -123,7 +126,8 @@ def check_pair(v1: dict, v2: dict) -> list[str]:
     if of_v1["channels"] != of_v2["channels"]:
         raise UserError(f"V1 was trained with {of_v1['channels']} channels and V2 with "
                         f"{of_v2['channels']}: train both on the same data")
-    if of_v1["fingerprint"] != of_v2["fingerprint"]:
+    are_ours = v1.get("shipped") and v2.get("shipped")
+    if of_v1["fingerprint"] != of_v2["fingerprint"] and not are_ours:
         settings = [name for name in OF_DATA if v1["config"].get(name) != v2["config"].get(name)]
         why = f"; {', '.join(settings)} differ" if settings else ""
         raise UserError(f"V1 was trained on {of_v1['name']} and V2 on other data ({of_v2['name']}, "
@@ -131,8 +135,13 @@ def check_pair(v1: dict, v2: dict) -> list[str]:
     if not np.array_equal(of_v1["value_range"], of_v2["value_range"]):
         raise UserError(f"V1 was trained with values of {of_v1['value_range']} as -1 and 1, V2 "
                         f"with {of_v2['value_range']}: train both with the same VALUE_RANGE")
-    usual = classes == tuple(CLASSES.values())
-    return [] if usual else ["V1 below is a {}, V2 a {}".format(*classes)]
+    notes = []
+    if of_v1["fingerprint"] != of_v2["fingerprint"]:
+        notes.append(f"V1 was trained on {of_v1['name']}, V2 on {of_v2['name']}; docs/models.md "
+                     "compares V1 and V2 trained on the same crops")
+    if classes != tuple(CLASSES.values()):
+        notes.append("V1 below is a {}, V2 a {}".format(*classes))
+    return notes
 
 
 def learnt_from(checkpoint: dict) -> dict:
@@ -191,13 +200,14 @@ def compare(
     Returns:
         the table, and fields of every case of both means and of kriging.
     """
-    parts, fields, steps = [], {}, sampler["num_steps"]
+    parts, fields = [], {}
     for training, models in enumerate(pairs):
         for name, model in models.items():
             cases.warm_up(model)
             made = {"mean": cases.sample(model, method="mean"),
                     "sample": cases.sample(model, draws=ensemble, bar=name, **sampler)}
             fields.setdefault(name, made["mean"].fields)
+            steps = sampler["num_steps"] or model.num_steps
             fitted = checkpoints[name].get("calibration")
             if fitted and ensemble > 1 and training == 0:
                 made["calibrated"] = made["sample"].widened(fitted["spread"])
@@ -224,6 +234,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     notes = check_pair(*checkpoints.values())
+    if checkpoints["V1"].get("shipped") and checkpoints["V2"].get("shipped"):
+        paths[BESIDE] = V1_WITH_START
+        checkpoints[BESIDE] = load_checkpoint(V1_WITH_START)
     further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),
                   load_seeds("V2", config.v2_seeds, checkpoints["V2"]), strict=True)
     pairs = [{name: build_model(checkpoint, device) for name, checkpoint in pair.items()}
@@ -247,6 +260,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "table": table,
         "summary": tables.summarise(first),
         "differences": tables.compare_pairs(first, config.seed),
+        "beside": tables.compare_pairs(first, config.seed, BESIDE),
     }
     if len(pairs) > 1:
         results["seeds"] = tables.over_trainings(table)

@@ -51,7 +51,7 @@ import tyro
 
 from sparsefield import __version__, cli, load, progress
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import LEVEL, SETTINGS, describe
+from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
@@ -142,8 +142,9 @@ class Config:
     numbers for all channels, or two for each."""
     units: str | None = None
     """Units of the values for colour bars and files. Default: those of the data."""
-    num_steps: int = SETTINGS["num_steps"]
-    """Steps of the sampler (Heun's rule). The uncertainty was calibrated at the default."""
+    num_steps: int | None = None
+    """Steps of the sampler (Heun's rule). Default: those of the model, at which its uncertainty was
+    calibrated."""
     tokens: bool | None = None
     """Read the tokens of a trained model, about 70 % of its time for 0.5 % of CRPS on photographs.
     Default: up to 256 x 256 places."""

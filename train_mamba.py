@@ -1,5 +1,8 @@
 """Train MAMBA Diffusion V1: the baseline that V2 is compared with.
 
+As described it starts from noise, and has no grid U-Net. With --prior fitted --unet_width 48
+--flow_unet_width 48 it starts where V2 does, and differs from it in the tokens alone.
+
     python train_mamba.py                                      # embedded photographs, any device
     python train_mamba.py --data pictures.npz --d_model 256 --epochs 200
     torchrun --standalone --nproc_per_node 2 train_mamba.py    # several processes or GPUs
@@ -20,6 +23,7 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +98,12 @@ class Config(TrainingConfig):
     """Add the queries to what the cross-attention gives them, as V2 does."""
     distance_attention: bool = True
     """Let attention know how far apart points are."""
+    prior: Literal["fitted", "none"] = "none"
+    """What the flow starts from: independent noise, as described, or V2's fitted posterior."""
+    unet_width: int = 0
+    """Width of V2's grid U-Nets, which improve a fitted posterior; 0: none, as described."""
+    flow_unet_width: int = 0
+    """Width of V2's grid U-Net that predicts the flow's velocity before the tokens do; 0: none."""
     save_dir: str = "checkpoints_mamba"
     """Folder for checkpoints, pictures and metrics."""
 

@@ -2,8 +2,8 @@
 
     python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.safetensors
 
-The samples are calibrated on the validation data of the training
-if they are not yet, so these must be where the training found them.
+The samples are calibrated on the validation data of the training if they are not yet with as many
+steps as the model takes, so these must be where the training found them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def ship(source: Path, target: Path) -> None:
         load_checkpoint(target)  # what is replaced must be one, too
     checkpoint = load_checkpoint(source)
     config = checkpoint["config"]
-    if "calibration" not in checkpoint:
+    model = build_model(checkpoint)
+    if checkpoint.get("calibration", {}).get("num_steps") != model.num_steps:
         validation = Validation(open_as_configured(config).val, parse_pattern(config["observe"]),
                                 PICTURES, TOGETHER, torch.device("cpu"))
-        found = calibrate(build_model(checkpoint), validation.cases)
+        found = calibrate(model, validation.cases)
         print(describe(found))
         checkpoint["calibration"] = found
     slim = {key: value for key, value in checkpoint.items() if key != "resume"}

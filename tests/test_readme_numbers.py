@@ -9,6 +9,10 @@ import pytest
 
 import train_mamba
 import train_mamba_v2
+from sparsefield.data import parse_pattern
+from sparsefield.evaluate.cases import Cases, open_test_data
+from sparsefield.model.bundled import V1, V1_WITH_START
+from sparsefield.model.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +38,17 @@ def test_pages_say_what_was_measured_and_another_number_would_be_noticed(numbers
     assert numbers.samples(stored) in (ROOT / "docs/models.md").read_text()
     stored["mean"]["V2"]["mean"]["psnr"] += 0.01
     assert numbers.headline(stored) not in readme
+
+
+def test_the_bundled_weights_give_the_stored_numbers(stored):
+    """Of a few pictures: measured here, not read."""
+    for name, path in (("V1", V1), ("V1 + start", V1_WITH_START), ("V2", "bundled")):
+        model, checkpoint = load_model(path)
+        expected = stored["checked"][name]
+        cases = Cases(open_test_data(checkpoint, "photos").test, parse_pattern("random:0.2"),
+                      [int(index) for index in expected])
+        found = [row["psnr"] for row in cases.numbers(cases.sample(model, method="mean"))]
+        assert found == pytest.approx(list(expected.values()), abs=0.01), name
 
 
 def test_marks_that_are_missing_are_an_error(numbers):

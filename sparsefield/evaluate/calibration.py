@@ -18,7 +18,7 @@ from sparsefield.evaluate.metrics import (
 )
 from sparsefield.model.field import FieldModel
 
-SETTINGS: dict[str, Any] = {"method": "heun", "num_steps": 2}  # of samples, here and later
+METHOD = "heun"  # of samples, here and later, with the model's own number of steps
 MEMBERS = 20  # at least 19: fewer cannot state 90 %
 PICTURES = 32  # at most: half to fit, half to measure
 LIMITS = (0.25, 4.0)
@@ -56,11 +56,11 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         what a checkpoint holds: for each channel spread, a factor on the distance of samples from
         their mean, and raw and calibrated, the share of the truths in the LEVEL interval without
         and with it (of earlier versions one number for all channels); pictures, how many that was
-        measured on (of none it is NaN), and fitted_on; ranks, of these pictures with the factors,
-        see `metrics.ensemble_scores`.
+        measured on (of none it is NaN), fitted_on, and num_steps of the samples; ranks, of these
+        pictures with the factors, see `metrics.ensemble_scores`.
     """
     chosen = cases.subset(spread(range(len(cases)), PICTURES))
-    draws = chosen.sample(model, draws=MEMBERS, bar="calibration", **SETTINGS).draws
+    draws = chosen.sample(model, draws=MEMBERS, bar="calibration", method=METHOD).draws
     to_fit, held_out = chosen.cases[::2], chosen.cases[1::2]
     channels = [slice(c, None, cases.channels) for c in range(cases.channels)]
     samples, truth = pool(draws[::2], to_fit)
@@ -75,7 +75,7 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         calibrated = [coverage(widen(samples[:, own], factor), truth[own], LEVEL)
                       for own, factor in zip(channels, factors, strict=True)]
     return {"spread": factors, "raw": raw, "calibrated": calibrated, "pictures": len(held_out),
-            "fitted_on": len(to_fit), "ranks": ranks}
+            "fitted_on": len(to_fit), "num_steps": model.num_steps, "ranks": ranks}
 
 
 def pool(draws: Iterable[np.ndarray], cases: Iterable[Case]) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,13 @@ POINTS = 4096  # most queries of a field that go through the tokens together
 
 
 class FlowModel(Protocol):
-    """Anything that knows where a flow starts, and its velocity F."""
+    """Anything that knows where a flow starts, and its velocity F.
+
+    Attributes:
+        num_steps: of Heun's rule that its samples take where nobody says another number.
+    """
+
+    num_steps: int
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
@@ -78,7 +84,7 @@ def sample(
     *,
     seeds: Sequence[Sequence[int]],
     method: str = "heun",
-    num_steps: int = 4,
+    num_steps: int | None = None,
     noise_sd: Tensor | None = None,
     domain: Domain = UNIT_SQUARE,
     covariates: int = 0,
@@ -101,7 +107,8 @@ def sample(
     Args:
         model: see FlowModel. query_coords: (B, N, 2) from (0, 0) on, see sparsefield.place.
         input_coords: (B, M, 2). input_values: (B, M, C) in [-1, 1].
-        seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler.
+        seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler;
+            None: the model's own number.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
         domain: the rectangle that the observations stand for. covariates, trend: see
             sparsefield.place.Observed.
@@ -116,6 +123,7 @@ def sample(
         UserError: an unknown sampler or option, or one out of range.
         ValueError: shapes that do not agree.
     """
+    num_steps = model.num_steps if num_steps is None else num_steps
     check_sampler(method, num_steps, options)
     if points < 0:
         raise UserError(f"points is {points}: a block takes at least 1, or 0 for no tokens")

@@ -12,7 +12,9 @@ from sparsefield.errors import UserError
 BUNDLED = "bundled"  # in place of a checkpoint's path: the V2 that is part of the project
 NAMES = (BUNDLED, "shipped")  # the second is the name of earlier versions
 V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
-DEFAULTS = {V1: "weights_v1", V2: "weights_v2"}  # of the commands; folders in an installed package
+V1_WITH_START = "checkpoints_mamba/mamba_with_v2_start.pth"  # and V2's grid U-Nets
+# Defaults of the commands: their folders in an installed package.
+DEFAULTS = {V1: "weights_v1", V1_WITH_START: "weights_v1", V2: "weights_v2"}
 PACKAGE = Path(__file__).parents[1]
 
 

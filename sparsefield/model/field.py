@@ -40,7 +40,7 @@ from sparsefield.model.tokens import (
 from sparsefield.place import Observed
 from sparsefield.progress import Count
 
-PRIORS = ("fitted", "none")
+STEPS = {"fitted": 2, "none": 8}  # of Heun's rule, by prior; see docs/models.md
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
 HALO = 0.5  # queries seen around a block, of those answered
 
@@ -156,6 +156,8 @@ class State(NamedTuple):
 class GaussianModel(nn.Module):
     """The closed form alone: a network that predicts 0."""
 
+    num_steps = 1
+
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
         most_inputs: int | None = None, done: Count | None = None,
@@ -235,8 +237,8 @@ class FieldModel(nn.Module):
     ):
         super().__init__()
         require_positive(channels=channels, d_model=d_model)
-        if prior not in PRIORS:
-            raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(PRIORS)}")
+        if prior not in STEPS:
+            raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(STEPS)}")
         for name, size in {"neighbours": neighbours, "unet_width": unet_width,
                            "flow_unet_width": flow_unet_width,
                            "num_frequencies": num_frequencies}.items():
@@ -245,6 +247,7 @@ class FieldModel(nn.Module):
         require_share(unet_dropout=unet_dropout)
         check_order(order)
         self.prior, self.neighbours, self.order = prior, neighbours, order
+        self.num_steps = STEPS[prior]
         self.value_sd, self.channels = value_sd, channels
         flow_width = flow_unet_width if unet_width else 0
         self.unet = None
@@ -293,8 +296,8 @@ class FieldModel(nn.Module):
         context = None
         if self.has_flow_unet:
             assert self.unet is not None and form.features is not None
-            assert start.output is not None
-            context = self.unet.flow_context(form.features, start.output, queries)
+            assert start.output is not None and lattice is not None
+            context = self.unet.flow_context(form.features, start.output, queries, lattice)
         if points == 0:
             if context is None:
                 raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "

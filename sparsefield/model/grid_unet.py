@@ -30,6 +30,7 @@ LEVELS = 3
 MULTIPLE = 2 ** (LEVELS - 1)  # of the cells of a side
 FEWEST = 2 * MULTIPLE
 LOO_LIMIT = 10.0
+SAME = 1e-3  # of a cell, squared: distances that differ by less count as equal
 LEAST_SCALE = 0.01  # of values in [-1, 1], for fields that are nearly constant
 WIDEST = 1.5  # of |log s|: sd between 0.22 and 4.5 times the closed form's
 
@@ -69,15 +70,34 @@ class Lattice(NamedTuple):
     def scatter_mean(self, values: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
         """Which cells hold any of the values (B, N, F) at coords (B, N, 2), as 0 and 1
         (B, h w, 1), and their mean in each (B, h w, F), 0 where there is none."""
-        per_x, per_y = self.width / self.box.width, self.height / self.box.height
-        column = (coords[..., 0] * per_x).long().clamp(0, self.width - 1)
-        row = (coords[..., 1] * per_y).long().clamp(0, self.height - 1)
-        cell = (row * self.width + column)[..., None]                     # (B, N, 1)
+        cell = self.cell(coords)[..., None]                               # (B, N, 1)
         count = values.new_zeros(len(values), self.height * self.width, 1)
         count = count.scatter_add(1, cell, torch.ones_like(values[..., :1]))
         total = values.new_zeros(len(values), self.height * self.width, values.shape[2])
         total = total.scatter_add(1, cell.expand_as(values), values)
         return count.clamp(max=1), total / count.clamp_min(1)
+
+    def cell(self, coords: Tensor) -> Tensor:
+        """In which cell each of coords (B, N, 2) lies: (B, N), counted row by row."""
+        per_x, per_y = self.width / self.box.width, self.height / self.box.height
+        column = (coords[..., 0] * per_x).long().clamp(0, self.width - 1)
+        row = (coords[..., 1] * per_y).long().clamp(0, self.height - 1)
+        return row * self.width + column
+
+    def middlemost(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells hold any of coords (B, N, 2), as 0 and 1 (B, h w, 1), and which of them lies
+        nearest to the middle of each, the first of several (B, h w); 0 where there is none."""
+        cell, cells = self.cell(coords), self.height * self.width
+        away = coords - self.coords(coords.device).to(coords)[cell]
+        away = (away * (self.width / self.box.width)).square().sum(dim=2)  # (B, N), in cells
+        far = coords.new_full((len(coords), cells), torch.inf)
+        least = far.scatter_reduce(1, cell, away, "amin")                 # (B, h w)
+        is_nearest = away < least.gather(1, cell) + SAME
+        number = torch.arange(coords.shape[1], device=coords.device).expand_as(cell)
+        none = torch.full_like(far, coords.shape[1], dtype=torch.long)
+        first = none.scatter_reduce(1, cell, number.where(is_nearest, none[:, :1]), "amin")
+        mask = first < coords.shape[1]
+        return mask[..., None].to(coords), first.where(mask, 0)
 
     def as_picture(self, cells: Tensor) -> Tensor:
         """(B, h w, F) to (B, F, h, w), channels last."""
@@ -111,12 +131,15 @@ class FlowContext(NamedTuple):
 
     Attributes:
         first: (B, W, h, w), its first layer without z. coords: (B, N, 2) of z.
-        mask: (B, 1, h, w), 1 in cells with observations.
+        observed: (B, 1, h, w), 1 in cells with observations. seen: (B, h w, 1), 1 in cells that
+            hold any z. shown: (B, h w), which z each of them shows.
     """
 
     first: Tensor
     coords: Tensor
-    mask: Tensor
+    observed: Tensor
+    seen: Tensor
+    shown: Tensor
 
     def repeat(self, times: int) -> FlowContext:
         """Every field `times` times, side by side: for as many draws."""
@@ -307,16 +330,22 @@ class GridUNets(nn.Module):
         shift, raw = lattice.sample(predicted, coords).chunk(2, dim=2)
         return Prediction(shift, WIDEST * (raw / WIDEST).tanh(), lattice.sample(hidden, coords))
 
-    def flow_context(self, features: Tensor, output: Tensor, coords: Tensor) -> FlowContext:
+    def flow_context(
+        self, features: Tensor, output: Tensor, coords: Tensor, lattice: Lattice
+    ) -> FlowContext:
         """What all draws of a field share, up to the first layer, which is linear.
+
+        Of the z in a cell the one in its middle is seen. Their mean would vary less than what the
+        network learnt from, one z a cell, and samples of a finer resolution came out too smooth.
 
         Args:
             features: of the grid. output: what `forward` gave. coords: (B, N, 2) of z.
         """
         assert self.flow is not None
-        seen = torch.cat([features.float(), output], dim=1)
-        weight = self.flow.first.weight[:, : seen.shape[1]]
-        return FlowContext(F.conv2d(seen, weight, padding=1), coords, features[:, :1])
+        known = torch.cat([features.float(), output], dim=1)
+        weight = self.flow.first.weight[:, : known.shape[1]]
+        return FlowContext(F.conv2d(known, weight, padding=1), coords, features[:, :1],
+                           *lattice.middlemost(coords))
 
     def velocity(self, z: Tensor, theta: Tensor, context: FlowContext, lattice: Lattice) -> Tensor:
         """The velocity, and the features that it is made of, at the places of z:
@@ -326,14 +355,15 @@ class GridUNets(nn.Module):
             z: (B, N, C). theta: (B,).
         """
         assert self.flow is not None
-        mask, mean = lattice.scatter_mean(z.float(), context.coords)
+        which = context.shown[..., None].expand(-1, -1, z.shape[2])       # (B, h w, C)
+        shown = z.float().gather(1, which) * context.seen
         angle = torch.stack([theta.cos(), theta.sin()], dim=1)[:, None]   # (B, 1, 2)
-        draw = torch.cat([mean, mask, angle.expand(-1, mean.shape[1], -1)], dim=2)
+        draw = torch.cat([shown, context.seen, angle.expand(-1, shown.shape[1], -1)], dim=2)
         first = self.flow.first
         of_draw = F.conv2d(lattice.as_picture(draw), first.weight[:, -draw.shape[2]:], first.bias,
                            padding=1)                                     # (B, W, h, w)
         velocity, hidden = self.flow.go_on(context.first.to(of_draw) + of_draw)
-        velocity = fill_observed(velocity.float(), context.mask)
+        velocity = fill_observed(velocity.float(), context.observed)
         return lattice.sample(torch.cat([velocity, hidden.float()], dim=1), context.coords)
 
 

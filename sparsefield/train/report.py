@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from sparsefield.data import Batch, Data, Pattern, Split
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots
-from sparsefield.evaluate.calibration import SETTINGS, describe, pool
+from sparsefield.evaluate.calibration import METHOD, describe, pool
 from sparsefield.evaluate.cases import Cases, evaluating, spread
 from sparsefield.flow.path import END
 from sparsefield.model.checkpoint import write_atomically
@@ -205,7 +205,7 @@ class _WithForm(nn.Module):
 
     def __init__(self, model: FieldModel, known: Known):
         super().__init__()
-        self.model, self.known = model, known
+        self.model, self.known, self.num_steps = model, known, model.num_steps
 
     def encode(self, observed: Observed, queries: Tensor, **settings: Any) -> State:
         return self.model.encode(self.known.observed, queries, form=self.known.form, **settings)
@@ -322,7 +322,7 @@ class Reporter:
         cases = self.validation.cases
         shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
         path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
-        drawn = shown.sample(model, draws=DRAWS, **SETTINGS)
+        drawn = shown.sample(model, draws=DRAWS, method=METHOD)
         columns = {"posterior mean": shown.sample(model, **MEAN).fields, "one sample": drawn.fields}
         self.record_ranks(metrics.ensemble_scores(*pool(drawn.draws, shown.cases))["ranks"])
         with self.folder.tolerating("picture"):

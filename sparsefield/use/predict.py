@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
-from sparsefield.evaluate.calibration import SETTINGS, widen
+from sparsefield.evaluate.calibration import widen
 from sparsefield.flow.sampling import POINTS, Progress, sample
 from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
@@ -59,7 +59,7 @@ class Settings:
         value_range: low high, or so for each channel: what the model sees as darkest and brightest.
             Default that of the training data; for shades of grey, and with a warning where values
             lie far outside: theirs, with a margin.
-        num_steps: of Heun's rule; the calibration holds at the default.
+        num_steps: of Heun's rule; None: the model's own number, at which it was calibrated.
         seed: of the noise.
         aspect: equal (both axes have one scale), free (each its own), or auto: free where the
             points span more than 10 times as much of one.
@@ -83,7 +83,7 @@ class Settings:
     num_samples: int = 16
     noise_sd: float | Sequence[float] | Literal["auto"] = 0.0
     value_range: Sequence[float] | None = None
-    num_steps: int = SETTINGS["num_steps"]
+    num_steps: int | None = None
     seed: int = 0
     aspect: str = "auto"
     lonlat: bool = False
@@ -100,6 +100,8 @@ class Settings:
         """Raises UserError for numbers that cannot be used."""
         for name, low, high in (("num_samples", 2, MOST_SAMPLES), ("num_steps", 1, 2**31)):
             number = getattr(self, name)
+            if name == "num_steps" and number is None:
+                continue
             if not isinstance(number, (int, np.integer)) or not low <= number <= high:
                 raise UserError(f"{name}={number!r}: give a whole number from {low} to {high:,}")
         require_seed(self.seed)

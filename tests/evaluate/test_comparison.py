@@ -157,12 +157,13 @@ def test_weights_that_learnt_nothing_or_another_pattern_are_told_on_top(checkpoi
 
 
 def test_trainings_that_differ_beyond_the_model_are_told(checkpoints, pictures, tmp_path):
-    other = write_checkpoint(tmp_path / "v2", "V2", pictures, prior="none", lr=2e-3, device="mps")
+    other = write_checkpoint(tmp_path / "v2", "V2", pictures, zero_share=0.5, lr=2e-3, device="mps")
     settings = config({**checkpoints, "v2_checkpoint": str(other)}, tmp_path)
     loaded = {name: script.load(name, getattr(settings, f"{name.lower()}_checkpoint"))
               for name in NAMES}
     assert script.differences_in_training(loaded) == {
-        "prior": ["fitted", "none"], "lr": [1e-3, 2e-3]
+        "prior": ["none", "fitted"], "unet_width": [0, 48], "flow_unet_width": [0, 48],
+        "zero_share": [0.25, 0.5], "lr": [1e-3, 2e-3]
     }
 
 
@@ -175,9 +176,10 @@ def test_one_folder_spelled_in_two_ways_is_no_difference(checkpoints, tmp_path, 
         stored["config"] |= {"data": data, "observe": data, "data_val": data}
         save_checkpoint(tmp_path / f"{key}.pth", stored)
         given[key[:2].upper()] = load_checkpoint(tmp_path / f"{key}.pth")
-    assert script.differences_in_training(given) == {}
+    of_v1 = {"prior", "unet_width", "flow_unet_width"}  # V1 as described has other defaults
+    assert set(script.differences_in_training(given)) == of_v1
     given["V2"]["config"]["observe"] = "elsewhere"
-    assert list(script.differences_in_training(given)) == ["observe"]
+    assert set(script.differences_in_training(given)) == of_v1 | {"observe"}
 
 
 # --- seeds ---------------------------------------------------------------------------------------

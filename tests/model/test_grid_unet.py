@@ -61,6 +61,26 @@ def test_values_are_averaged_in_the_cells_where_they_lie():
     assert mean[0, :, 0].tolist() == [0, 5, 2, 7]
 
 
+def test_a_cell_shows_the_point_in_its_middle():
+    coords = torch.tensor([[[0.1, 0.3], [0.2, 0.35], [0.9, 0.05], [0.3, 0.35]]])
+    mask, index = Lattice(2, 2, Domain(1, 0.5)).middlemost(coords)
+    assert mask[0, :, 0].tolist() == [0, 1, 1, 0]
+    assert index[0].tolist() == [0, 2, 1, 0]  # of two that are equally near, the first
+
+
+def test_a_cell_of_many_points_shows_as_much_of_a_draw_as_a_cell_of_one():
+    """Means of a cell's z varied less than what was learnt from: fine samples were too smooth."""
+    unets, features = made(flow_width=8), some_features()
+    fine = grid_coords(2 * SIDE, 2 * SIDE)[None]
+    context = unets.flow_context(features, unets(features), fine, CELLS)
+    assert context.seen.all() and context.shown.unique().numel() == SIDE**2
+    shown, z = torch.randn(1, SIDE**2, CHANNELS), torch.zeros(1, 4 * SIDE**2, CHANNELS)
+    z[:, context.shown[0]] = shown
+    coarse = unets.flow_context(features, unets(features), PIXELS, CELLS)
+    torch.testing.assert_close(unets.velocity(z, THETA, context._replace(coords=PIXELS), CELLS),
+                               unets.velocity(shown, THETA, coarse, CELLS))
+
+
 def test_cells_ask_the_closed_form_where_their_observations_are():
     coords = torch.tensor([[[0.05, 0.6], [0.25, 0.8], [0.9, 0.1]]])
     places = Lattice(2, 2, UNIT_SQUARE).cell_queries(coords)[0]
@@ -147,7 +167,7 @@ def test_what_is_predicted_in_observed_cells_is_not_used():
 def flow() -> tuple[GridUNets, FlowContext]:
     unets, features = made(flow_width=8), some_features()
     torch.nn.init.normal_(unets.flow.last.weight)
-    return unets, unets.flow_context(features, unets(features), PIXELS)
+    return unets, unets.flow_context(features, unets(features), PIXELS, CELLS)
 
 
 THETA = torch.tensor([0.7])
@@ -170,6 +190,6 @@ def test_the_first_layer_in_two_parts_is_the_first_layer():
                       THETA.sin().expand(1, SIDE**2, 1)], dim=2)
     whole = torch.cat([features, output, CELLS.as_picture(draw)], dim=1)
     expected = CELLS.sample(fill_observed(unets.flow(whole)[0], features[:, :1]), PIXELS)
-    context = unets.flow_context(features, output, PIXELS)
+    context = unets.flow_context(features, output, PIXELS, CELLS)
     found = unets.velocity(z, THETA, context, CELLS)[..., :CHANNELS]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
