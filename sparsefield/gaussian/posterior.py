@@ -375,8 +375,8 @@ def _errors(sites: Sites, queries: Tensor, drift: Tensor | None) -> Errors:
 
 
 class _Tiles(_Field):
-    """Places are cut into tiles, each answered from its own observations and those around it, with
-    what was fitted to the field.
+    """Places are cut into tiles, each answered from its own observations, those around it and some
+    farther away, with what was fitted to the field.
 
     A tile is a box of at most TILE observations, or SOLID_TILE in more than two dimensions, so that
     tiles depend on the data alone. The drift is that of the fit, everywhere: what is left beside it

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 AROUND = 4  # times as many observations as wanted are looked at, those nearest to a box's middle
+FAR = 0.25  # of those that a box is answered from: one of each box, to see across gaps
 
 
 class Cut(NamedTuple):
@@ -23,6 +24,9 @@ class Cut(NamedTuple):
     at: float
     below: Cut | int
     above: Cut | int
+
+
+Tree = tuple[Tensor, scipy.spatial.cKDTree]  # observations, and what finds the nearest of them
 
 
 class Boxes:
@@ -38,7 +42,11 @@ class Boxes:
         self.coords, self.most = coords, most
         self.own: list[Tensor] = []
         self.root = self._cut(torch.arange(len(coords), device=coords.device))
-        self.tree = scipy.spatial.cKDTree(coords.cpu().numpy())
+        first = torch.stack([rows[0] for rows in self.own])
+        self.all, self.first = self._tree(torch.arange(len(coords)).to(first)), self._tree(first)
+
+    def _tree(self, rows: Tensor) -> Tree:
+        return rows, scipy.spatial.cKDTree(self.coords[rows].cpu().numpy())
 
     def _cut(self, rows: Tensor) -> Cut | int:
         places = self.coords[rows]
@@ -76,14 +84,23 @@ class Boxes:
         return list(sort(self.root, torch.arange(len(places), device=places.device)))
 
     def nearest(self, number: int, count: int) -> Tensor:
-        """Which observations a box is answered from, in their order: its own, and the nearest of
-        those around it, `count` in all or as many as there are."""
+        """Which observations a box is answered from, in their order, `count` in all or as many as
+        there are: its own, the nearest among the first of each box, up to a share FAR, and then the
+        nearest of all. A place between clusters or tracks is so answered from all around it."""
         own = self.own[number]
-        low, high = self.coords[own].amin(dim=0), self.coords[own].amax(dim=0)
         count = min(len(self.coords), max(count, 2 * len(own)))
-        some = min(len(self.coords), AROUND * count)
-        _, index = self.tree.query(((low + high) / 2).cpu().numpy(), k=np.arange(some) + 1)
-        near = torch.cat([own, torch.from_numpy(index).to(own)]).unique()  # in their order
+        far = self._nearest(own, self.first, int(FAR * count))
+        near = self._nearest(own, self.all, count)
+        near = near[~torch.isin(near, torch.cat([own, far]))]
+        chosen = torch.cat([own, far]).unique()
+        return torch.cat([chosen, near[: count - len(chosen)]]).sort().values
+
+    def _nearest(self, own: Tensor, among: Tree, count: int) -> Tensor:
+        """`count` of those among, or all, the nearest to the box of the own ones first."""
+        rows, tree = among
+        low, high = self.coords[own].amin(dim=0), self.coords[own].amax(dim=0)
+        some = min(len(rows), AROUND * count)
+        _, index = tree.query(((low + high) / 2).cpu().numpy(), k=np.arange(some) + 1)
+        near = rows[torch.from_numpy(index).to(rows)].sort().values
         away = (self.coords[near] - self.coords[near].clamp(low, high)).square().sum(dim=1)
-        away[torch.isin(near, own)] = -1
-        return near[away.topk(count, largest=False, sorted=False).indices.sort().values]
+        return near[away.argsort(stable=True)[:count]]

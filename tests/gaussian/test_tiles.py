@@ -40,8 +40,34 @@ def test_a_box_is_answered_from_its_own_observations_and_the_nearest_others():
     low, high = own.amin(dim=0), own.amax(dim=0)
     away = (coords - coords.clamp(low, high)).norm(dim=1)
     others = [i for i in range(500) if i not in index]
-    assert away[index].max() <= away[others].min()
+    first = torch.stack([rows[0] for rows in boxes.own])
+    far = first[away[first].argsort()[:15]]
+    assert set(far.tolist()) <= set(index.tolist())
+    near = [i for i in index.tolist() if i not in far]
+    assert away[near].max() <= away[others].min()
     assert len(Boxes(torch.zeros(50, 2), 20).nearest(0, 30)) == 50  # at one place: never apart
+
+
+@pytest.mark.parametrize("middles", [[[0.2, 0.3], [0.8, 0.7]], None])
+def test_between_clusters_and_tracks_tiles_agree_with_the_whole(monkeypatch, middles):
+    coords = points(600)
+    if middles is None:
+        coords[:, 1] = torch.where(coords[:, 1] > 0.5, 0.7, 0.3)
+    else:
+        coords = 0.05 * coords + torch.tensor(middles).repeat(300, 1)
+    values = (7 * coords[:, :1]).sin() + (50 * coords.sum(dim=1, keepdim=True)).cos() / 2
+    places = torch.stack([torch.linspace(0.2, 0.8, 50), torch.full((50,), 0.5)], dim=1)
+    noise = torch.full_like(values, 0.1)[None]
+
+    def answer():
+        return posterior_module.condition(coords[None], values[None], noise).at(places[None])
+
+    whole = answer()
+    for name, number in {"DENSE_POINTS": 599, "TILE": 32, "TOGETHER": 128}.items():
+        monkeypatch.setattr(posterior_module, name, number)
+    tiled = answer()
+    assert ((tiled.mean - whole.mean) / whole.sd).square().mean().sqrt() < 0.2
+    assert (tiled.sd / whole.sd - 1).abs().max() < 0.14
 
 
 def test_leave_one_out_in_tiles_is_nearly_that_of_all(monkeypatch):
