@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import SIZE, WHOLE, assert_same, losses, records, settings, train
+from small import SIZE, WHOLE, assert_same, losses, records, settings, train, write_ramps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sparsefield.errors import UserError
@@ -205,9 +205,10 @@ def test_contradicting_settings_are_named_and_setting_aside_leaves_other_files(d
 
 
 def test_a_training_goes_on_with_its_paths_spelled_otherwise(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(data.parent)
-    run, other = tmp_path / "run", f"{data.parent}/../{data.parent.name}/{data.name}"
-    train(settings(data, run, epochs=1, data_val=data.name))
+    monkeypatch.chdir(tmp_path)
+    name = write_ramps(tmp_path / "val.npz").name
+    run, other = tmp_path / "run", f"{tmp_path}/../{tmp_path.name}/{name}"
+    train(settings(data, run, epochs=1, data_val=name))
     train(settings(data, run, epochs=2, data_val=other))
     with pytest.raises(UserError, match="holds a training with data="):
         train(settings(data, run, epochs=2, data_val=other, data_test=other))
