@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,6 +43,12 @@ class NoiseCases(Cases):
             .standard_normal((20, 16, 16, self.channels)) for case in self])
 
 
+def fitted(width: Callable, cases: NoiseCases) -> dict:
+    """`calibrate` of a model whose samples have that width."""
+    width.num_steps = 2
+    return calibrate(width, cases)
+
+
 def undoing(width: float, members: int = 20) -> float:
     """The factor for that width: the mean of the samples is itself uncertain, more if wide."""
     return ((1 + width**2 / members) / (1 + 1 / members)) ** 0.5 / width
@@ -49,7 +56,7 @@ def undoing(width: float, members: int = 20) -> float:
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
 def test_a_wrong_width_is_undone_on_pictures_that_were_not_fitted(width):
-    found = calibrate(lambda index: width, NoiseCases(16))
+    found = fitted(lambda index: width, NoiseCases(16))
     assert found["spread"] == pytest.approx([undoing(width)], rel=0.06)
     assert found["calibrated"] == pytest.approx([0.9], abs=0.02)
     assert (found["raw"][0] < 0.65) if width < 1 else (found["raw"][0] > 0.88)
@@ -58,7 +65,7 @@ def test_a_wrong_width_is_undone_on_pictures_that_were_not_fitted(width):
 
 def test_every_channel_has_a_factor_of_its_own():
     """One for both once took the intervals of a channel beside a constant one from 94 to 84 %."""
-    found = calibrate(lambda index: np.array([0.5, 2.0]), NoiseCases(16, channels=2))
+    found = fitted(lambda index: np.array([0.5, 2.0]), NoiseCases(16, channels=2))
     assert found["spread"] == pytest.approx([undoing(0.5), undoing(2)], rel=0.06)
     assert found["calibrated"] == pytest.approx([0.9, 0.9], abs=0.02)
     assert "% with the spread times 1." in describe(found) and " / 0.5" in describe(found)
@@ -66,10 +73,10 @@ def test_every_channel_has_a_factor_of_its_own():
 
 def test_what_is_reported_is_out_of_sample():
     """Every second picture is drawn too wide: the factor of the others does not help them."""
-    found = calibrate(lambda index: 1 + 2 * (index % 2), NoiseCases(16))
+    found = fitted(lambda index: 1 + 2 * (index % 2), NoiseCases(16))
     assert found["spread"] == pytest.approx([1], rel=0.06)
     assert min(found["raw"] + found["calibrated"]) > 0.99
-    swapped = calibrate(lambda index: 3 - 2 * (index % 2), NoiseCases(16))
+    swapped = fitted(lambda index: 3 - 2 * (index % 2), NoiseCases(16))
     assert swapped["spread"] == pytest.approx([undoing(3)], rel=0.06)
     assert swapped["raw"] == pytest.approx([0.9], abs=0.02) and swapped["calibrated"][0] < 0.6
 
@@ -77,12 +84,12 @@ def test_what_is_reported_is_out_of_sample():
 def test_pictures_are_taken_from_the_whole_set(monkeypatch):
     monkeypatch.setattr(calibration, "PICTURES", 4)
     asked = []
-    calibrate(lambda index: asked.append(index) or 1, NoiseCases(10))
+    fitted(lambda index: asked.append(index) or 1, NoiseCases(10))
     assert asked == [0, 3, 6, 9]
 
 
 def test_a_single_picture_is_fitted_and_nothing_measured():
-    found = calibrate(lambda index: 2, NoiseCases(1))
+    found = fitted(lambda index: 2, NoiseCases(1))
     assert found["spread"] == pytest.approx([undoing(2)], rel=0.25)
     assert found["pictures"] == 0 and np.isnan(found["calibrated"])
     assert "not measured" in describe(found)

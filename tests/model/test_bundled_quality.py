@@ -61,7 +61,7 @@ def v2():
 @pytest.fixture(scope="module")
 def squares() -> Cases:
     test = open_data("photos").test
-    return Cases(test, RANDOM, range(0, len(test), 20), seed=0)
+    return Cases(test, RANDOM, range(0, len(test), 32), seed=0)
 
 
 def gain(cases: Cases, model) -> float:
