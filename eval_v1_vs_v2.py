@@ -234,7 +234,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     paths = {"V1": config.v1_checkpoint, "V2": config.v2_checkpoint}
     checkpoints = {name: load(name, path) for name, path in paths.items()}
     notes = check_pair(*checkpoints.values())
-    if checkpoints["V1"].get("shipped") and checkpoints["V2"].get("shipped"):
+    are_ours = all(checkpoint.get("shipped") for checkpoint in checkpoints.values())
+    if are_ours and tables.starts_from_noise(checkpoints["V1"]):
         paths[BESIDE] = V1_WITH_START
         checkpoints[BESIDE] = load_checkpoint(V1_WITH_START)
     further = zip(load_seeds("V1", config.v1_seeds, checkpoints["V1"]),

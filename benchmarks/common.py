@@ -59,6 +59,17 @@ def ratio(over: list[float], under: list[float]) -> str:
     return f"{found:,.0f} ×" if found >= 20 else f"{found:.2f} ×"
 
 
+def run_training(name: str, line: list[str], folder: Path) -> None:
+    """Run a training's command to its end, or go on with it; its log lies beside its folder. Ends
+    the program if it fails."""
+    print(f"{name}: {' '.join(line[1:])}", file=sys.stderr, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".log"), "a") as log:
+        done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"error: {name} failed, see {folder.with_suffix('.log')}")
+
+
 def memory_in_a_process_of_its_own(*arguments: str) -> str:
     """What the running script prints for these arguments: elsewhere freed memory would be reused,
     and not be seen.

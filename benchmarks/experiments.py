@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, table, validations
+from common import ROOT, describe_machine, run_training, table, validations
 
 sys.path.insert(0, str(ROOT))
 
@@ -35,7 +34,8 @@ START = ("train_mamba_v2.py --start_share 1 --flow_unet_width 0 --d_model 16 --n
          "--perceiver_iterations 0 --perceiver_heads 2 --neighbours 0")
 TOKENS = "--batch_size 16 --queries_min 128 --queries_max 384"
 V2 = f"train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4 {TOKENS}"
-V1 = f"train_mamba.py --d_model 128 --num_layers 6 {TOKENS}"
+V1 = ("train_mamba.py --d_model 128 --num_layers 6 --prior fitted --flow_unet_width 48 "
+      f"{TOKENS}")
 BARE = "--unet_width 0"
 # What each row adds to the first; of a setting given twice the last counts.
 LADDERS = {
@@ -72,11 +72,7 @@ def train(name: str, command: str, folder: Path, given: argparse.Namespace) -> N
         theirs = load_checkpoint(given.start_from)["model_args"]
         line += ["--start_from", str(given.start_from),
                  "--unet_width", str(theirs.get("unet_width", 0))]
-    print(f"{name}: {' '.join(line[1:])}", file=sys.stderr, flush=True)
-    with open(folder.with_suffix(".log"), "a") as log:
-        done = subprocess.run(line, stdout=log, stderr=log, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"error: {name} failed, see {folder.with_suffix('.log')}")
+    run_training(name, line, folder)
 
 
 def score(folder: Path, given: argparse.Namespace) -> dict:

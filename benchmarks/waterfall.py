@@ -21,7 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, table, validations
+from common import ROOT, describe_machine, run_training, table, validations
+
+from experiments import COMMON, V1, V2
 
 sys.path.insert(0, str(ROOT))
 
@@ -34,11 +36,6 @@ from sparsefield.model.field import FieldModel, GaussianModel
 
 STORED = ROOT / "benchmarks/waterfall.json"
 PICTURE = ROOT / "docs/waterfall.png"
-COMMON = ("--batch_size 16 --lr 2e-3 --warmup 100 --eval_every 1 --eval_pictures 64 "
-          "--visualize_every 100000 --save_every 1 --keep_last 1 --queries_min 128 "
-          "--queries_max 384")
-V1 = "train_mamba.py --d_model 128 --num_layers 6"
-V2 = "train_mamba_v2.py --d_model 64 --num_layers 8 --perceiver_heads 4"
 NOISE, START = "--prior none --unet_width 0", "--prior fitted --unet_width 48"
 RUNGS = {
     "V1 as described": f"{V1} {NOISE}",
@@ -66,14 +63,10 @@ def train(given: argparse.Namespace) -> None:
     for rung in given.rungs:
         script, *flags = RUNGS[rung].split()
         folder = folder_of(rung, given)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, str(ROOT / script), *COMMON.split(), *flags, "--data", given.data,
                 "--epochs", str(given.epochs), "--seed", str(given.seed), "--save_dir", str(folder)]
         line += ["--data_val", given.data_val] if given.data_val else []
-        print(f"{rung}: {' '.join(line[1:])}", flush=True)
-        with open(folder.with_suffix(".log"), "a") as log:
-            if subprocess.run(line, stdout=log, stderr=log, cwd=ROOT).returncode:
-                sys.exit(f"error: {rung} failed, see {folder.with_suffix('.log')}")
+        run_training(rung, line, folder)
 
 
 def score(given: argparse.Namespace) -> None:

@@ -21,12 +21,13 @@ def page(title: str, package: str, name: str, data: dict[str, Any]) -> bytes:
 
     Args:
         title: plain text. package, name: of the fragment, an .html file.
-        data: plain types, which the script knows as `data`. Nothing in it becomes markup.
+        data: plain types, which the script knows as `data`, the lines below the title as "summary"
+            among them. Nothing in it becomes markup.
     """
     body, script = _read(package, name).split("<script>")
     parts = {
         "title": html.escape(title), "body": body, "script": script.replace("</script>", ""),
-        "plotly": get_plotlyjs(), "data": _as_json(data),
+        "plotly": get_plotlyjs(), "data": _as_json({"title": title, **data}),
     }
     skeleton = _read("sparsefield.evaluate", "page.html")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], skeleton).encode(

@@ -288,6 +288,11 @@ def about(config: EvaluationConfig, data: Data, cases: Cases) -> dict[str, dict[
             "data": data.describe() | {"test_indices": [case.index for case in cases]}}
 
 
+def starts_from_noise(model: dict[str, Any]) -> bool:
+    """Whether a checkpoint, or what `describe_model` says of it, has no fitted posterior."""
+    return bool(model["model_args"].get("prior") == "none")
+
+
 def describe_model(checkpoint: dict[str, Any], model: nn.Module, path: str) -> dict[str, Any]:
     """What a checkpoint is, in plain types."""
     return {key: checkpoint[key] for key in ("model_class", "model_args", "step", "epoch")} | {
@@ -438,7 +443,7 @@ def comparison_header(results: dict[str, Any]) -> str:
 def blocks(title: str, results: dict[str, Any], kind: str) -> str:
     """A block for each metric that is defined for this kind."""
     parts, hoped = [titled(title)], {}
-    if results["models"]["V1"]["model_args"].get("prior") == "none":  # V1 as its user knows it
+    if starts_from_noise(results["models"]["V1"]):  # V1 as its user knows it
         hoped = {metric: f"; hoped for: {hope}" for metric, hope in HOPES.items()}
     for metric, (label, unit, digits, is_gain) in BLOCKS.items():
         interval = results["differences"].get(kind, {}).get(metric, {"mean": math.nan})

@@ -36,6 +36,7 @@ from sparsefield.gaussian.kernels import (
 from sparsefield.gaussian.kriging import (
     Answer,
     LeaveOneOut,
+    Mixture,
     Sites,
     closeness,
     full_precision,
@@ -359,19 +360,14 @@ class _Field:
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
         """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
         the queries (S, n) and at the observations (S, M)."""
-        return _errors(self._heaviest, queries, drift)
+        whitened, variance = self._heaviest.krige(queries, drift)
 
+        def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
+            known = at_observed.mT                                        # (M, S)
+            kriged = known[:1] + (whitened.mT @ self._heaviest.whiten(known))[0]
+            return (at_queries - kriged.mT) / variance[0].sqrt()
 
-def _errors(sites: Sites, queries: Tensor, drift: Tensor | None) -> Errors:
-    """See `_Field.errors`, of sites under one kernel."""
-    whitened, variance = sites.krige(queries, drift)
-
-    def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
-        known = at_observed.mT                                            # (M, S)
-        kriged = known[:1] + (whitened.mT @ sites.whiten(known))[0]
-        return (at_queries - kriged.mT) / variance[0].sqrt()
-
-    return of
+        return of
 
 
 class _Tiles(_Field):
@@ -394,25 +390,33 @@ class _Tiles(_Field):
         most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
         self.tiles = Boxes(observed.coords, most)
         self.at_once = max(256, HELD // (len(fitted.kernels) * TOGETHER))
-        self._newest: tuple[int, _Field, Tensor] | None = None
+        self._newest: tuple[int, Fit, _Field, Tensor] | None = None
 
     def pieces(self, coords: Tensor) -> list[Tensor]:
         return [piece for rows in self.tiles.of(coords) for piece in rows.split(self.at_once)]
 
-    def _tile(self, number: int) -> tuple[_Field, Tensor]:
+    def _tile(self, number: int, fitted: Fit) -> tuple[_Field, Tensor]:
         """The field of a tile, without the drift, and which observations it is answered from."""
-        if self._newest is None or self._newest[0] != number:
+        if self._newest is None or self._newest[0] != number or self._newest[1] is not fitted:
             index = self.tiles.nearest(number, TOGETHER)
             there = self.left.take(index)
-            fitted = self.fit.at(there.coords, there.values, there.noise_variance)
-            self._newest = number, _Field(self.design, there, fitted, self.spacing), index
-        return self._newest[1:]
+            own = fitted.at(there.coords, there.values, there.noise_variance)
+            self._newest = number, fitted, _Field(self.design, there, own, self.spacing), index
+        return self._newest[2:]
+
+    @cached_property
+    def _of_heaviest(self) -> Fit:
+        """The fit with its heaviest kernel alone, for `Fit.at`."""
+        heaviest = slice(self.fit.heaviest, self.fit.heaviest + 1)
+        weight, channels = self.fit.mixture
+        return self.fit._replace(kernels=self.fit.kernels[heaviest],
+                                 mixture=Mixture(weight[heaviest], channels[heaviest]))
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
         found = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
         for number, own in enumerate(self.tiles.own):
-            tile, index = self._tile(number)
+            tile, index = self._tile(number, self.fit)
             mine = torch.isin(index, own)
             for whole, part in zip(found, tile.leave_one_out, strict=True):
                 whole[index[mine]] = part[mine]
@@ -421,7 +425,7 @@ class _Tiles(_Field):
         return found
 
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        tile, _ = self._tile(self.tiles.number(queries[0]))
+        tile, _ = self._tile(self.tiles.number(queries[0]), self.fit)
         if drift is None:
             return tile.answer(queries, None)
         sites, known = tile.fit.sites, tile.observed.drift
@@ -434,12 +438,8 @@ class _Tiles(_Field):
         return answer._replace(mean=answer.mean + drift @ self.slope)
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
-        index = self.tiles.nearest(self.tiles.number(queries[0]), TOGETHER)
-        there, heaviest = self.left.take(index), self.fit.heaviest
-        noise = self.fit.relative(there.noise_variance)
-        sites = Sites.of((self.fit.kernels[heaviest],), there.coords,
-                         None if noise is None else noise[heaviest : heaviest + 1])
-        of_tile = _errors(sites, queries, None)
+        tile, index = self._tile(self.tiles.number(queries[0]), self._of_heaviest)
+        of_tile = tile.errors(queries, None)
         return lambda at_queries, at_observed: of_tile(at_queries, at_observed[:, index])
 
 

@@ -44,7 +44,7 @@ def training_page(
             + ", ".join(f"{other} {numbers['psnr']:.2f} dB" for other, numbers in baselines.items())
             + ".")
     return html.page(f"Training of {name}", "sparsefield.train", "report.html", {
-        "title": f"Training of {name}", "summary": summary,
+        "summary": summary,
         "flow_from": stages.start if 0 < stages.start < stages.end else None,
         "losses": [{"stage": stage, "step": part["step"], "loss": part["loss"],
                     "validation": part["val_loss"]}

@@ -50,7 +50,7 @@ def field_page(
     residuals = field.checks and field.checks.residuals
     about = "colours" if is_rgb else ", ".join(field.names)
     return html.page(f"{about} from {source}", "sparsefield.use", "field.html", {
-        "title": f"{about} from {source}", "summary": _summary(field, given, limits),
+        "summary": _summary(field, given, limits),
         "thinned": _thinned(step, count, len(field.samples), len(some), len(given.coords)),
         "x": shown.coords[0, ::step, 0], "y": shown.coords[::step, 0, 1], "extent": extent,
         "axes": axes, "units": field.units or "", "lonlat": lonlat, "is_picture": given.is_picture,
