@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+
 from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))

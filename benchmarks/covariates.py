@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 import pandas
 import torch
+
 from common import ROOT, describe_machine, errors, mean_of, table
 
 sys.path.insert(0, str(ROOT))

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from common import ROOT, describe_machine, run_training, table, validations
 
 sys.path.insert(0, str(ROOT))

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, describe_machine, table
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import t as student
+
+from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))
 

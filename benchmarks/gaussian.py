@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from common import (
     ROOT,
     Checkout,
@@ -30,7 +32,6 @@ from common import (
     ratio,
     table,
 )
-from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 

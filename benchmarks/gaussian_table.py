@@ -21,13 +21,13 @@ from pathlib import Path
 
 import matplotlib.cbook
 import numpy as np
-from common import ROOT, closed_form, describe_machine, errors, mean_of, table, ways
 from scipy.ndimage import gaussian_filter, map_coordinates
+
+from common import ROOT, closed_form, describe_machine, errors, mean_of, table, ways
 
 sys.path.insert(0, str(ROOT))
 
 from fields_table import SOURCES
-
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.scale import Scale, pixel_scale, to_unit
 from sparsefield.evaluate import metrics

@@ -23,8 +23,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import ROOT, table
 from torch.utils.flop_counter import FlopCounterMode
+
+from common import ROOT, table
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, describe_machine, print_row
 from scipy.interpolate import RBFInterpolator
+
+from common import ROOT, describe_machine, print_row
 
 sys.path.insert(0, str(ROOT))
 

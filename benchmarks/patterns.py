@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, table
 from tqdm import tqdm
+
+from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))
 

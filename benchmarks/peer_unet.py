@@ -25,9 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import ROOT, describe_machine, table
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from common import ROOT, describe_machine, table
 
 sys.path.insert(0, str(ROOT))
 

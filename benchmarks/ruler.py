@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from common import ROOT, describe_machine, table
 
 STORED = ROOT / "benchmarks/ruler.json"

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import ROOT, table
 from torch import Tensor
+
+from common import ROOT, table
 
 sys.path.insert(0, str(ROOT))
 

@@ -18,6 +18,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from common import (
     ROOT,
     describe_machine,
@@ -28,7 +30,6 @@ from common import (
     ratio,
     table,
 )
-from torch import Tensor
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests" / "scan"))

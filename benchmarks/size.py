@@ -24,6 +24,7 @@ from pathlib import Path
 from types import CodeType
 
 import numpy as np
+
 from common import table
 
 HERE = Path(__file__).resolve().parents[1]

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, describe_machine, errors, mean_of, table, ways
 from scipy.spatial.distance import cdist
+
+from common import ROOT, describe_machine, errors, mean_of, table, ways
 
 sys.path.insert(0, str(ROOT))
 

@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, describe_machine, run_training, table, validations
 
+from common import ROOT, describe_machine, run_training, table, validations
 from experiments import COMMON, V1, V2
 
 sys.path.insert(0, str(ROOT))

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from scipy.io import netcdf_file
+
 from small import ROOT, write_checkpoint
 
 

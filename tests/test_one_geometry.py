@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small import write_checkpoint
 
+from small import write_checkpoint
 from sparsefield import load
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.evaluate.cases import Cases

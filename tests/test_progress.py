@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from small import settings, train
 
 import reconstruct
+from small import settings, train
 from sparsefield import progress
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small import settings, train
 
+from small import settings, train
 from sparsefield.data import parse_pattern
 from sparsefield.evaluate import calibration
 from sparsefield.evaluate.calibration import calibrate, describe

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SIZE, settings, train, write_checkpoint
 
 import eval_sde_multiscale
 import eval_v1_vs_v2
+from small import SIZE, settings, train, write_checkpoint
 from sparsefield import device
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError

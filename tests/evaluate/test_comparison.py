@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import NAMES, run, write_checkpoint, write_pictures
 
 import eval_v1_vs_v2 as script
 import train_mamba
 import train_mamba_v2
+from small import NAMES, run, write_checkpoint, write_pictures
 from sparsefield.errors import UserError
 from sparsefield.evaluate import tables
 from sparsefield.evaluate.cases import open_test_data

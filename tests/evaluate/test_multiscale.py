@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from small import write_checkpoint
 
 import eval_sde_multiscale as script
+from small import write_checkpoint
 from sparsefield import cli
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.evaluate.cases import ENLARGED, Cases, spread, with_finest_truth

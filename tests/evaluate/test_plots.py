@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from small import run
 
+from small import run
 from sparsefield.data.scale import Scale
 from sparsefield.evaluate import plots
 

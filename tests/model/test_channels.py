@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from small import NAMES, SIZE
 
+from small import NAMES, SIZE
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import build_model
 from sparsefield.model.field import ClosedForm

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from small import ROOT
 from torch import Tensor, nn
 
+from small import ROOT
 from sparsefield.errors import UserError
 from sparsefield.flow import path
 from sparsefield.gaussian import condition

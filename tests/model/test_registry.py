@@ -4,11 +4,11 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from small import run, settings, write_pictures
 from torch import Tensor, nn
 
 import eval_v1_vs_v2
 import train_mamba_v2
+from small import run, settings, write_pictures
 from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import build_model, load_checkpoint

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import WHOLE, settings, train
 
+from small import WHOLE, settings, train
 from sparsefield.evaluate import plots
 
 

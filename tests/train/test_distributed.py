@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ROOT, flags, losses, settings, train
 
+from small import ROOT, flags, losses, settings, train
 from sparsefield.model.checkpoint import load_checkpoint
 
 SHARED = dict(epochs=12, precision="float32", eval_every=12, eval_pictures=3, dropout=0.1)

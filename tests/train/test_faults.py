@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import WHOLE, assert_same, records, settings, train, write_untrained
 
+from small import WHOLE, assert_same, records, settings, train, write_untrained
 from sparsefield.data import TrainingBatches
 from sparsefield.errors import UserError
 from sparsefield.model import checkpoint as files

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small import SIZE
 
+from small import SIZE
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
 from sparsefield.flow.path import draw_angles
 from sparsefield.place import Domain

@@ -3,10 +3,10 @@
 import json
 from dataclasses import fields
 
-from browser import browse, data_of
 from PIL import Image
-from small import WHOLE, settings, train
 
+from browser import browse, data_of
+from small import WHOLE, settings, train
 from sparsefield.evaluate.calibration import MEMBERS
 from train_mamba_v2 import Config
 

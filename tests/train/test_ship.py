@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import settings, train
 
+from small import settings, train
 from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import open_test_data

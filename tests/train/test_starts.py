@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+import train_mamba
+import train_mamba_v2
 from small import (
     SIZE,
     WHOLE,
@@ -15,9 +18,6 @@ from small import (
     write_checkpoint,
     write_pictures,
 )
-
-import train_mamba
-import train_mamba_v2
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, save_checkpoint
 from sparsefield.model.transfer import for_channels, take_shared_components

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import SIZE, WHOLE, assert_same, losses, records, settings, train, write_ramps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from small import SIZE, WHOLE, assert_same, losses, records, settings, train, write_ramps
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from sparsefield.train import loop as training

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from small import write_untrained
 
 import reconstruct as script
+from small import write_untrained
 from sparsefield import cli
 
 CALIBRATION = {"spread": 1.2, "raw": 0.8, "calibrated": 0.9, "pictures": 4}

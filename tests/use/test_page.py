@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browse, data_of
 
+from browser import browse, data_of
 from sparsefield import load
 from sparsefield.use import globe
 from sparsefield.use.field import Field

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gaussian.textbook import Kriging
 from scipy import stats
 
+from gaussian.textbook import Kriging
 from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.gaussian import condition

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small import write_untrained
 
+from small import write_untrained
 from sparsefield import load
 from sparsefield.errors import UserError
 from sparsefield.use import predict
