@@ -200,7 +200,8 @@ def _edges(axis: np.ndarray) -> tuple[float, float]:
 
 
 def grid_shape(
-    resolution: int | Sequence[int], extent: Sequence[float], scaled_by: Sequence[float]
+    resolution: int | Sequence[int], extent: Sequence[float], scaled_by: Sequence[float],
+    most: int = LARGEST,
 ) -> tuple[int, int]:
     """(rows, columns) of a grid; scaled_by: see `Frame`.
 
@@ -208,15 +209,15 @@ def grid_shape(
         resolution: (rows, columns) as they are, or how many cells the longer side has; these are
             then square in the units that the model sees.
     Raises:
-        UserError: no whole numbers, or a side is not in 1 ... 1024.
+        UserError: no whole numbers, or a side is not in 1 ... most.
     """
     wanted = np.ravel(resolution)
     if wanted.dtype.kind not in "iu" or len(wanted) not in (1, 2):
         raise UserError(f"resolution {resolution!r}: give a whole number such as 64, or rows and "
                         "columns as (48, 96)")
-    if wanted.min() < 1 or wanted.max() > LARGEST:
+    if wanted.min() < 1 or wanted.max() > most:
         raise UserError(f"resolution {'x'.join(map(str, wanted))}: rows and columns are 1 to "
-                        f"{LARGEST}")
+                        f"{most}")
     if len(wanted) == 2:
         return tuple(wanted.tolist())
     width, height = np.divide(sides(extent), scaled_by)
@@ -303,7 +304,7 @@ def what_is_asked(
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
     frame = Frame.of(given, extent, aspect, lonlat)
     if like is None:
-        shape = grid_shape(_parse_resolution(resolution, given), extent, frame.scaled_by)
+        shape = grid_shape(parse_resolution(resolution, given), extent, frame.scaled_by)
         like = Grid.over(extent, shape, lonlat)
     asked = Asked(like.places, extent, frame, like)
     if given.known is not None and given.known.pixels is not None:
@@ -394,7 +395,7 @@ def _tell_of_outside(coords: np.ndarray, extent: Extent) -> None:
                 "%.6g); they are used, too", label, is_outside.sum(), len(coords), *extent)
 
 
-def _parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:
+def parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:
     """The argument `resolution` of `Reconstructor.reconstruct`."""
     if text == "auto" and given.shape is None:
         return POINTS_RESOLUTION
