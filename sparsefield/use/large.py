@@ -180,10 +180,8 @@ def cut(shape: Sequence[int], side: int) -> Iterator[tuple[slice, slice]]:
 
 def opened(path: str):
     """A raster. Raises UserError where it cannot be read."""
-    try:
-        import rasterio
-    except ImportError:
-        raise UserError(f"{path}: rasters in tiles need rasterio: pip install rasterio") from None
+    import rasterio
+
     try:
         return rasterio.open(path)
     except (rasterio.errors.RasterioError, OSError) as error:

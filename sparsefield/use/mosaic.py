@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -58,6 +59,7 @@ from sparsefield.use.values import own_range, transformed
 log = logging.getLogger("sparsefield")
 
 TILE = 256  # pixels of a side, and of a block of the GeoTIFF
+CACHE = 256  # MB of rasters that GDAL keeps
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 PATIENCE = "10 s"  # that a scheduler and its workers are waited for
 LIVES = 3  # times in a row that workers may die before a tile is done
@@ -82,7 +84,7 @@ def is_beyond(config: Any) -> bool:
     sides = [int(word) for word in config.resolution.lower().split("x") if word.isdecimal()]
     if max(sides, default=0) > LARGEST:
         return True
-    with contextlib.suppress(UserError):  # which is raised where it is read
+    with contextlib.suppress(UserError, ImportError):  # of what is raised where it is read
         if config.grid is not None and not config.covariates:
             return max(axis.size for axis in _axes(config.grid)) > LARGEST
         if Path(config.input).suffix.lower() in GEOTIFF and not any(
@@ -148,9 +150,18 @@ def run(config: Any, given: Measurements | None = None) -> None:
     """Reconstruct settings of reconstruct.py in tiles; given: the measurements, if they were read.
 
     Raises:
-        UserError: what cannot be read, be done out of memory, or be written.
+        UserError: what cannot be read, be done in tiles, or be written.
     """
     _refuse(config)
+    if importlib.util.find_spec("rasterio") is None:
+        raise UserError("fields in tiles need rasterio: pip install rasterio")
+    import rasterio
+
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
+        _run(config, given)
+
+
+def _run(config: Any, given: Measurements | None) -> None:
     out = OutputFolder(config.out, "--out", NAMES, [config.input, config.mask, config.grid],
                        config.overwrite)
     samples = config.num_samples if "num_samples" in getattr(config, "given", ()) else 0
