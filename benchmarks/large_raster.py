@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -80,7 +79,7 @@ def watch(folder: Path, minutes: float) -> np.ndarray:
         rows.append((time.monotonic() - begun, sum(seconds for seconds, _ in below),
                      usage(process.pid)[1], max((memory for _, memory in below), default=0), done))
         if rows[-1][1] > 60 * minutes:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
         time.sleep(2)
     return np.array(rows)

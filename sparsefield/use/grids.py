@@ -28,6 +28,7 @@ log = logging.getLogger("sparsefield")
 LARGEST = 1024  # rows or columns of a field that is asked for
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
 ARRAY = "the DataArray"  # in messages
+RESOLUTION = r"\d{1,6}([xX]\d{1,6})?"
 POINTS_RESOLUTION = 64  # cells of the longer side, by default
 
 
@@ -402,6 +403,6 @@ def parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:
     if text == "auto":
         factor = -(-max(given.shape) // LARGEST)
         return tuple(max(1, side // factor) for side in given.shape)
-    if not re.fullmatch(r"\d{1,6}([xX]\d{1,6})?", text):
+    if not re.fullmatch(RESOLUTION, text):
         raise UserError(f"--resolution {text}: give a number such as 64, or ROWSxCOLUMNS as 48x96")
     return tuple(map(int, text.lower().split("x")))

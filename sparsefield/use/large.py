@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -145,11 +146,11 @@ class Raster:
         self.some = joined(kept)
         if not self.count:
             raise UserError(f"{path}: no pixel is known: all are no-data, or black in the mask")
+        if missing is None:
+            refuse_lone_extreme(path, self.some.values.reshape(-1))
         if self.count == self.shape[0] * self.shape[1]:
             raise UserError(f"{path}: every pixel is known, so nothing is to be reconstructed; say "
                             "which are not with --mask mask.tif or --missing")
-        if missing is None:
-            refuse_lone_extreme(path, self.some.values.reshape(-1))
 
     def _draw(self, coords: np.ndarray) -> np.ndarray:
         """A number in 0 ... 1 for each pixel."""
@@ -182,6 +183,7 @@ def opened(path: str):
     """A raster. Raises UserError where it cannot be read."""
     import rasterio
 
+    warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # pictures are none
     try:
         return rasterio.open(path)
     except (rasterio.errors.RasterioError, OSError) as error:

@@ -17,6 +17,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -37,13 +38,13 @@ import filelock
 import numpy as np
 
 from sparsefield import __version__, progress
-from sparsefield.data.files import parse_missing
+from sparsefield.data.files import one_line, parse_missing
 from sparsefield.data.netcdf import GEOTIFF, grid_axes, is_even, lazily
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.use import large
 from sparsefield.use.field import prefixes, require_limit, require_samples
-from sparsefield.use.grids import LARGEST, Grid, grid_shape, parse_resolution
+from sparsefield.use.grids import LARGEST, RESOLUTION, Grid, grid_shape, parse_resolution
 from sparsefield.use.large import Index, Plan, Raster, Windows, answer, cut, opened, spread_over
 from sparsefield.use.points import (
     MOST_POINTS,
@@ -81,8 +82,9 @@ def is_beyond(config: Any) -> bool:
     known before the measurements are read."""
     if config.workers is not None or config.scheduler is not None:
         return True
-    sides = [int(word) for word in config.resolution.lower().split("x") if word.isdecimal()]
-    if max(sides, default=0) > LARGEST:
+    if re.fullmatch(RESOLUTION, config.resolution) and max(
+        map(int, config.resolution.lower().split("x"))
+    ) > LARGEST:
         return True
     with contextlib.suppress(UserError, ImportError):  # of what is raised where it is read
         if config.grid is not None and not config.covariates:
@@ -157,6 +159,7 @@ def run(config: Any, given: Measurements | None = None) -> None:
         raise UserError("fields in tiles need rasterio: pip install rasterio")
     import rasterio
 
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # it raises what it logs
     with rasterio.Env(GDAL_CACHEMAX=CACHE):
         _run(config, given)
 
@@ -323,13 +326,15 @@ def workers(
         from distributed import Client, KilledWorker
     except ImportError:
         raise UserError("--scheduler needs dask.distributed: pip install distributed") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # what they say is said in one line here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://[^/]+:\d+", scheduler):
+        raise UserError(f"--scheduler {scheduler}: give its address, such as tcp://host:8786")
     try:
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--scheduler {scheduler}: does not answer within {PATIENCE} "
-                        f"({type(error).__name__}); is it running? give its address, such as "
-                        "tcp://host:8786") from None
+                        f"({type(error).__name__}); is it running there?") from None
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
@@ -372,7 +377,6 @@ class Tiles:
 
     def __init__(self, folder: Path, config: Any, plan: Plan, target: Target):
         self.folder, self.plan, self.target = folder, plan, target
-        self.all = list(cut(target.shape, TILE))
         self.bands = [prefix + key for part in plan.parts
                       for prefix in prefixes(plan.names)[part.channels] for key in (
                           "mean", "sd", *(f"probability_above_{limit:.12g}" for limit in
@@ -388,6 +392,13 @@ class Tiles:
         self.digest = hashlib.sha256(json.dumps(self.of).encode()).hexdigest()[:12]
         self.done, self.manifest = folder / ".tiles", folder / "tiles.json"
         self.is_continued = self._check()
+        there = [path.stat().st_size for path in self.done.glob("*.npy")]
+        self.is_done = not there and self.is_continued and (folder / "field.tif").exists()
+        needs = 4 * len(self.bands) * math.prod(target.shape) - sum(there)
+        if not self.is_done and needs > (free := shutil.disk_usage(folder).free):
+            raise UserError(f"--out {folder}: tiles need {needs / 1e9:.2g} GB, and "
+                            f"{free / 1e9:.2g} are free; make room, or choose another folder")
+        self.all = list(cut(target.shape, TILE))
 
     def _check(self) -> bool:
         """Whether it holds a run of this."""
@@ -433,17 +444,10 @@ class Tiles:
         return len(self.bands), rows.stop - rows.start, columns.stop - columns.start
 
     def missing(self) -> list[tuple[slice, slice]]:
-        """Tiles that are to be done: none where field.tif is there. Raises UserError where they
-        have no room."""
-        is_there = self.is_continued and (self.folder / "field.tif").exists()
-        if is_there and not any(self.done.glob("*.npy")):
-            return []
-        left = [tile for tile in self.all if not self._path(tile).exists()]
-        needs = sum(4 * math.prod(self._shape(tile)) for tile in left)
-        if needs > (free := shutil.disk_usage(self.folder).free):
-            raise UserError(f"--out {self.folder}: tiles need {needs / 1e9:.2g} GB, and "
-                            f"{free / 1e9:.2g} are free; make room, or choose another folder")
-        return left
+        """Tiles that are to be done: none where field.tif is there."""
+        there = {path.name for path in self.done.glob("*.npy")}
+        return [] if self.is_done else [
+            tile for tile in self.all if self._path(tile).name not in there]
 
     def job(self, tile: tuple[slice, slice], source: Index | Windows) -> tuple:
         """The arguments of `answer`."""
@@ -472,7 +476,7 @@ class Tiles:
         """All tiles become field.tif, and are read back before they are deleted."""
         import rasterio
 
-        if not any(self.done.glob("*.npy")):
+        if self.is_done:
             return
         new, (rows, columns) = self.done / "field.tif", self.target.shape
         profile = dict(
@@ -496,9 +500,12 @@ class Tiles:
                     window = rasterio.windows.Window.from_slices(*tile)
                     if not np.array_equal(file.read(window=window), self._load(tile), True):
                         raise OSError("what was written is not what is there")
+            os.replace(new, self.folder / "field.tif")
         except rasterio.errors.RasterioError as error:
-            raise OSError(str(error)) from None
-        os.replace(new, self.folder / "field.tif")
+            raise OSError(f"field.tif cannot be written ({one_line(error.__cause__ or error)})"
+                          ) from None
+        finally:
+            new.unlink(missing_ok=True)
 
     def _load(self, tile: tuple[slice, slice]) -> np.ndarray:
         path = self._path(tile)

@@ -22,14 +22,14 @@ from sparsefield.use.predict import Settings
 from sparsefield.use.values import moments, untransformed
 
 rasterio = pytest.importorskip("rasterio")
-SIDE = 96
+SIDE = 64
 
 
 def wavy(x, y):
     return 50 + 9 * np.sin(x / 7) + 6 * np.cos(y / 5 + x / 11)
 
 
-def measured(count=3000, side=SIDE, noise=None, seed=0):
+def measured(count=1300, side=SIDE, noise=None, seed=0):
     coords = np.random.default_rng(seed).uniform(0, side, (count, 2))
     return Measurements(coords, wavy(*coords.T)[:, None], ("value",), noise=noise)
 
@@ -96,24 +96,23 @@ def tiled(command, monkeypatch):
 @pytest.mark.parametrize("noise", [None, 0.5])
 def test_tiles_join_to_what_one_go_gives(noise):
     """Within 1 % of the sd, draws within 2 %, root mean square; and no edges at the borders."""
-    given = rough(measured(noise=None if noise is None else np.full(3000, noise)))
+    given = rough(measured(noise=None if noise is None else np.full(1300, noise)))
     plan, source = planned(given, samples=1)
     whole, parts = (answered(plan, source, side) for side in (SIDE, 32))
     off = (parts - whole) / whole[1]
     mean, sd, sample = np.sqrt((off**2).mean(axis=(1, 2)))
     assert mean < 0.01 and sd < 0.01 and sample < 0.02
     at_border = np.zeros(SIDE, bool)
-    at_border[[31, 32, 63, 64]] = True
+    at_border[[31, 32]] = True
     steps = np.abs(np.diff((parts[2] - parts[0]) / parts[1], axis=1))
-    assert np.median(steps[:, [31, 63]]) < 1.5 * np.median(steps[:, ~at_border[1:]])
+    assert np.median(steps[:, [31]]) < 1.5 * np.median(steps[:, ~at_border[1:]])
 
 
 def test_a_tile_depends_on_nothing_else_that_is_asked_for():
     plan, source = planned(measured(), samples=1)
-    assert np.array_equal(answered(plan, source, 32), answered(plan, source, 32))
     axis = np.arange(32) + 32.5
     alone = large.answer(plan, source.near(np.full(2, 32.5), np.full(2, 63.5)), axis, axis)
-    assert np.array_equal(alone, answered(plan, source, 32)[:, 32:64, 32:64].astype(np.float32))
+    assert np.array_equal(alone, answered(plan, source, 32)[:, 32:, 32:].astype(np.float32))
 
 
 def test_measured_cells_are_kept_and_intervals_hold():
@@ -122,7 +121,7 @@ def test_measured_cells_are_kept_and_intervals_hold():
     given = replace(given, coords=np.concatenate([given.coords, [[8.5, 3.5]]]),
                     values=np.concatenate([given.values, [[77.0]]]))
     plan, source = planned(given)
-    mean, sd = answered(plan, source, 48)
+    mean, sd = answered(plan, source, 64)
     assert mean[3, 8] == 77 and sd[3, 8] == 0
     truth = wavy(*np.meshgrid(axis, axis))
     near = np.hypot(*np.meshgrid(axis - 8.5, axis - 3.5)) < 20
@@ -148,15 +147,15 @@ def test_a_raster_read_in_windows_gives_what_memory_gives(tmp_path, monkeypatch)
     with_gaps()
     whole = large.Raster("gaps.tif", None, None)
     monkeypatch.setattr(large, "WINDOW", 40)
-    monkeypatch.setattr(large, "KEPT", 500)
+    monkeypatch.setattr(large, "KEPT", 400)
     thinned = large.Raster("gaps.tif", None, None)
     assert thinned.count == whole.count == len(whole.some.coords)
-    assert 200 < len(thinned.some.coords) <= 500
+    assert 100 < len(thinned.some.coords) <= 400
     halo = np.full(2, 5.0)
-    found = large.Windows(thinned, halo).near(np.full(2, 40.0), np.full(2, 60.0)).coords
-    near = large.Index(whole.some, halo).near(np.full(2, 40.0), np.full(2, 60.0)).coords
-    within = [set(map(tuple, x[((x > 35) & (x < 65)).all(axis=1)])) for x in (found, near)]
-    assert within[0] == within[1] and np.ptp(found, axis=0).min() > 85
+    found = large.Windows(thinned, halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
+    near = large.Index(whole.some, halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
+    within = [set(map(tuple, x[((x > 25) & (x < 45)).all(axis=1)])) for x in (found, near)]
+    assert within[0] == within[1] and np.ptp(found, axis=0).min() > 45
 
 
 @pytest.mark.parametrize("name", ["log", "sqrt"])
@@ -215,7 +214,7 @@ def test_workers_do_not_change_a_bit(tiled):
         assert file.descriptions == ("mean", "sd", "sample_1", "sample_2")
         assert file.transform == like.transform and file.crs == like.crs and file.overviews(1)
     code, out, err = tiled("gaps.tif", "--workers", 1, "--out", "by1")
-    assert code == 0 and "9 of 9 tiles are done already" in out
+    assert code == 0 and "4 of 4 tiles are done already" in out
 
 
 def test_a_large_table_takes_this_path_by_itself(tiled, monkeypatch):
@@ -223,11 +222,11 @@ def test_a_large_table_takes_this_path_by_itself(tiled, monkeypatch):
     pd.DataFrame({"x": given.coords[:, 0], "y": given.coords[:, 1], "v": given.values[:, 0],
                   "w": 2 * given.values[:, 0]}).to_csv("a.csv", index=False)
     monkeypatch.setattr("reconstruct.MOST_POINTS", 800)
-    code, out, err = tiled("a.csv", "--above", "50", "--extent", 0, 48, 0, 96)
+    code, out, err = tiled("a.csv", "--above", "50", "--extent", 0, 32, 0, 64)
     assert code == 0 and "900 points -> 64x32 in 2 tiles by the closed form" in out, err
     with rasterio.open("out/field.tif") as file:
         assert file.descriptions[:3] == ("v_mean", "v_sd", "v_probability_above_50")
-        assert "w_mean" in file.descriptions and file.bounds == (0, 0, 48, 96)
+        assert "w_mean" in file.descriptions and file.bounds == (0, 0, 32, 64)
         mean, _, above = file.read([1, 2, 3])
         y, x = np.mgrid[:64, :32]
         truth = wavy(*(file.transform @ (x + 0.5, y + 0.5)))
@@ -242,7 +241,7 @@ def test_a_full_disk_leaves_tiles_and_the_same_command_goes_on(tiled, monkeypatc
 
     def full(self, path, content):
         count.append(path)
-        if len(count) == 5:
+        if len(count) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(self, path, content)
 
@@ -252,16 +251,16 @@ def test_a_full_disk_leaves_tiles_and_the_same_command_goes_on(tiled, monkeypatc
     assert err.count("\n") == 1
     monkeypatch.setattr(mosaic.Tiles, "_write", whole)
     code, out, err = tiled("gaps.tif", "--workers", 2)
-    assert code == 0 and "3 of 9 tiles are done already" in out
+    assert code == 0 and "2 of 4 tiles are done already" in out
     assert np.array_equal(bands("out/field.tif"), bands("undisturbed/field.tif"))
 
 
 def test_tiles_of_another_run_are_refused(tiled, monkeypatch):
     with_gaps()
-    monkeypatch.setattr(mosaic.Tiles, "join", lambda self, units: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tiled("gaps.tif", "--workers", 1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(mosaic.Tiles, "join", lambda self, units: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiled("gaps.tif", "--workers", 1)
     os.rename("out/tiles.json", "tiles.json")
     code, _, err = tiled("gaps.tif", "--workers", 1, "--seed", 1)
     assert code == 2 and "holds tiles of another run (" in err
@@ -309,7 +308,7 @@ def test_a_worker_that_is_killed_loses_its_job_alone(tmp_path):
     ("code.tif --workers 2", "give --missing -9999"),
     ("missing.tif --workers 2", "no raster that can be read"),
     ("a.csv --workers 2 --out a.csv", "--out a.csv"),
-    ("a.csv --resolution 100000x1000000", "are free"),
+    ("a.csv --resolution 500000x500000", "are free"),
     ("gaps.tif --scheduler tcp://127.0.0.1:1", "does not answer within 1 s"),
 ])
 def test_what_cannot_be_done_is_one_line(tiled, command, monkeypatch, arguments, said):
