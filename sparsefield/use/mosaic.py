@@ -38,7 +38,7 @@ import filelock
 import numpy as np
 
 from sparsefield import __version__, progress
-from sparsefield.data.files import one_line, parse_missing
+from sparsefield.data.files import one_line, parse_missing, require_file
 from sparsefield.data.netcdf import GEOTIFF, grid_axes, is_even, lazily
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.tables import OutputFolder
@@ -168,15 +168,18 @@ def _run(config: Any, given: Measurements | None) -> None:
     out = OutputFolder(config.out, "--out", NAMES, [config.input, config.mask, config.grid],
                        config.overwrite)
     samples = config.num_samples if "num_samples" in getattr(config, "given", ()) else 0
-    settings = Settings(num_samples=max(samples, 2), seed=config.seed, trend=config.trend,
+    settings = Settings(num_samples=config.num_samples, seed=config.seed, trend=config.trend,
                         transform=config.transform)
+    tiles = Tiles(out.path, config, samples)
     raster = None
     numbers, _ = parse_missing(config.missing)
     if given is None and Path(config.input).suffix.lower() in PICTURES:
+        for name in ("x", "y", "value", "extent", "grid", "noise_sd"):
+            if getattr(config, name):
+                raise UserError(f"--{name} is for lists of points, and {config.input} is a raster: "
+                                "leave it out")
         raster = Raster(config.input, config.mask, numbers)
         given = raster.some
-        if config.noise_sd:
-            raise UserError("--noise_sd: pixels are taken as exact here; leave it out")
     elif given is None:
         given = _read(config, math.inf)
     count = len(given.coords) if raster is None else raster.count
@@ -189,7 +192,7 @@ def _run(config: Any, given: Measurements | None) -> None:
     is_all = raster is None or count == len(given.coords)
     source = Index(given, plan.halo) if is_all else Windows(raster, plan.halo)
     plan, words = plan.fitted(spread_over(source), raster is None)
-    tiles = Tiles(out.path, config, plan, target)
+    tiles.begin(plan, target)
     log.info("%s: %s points -> %dx%d in %s tiles by the closed form, each on its own; %s",
              config.input, f"{count:,}", *target.shape, f"{len(tiles.all):,}",
              f"{samples} samples" if samples else "no samples unless --num_samples asks for some")
@@ -361,42 +364,46 @@ def _outlive_nobody() -> None:
 
 
 def _digest_of(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    require_file(Path(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Tiles:
     """The tiles of a run in a folder: which are done, and what they are of.
 
+    Args:
+        samples: their number.
     Raises:
-        UserError: the folder holds tiles of another input or of other settings, or has no room.
+        UserError: the folder holds tiles of another input or of other settings.
     """
 
-    def __init__(self, folder: Path, config: Any, plan: Plan, target: Target):
-        self.folder, self.plan, self.target = folder, plan, target
+    def __init__(self, folder: Path, config: Any, samples: int):
+        self.folder = folder
+        inputs = {name: _digest_of(path) for name in ("input", "mask", "grid")
+                  if (path := getattr(config, name))}
+        settings = {name: value for name, value in sorted(vars(config).items())
+                    if name not in (*APART, "given")}
+        self.of = json.loads(json.dumps({
+            "version": __version__, "samples": samples, **inputs, **settings}))
+        self.digest = hashlib.sha256(json.dumps(self.of).encode()).hexdigest()[:12]
+        self.done, self.manifest = folder / ".tiles", folder / "tiles.json"
+        self.is_continued = self._check()
+
+    def begin(self, plan: Plan, target: Target) -> None:
+        """Which tiles there are. Raises UserError where they have no room."""
+        self.plan, self.target = plan, target
         self.bands = [prefix + key for part in plan.parts
                       for prefix in prefixes(plan.names)[part.channels] for key in (
                           "mean", "sd", *(f"probability_above_{limit:.12g}" for limit in
                                           dict.fromkeys(plan.above)),
                           *(f"quantile_{share:.12g}" for share in dict.fromkeys(plan.quantiles)),
                           *(f"sample_{k + 1}" for k in range(plan.samples)))]
-        inputs = {name: _digest_of(path) for name in ("input", "mask", "grid")
-                  if (path := getattr(config, name))}
-        settings = {name: value for name, value in sorted(vars(config).items())
-                    if name not in (*APART, "given")}
-        self.of = json.loads(json.dumps({
-            "version": __version__, "samples": plan.samples, **inputs, **settings}))
-        self.digest = hashlib.sha256(json.dumps(self.of).encode()).hexdigest()[:12]
-        self.done, self.manifest = folder / ".tiles", folder / "tiles.json"
-        self.is_continued = self._check()
         there = [path.stat().st_size for path in self.done.glob("*.npy")]
-        self.is_done = not there and self.is_continued and (folder / "field.tif").exists()
+        self.is_done = not there and self.is_continued and (self.folder / "field.tif").exists()
         needs = 4 * len(self.bands) * math.prod(target.shape) - sum(there)
-        if not self.is_done and needs > (free := shutil.disk_usage(folder).free):
-            raise UserError(f"--out {folder}: tiles need {needs / 1e9:.2g} GB, and "
+        if not self.is_done and needs > (free := shutil.disk_usage(self.folder).free):
+            raise UserError(f"--out {self.folder}: tiles need {needs / 1e9:.2g} GB, and "
                             f"{free / 1e9:.2g} are free; make room, or choose another folder")
         self.all = list(cut(target.shape, TILE))
 

@@ -306,7 +306,9 @@ def test_a_worker_that_is_killed_loses_its_job_alone(tmp_path):
     ("none.tif --workers 2", "no pixel is known"),
     ("gaps.tif --workers 2 --mask small.tif", "make them equal"),
     ("code.tif --workers 2", "give --missing -9999"),
-    ("missing.tif --workers 2", "no raster that can be read"),
+    ("missing.tif --workers 2", "missing.tif: no such file"),
+    ("a.csv.tif --workers 2", "no raster that can be read"),
+    ("gaps.tif --workers 2 --x 1", "--x is for lists of points"),
     ("a.csv --workers 2 --out a.csv", "--out a.csv"),
     ("a.csv --resolution 500000x500000", "are free"),
     ("gaps.tif --scheduler tcp://127.0.0.1:1", "does not answer within 1 s"),
@@ -324,6 +326,7 @@ def test_what_cannot_be_done_is_one_line(tiled, command, monkeypatch, arguments,
     given = measured(50)
     table = pd.DataFrame(np.hstack([given.coords, given.values]), columns=["x", "y", "v"])
     table.to_csv("a.csv", index=False)
+    table.to_csv("a.csv.tif")
     run = command if "--resolution" in arguments else tiled
     code, out, err = run(*arguments.split())
     assert code == 2 and said in err and err.count("\n") == 1, (out, err)
