@@ -22,7 +22,7 @@ ASSUMED = 0.2  # of the sd: the noise with which the use of covariates is chosen
 @torch.no_grad()
 def estimate_noise(
     coords: Tensor, values: Tensor, relative: Tensor, *, square: float = 0.0, freedom: int = 0,
-    covariates: int = 0, trend: int = 0,
+    covariates: int = 0, trend: int = 0, timed: bool = False,
 ) -> float:
     """The sd of the noise in values of one channel, 0 where it cannot be told from none.
 
@@ -34,7 +34,7 @@ def estimate_noise(
         relative: (M,), by which the noise of each observation differs, such as 1/2 for the mean of
             four. square: summed, of the differences of repeats from the mean at their place, which
             have `freedom` degrees of freedom: repeats minus places.
-        covariates, trend: see `sparsefield.gaussian.condition`.
+        covariates, trend, timed: see `sparsefield.gaussian.condition`.
     """
     scatter = (square / freedom) ** 0.5 if freedom else 0.0
     if len(values) < FEWEST_POINTS or float(values.std()) == 0:
@@ -46,7 +46,7 @@ def estimate_noise(
     unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
     likelihoods: dict[float, float] = {}
     with full_precision(coords.device), one_thread():
-        design = Design.of(places, 1.0, covariates, trend)
+        design = Design.of(places, 1.0, covariates, trend, timed)
         if covariates:
             design = choose(design, places, unit, (ASSUMED * relative).square())
         seen, drift = design.see(places)

@@ -72,6 +72,7 @@ def condition(
     kernels: tuple[Kernel, ...] | None = None,
     covariates: int = 0,
     trend: int = 0,
+    timed: bool = False,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
@@ -85,11 +86,12 @@ def condition(
         covariates: how many of the columns of coords are no coordinates in space; the restricted
             likelihood decides what each is used for, see sparsefield.gaussian.design.
         trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
+        timed: whether the last of the covariates is time.
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
     return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
-                     trend)
+                     trend, timed)
 
 
 class Posterior:
@@ -99,7 +101,7 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...], covariates: int, trend: int):
+                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool):
         self.device = coords.device
         self.fields: list[_Field] = []
         self.folded = 1
@@ -113,7 +115,7 @@ class Posterior:
         with full_precision(coords.device):
             for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
-                design = Design.of(places, domain.side, covariates, trend)
+                design = Design.of(places, domain.side, covariates, trend, timed)
                 order = torch.arange(len(places), device=places.device)
                 if noise is not None:
                     order = noise.argsort(stable=True)
