@@ -77,6 +77,7 @@ class Purpose(IntEnum):
     FROZEN_CASE = 5
     MASK = 6
     MASK_COUNT = 8
+    TRACER = 9
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

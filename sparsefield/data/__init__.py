@@ -11,6 +11,7 @@ from sparsefield.data.crops import open_folder, open_photos, open_terrain
 from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
 from sparsefield.data.scale import Data, Scale, Split
+from sparsefield.data.tracer import open_tracer
 from sparsefield.errors import UserError
 
 __all__ = [
@@ -18,7 +19,7 @@ __all__ = [
     "open_as_configured", "open_data", "parse_pattern",
 ]
 
-NAMES = ("photos", "terrain", "cifar10")  # data sets that are no paths
+NAMES = ("photos", "terrain", "tracer", "cifar10")  # data sets that are no paths
 
 
 def open_data(
@@ -27,19 +28,21 @@ def open_data(
     channels: int | None = None, val: str | None = None, test: str | None = None, seed: int = 0,
     variables: Sequence[str] | None = None, split_by: str | None = None,
 ) -> Data:
-    """The data set that `--data` names: photos, terrain, cifar10, a folder or a file.
+    """The data set that `--data` names: photos, terrain, tracer, cifar10, a folder or a
+    file.
 
     Args:
-        spec: one of the three names, or a path.
-        image_size: side of the fields that are cut from photos, terrain, folders and NetCDF,
-            default 32; arrays and cifar10 keep the size that they have.
+        spec: one of NAMES, or a path.
+        image_size: side of the fields that are cut from photos, terrain, tracer, folders and
+            NetCDF, default 32; arrays and cifar10 keep the size that they have.
         data_dir: where the archives of cifar10 are or go, default the user's cache.
         value_range: files and folders: values that become -1 and 1, lo hi, or so for each channel.
         units: of these: text for colour bars, one or one for each channel with commas between.
         channels: folders: 1 or 3, needed where grey and colour pictures are mixed.
         val, test: arrays and folders: more of the kind of `spec`, to validate and test on.
         variables: NetCDF: the names of the channels. split_by: folders: see `open_folder`.
-        seed: photos, terrain: which crops are frozen; the same for runs that are to be compared.
+        seed: photos, terrain, tracer: which crops are frozen; the same for runs that are to be
+            compared.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -52,13 +55,16 @@ def open_data(
         return open_photos(size, seed)
     if spec == "terrain":
         return open_terrain(size, seed)
+    if spec == "tracer":
+        return open_tracer(size, seed)
     if spec == "cifar10":
         return open_cifar10(Path(data_dir) if data_dir else None)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"--data {path}: no such file or folder; give photos, terrain, cifar10, a "
-                        "folder of pictures, an .nc, a GeoTIFF, an .npz or an .npy") from None
+        raise UserError(f"--data {path}: no such file or folder; give photos, terrain, tracer, "
+                        "cifar10, a folder of pictures, an .nc, a GeoTIFF, an .npz or an "
+                        ".npy") from None
     except OSError as error:
         raise UserError(f"--data {path}: {error.strerror}; choose another path") from None
     own = {"val": Path(val) if val else None, "test": Path(test) if test else None}

@@ -38,8 +38,8 @@ class TrainingConfig:
     given: ClassVar[frozenset[str]] = frozenset()  # what the command line gave, be it a default
 
     data: str = "photos"
-    """What to learn from: photos or terrain (embedded), cifar10, a folder of pictures, an .nc
-    (NetCDF), .npz or .npy."""
+    """What to learn from: photos, terrain or tracer (embedded), cifar10, a folder of pictures,
+    an .nc (NetCDF), .npz or .npy."""
     data_val: str | None = None
     """Validation data of its own, when `data` holds training fields only."""
     data_test: str | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from sparsefield.data.files import parse_missing, without
+from sparsefield.data.files import parse_missing, tell_of_classes, without
 from sparsefield.data.netcdf import (
     ENDINGS,
     ZARR,
@@ -147,6 +147,7 @@ def of_array(
                 GLOBAL if lonlat else ({}, {}))
     values = real_array(source, array.transpose(..., on_y.name, on_x.name).values)
     values = without(values.reshape(-1, len(grid.places.reshape(-1, 2)), 1), missing)
+    tell_of_classes(source, values.reshape(-1, len(grid.y), len(grid.x), 1))
     frames, cells = np.nonzero(np.isfinite(values[..., 0]))
     is_exact = noise_sd is None or (not _is_auto(noise_sd) and not np.any(noise_sd))
     noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, len(frames))

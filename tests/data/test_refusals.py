@@ -50,7 +50,7 @@ def nobody():
 
 @pytest.mark.parametrize("spec", ["nowhere.npz", "nowhere", "photo", "cifar100"])
 def test_missing_path(refused, spec):
-    refused(opened(spec), spec, "photos, terrain, cifar10")
+    refused(opened(spec), spec, "photos, terrain, tracer, cifar10")
     refused(opened("x" * 5000), "too long")
     np.savez("a.npz", images=np.zeros((30, 5, 6), np.uint8))
     refused(opened("a.npz", val="b.npz"), "b.npz", "no such file")
