@@ -56,7 +56,7 @@ from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
-from sparsefield.use.blocks import blocks_of, clustering
+from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.labelled import read_stack
@@ -85,12 +85,14 @@ class Config:
     holdout: float | None = None
     """Hide this share of the measured places, predict them, print the scores and, without --page,
     write nothing."""
-    holdout_by: Literal["points", "blocks"] = "points"
-    """points: places at random, which flatters where measurements are clustered; blocks: squares of
-    the map with all in them, in turn, --holdout of the measurements at a time."""
+    holdout_by: Literal["points", "places", "blocks", "times"] = "points"
+    """points: places at random, which flatters where measurements are clustered; with --time, each
+    at some of its times, and places: at all. blocks: squares of the map with all in them, in turn,
+    --holdout of the measurements at a time; times: so stretches of time."""
     block_size: str | None = None
     """Side of a block: 300 in units of x (km with --lonlat), 4s in mean spacings. Default: that by
-    which hidden measurements are as far from the others as the field's cells are from all."""
+    which hidden measurements are as far from the others as the field's cells are from all. With
+    --holdout_by times: the number of times in a stretch."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     above: tuple[float, ...] = ()
@@ -172,10 +174,13 @@ class Config:
 def reconstruct(config: Config, command: str = "") -> None:
     """The command, as it was typed. Raises UserError for input that cannot be used."""
     cli.log_to()
-    if config.holdout is None and config.holdout_by == "blocks":
-        raise UserError("--holdout_by blocks: give the share to hide at a time, --holdout 0.2")
-    if config.block_size is not None and config.holdout_by == "points":
+    if config.holdout is None and config.holdout_by != "points":
+        raise UserError(f"--holdout_by {config.holdout_by}: give the share to hide at a time, "
+                        "--holdout 0.2")
+    if config.block_size is not None and config.holdout_by not in ("blocks", "times"):
         raise UserError(f"--block_size {config.block_size}: give --holdout_by blocks, too")
+    if config.time is None and (config.times or config.holdout_by == "times"):
+        raise UserError("--times and --holdout_by times: give --time, too")
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     stack = None
     if config.time is not None:
@@ -198,8 +203,6 @@ def reconstruct(config: Config, command: str = "") -> None:
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
                         "or --holdout 0.2 without --page to see what they are worth")
-    if config.times and config.time is None:
-        raise UserError(f"--times {' '.join(config.times)}: give --time, too")
     if stack is not None and stack.is_full and not config.noise_sd and (
         asked.grid is stack.grid and np.isin(asked.times.values, stack.times.values).all()
     ):
@@ -292,8 +295,13 @@ def hold_out(
         blocks = blocks_of(asked, given.coords, config.holdout, config.seed, config.block_size)
         folds = holdout.by_blocks(given, blocks)
         cli.log.info("%s", blocks.describe(asked.frame.unit_of_length))
+    elif config.holdout_by == "times":
+        stretches = stretches_of(given.times, config.holdout, config.seed, config.block_size)
+        folds = holdout.by_blocks(given, stretches)
+        cli.log.info("%s", stretches.describe())
     else:
-        folds = holdout.by_points(given, config.holdout, config.seed)
+        whole = config.holdout_by == "places"
+        folds = holdout.by_points(given, config.holdout, config.seed, whole)
         if (ratio := clustering(asked.frame, given.coords)) is not None:
             cli.log.info("the measurements are clustered: the nearest neighbour is %.2f times as "
                          "far as at random (Clark & Evans 1954). These scores flatter what lies "

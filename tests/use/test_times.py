@@ -10,8 +10,12 @@ import pytest
 import xarray
 from PIL import Image
 
+from browser import browse
 from sparsefield import load
 from sparsefield.errors import UserError
+from sparsefield.use import holdout, points
+from sparsefield.use.blocks import stretches_of
+from sparsefield.use.grids import Frame
 from sparsefield.use.times import Times, of_values
 
 KRIGING = load("none")
@@ -90,7 +94,7 @@ def test_the_sd_grows_outside_the_measured_times_and_a_line_says_so(caplog):
                                 at_times=["2020-03-02", "2020-03-03T18:00", "2020-03-20"])
     inside, near, far = field.sd.mean(axis=(1, 2, 3))
     assert inside < near < far
-    assert "2 of 3 times lie outside those measured, 2020-03-01T00:00 to 2020-03-03" in caplog.text
+    assert "2 of 3 times lie outside those measured, 2020-03-01 to 2020-03-03" in caplog.text
 
 
 def test_a_stack_comes_back_filled_with_its_coordinates_and_attributes():
@@ -193,7 +197,8 @@ def test_stations_that_report_on_one_time_axis_are_a_table(command, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (("--time", "when"), "--time when is none of them"),
-    (("--times", "1"), "--times 1: give --time, too"),
+    (("--times", "1"), "give --time, too"),
+    (("--holdout", 0.2, "--holdout_by", "times"), "give --time, too"),
     (("--time", "date", "--times", "0:10:1"), "is given in dates, such as 2020-03-01"),
     (("--time", "date", "--times", "2020-03-01:2020-03-02:soon"), "no dates with a step"),
     (("--time", "x"), "which are x and y?"),
@@ -222,3 +227,86 @@ def test_times_that_go_backward_are_sorted_and_repeats_are_averaged(command, tmp
     assert code == 0 and "goes backward in places: sorted" in out
     with xarray.open_dataset(tmp_path / "out/field.nc") as found:
         np.testing.assert_array_equal(found["time"], [0, 1, 3, 4])
+
+
+def test_the_page_has_a_slider_of_time(command, tmp_path):
+    write_stack(tmp_path / "sea.nc")
+    code, *_ = command("sea.nc", "--time", "time", "--resolution", "auto", "--page",
+                       "--num_samples", 8)
+    assert code == 0
+    seen, _, said = browse(tmp_path / "out/field.html", """(async () => {
+      const slider = document.getElementById("time"), seen = [];
+      for (const time of [0, 2, 4]) {
+        slider.value = time;
+        slider.dispatchEvent(new Event("input"));
+        await new Promise(go => setTimeout(go, 300));
+        const drawn = document.getElementById("map-0").data;
+        seen.push({when: document.getElementById("when").textContent, mean: drawn[0].z,
+                   points: drawn.at(-1).x.length,
+                   top: document.getElementById("map-1").data[0].zmax});
+      }
+      return seen;
+    })""")
+    assert said == [] and [one["when"] for one in seen] == [
+        "2020-03-01T00:00", "2020-03-02T00:00", "2020-03-03T00:00"]
+    means = np.load(tmp_path / "out/field.npz")["mean"][[0, 2, 4], ..., 0]
+    np.testing.assert_allclose([one["mean"] for one in seen], means, atol=1e-3)
+    assert seen[0]["points"] == np.isfinite(stack()[0]).sum()
+    assert seen[1]["points"] == 2  # the line of the section alone: nothing was measured
+    assert len({one["top"] for one in seen}) == 1  # the colours of the sd stay
+
+
+# --- hold-out -------------------------------------------------------------------------------------
+
+
+def stations(values, frames=8, count=12):
+    """A table of fixed places that all report at each time, from values(x, y, t)."""
+    coords = np.random.default_rng(3).uniform(size=(count, 2))
+    x, y = (np.tile(column, frames) for column in coords.T)
+    t = np.repeat(np.arange(frames), count)
+    return pandas.DataFrame({"x": x, "y": y, "t": t, "heat": values(x, y, t)})
+
+
+@pytest.mark.parametrize("values, words", [
+    (wave, "other times help: CRPS -"),
+    (lambda x, y, t: np.sin(4 * x + 31 * t**2) + 30 * np.cos(29 * t**2),
+     "time brings nothing that shows"),
+])
+def test_the_command_says_whether_other_times_help(command, tmp_path, values, words):
+    stations(values).to_csv(tmp_path / "heat.csv", index=False)
+    code, out, _ = command("heat.csv", "--time", "t", "--holdout", 0.2)
+    assert code == 0 and words in out
+    assert all(f"\n{name} " in out for name in ("frame by frame", "linear in time", "constant"))
+
+
+@pytest.mark.parametrize("by, hides", [
+    ("places", lambda kept, hidden: not kept & hidden),
+    ("points", lambda kept, hidden: hidden <= kept),
+])
+def test_whole_places_or_some_of_their_times_are_hidden(by, hides):
+    frame = stations(wave)
+    given = points.Measurements(frame[["x", "y"]].to_numpy(), frame[["heat"]].to_numpy(),
+                                times=of_values("", frame["t"]))
+    kept, hidden = holdout.split(given, 0.25, 0, whole=by == "places")
+    assert len(hidden.coords) == 24 and len(kept.coords) == 72
+    assert hides(*(set(part.coords[:, 0]) for part in (kept, hidden)))
+
+
+def test_stretches_of_time_are_hidden_whole():
+    times = of_values("", np.repeat(np.arange(40), 3))
+    found = stretches_of(times, 0.2, seed=0)
+    assert found.length == 2 and found.fold.max() == 4
+    for number in range(20):
+        own = found.number == number
+        assert own.sum() == 6 and len(set(found.fold[own])) == 1
+        assert np.ptp(times.values[own]) == 1
+
+
+def test_linear_in_time_goes_between_the_values_of_a_place():
+    frame = stations(lambda x, y, t: x + 2.0 * t)
+    given = points.Measurements(frame[["x", "y"]].to_numpy(), frame[["heat"]].to_numpy(),
+                                times=of_values("", frame["t"]))
+    method = holdout.linear_in_time(Frame.of(given, (0, 1, 0, 1)))
+    asked = np.column_stack([given.coords[:2], [2.5, 99.0]])
+    np.testing.assert_allclose(method(given, asked).mean[:, 0],
+                               given.coords[:2, 0] + [5.0, 14.0])
