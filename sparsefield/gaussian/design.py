@@ -29,7 +29,8 @@ from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import Sites
 
 SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)  # sides of the domain for one sd
-CHOICE_POINTS = 300  # observations, at most, that decide
+CHOICE_POINTS = 300  # observations, at most, that decide; with time twice as many
+STRETCHES, LEAST_TIMES = 3, 8  # of time, and in each, of which observations are taken
 FLAT, APART = 0.02, 4.0  # sides that all times and that one step count as: at most, at least
 FINER = 2**0.5  # between scales of time that are tried around the best of those by its square
 ROUNDS = 4  # over all covariates, at most
@@ -127,6 +128,24 @@ def at_random(count: int, most: int) -> Tensor:
     return some[:most].sort().values
 
 
+def some_of(design: Design, places: Tensor, most: int) -> Tensor:
+    """Indices of at most so many observations (M, space + p), from which a field is known: at
+    random, but with time all those of some places in stretches of it. Few of many times, at random,
+    would not show how the field goes on from one time to the next.
+    """
+    count = len(places)
+    if count <= most or not design.timed:
+        return at_random(count, most)
+    times, when = places[:, -1].cpu().unique(return_inverse=True)
+    length = max(LEAST_TIMES, round(len(times) * most / STRETCHES / count))
+    starts = [round(len(times) * (k + 0.5) / STRETCHES - length / 2) for k in range(STRETCHES)]
+    inside = torch.stack([(when >= first) & (when < first + length) for first in starts])
+    some = inside.any(dim=0).nonzero()[:, 0]
+    _, where = places[some, : design.space].cpu().unique(dim=0, return_inverse=True)
+    order = torch.randperm(int(where.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return some[order[where].argsort(stable=True)[:most]].sort().values
+
+
 def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> Design:
     """The covariates that the restricted likelihood keeps, as drift, as coordinate or both.
 
@@ -141,8 +160,9 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
     in_time = _scales_in_time(design, places) if design.timed else []
     if in_time:
         design = _in_time(design, in_time[0])
-    if count > CHOICE_POINTS:
-        some = at_random(count, CHOICE_POINTS).to(places.device)
+    most = CHOICE_POINTS * (1 + design.timed)
+    if count > most:
+        some = some_of(design, places, most).to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
         of_some = Design.of(places, design.side, len(design.scales), design.trend, design.timed)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.design import Design, at_random, choose
+from sparsefield.gaussian.design import Design, choose, some_of
 from sparsefield.gaussian.fit import climb, one_thread
 from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import full_precision
@@ -39,7 +39,8 @@ def estimate_noise(
     scatter = (square / freedom) ** 0.5 if freedom else 0.0
     if len(values) < FEWEST_POINTS or float(values.std()) == 0:
         return scatter
-    some = at_random(len(values), MOST_POINTS)
+    design = Design.of(coords, 1.0, covariates, trend, timed)
+    some = some_of(design, coords, MOST_POINTS)
     some = some[relative[some].argsort(stable=True)]
     places, relative = coords[some], relative[some].float()
     spread = float(values[some].std())

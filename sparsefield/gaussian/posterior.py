@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.design import Design, Use, at_random, choose
+from sparsefield.gaussian.design import Design, Use, at_random, choose, some_of
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import (
     BANK,
@@ -124,7 +124,9 @@ class Posterior:
                 if covariates:
                     design = choose(design, places, own, noise)
                 observed = _Observed(*design.see(places), own, noise, order.argsort())
-                self.fields.append(_field(design, observed, kernels, spacing))
+                most = DENSE_POINTS if noise is None else NOISY_FIT_POINTS
+                part = observed.take(some_of(design, places, most).to(places.device))
+                self.fields.append(_field(design, observed, part, kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
@@ -264,16 +266,14 @@ class Variogram(NamedTuple):
     pairs: np.ndarray
 
 
-def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
+def _field(design: Design, observed: _Observed, part: _Observed, kernels: tuple[Kernel, ...],
            spacing: float) -> _Field:
-    """Fitted to all observations, or to so many at random."""
+    """Fitted to all observations, or to a part of them."""
     count = len(observed.coords)
-    most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
-    part = observed.take(at_random(count, most).to(observed.coords.device))
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
         return _Tiles(design, observed, fitted, spacing)
-    if count > most:
+    if count > len(part.coords):
         fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
                            observed.drift)
     return _Field(design, observed, fitted, spacing)

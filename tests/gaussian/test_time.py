@@ -5,6 +5,7 @@ import torch
 
 from sparsefield.gaussian import condition
 from sparsefield.gaussian import kernels as prior
+from sparsefield.gaussian.design import LEAST_TIMES, Design, some_of
 from sparsefield.gaussian.kernels import Kernel
 from sparsefield.place import grid_coords
 
@@ -16,9 +17,9 @@ EVERYWHERE = torch.cat([GRID.repeat(FRAMES, 1),
 ONE_FIELD, OWN_FIELDS = 0.0, 50.0  # sides that a step in time counts as
 
 
-def film(scale, seed=0):
-    """A field of known covariance at EVERYWHERE, with a time step as long as `scale` sides."""
-    x, y, time = EVERYWHERE.unbind(dim=1)
+def film(scale, seed=0, places=EVERYWHERE):
+    """A field of known covariance, with a time step as long as `scale` sides."""
+    x, y, time = places.unbind(dim=1)
     coords = torch.stack([x, y, torch.zeros_like(x), scale * time], dim=1)
     numbers = torch.randn(2 * prior.WAVES + 4, generator=torch.Generator().manual_seed(seed))
     return (prior.features(KERNEL, coords) @ numbers)[:, None]
@@ -44,6 +45,26 @@ def step_of(posterior):
 def test_the_scale_of_time_is_found_from_one_field_to_fields_of_their_own(scale, low, high):
     found = step_of(conditioned(film(scale), seen(400)))
     assert low <= found <= high
+
+
+def test_the_scale_is_found_from_few_measurements_at_each_of_many_times():
+    """A random part of them would hold so few at each time that nothing went on."""
+    places = torch.rand(4000, 3, generator=torch.Generator().manual_seed(5))
+    places[:, 2] = torch.arange(400).repeat_interleave(10)
+    values = film(0.06, places=places)
+    posterior = condition(places[None], values[None], covariates=1, timed=True)
+    assert 0.03 < step_of(posterior) < 0.12
+
+
+def test_a_part_of_the_observations_holds_whole_series_of_places():
+    times = torch.arange(400.0).repeat_interleave(30)[:, None]
+    places = torch.cat([torch.rand(30, 2).repeat(400, 1), times], dim=1)
+    design = Design.of(places, 1.0, 1, 0, timed=True)
+    part = places[some_of(design, places, 600)]
+    assert 550 < len(part) <= 600
+    for x in part[:, 0].unique()[:-1]:
+        steps = part[part[:, 0] == x, 2].diff()
+        assert (steps == 1).sum() >= 3 * (LEAST_TIMES - 1) and (steps != 1).sum() == 2
 
 
 @pytest.mark.parametrize("noise", [None, 0.1])
