@@ -17,7 +17,7 @@ from sparsefield.use.points import Measurements
 
 log = logging.getLogger("sparsefield")
 
-MOST_FRAMES = 150
+MOST_FRAMES = 100
 SECONDS, SLOWEST, FASTEST = 12, 2, 10  # of a film, about; frames a second
 WRITERS = {"field.gif": PillowWriter, "field.mp4": FFMpegWriter}  # where they can be had
 
@@ -47,6 +47,9 @@ def film(field: Field, given: Measurements, asked: Asked) -> dict[str, bytes]:
         axis.set_title(title, fontsize=10)
     colour_bar(images[1], axes[2], None)
     colour_bar(images[2], axes[3], field.units)
+    title = figure.suptitle(labels[0], fontsize=11)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # which would be found again for each
     speed = float(np.clip(len(shown) / SECONDS, SLOWEST, FASTEST))
     files = {}
     for file, writer_of in WRITERS.items():
@@ -62,7 +65,7 @@ def film(field: Field, given: Measurements, asked: Asked) -> dict[str, bytes]:
                     for image, values in zip(images, (field.mean, field.sd, field.samples[0]),
                                              strict=True):
                         image.set_data(values[k, ..., 0])
-                    figure.suptitle(labels[k], fontsize=11)
+                    title.set_text(labels[k])
                     writer.grab_frame()
             files[file] = path.read_bytes()
     plt.close(figure)

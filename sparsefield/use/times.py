@@ -152,6 +152,7 @@ class Times:
                 reason = " ".join(str(error).split())
                 raise UserError(f"{source}: no dates with a step such as 6h, 1D or MS ({reason})"
                                 ) from None
+            require_frames(source, len(moments))
             wanted = self.read(source, moments)
         require_frames(source, len(wanted.values))
         if (np.diff(wanted.values) <= 0).any():
@@ -175,6 +176,8 @@ class Times:
             scale: sides of the domain that a step counts as. side: in the units `distance`.
         """
         steps = np.ptp(self.values) / self.step
+        if steps == 0:
+            return ""
         if scale * steps <= SAME:
             return f"{self.name}: the field stands still: all times are one field"
         if scale >= OWN:
