@@ -461,7 +461,7 @@ def _draw(
                     "a linear one" if posterior.design().trend else "none")
     if measured.known is not None and posterior is not None:
         drawn = replace(drawn, covariates=tuple(in_words(
-            measured.known, posterior.uses(), half_widths,
+            measured.known, posterior.uses()[: len(measured.known.names)], half_widths,
             f"of the {settings.transform}" if settings.transform else measured.units or "",
             side, frame.unit_of_length)))
     if measured.times is not None and posterior is not None:

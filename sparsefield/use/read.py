@@ -502,7 +502,8 @@ def _read_netcdf(path: Path, time: str | None) -> pandas.DataFrame:
     counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
     if not counts or max(counts.values()) < 3:
         fields = ", ".join(describe(v) for v in variables if len(v.dims) > 1)
-        training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
+        training = (f"; fields ({fields}) are for training: DATA={path}; gaps in (time, y, x) are "
+                    "filled with --time") if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     lists = [v for v in variables if v.dims == max(counts, key=counts.get)]

@@ -118,6 +118,16 @@ def test_one_time_is_no_other_field_than_without_time():
     np.testing.assert_array_equal(timed.samples[:, 0], plain.samples)
 
 
+def test_covariates_may_stand_still_beside_times():
+    coords, values, steps = measured()
+    grid = KRIGING.reconstruct(coords, values, 6, **FEW).grid.places
+    tilt = 10 * coords[:, 0] ** 2
+    field = KRIGING.reconstruct(coords, values + tilt, 6, times=steps, covariates=tilt,
+                                covariates_at=10 * grid[..., 0] ** 2, **FEW)
+    assert field.mean.shape == (5, 6, 6, 1) and field.in_time
+    assert re.match("covariate 1: drift (0.9|1.0)", field.covariates[0])
+
+
 def test_places_have_times_of_their_own():
     coords, values, steps = measured()
     field = KRIGING.at(coords[::10], coords, values, times=steps, at_times=steps[::10], **FEW)
