@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.design import Design, Use, at_random, choose
+from sparsefield.gaussian.design import Design, Use, at_random, choose, some_of
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import (
     BANK,
@@ -72,6 +72,7 @@ def condition(
     kernels: tuple[Kernel, ...] | None = None,
     covariates: int = 0,
     trend: int = 0,
+    timed: bool = False,
     priors: Sequence[Prior] | None = None,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
@@ -86,13 +87,14 @@ def condition(
         covariates: how many of the columns of coords are no coordinates in space; the restricted
             likelihood decides what each is used for, see sparsefield.gaussian.design.
         trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
+        timed: whether the last of the covariates is time.
         priors: what was fitted to other observations of the same fields (`Posterior.priors`).
             Nothing is fitted then, and these observations are answered in tiles, however few.
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
     return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
-                     trend, priors)
+                     trend, timed, priors)
 
 
 class Prior(NamedTuple):
@@ -116,7 +118,7 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...], covariates: int, trend: int,
+                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool,
                  priors: Sequence[Prior] | None):
         self.device = coords.device
         self.fields: list[_Field] = []
@@ -132,8 +134,8 @@ class Posterior:
             for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
                 prior = None if priors is None else priors[b]
-                design = (Design.of(places, domain.side, covariates, trend) if prior is None else
-                          prior.design)
+                design = (Design.of(places, domain.side, covariates, trend, timed)
+                          if prior is None else prior.design)
                 order = torch.arange(len(places), device=places.device)
                 if noise is not None:
                     order = noise.argsort(stable=True)
@@ -142,8 +144,12 @@ class Posterior:
                 if covariates and prior is None:
                     design = choose(design, places, own, noise)
                 observed = _Observed(*design.see(places), own, noise, order.argsort())
-                self.fields.append(_field(design, observed, kernels, spacing) if prior is None else
-                                   _Tiles(design, observed, *prior[1:]))
+                if prior is not None:
+                    self.fields.append(_Tiles(design, observed, *prior[1:]))
+                    continue
+                most = DENSE_POINTS if noise is None else NOISY_FIT_POINTS
+                part = observed.take(some_of(design, places, most).to(places.device))
+                self.fields.append(_field(design, observed, part, kernels, spacing))
 
     @property
     def priors(self) -> tuple[Prior, ...]:
@@ -290,16 +296,14 @@ class Variogram(NamedTuple):
     pairs: np.ndarray
 
 
-def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
+def _field(design: Design, observed: _Observed, part: _Observed, kernels: tuple[Kernel, ...],
            spacing: float) -> _Field:
-    """Fitted to all observations, or to so many at random."""
+    """Fitted to all observations, or to a part of them."""
     count = len(observed.coords)
-    most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
-    part = observed.take(at_random(count, most).to(observed.coords.device))
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
         return _Tiles(design, observed, fitted, _drift(fitted), spacing)
-    if count > most:
+    if count > len(part.coords):
         fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
                            observed.drift)
     return _Field(design, observed, fitted, spacing)

@@ -73,7 +73,7 @@ WITHOUT = {
     "holdout": "hold out from a part of the measurements, of up to a million points",
     "page": "field.tif opens in any GIS", "reach": "mask field.tif by its sd",
     "lonlat": "project to metres first, such as UTM", "covariates": "--trend is read",
-    "observe": "make what is hidden black in a --mask",
+    "time": "leave out the rows of other times", "observe": "make what is hidden black in a --mask",
 }
 
 
