@@ -133,7 +133,7 @@ class Raster:
                 raise UserError(f"--mask {mask}: is {self.mask.shape[1]} x {self.mask.shape[0]} "
                                 f"pixels, {path} is {self.shape[1]} x {self.shape[0]}: make them "
                                 "equal")
-            self.white = max(float(_read(self.mask, window, [1]).max())
+            self.white = max(float(np.nanmax(np.abs(_read(self.mask, window, [1])), initial=0))
                              for window in progress.over(windows, "reading the mask", "window"))
         self.count, share, kept = 0, 1.0, []
         for window in progress.over(windows, "reading", "window"):
@@ -164,7 +164,8 @@ class Raster:
         if self.missing:
             known &= np.isfinite(without(values, self.missing)).all(axis=0)
         if self.mask is not None:
-            known &= _read(self.mask, (rows, columns), [1])[0] >= max(self.white / 2, 1e-300)
+            bright = np.abs(_read(self.mask, (rows, columns), [1])[0])
+            known &= (bright > 0) & (bright >= self.white / 2)
         row, column = np.nonzero(known)
         coords = np.stack([column + columns.start + 0.5, row + rows.start + 0.5], axis=1)
         return Measurements(coords, values[:, row, column].T, self.names, shape=self.shape,

@@ -234,6 +234,9 @@ def _refuse(config: Any) -> None:
                         "part of the measurements tells it, with --noise_sd auto")
     if config.workers is not None and config.scheduler is not None:
         raise UserError("--workers is for this machine, and --scheduler for a cluster: give one")
+    if config.scheduler and not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://[^/]+:\d+", config.scheduler):
+        raise UserError(f"--scheduler {config.scheduler}: give its address, such as "
+                        "tcp://host:8786")
     if config.workers is not None and config.workers < 1:
         raise UserError(f"--workers {config.workers}: give 1 or more")
     if config.grid is not None and (config.extent is not None or config.resolution != "auto"):
@@ -331,8 +334,6 @@ def workers(
         raise UserError("--scheduler needs dask.distributed: pip install distributed") from None
     for name in ("distributed", "distributed.client"):  # what they say is said in one line here
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not re.fullmatch(r"(tcp|tls|ws|wss|ucx)://[^/]+:\d+", scheduler):
-        raise UserError(f"--scheduler {scheduler}: give its address, such as tcp://host:8786")
     try:
         client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
