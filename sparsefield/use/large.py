@@ -105,7 +105,7 @@ class Raster:
     """The known pixels of a raster that is read window by window.
 
     Attributes:
-        count: of them. some: all, or up to KEPT of them, chosen at random.
+        count: of them. given: all, or up to KEPT of them, chosen at random.
     Args:
         mask: another raster, bright where pixels are known; or None.
         missing: numbers that mean: not measured, see `points.clean`.
@@ -143,11 +143,11 @@ class Raster:
             while sum(len(part.coords) for part in kept) > KEPT:
                 share /= 2
                 kept = [part.of(self._draw(part.coords) < share) for part in kept]
-        self.some = joined(kept)
+        self.given = joined(kept)
         if not self.count:
             raise UserError(f"{path}: no pixel is known: all are no-data, or black in the mask")
         if missing is None:
-            refuse_lone_extreme(path, self.some.values.reshape(-1))
+            refuse_lone_extreme(path, self.given.values.reshape(-1))
         if self.count == self.shape[0] * self.shape[1]:
             raise UserError(f"{path}: every pixel is known, so nothing is to be reconstructed; say "
                             "which are not with --mask mask.tif or --missing")
@@ -170,6 +170,26 @@ class Raster:
         coords = np.stack([column + columns.start + 0.5, row + rows.start + 0.5], axis=1)
         return Measurements(coords, values[:, row, column].T, self.names, shape=self.shape,
                             units=self.file.units[0])
+
+
+    def reaching(self, halo: np.ndarray) -> Index | Raster:
+        """What has `near` with a halo (2,) in pixels: of a raster whose known pixels are all in
+        memory their index."""
+        if self.count == len(self.given.coords):
+            return Index(self.given, halo)
+        self.halo = halo
+        self.index = Index(self.given, halo * (self.count / len(self.given.coords)) ** 0.5)
+        return self
+
+    def near(self, low: np.ndarray, high: np.ndarray) -> Measurements:
+        """All in a rectangle and its halo, and those farther away by the index."""
+        start = np.maximum(low - self.halo, 0).astype(int)
+        stop = np.minimum(np.ceil(high + self.halo), self.shape[::-1]).astype(int)
+        far = self.index.near(low, high)
+        far = far.of(~_is_within(far.coords, start, stop))
+        if (stop <= start).any():
+            return far
+        return joined([self.within(*map(slice, start[::-1], stop[::-1])), far])
 
 
 def cut(shape: Sequence[int], side: int) -> Iterator[tuple[slice, slice]]:
@@ -206,28 +226,6 @@ def _read(file, window: tuple[slice, slice], bands: Sequence[int] | None) -> np.
     scale, offset = (np.array(each)[np.array(bands) - 1, None, None]
                      for each in (file.scales, file.offsets))
     return values * scale + offset
-
-
-class Windows:
-    """A raster whose far pixels are seen from an index of some of them; `near` as of `Index`."""
-
-    def __init__(self, raster: Raster, halo: np.ndarray):
-        self.raster, self.halo = raster, halo
-        thinner = (raster.count / len(raster.some.coords)) ** 0.5
-        self.index = Index(raster.some, halo * thinner)
-
-    @property
-    def given(self) -> Measurements:
-        return self.index.given
-
-    def near(self, low: np.ndarray, high: np.ndarray) -> Measurements:
-        start = np.maximum(low - self.halo, 0).astype(int)
-        stop = np.minimum(np.ceil(high + self.halo), self.raster.shape[::-1]).astype(int)
-        far = self.index.near(low, high)
-        far = far.of(~_is_within(far.coords, start, stop))
-        if (stop <= start).any():
-            return far
-        return joined([self.raster.within(*map(slice, start[::-1], stop[::-1])), far])
 
 
 # --- the answer -----------------------------------------------------------------------------------
@@ -297,7 +295,7 @@ class Plan:
         return replace(self, parts=tuple(parts)), " | ".join(words)
 
 
-def spread_over(source: Index | Windows) -> Measurements:
+def spread_over(source: Index | Raster) -> Measurements:
     """Up to DENSE_POINTS of all measurements: at random, and in neighbourhoods at random, which
     tell how the field varies from one to the next."""
     some, rng = source.given, np.random.default_rng(0)

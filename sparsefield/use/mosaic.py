@@ -45,7 +45,7 @@ from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.use import large
 from sparsefield.use.field import prefixes, require_limit, require_samples
 from sparsefield.use.grids import LARGEST, RESOLUTION, Grid, grid_shape, parse_resolution
-from sparsefield.use.large import Index, Plan, Raster, Windows, answer, cut, opened, spread_over
+from sparsefield.use.large import Index, Plan, Raster, answer, cut, opened, spread_over
 from sparsefield.use.points import (
     MOST_POINTS,
     Extent,
@@ -179,7 +179,7 @@ def _run(config: Any, given: Measurements | None) -> None:
                 raise UserError(f"--{name} is for lists of points, and {config.input} is a raster: "
                                 "leave it out")
         raster = Raster(config.input, config.mask, numbers)
-        given = raster.some
+        given = raster.given
     elif given is None:
         given = _read(config, math.inf)
     count = len(given.coords) if raster is None else raster.count
@@ -189,8 +189,7 @@ def _run(config: Any, given: Measurements | None) -> None:
     plan = Plan.of(given, count, extent, config.aspect, settings, given.names or ("value",),
                    samples, config.above, config.quantiles)
     target = _target(config, given, extent, plan.frame.scaled_by, raster)
-    is_all = raster is None or count == len(given.coords)
-    source = Index(given, plan.halo) if is_all else Windows(raster, plan.halo)
+    source = Index(given, plan.halo) if raster is None else raster.reaching(plan.halo)
     plan, words = plan.fitted(spread_over(source), raster is None)
     tiles.begin(plan, target)
     log.info("%s: %s points -> %dx%d in %s tiles by the closed form, each on its own; %s",
@@ -457,7 +456,7 @@ class Tiles:
         return [] if self.is_done else [
             tile for tile in self.all if self._path(tile).name not in there]
 
-    def job(self, tile: tuple[slice, slice], source: Index | Windows) -> tuple:
+    def job(self, tile: tuple[slice, slice], source: Index | Raster) -> tuple:
         """The arguments of `answer`."""
         x, y = self.target.x[tile[1]], self.target.y[tile[0]]
         low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()])

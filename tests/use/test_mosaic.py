@@ -149,11 +149,11 @@ def test_a_raster_read_in_windows_gives_what_memory_gives(tmp_path, monkeypatch)
     monkeypatch.setattr(large, "WINDOW", 40)
     monkeypatch.setattr(large, "KEPT", 400)
     thinned = large.Raster("gaps.tif", None, None)
-    assert thinned.count == whole.count == len(whole.some.coords)
-    assert 100 < len(thinned.some.coords) <= 400
+    assert thinned.count == whole.count == len(whole.given.coords)
+    assert 100 < len(thinned.given.coords) <= 400
     halo = np.full(2, 5.0)
-    found = large.Windows(thinned, halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
-    near = large.Index(whole.some, halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
+    found = thinned.reaching(halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
+    near = whole.reaching(halo).near(np.full(2, 30.0), np.full(2, 40.0)).coords
     within = [set(map(tuple, x[((x > 25) & (x < 45)).all(axis=1)])) for x in (found, near)]
     assert within[0] == within[1] and np.ptp(found, axis=0).min() > 45
 
