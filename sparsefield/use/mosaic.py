@@ -181,7 +181,7 @@ def _run(config: Any, given: Measurements | None) -> None:
         raster = Raster(config.input, config.mask, numbers)
         given = raster.given
     elif given is None:
-        given = _read(config, math.inf)
+        given = _read(config)
     count = len(given.coords) if raster is None else raster.count
     extent = given.region or (bounds("measurements", given.coords) if config.extent is None else
                               checked_extent("--extent", config.extent, False))
@@ -212,11 +212,11 @@ def _run(config: Any, given: Measurements | None) -> None:
     log.info("%s: written to %s", config.input, out.path / "field.tif")
 
 
-def _read(config: Any, most: float) -> Measurements:
+def _read(config: Any) -> Measurements:
     return read_measurements(
         config.input, channels=3, mask=config.mask, observe=config.observe, x=config.x, y=config.y,
         value=config.value, missing=config.missing, noise_sd=config.noise_sd,
-        decimal=config.decimal, most=most)
+        decimal=config.decimal, most=math.inf)
 
 
 def _refuse(config: Any) -> None:
