@@ -25,7 +25,7 @@ from sparsefield.data.files import (
     require_file,
     tell_of_classes,
 )
-from sparsefield.data.overlaps import hashes, middle, tell_of_overlaps
+from sparsefield.data.overlaps import hashes, middle, mixed, tell_of_overlaps, whole_hashes
 from sparsefield.data.scale import (
     SEARCHED,
     Data,
@@ -35,9 +35,8 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     require_units,
-    tell_of_gaps,
     tell_of_spikes,
-    tell_of_two_units,
+    tell_of_values,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -204,20 +203,23 @@ def array_data(
             _refuse_codes(part)
         some = np.concatenate([f.reshape(-1, channels) for _, f in _searched(parts[0])])
         tell_of_spikes(parts[0].source, some, surveys[0].low, surveys[0].high)
-        tell_of_gaps(parts[0].source, some)
-        tell_of_two_units(parts[0].source, some)
+        tell_of_values(parts[0].source, some)
     tell_of_classes(parts[0].source, np.stack([
         middle(field) for _, field in _searched(parts[0], SEEN_FOR_CLASSES)]))
     scale = Scale(bounds, units)
-    for part, survey in zip(parts, surveys, strict=True):
-        check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
+    for source in dict.fromkeys(part.source for part in parts):
+        own = [survey for part, survey in zip(parts, surveys, strict=True) if part.source == source]
+        check_inside(source, np.fmin.reduce([survey.low for survey in own]),
+                     np.fmax.reduce([survey.high for survey in own]), scale,
+                     value_range is not None)
     learnt, *held_out = (survey.fields for survey in surveys)
     leaks = learnt & frozenset.union(*held_out)
     if len({survey.digest for survey in surveys}) == 1:
         pass  # nothing is trained
     elif leaks:
         log.warning("WARNING: %s: %d different fields to validate or to test on are training "
-                    "fields, too: leave copies out", parts[0].source, len(leaks))
+                    "fields, too, perhaps flipped or turned: leave copies out", parts[0].source,
+                    len(leaks))
     else:
         held = [field for part in parts[1:] for _, field in _searched(part, MOST_SEARCHED)]
         source = " and ".join(dict.fromkeys(part.source for part in parts[1:]))
@@ -304,7 +306,7 @@ def _check_array(part: Part) -> None:
         raise UserError(f"{part.source}: shape {shape}; {wanted}, not empty")
     if len(shape) == 3 and shape[2] <= 4:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
-    if len(shape) == 4 and shape[1] <= 4 < shape[3]:
+    if len(shape) == 4 and (shape[1] <= 4 < shape[3] or shape[1] < shape[2] == shape[3]):
         raise UserError(f"{part.source}: shape {shape} has its channels first; {wanted}: "
                         "numpy.moveaxis(fields, 1, -1)")
 
@@ -322,7 +324,7 @@ class _Survey(NamedTuple):
     high: np.ndarray  # (C,)
     has_gaps: bool
     digest: str
-    fields: frozenset[int]  # a hash of each
+    fields: frozenset[int]  # a hash of each, see `overlaps.whole_hashes`
     squares: list[np.ndarray]
 
 
@@ -334,8 +336,9 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
     for start in range(0, len(part), step):
         fields = part.fields(start, start + step)
         digest.update(np.ascontiguousarray(fields))
-        each += [hash(field.tobytes()) for field in fields]
-        squares.append(hashes(fields))
+        bits = mixed(fields)
+        each += whole_hashes(bits).tolist()
+        squares.append(hashes(bits))
         # Over the fields first: that runs along memory, a few channels do not.
         for found, extreme in ((lows, np.fmin), (highs, np.fmax)):
             found.append(extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64))
@@ -351,7 +354,7 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
                 where = part.first + start + int(is_bad.argmax())
                 raise UserError(f"{part.source}: field {where} {what}")
     return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest(),
-                   frozenset(each), squares)
+                   frozenset(each) - {0}, squares)
 
 
 def _refuse_codes(part: Part) -> None:

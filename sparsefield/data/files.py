@@ -94,7 +94,8 @@ def lone_extreme(
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
     A code counts farther from all others than they spread; negative nines (-999) also where
-    nothing else is negative or where they repeat; any other value where it repeats, FAR times as
+    nothing else is negative or where they repeat; another whole number (-1) where it alone is
+    negative, repeats, and most others are not whole; any other value where it repeats, FAR times as
     far from all others as they spread.
 
     Args:
@@ -110,6 +111,9 @@ def lone_extreme(
         repeats = len(values) - len(others) > 1 and not is_axis
         if (is_code(extreme) and gap > spread) or (
             extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
+        ) or (
+            extreme < 0 <= others.min() and extreme % 1 == 0 and (others % 1 > 0).mean() > 0.5
+            and len(values) - len(others) > 2 and not is_axis
         ) or (repeats and not codes_only and 0 < FAR * spread < gap):
             return float(extreme)
     return None
@@ -192,9 +196,18 @@ def tell_of_no_quantity(
                     "what is flagged as bad", where)
 
 
-def tell_of_classes(where: str, fields: np.ndarray) -> None:
-    """Log where fields (N, H, W, C) look like maps of classes: few whole numbers or colours, each
-    alike from point to point, beside others than the next in order (0 beside 3)."""
+def tell_of_classes(where: str, fields: np.ndarray) -> bool:
+    """Log, and tell, whether fields look like maps of classes; see `classes`."""
+    if count := classes(fields):
+        log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means of "
+                    "them say nothing: give 0 and 1 for each class instead", where, count)
+    return count > 0
+
+
+def classes(fields: np.ndarray) -> int:
+    """How many values or colours fields (N, H, W, C) have if they look like maps of classes: few,
+    whole, each alike from point to point, beside others than the next in order (0 beside 3); 0 if
+    they do not."""
     if fields.dtype == np.uint8 and fields.shape[3] == 3:
         fields = fields @ np.array([[65536.0], [256.0], [1.0]])
     for values in np.moveaxis(fields, 3, 0):
@@ -210,7 +223,5 @@ def tell_of_classes(where: str, fields: np.ndarray) -> None:
             alike.append((same / np.maximum(total, 1)).mean())
             jumps.append((np.abs(one - other) > 1).sum() / max((one != other).sum(), 1))
         if min(alike) > 0.5 and max(jumps) > 0.2:
-            log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means "
-                        "of them say nothing: give 0 and 1 for each class instead", where,
-                        len(labels))
-            return
+            return len(labels)
+    return 0

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_no_quantity, without
-from sparsefield.data.scale import tell_of_two_units
+from sparsefield.data.scale import tell_of_values
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -166,12 +166,13 @@ def clean(
     is_zero = (found.coords == 0).all(axis=1)
     if lonlat:
         globe.require_degrees(source, found.coords)
+        globe.tell_of_radians(source, found.coords)
         found = found.turned()
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
     _tell_of_strays(source, found.coords)
     _tell_of_rounding(source, found.coords, count)
-    tell_of_two_units(source, found.values)
+    tell_of_values(source, found.values)
     return found
 
 

@@ -121,7 +121,7 @@ def test_a_test_file_of_zeros_and_ones_beside_bytes_is_said(tmp_path, caplog, dt
     fields = np.random.default_rng(0).integers(0, 256, (30, 6, 7))
     path = saved(tmp_path / "bytes.npz", images=fields.astype(dtype))
     open_data(path, test=saved(tmp_path / "t.npz", images=(fields * share).astype(dtype)))
-    assert ("t.npz: values from 0 to 1 take less than a hundredth" in caplog.text) == is_said
+    assert ("t.npz: values from 0 to 1 take only 0.39 %" in caplog.text) == is_said
 
 
 def kelvin(change) -> np.ndarray:
