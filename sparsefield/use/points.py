@@ -126,7 +126,7 @@ def clean(
         UserError: nothing is left, there are too many, or numbers that cannot be.
     """
     codes = [number for number in missing or () if is_code(number)]
-    found = replace(found, coords=without(found.coords, codes),
+    found = replace(found, coords=_without_codes(found.coords, missing, lonlat),
                     values=without(found.values, missing),
                     noise=None if found.noise is None else without(found.noise, codes))
     names = found.names or ("values",) * found.values.shape[1]
@@ -174,6 +174,14 @@ def clean(
     _tell_of_rounding(source, found.coords, count)
     tell_of_values(source, found.values)
     return found
+
+
+def _without_codes(coords: np.ndarray, missing: Sequence[float] | None, lonlat: bool) -> np.ndarray:
+    """NaN in place of codes, and of missing numbers that cannot be degrees."""
+    most = globe.MOST if lonlat else (np.inf, np.inf)
+    return np.stack([without(column, [number for number in missing or ()
+                                      if is_code(number) or abs(number) > limit])
+                     for column, limit in zip(coords.T, most, strict=True)], axis=1)
 
 
 def _tell_of_strays(source: str, coords: np.ndarray) -> None:

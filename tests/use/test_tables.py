@@ -322,6 +322,8 @@ FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
     ("30,0,bad\n40,2,bad\n", {"missing": ("bad",)}, 8),
     ("-9999,-9999,5\n", {}, None), ("-9999,-9999,5\n", {"missing": ("-9999",)}, 8),
     ("0,1,0\n", {"missing": ("0",)}, 8),          # not the places at x = 0 or y = 0
+    ("-790.2,1,5\n", {"missing": ("-790.2",), "lonlat": True}, 8),  # no longitude
+    ("95,1,5\n2,95,5\n", {"missing": ("95",), "lonlat": True}, 9),  # a longitude, no latitude
 ])
 def test_values_that_mean_not_measured(tmp_path, extra, options, left):
     if left is None:
