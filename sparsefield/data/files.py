@@ -94,7 +94,7 @@ def lone_extreme(
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
     A code counts farther from all others than they spread; negative nines (-999) also where
-    nothing else is negative or where they repeat; another whole number (-1) where it alone is
+    nothing else is negative or where they repeat; another number (-1) where it alone is
     negative, repeats, and most others are not whole; any other value where it repeats, FAR times as
     far from all others as they spread.
 
@@ -112,7 +112,7 @@ def lone_extreme(
         if (is_code(extreme) and gap > spread) or (
             extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
         ) or (
-            extreme < 0 <= others.min() and extreme % 1 == 0 and (others % 1 > 0).mean() > 0.5
+            extreme < 0 <= others.min() and (others % 1 > 0).mean() > 0.5
             and len(values) - len(others) > 2 and not is_axis
         ) or (repeats and not codes_only and 0 < FAR * spread < gap):
             return float(extreme)

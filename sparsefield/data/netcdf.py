@@ -356,6 +356,8 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
         field = field.transpose(..., axes["y"], axes["x"])
     elif times:
         field = field.transpose(times[0], ...)
+    if is_longitude(field[field.dims[-1]]):  # 359, 0 becomes 359, 360
+        field = field.assign_coords({field.dims[-1]: np.unwrap(field[field.dims[-1]], period=360)})
     for dim in field.dims[-2:]:
         if dim in field.coords and field[dim].values[0] > field[dim].values[-1]:
             field = field.isel({dim: slice(None, None, -1)})

@@ -22,7 +22,7 @@ PIXELS, NARROW_PIXELS = ((0.0, 255.0), (0.0, 65535.0)), 0.1  # where the type gi
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
 # Units of one quantity that are mixed: a factor, an offset, names.
 UNITS = ((1, 273.15, "degC and K"), (100, 0, "hPa and Pa, m and cm"), (1000, 0, "km and m"))
-LEAST_ALIKE, SORTED = 3, 2**16  # values
+LEAST_ALIKE, SORTED, FAR_STEPS = 3, 2**16, 20  # values; steps between others
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -140,46 +140,63 @@ def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.nd
 
 def tell_of_values(source: str, values: np.ndarray) -> None:
     """Log what values (N, C) may mean otherwise: see `_tell_of_gaps` and `_tell_of_two_units`."""
-    _tell_of_gaps(source, values)
-    _tell_of_two_units(source, values)
-
-
-def _tell_of_gaps(source: str, values: np.ndarray) -> None:
-    """Log where many values (N, C) are one and the same, farther from all others than these spread:
-    0 on land, say."""
-    for own in values.T.astype(np.float64):
-        own = own[~np.isnan(own)]
-        for extreme in (own.min(initial=np.inf), own.max(initial=-np.inf)):
-            others = own[own != extreme]
-            if len(own) - len(others) >= max(LEAST_ALIKE, LEAST_GAPS * len(own)) and (
-                0 < np.ptp(others) < np.abs(others - extreme).min() if len(others) else False
-            ):
-                log.warning(
-                    "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to "
-                    "%.6g: if it means that nothing is known there, put NaN in its place", source,
-                    extreme, 100 * (1 - len(others) / len(own)), others.min(), others.max())
-
-
-def _tell_of_two_units(source: str, values: np.ndarray) -> None:
-    """Log where values (N, C) are of two kinds, far from each other, which one unit makes alike."""
     for own in values.T.astype(np.float64):
         own = own[np.isfinite(own)]
         own = np.sort(own[::len(own) // SORTED | 1])  # an odd step, which no width is a multiple of
-        if len(own) < 2 * LEAST_ALIKE:
-            continue
-        edge = int(np.diff(own).argmax()) + 1
-        low, high = own[:edge], own[edge:]
-        if min(len(low), len(high)) < LEAST_ALIKE or (
-            high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
+        _tell_of_gaps(source, own)
+        _tell_of_two_units(source, own)
+
+
+def _tell_of_gaps(source: str, own: np.ndarray) -> None:
+    """Log where many values (N,), sorted, are one and the same, far from all others: farther than
+    these spread (0 on land, say), or than a tenth of that and many of their steps."""
+    different = np.unique(own)
+    for others in (different[1:], different[:-1]) if len(different) > 2 else ():
+        extreme = different[0] if others[0] > different[0] else different[-1]
+        count, spread = int((own == extreme).sum()), np.ptp(others)
+        gap = np.abs(others - extreme).min()
+        if count >= max(LEAST_ALIKE, LEAST_GAPS * len(own)) and (
+            spread < gap or gap > max(0.1 * spread, FAR_STEPS * np.median(np.diff(others)))
         ):
-            continue
-        for factor, offset, names in UNITS:
-            alike = (high - offset) / factor
-            spreads = sorted((np.std(low), np.std(alike)))
-            if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
-                log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g "
-                            "to %.6g, as if in two units (%s): convert one", source,
-                            100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
+            log.warning(
+                "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to %.6g: "
+                "if it means that nothing is known there, put NaN in its place", source, extreme,
+                100 * count / len(own), others[0], others[-1])
+    zeros, usual = int((own == 0).sum()), len(own) / max(len(different), 1)
+    if len(own) and own[0] < 0 < own[-1] and zeros >= max(LEAST_ALIKE, LEAST_GAPS * len(own)) and (
+        zeros > FAR_STEPS * usual
+    ):
+        log.warning("WARNING: %s: 0 stands in %.0f %% of the points, between values of both signs: "
+                    "if it means that nothing is known there, put NaN in its place", source,
+                    100 * zeros / len(own))
+
+
+def _tell_of_two_units(source: str, own: np.ndarray) -> None:
+    """Log where values (N,), sorted, are of two kinds, far from each other, which one unit makes
+    alike."""
+    edge = int(np.diff(own).argmax()) + 1 if len(own) > 1 else 0
+    low, high = own[:edge], own[edge:]
+    if min(len(low), len(high)) < LEAST_ALIKE or (
+        high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
+    ):
+        return
+    for factor, offset, names in UNITS:
+        alike = (high - offset) / factor
+        spreads = sorted((np.std(low), np.std(alike)))
+        if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
+            log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g to "
+                        "%.6g, as if in two units (%s): convert one", source,
+                        100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
+
+
+def tell_of_shift(source: str, values: np.ndarray, main: str, learnt: np.ndarray) -> None:
+    """Log where 90 % of the values (N, C) of a file lie outside of 90 % of those of the main one."""
+    ends = [np.nanquantile(some, (0.05, 0.95), axis=0) for some in (values, learnt)]
+    (low, high), (first, last) = ends
+    for c in np.flatnonzero((high < first) | (low > last)).tolist():
+        log.warning("WARNING: %s: 90 %% of the values are %.6g to %.6g, those of %s are %.6g to "
+                    "%.6g: other units, or standardised on their own?", source, low[c], high[c],
+                    main, first[c], last[c])
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:

@@ -396,6 +396,18 @@ def _tell_of_outside(coords: np.ndarray, extent: Extent) -> None:
                 "%.6g); they are used, too", label, is_outside.sum(), len(coords), *extent)
 
 
+def tell_of_far(coords: np.ndarray, places: np.ndarray, lonlat: bool) -> None:
+    """Log where all places (N, 2) are farther from all measurements (M, 2) than these spread."""
+    low, high = coords.min(axis=0), coords.max(axis=0)
+    if lonlat:
+        places = np.column_stack([globe.around(places[:, 0], (low[0] + high[0]) / 2), places[:, 1]])
+    off = np.maximum(low - places, places - high).max(axis=1).min()
+    if len(coords) > 1 and off > max(high - low):
+        log.warning("WARNING: all places that are asked for are far from the measurements, which "
+                    "have x from %.6g to %.6g and y from %.6g to %.6g: x and y exchanged, or other "
+                    "units?", low[0], high[0], low[1], high[1])
+
+
 def _tell_of_order(coords: np.ndarray, extent: Extent) -> None:
     """Log where an extent fits the measurements (M, 2) badly that would fit them well as bounds are
     given elsewhere, x0 y0 x1 y1."""

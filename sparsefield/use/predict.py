@@ -28,7 +28,7 @@ from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
-from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, with_known
+from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, tell_of_far, with_known
 from sparsefield.use.points import Measurements
 from sparsefield.use.values import (
     choose_scale,
@@ -261,6 +261,7 @@ class Reconstructor:
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
         """The field that is asked for. Raises UserError for what the model cannot read."""
+        tell_of_far(given.coords, asked.places.reshape(-1, 2), settings.lonlat)
         measured = observe(self, given, asked, settings)
         queries = measured.frame.inside(asked.places.reshape(-1, 2))
         if given.known is not None:

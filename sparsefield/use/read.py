@@ -160,6 +160,9 @@ def measure_picture(
         picture, whole = picture.reduced(factor), whole.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
     there = picture.known
+    if missing and path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"):
+        log.warning("WARNING: %s: JPEG changes values, at the edges of holes most: give --mask, or "
+                    "a PNG, for what is missing", path)
     if missing:
         there = there & ~np.isin(picture.values, missing).all(axis=2)
     elif missing is None and picture.white is None:

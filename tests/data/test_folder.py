@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,24 @@ def test_validation_data_stay_so_where_the_training_data_are_named_again(tmp_pat
     tested = open_test_data({"data": data.describe(), "config": config},
                             data=f"{tmp_path}/val/../all/")
     assert names(tested.test) == names(data.test) and not names(tested.test) & names(data.train)
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_copies_of_what_was_trained_on_are_no_test(tmp_path, caplog, kind, is_copied):
+    fill(tmp_path / "all", 30)
+    fill(tmp_path / "some", 6, first=3 if is_copied else 100)
+    spec, some = str(tmp_path / "all"), str(tmp_path / "some")
+    if kind == "array":
+        for folder in (spec, some):
+            np.save(f"{folder}.npy", [np.asarray(Image.open(path))
+                                      for path in sorted(Path(folder).iterdir())])
+        spec, some = f"{spec}.npy", f"{some}.npy"
+    config = asdict(Config(data=spec, image_size=16))
+    data = open_as_configured(config)
+    open_test_data({"data": data.describe(), "config": config}, test=some)
+    assert (": 6 of the fields to test on are among the data that the model was trained on"
+            in caplog.text) == is_copied
 
 
 @pytest.mark.parametrize("files, words", [

@@ -416,3 +416,12 @@ def test_maps_of_classes_are_said(tmp_path, caplog, count, kind, is_said):
     caplog.clear()
     read_measurements(str(tmp_path / "many/0.png"), channels=3, observe="random:0.2")
     assert (said in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("ending, is_said", [("jpg", True), ("png", False)])
+def test_holes_in_a_jpeg_are_said_to_have_edges(tmp_path, caplog, ending, is_said):
+    pixels = RNG.integers(50, 250, (24, 20)).astype(np.uint8)
+    pixels[5:12, 5:12] = 0
+    Image.fromarray(pixels).save(tmp_path / f"a.{ending}")
+    read_measurements(str(tmp_path / f"a.{ending}"), channels=1, missing=("0",))
+    assert ("JPEG changes values" in caplog.text) == is_said

@@ -179,7 +179,7 @@ def test_latitudes_that_are_no_degrees_are_refused(tmp_path, lon, lat):
 def test_places_far_from_all_others_are_said(tmp_path, caplog, place, is_said):
     rows = "".join(f"{k},{k**2 % 11},{k}\n" for k in range(12))
     read(tmp_path, f"x,y,t\n{rows}{place[0]},{place[1]},3\n")
-    assert (f"1 of 13 places have x from {place[0]}" in caplog.text) == is_said
+    assert (f"1 of 13 rows have x from {place[0]}" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize("zones, is_said", [("32 33", True), ("32 32", False)])
@@ -207,8 +207,8 @@ def test_radians_are_said(tmp_path, caplog, scale, is_said):
 
 
 @pytest.mark.parametrize("value, count, low, words", [
-    (-1, 9, 0.5, "--missing -1"), (-1, 9, -2.5, ""), (-1, 2, 0.5, ""), (-0.5, 9, 0.5, ""),
-    (0, 9, 12, "0 stands in"), (0, 9, 0.5, "")])
+    (-1, 9, 0.5, "--missing -1"), (-1, 9, -2.5, ""), (-1, 2, 0.5, ""),
+    (-0.5, 9, 0.5, "--missing -0.5"), (0, 9, 12, "0 stands in"), (0, 9, 0.5, "")])
 def test_values_that_repeat_at_the_end_of_others(tmp_path, caplog, value, count, low, words):
     values = np.concatenate([np.full(count, value), low + np.random.default_rng(0).uniform(
         0, 6, 190)])
@@ -257,6 +257,13 @@ def test_stations_in_another_unit_are_said(tmp_path, caplog, count, shift, is_sa
     frame = pandas.DataFrame(PLACES, columns=["x", "y"]).assign(t=values)
     read(tmp_path, frame.to_csv(index=False))
     assert ("10 % of the values are 27" in caplog.text and "(degC and K)" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("last, is_said", [(900, True), (40, False)])
+def test_a_total_below_the_values_is_said(tmp_path, caplog, last, is_said):
+    rows = "".join(f"{k},{k**2 % 11},{10 + k % 5}\n" for k in range(12))
+    read(tmp_path, f"x,y,t\n{rows}5,6,{last}\n")
+    assert ("1 of 13 rows have t from 900 to 900, all others 10 to 14" in caplog.text) == is_said
 
 
 def test_datetimes_of_parquet_are_no_values(tmp_path):
