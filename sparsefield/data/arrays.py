@@ -24,6 +24,7 @@ from sparsefield.data.files import (
     refuse_foreign,
     require_file,
     tell_of_classes,
+    tell_of_masks,
 )
 from sparsefield.data.overlaps import hashes, middle, mixed, tell_of_overlaps, whole_hashes
 from sparsefield.data.scale import (
@@ -268,6 +269,7 @@ def read_array(path: Path) -> tuple[np.ndarray, str | None]:
             _check_fits_memory(path)
             names = [name for name in archive.files if name != "units"]
             units = str(archive["units"]) if "units" in archive.files else None
+            tell_of_masks(path, names)
             if "images" in names or len(names) == 1:
                 return archive["images" if "images" in names else names[0]], units
     except BROKEN as error:

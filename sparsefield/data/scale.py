@@ -190,7 +190,7 @@ def _tell_of_two_units(source: str, own: np.ndarray) -> None:
 
 
 def tell_of_shift(source: str, values: np.ndarray, main: str, learnt: np.ndarray) -> None:
-    """Log where 90 % of the values (N, C) of a file lie outside of 90 % of those of the main one."""
+    """Log where 90 % of a file's values (N, C) lie outside of 90 % of those of the main one."""
     ends = [np.nanquantile(some, (0.05, 0.95), axis=0) for some in (values, learnt)]
     (low, high), (first, last) = ends
     for c in np.flatnonzero((high < first) | (low > last)).tolist():

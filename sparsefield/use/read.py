@@ -503,10 +503,10 @@ def _read_netcdf(path: Path) -> pandas.DataFrame:
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     lists = [v for v in variables if v.dims == max(counts, key=counts.get)]
-    if several := [describe(v) for v in variables if len(v.dims) > 1
-                   and set(lists[0].dims) <= set(v.dims)]:
+    if others := [describe(v) for v in variables
+                  if v.ndim and v.dims != lists[0].dims and v.name not in v.dims]:
         log.warning("WARNING: %s: %s left out: a place has one value here, so choose one step of "
-                    "the other axes first", path, ", ".join(several))
+                    "the other axes first, or bring all to one axis", path, ", ".join(others))
     table = pandas.DataFrame({str(v.name): v.values for v in lists})
     table.attrs = {str(v.name): units_of(v) for v in lists}
     return table
@@ -515,6 +515,7 @@ def _read_netcdf(path: Path) -> pandas.DataFrame:
 def _read_npz(path: Path, reads_noise: bool, covariates: Sequence[str] = ()) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
+            files.tell_of_masks(path, file.files)
             arrays = {name: file[name] for name in ("coords", "values", "noise_sd", *covariates)
                       if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,

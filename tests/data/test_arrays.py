@@ -189,6 +189,12 @@ def test_validation_fields_standardised_on_their_own_are_said(tmp_path, caplog, 
     assert ("b.npz: 90 % of the values are -1.6" in caplog.text) == is_said
 
 
+def test_a_mask_beside_the_fields_is_not_dropped_silently(tmp_path, caplog):
+    fields = np.random.default_rng(0).normal(size=(40, 8, 8))
+    open_data(saved(tmp_path / "a.npz", images=fields, valid_mask=fields > 0))
+    assert "a.npz: valid_mask is not read: put NaN where nothing is known" in caplog.text
+
+
 def test_dry_days_to_test_on_are_said(tmp_path, caplog):
     fields = np.maximum(np.random.default_rng(0).normal(size=(60, 8, 8)), 0)
     fields[:20] = 0
