@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sparsefield import progress
-from sparsefield.data.files import classes, lone_extreme, tell_of_classes
+from sparsefield.data.files import classes, lone_extreme
 from sparsefield.data.overlaps import middle, mixed, some_hashes, tell_of_overlaps, whole_hashes
 from sparsefield.data.pictures import Raster, read_picture
 from sparsefield.data.scale import (
@@ -362,6 +362,7 @@ def open_folder(
                     leaks)
     else:
         _tell_by_pixels(str(val or test or folder), parts)
+        _tell_of_frames(str(val or test or folder), parts)
     scale = Scale((_range_of(folder, parts[0], value_range),) * parts[0][0].channels, units)
     of_source: dict[Path, list[Found]] = {}
     for source, part in zip((folder, val or folder, test or val or folder), parts, strict=True):
@@ -382,37 +383,31 @@ def _tell_by_pixels(source: str, parts: Sequence[list[Found]]) -> None:
     seen = [middle(read_picture(found.path, on_white=True).with_channels(found.channels).values)
             for found in held]
     tell_of_overlaps(source, seen, [found.squares for found in parts[0]])
-    height, width = np.min([field.shape[:2] for field in seen], axis=0)
     maps = [found.path for found, field in zip(held, seen, strict=True) if classes(field[None])]
-    if not tell_of_classes(source, np.stack([field[:height, :width] for field in seen])) and (
-        len(maps) > LEAST_MAPS * len(held)
-    ):
-        log.warning("WARNING: %s: %d of %d pictures that were looked at may be maps of classes, "
-                    "such as %s: are masks among the pictures?", source, len(maps), len(held),
-                    maps[0])
-    _tell_of_frames(source, parts, held)
+    if len(maps) > LEAST_MAPS * len(held):
+        log.warning("WARNING: %s: %d of %d pictures that were looked at, such as %s, may be maps "
+                    "of classes, of which means say nothing: leave masks out, or give 0 and 1 for "
+                    "each class instead", source, len(maps), len(held), maps[0])
 
 
-def _tell_of_frames(source: str, parts: Sequence[list[Found]], held: Sequence[Found]) -> None:
-    """Log where most of some pictures that are held out look like the one before or after them, by
-    name, and that is trained on: frames of a film."""
-    learnt = {found.path for found in parts[0]}
+def _tell_of_frames(source: str, parts: Sequence[list[Found]]) -> None:
+    """Log where most pictures that are held out look like the one before or after them, by name,
+    that is trained on: frames of a film."""
+    learnt, alike = {found.path for found in parts[0]}, set()
     ordered = sorted(itertools.chain(*parts), key=lambda found: found.path)
-    places = {found.path: place for place, found in enumerate(ordered)}
-    alike = 0
-    for found in held:
-        place = places[found.path]
-        beside = [other.working for other in ordered[max(0, place - 1):place + 2]
-                  if other.path in learnt and other.working is not None]
-        own = found.working
-        alike += own is not None and any(
-            other.shape == own.shape
-            and np.std(own.astype(float) - other) < LIKE_FRAMES * np.std(own) for other in beside)
-    if alike > len(held) / 2:
+    for pair in itertools.pairwise(ordered):
+        held = [found.path for found in pair if found.path not in learnt]
+        one, other = (found.working for found in pair)
+        if len(held) == 1 and one is not None and other is not None and (
+            one.shape == other.shape
+            and np.std(one.astype(float) - other) < LIKE_FRAMES * np.std(one)
+        ):
+            alike.update(held)
+    if len(alike) > (len(ordered) - len(learnt)) / 2:
         log.warning("WARNING: %s: %d of %d pictures to validate or to test on look like the one "
                     "before or after them, which is trained on (frames of a film?), and scores "
                     "will be too good: give each scene a sub-folder, and split_by folder", source,
-                    alike, len(held))
+                    len(alike), len(ordered) - len(learnt))
 
 
 def _range_of(

@@ -203,12 +203,11 @@ def tell_of_no_quantity(
                     "what is flagged as bad", where)
 
 
-def tell_of_classes(where: str, fields: np.ndarray) -> bool:
-    """Log, and tell, whether fields look like maps of classes; see `classes`."""
+def tell_of_classes(where: str, fields: np.ndarray) -> None:
+    """Log where fields look like maps of classes; see `classes`."""
     if count := classes(fields):
         log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means of "
                     "them say nothing: give 0 and 1 for each class instead", where, count)
-    return count > 0
 
 
 def classes(fields: np.ndarray) -> int:

@@ -165,7 +165,7 @@ def test_masks_beside_pictures_are_said(tmp_path, caplog):
         mask.putpalette(list(range(30)))
         mask.save(tmp_path / f"mask{k:02d}.png")
     open_data(str(tmp_path), image_size=16)
-    assert "pictures that were looked at may be maps of classes, such as" in caplog.text
+    assert "may be maps of classes, of which means say nothing: leave masks out" in caplog.text
 
 
 # --- pictures of other numbers than 8 bits --------------------------------------------------------
