@@ -326,8 +326,8 @@ def open_folder(
     """The pictures in a folder and its subfolders; linked ones are followed, each folder once.
 
     Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
-    so that files added later move no other, and equal pictures stay together whatever their files
-    are. With `split_by` "folder" each sub-folder goes there whole, by a hash of its name. Folders
+    so that files added later move no other, and equal pictures, also flipped or turned, stay
+    together whatever their files are. With `split_by` "folder" each sub-folder goes there whole, by a hash of its name. Folders
     `val` and `test` may hold these splits instead; see `scale.in_three`. Grey pictures alone make
     one channel.
 
@@ -339,7 +339,7 @@ def open_folder(
     pixels a side, are skipped and named once in the log.
 
     Raises:
-        UserError: no folder, no permission, fewer than three different usable pictures (or
+        UserError: no folder, no permission, a folder with train and val in it, fewer than three different usable pictures (or
             sub-folders, or pictures outside of them), no picture in a split's own folder, grey and
             colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with more.
     """

@@ -21,7 +21,8 @@ LEAST = 0.05  # share of the fields that is said
 
 def mixed(fields: np.ndarray) -> np.ndarray:
     """The bits of every value, mixed, so that sums of them are hashes: uint64 of the same shape."""
-    bits = np.ascontiguousarray(fields).view(f"u{fields.itemsize}").astype(np.uint64)
+    fields = np.ascontiguousarray(fields if fields.itemsize <= 8 else fields.astype(np.float64))
+    bits = fields.view(f"u{fields.itemsize}").astype(np.uint64)
     bits *= np.uint64(0x9E3779B97F4A7C15)
     bits ^= bits >> np.uint64(32)
     return bits
