@@ -327,9 +327,9 @@ def open_folder(
 
     Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
     so that files added later move no other, and equal pictures, also flipped or turned, stay
-    together whatever their files are. With `split_by` "folder" each sub-folder goes there whole, by a hash of its name. Folders
-    `val` and `test` may hold these splits instead; see `scale.in_three`. Grey pictures alone make
-    one channel.
+    together whatever their files are. With `split_by` "folder" each sub-folder goes there whole, by
+    a hash of its name. Folders `val` and `test` may hold these splits instead; see
+    `scale.in_three`. Grey pictures alone make one channel.
 
     Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
     bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures,
@@ -339,9 +339,10 @@ def open_folder(
     pixels a side, are skipped and named once in the log.
 
     Raises:
-        UserError: no folder, no permission, a folder with train and val in it, fewer than three different usable pictures (or
-            sub-folders, or pictures outside of them), no picture in a split's own folder, grey and
-            colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with more.
+        UserError: no folder, no permission, train and val in it, fewer than three different usable
+            pictures (or sub-folders, or pictures outside of them), no picture in a split's own
+            folder, grey and colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with
+            more.
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
