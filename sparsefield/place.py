@@ -85,6 +85,7 @@ class Observed(NamedTuple):
         box: the rectangle that holds them and all that is asked for; it begins at (0, 0).
         covariates: how many columns of coords, here and of queries, are no places in space: only
             the closed form reads them. trend: degree of its polynomial drift, 0 to 2.
+        timed: whether the last of the covariates is time.
     """
 
     coords: Tensor
@@ -94,3 +95,4 @@ class Observed(NamedTuple):
     box: Domain = UNIT_SQUARE
     covariates: int = 0
     trend: int = 0
+    timed: bool = False

@@ -89,6 +89,7 @@ def sample(
     domain: Domain = UNIT_SQUARE,
     covariates: int = 0,
     trend: int = 0,
+    timed: bool = False,
     clip: bool = True,
     points: int = POINTS,
     most_inputs: int | None = None,
@@ -110,8 +111,8 @@ def sample(
         seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler;
             None: the model's own number.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
-        domain: the rectangle that the observations stand for. covariates, trend: see
-            sparsefield.place.Observed.
+        domain: the rectangle that the observations stand for. covariates, trend,
+            timed: see sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
             tokens together; bounds memory; 0: without tokens, see FieldModel.encode.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
@@ -132,7 +133,8 @@ def sample(
     generators = [[torch.Generator().manual_seed(int(seed)) for seed in own] for own in seeds]
     count = Count(progress)
     box = domain.around(query_coords, input_coords)
-    observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend)
+    observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend,
+                        timed)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
                          done=count)
 

@@ -186,9 +186,9 @@ def fitted_form(
             noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
         form = fitted_form(on_cpu, queries.cpu(), lattice, done, scored=scored)
         return form.to(queries.device)
-    coords, values, noise_sd, domain, _, covariates, trend = observed
+    coords, values, noise_sd, domain, _, covariates, trend, timed = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
-                          trend=trend)
+                          trend=trend, timed=timed)
     noise = posterior.noise(queries, done)
     asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
     if done is not None:
