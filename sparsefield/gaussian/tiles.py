@@ -89,7 +89,7 @@ class Boxes:
         nearest of all. A place between clusters or tracks is so answered from all around it."""
         own = self.own[number]
         count = min(len(self.coords), max(count, 2 * len(own)))
-        far = self._nearest(own, self.first, int(FAR * count))
+        far = self._nearest(own, self.first, max(1, int(FAR * count)))
         near = self._nearest(own, self.all, count)
         near = near[~torch.isin(near, torch.cat([own, far]))]
         chosen = torch.cat([own, far]).unique()

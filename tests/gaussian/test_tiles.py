@@ -46,6 +46,7 @@ def test_a_box_is_answered_from_its_own_observations_and_the_nearest_others():
     near = [i for i in index.tolist() if i not in far]
     assert away[near].max() <= away[others].min()
     assert len(Boxes(torch.zeros(50, 2), 20).nearest(0, 30)) == 50  # at one place: never apart
+    assert Boxes(points(1), 20).nearest(0, 30).tolist() == [0]
 
 
 @pytest.mark.parametrize("middles", [[[0.2, 0.3], [0.8, 0.7]], None])
