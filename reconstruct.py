@@ -187,6 +187,9 @@ def reconstruct(config: Config, command: str = "") -> None:
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     stack = None
     if config.time is not None:
+        if config.mask or config.observe:
+            raise UserError("--mask and --observe are for a picture, --time is for what moves: "
+                            "leave one of them out")
         stack = read_stack(config.input, config.time, config.value, config.x, config.y,
                            config.noise_sd, config.missing, config.lonlat)
     given = stack.given if stack is not None else read_measurements(
@@ -202,6 +205,9 @@ def reconstruct(config: Config, command: str = "") -> None:
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach, times=config.times,
         stack=stack,
     )
+    if config.covariates and stack is not None:
+        raise UserError(f"--covariates {' '.join(config.covariates)}: they are for tables, not for "
+                        "a stack")
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
