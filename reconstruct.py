@@ -9,6 +9,7 @@
     python reconstruct.py sea.csv --missing -9999 --noise_sd sigma --grid like.nc
     python reconstruct.py rain.csv --lonlat --covariates elev --grid terrain.nc  # follows height
     python reconstruct.py photo.png --observe random:0.05 --covariates luminance # colours it
+    python reconstruct.py sea.nc --time time --page                  # gaps in (time, y, x)
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
     python reconstruct.py --help                                     # every setting, explained
 
@@ -16,7 +17,8 @@ INPUT is one of:
   a picture (8 or 16 bits, floats, or .npy). Its known pixels are given by --mask or --observe; else
   they are those that are neither transparent nor NaN;
   a .csv or .parquet table with columns x, y and value; which column became which is printed;
-  a NetCDF file (.nc, .cdf) with such variables of one dimension;
+  a NetCDF file (.nc, .cdf) with such variables of one dimension; with --time also one, or a zarr,
+  with a variable of (time, y, x) whose gaps are filled;
   an .npz file with `coords` (M, 2) and `values` (M, C);
   - for CSV on standard input.
 
@@ -29,6 +31,7 @@ the closed form: kriging fitted to the measurements, with samples and uncertaint
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
 points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif, as for GeoTIFFs.
+With --time there are field.gif, a film (field.mp4 where ffmpeg is), and no single maps.
 Other files in that folder are never replaced. --page adds field.html, to look at all of it in a
 browser. With --holdout a share of the measurements is hidden, predicted by this and by other
 methods, and scored; files are then written with --page only.
@@ -76,7 +79,7 @@ class Config:
     """Settings of a reconstruction."""
 
     input: Annotated[str, tyro.conf.Positional]
-    """A picture, .csv, .parquet, .nc, .npz, or - for CSV on standard input."""
+    """A picture, .csv, .parquet, .nc, .zarr, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
     """Trained model: a file of V1 or V2; bundled: the V2 of this project; none: the closed form
     alone, for any values. Default: bundled for colour pictures, else none."""
@@ -196,6 +199,9 @@ def reconstruct(config: Config, command: str = "") -> None:
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     stack = None
     if config.time is not None:
+        if config.mask or config.observe:
+            raise UserError("--mask and --observe are for a picture, --time is for what moves: "
+                            "leave one of them out")
         stack = read_stack(config.input, config.time, config.value, config.x, config.y,
                            config.noise_sd, config.missing, config.lonlat)
     given = stack.given if stack is not None else read_measurements(
@@ -215,6 +221,9 @@ def reconstruct(config: Config, command: str = "") -> None:
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach, times=config.times,
         stack=stack,
     )
+    if config.covariates and stack is not None:
+        raise UserError(f"--covariates {' '.join(config.covariates)}: they are for tables, not for "
+                        "a stack")
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sparsefield")
 
 LARGEST = 1024  # rows or columns of a field that is asked for
+MOST_CELLS = 4_000_000  # of all frames
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
 ARRAY = "the DataArray"  # in messages
 RESOLUTION = r"\d{1,6}([xX]\d{1,6})?"
@@ -275,6 +276,12 @@ class Asked:
     is_far: np.ndarray | None = None
     known: np.ndarray | None = None
     times: Times | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for more frames than can be answered."""
+        if len(self.shape) == 3 and math.prod(self.shape) > MOST_CELLS:
+            raise UserError("{} times of {} x {} cells: at most {:,} in all can be asked for; give "
+                            "fewer times or a smaller resolution".format(*self.shape, MOST_CELLS))
 
     @property
     def shape(self) -> tuple[int, ...]:
