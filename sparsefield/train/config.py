@@ -59,6 +59,13 @@ class TrainingConfig:
     """Arrays: units for reports and colour bars, one, or one for each channel with commas."""
     image_size: int = 32
     """Side in pixels of the pictures, where the data does not fix it."""
+    time: int = 1
+    """Frames of a sequence that training learns from, of data whose fields follow each other in
+    time (tracer, .nc, .npz, .npy); 1: single fields."""
+    time_start: Literal["frame", "spacetime"] = "frame"
+    """What a sequence starts from: kriging of each frame alone, or of all in space and time."""
+    time_reader: str = "gru"
+    """What reads the frames along time in every cell of the grid U-Nets: gru or mamba."""
     observe: str = "random:0.2"
     """Which points are observed."""
     epochs: int = 1000
@@ -144,7 +151,7 @@ class TrainingConfig:
         require_seed(self.seed)
         rules = (
             (("epochs", "batch_size", "accumulate", "queries_min", "eval_every", "eval_pictures",
-              "visualize_every", "save_every", "keep_last", "image_size"),
+              "visualize_every", "save_every", "keep_last", "image_size", "time"),
              lambda value: value >= 1, "must be at least 1"),
             (("lr",), lambda value: 0 < value < math.inf, "must be above 0, and finite"),
             (("grad_clip",), lambda value: value > 0, "must be above 0 (inf: never)"),

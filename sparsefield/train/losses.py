@@ -15,7 +15,7 @@ from sparsefield.hashed import normal
 from sparsefield.model.blocks import take
 from sparsefield.model.field import ClosedForm, FieldModel
 from sparsefield.model.grid_unet import grid_features
-from sparsefield.place import Domain, Observed
+from sparsefield.place import Domain, Frames, Observed
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
 
@@ -30,7 +30,8 @@ class Known(NamedTuple):
     def part(self, rows: slice) -> Known:
         """Some of the fields."""
         observed = self.observed._replace(coords=self.observed.coords[rows],
-                                          values=self.observed.values[rows])
+                                          values=self.observed.values[rows],
+                                          frames=self.observed.frames.part(rows))
         return Known(observed, self.form.part(rows), self.z_0[rows])
 
 
@@ -46,7 +47,8 @@ class ClosedForms:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_draws: bool = True) -> Known:
-        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain)
+        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain,
+                            frames=Frames(self.model.time, batch.times))
         if self.grid is not None:
             return self._on_grid(self.grid, observed, batch, with_draws)
         form = self.model.closed_form(observed, batch.query_coords)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsefield.data import Batch, Data, Pattern, Split
+from sparsefield.data.scale import frames_of
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots
 from sparsefield.evaluate.calibration import METHOD, describe, pool
@@ -148,11 +149,14 @@ class Validation:
         self, split: Split, pattern: Pattern, count: int, batch_size: int, device: torch.device,
         share: tuple[int, int] = (0, 1),
     ):
-        indices = spread(range(len(split)), count)
+        frames = frames_of(split)
+        firsts = spread(range(0, len(split), frames), max(1, count // frames))
+        indices = [first + frame for first in firsts for frame in range(frames)]
         self.count = len(indices)
         points = batch_size * math.prod(split.example(0).shape[:2])
         self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
-        self.cases = self.every.subset(range(len(indices))[share[0] :: share[1]])
+        self.cases = self.every.subset(
+            [k for k in range(self.count) if k // frames % share[1] == share[0]])
         self._groups: list[_Group] = []
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
@@ -185,16 +189,21 @@ class Validation:
         queries, input_coords, input_values = self.cases.stack(which)
         cases = [self.cases[k] for k in which]
         rngs = [np.random.default_rng([EVAL_SEED, case.index, 1]) for case in cases]
-        index = [np.flatnonzero(case.asked(self.cases.rows)) for case in cases]
+        draws = np.array([rng.integers(2**63) for rng in rngs])
+        angles = np.array([END * rng.random() for rng in rngs], dtype=np.float32)
+        first = np.arange(len(cases)) // self.cases.frames * self.cases.frames
+        index = self.cases.asked(which)
         values = [case.inside.reshape(-1, case.inside.shape[2])[own]
                   for case, own in zip(cases, index, strict=True)]
         parts = (
             np.stack([case.observed for case in cases]), np.stack(index), np.stack(values),
-            np.array([rng.integers(2**63) for rng in rngs]), np.full(len(cases), -1),
+            draws, np.full(len(cases), -1),
             np.stack([np.arange(len(own)) for own in index]),
-            np.array([END * rng.random() for rng in rngs], dtype=np.float32),
+            angles[first],
+            np.array([case.time for case in cases], dtype=np.float32),
         )
-        names = ("input_index", "query_index", "x_1", "draws", "mask_id", "answered", "theta")
+        names = ("input_index", "query_index", "x_1", "draws", "mask_id", "answered", "theta",
+                 "times")
         tensors = dict(zip(names, map(torch.from_numpy, parts), strict=True))
         return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
                      **tensors).to(self.cases.device)
@@ -320,7 +329,7 @@ class Reporter:
         if not self.world.is_first:
             return
         cases = self.validation.cases
-        shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
+        shown = cases.spread(PICTURES_SHOWN)
         path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
         drawn = shown.sample(model, draws=DRAWS, method=METHOD)
         columns = {"posterior mean": shown.sample(model, **MEAN).fields, "one sample": drawn.fields}

@@ -1,0 +1,233 @@
+"""What a reader along time is worth, at equal seconds of one core: the table of docs/models.md.
+
+    python benchmarks/readers.py train gru spacetime --seconds 300   # one row, into readers.json
+    python benchmarks/readers.py table
+
+A grid U-Net learns the mean and sd of sequences of the tracer (2-D turbulence), 5 % new points a
+frame, and is scored on others at the points that were not seen: root mean square error relative to
+the sd of the sequence, CRPS of its Gaussian, share of the truths in its 90 % intervals. Seconds are
+those of the processor, closed forms included, the simulation and the scoring excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import ROOT, errors, mean_of, table
+
+sys.path.insert(0, str(ROOT))
+
+from sparsefield.data import TrainingBatches, parse_pattern
+from sparsefield.data.tracer import FROZEN_RUNS, RUNS, TracerSplit
+from sparsefield.evaluate.cases import evaluating
+from sparsefield.model.readers import TimeReader
+from sparsefield.train.losses import ClosedForms, Known, start_loss
+from sparsefield.train.optimise import Optimiser, SlotDropout, averaged
+from sparsefield.hashed import noise_seed, seeds_of
+from train_mamba_v2 import MAMBADiffusionV2
+
+RESULTS = Path(__file__).with_suffix(".json")
+SIZE, PATTERN, TOGETHER = 32, "random:0.05", 64  # frames of a batch
+TEST_SEQUENCES = 32
+RATE, DECAY, WARMUP = 1e-3, 0.998, 0.05  # as the trainings have it
+HEADS, DILATIONS = 4, (1, 2, 4)
+
+
+class NoReader(TimeReader, name="none"):
+    """Every frame on its own."""
+
+    def forward(self, x: Tensor, frames) -> Tensor:
+        return x
+
+
+class Convolutions(TimeReader, name="convolution"):
+    """Dilated convolutions along time, which see 15 frames (van den Oord et al. 2016)."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        sizes = [width + 2] + [width] * len(DILATIONS)
+        self.layers = nn.ModuleList(
+            nn.Conv1d(sizes[i], sizes[i + 1], 3, padding=d, dilation=d)
+            for i, d in enumerate(DILATIONS))
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def read(self, x: Tensor, steps: Tensor) -> Tensor:
+        y = torch.cat([x, steps], dim=-1).mT
+        for i, layer in enumerate(self.layers):
+            y = layer(y if i == 0 else F.silu(y))
+        return y.mT
+
+
+class Attention(TimeReader, name="attention"):
+    """Softmax attention over all frames; times enter as waves."""
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.into = nn.Linear(width + 16, 3 * width)
+        self.out = nn.Linear(width, width)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def read(self, x: Tensor, steps: Tensor) -> Tensor:
+        times = steps[..., :1].exp().cumsum(dim=1)
+        waves = times * (2.0 ** -torch.arange(8)) * torch.pi
+        x = torch.cat([x, waves.sin(), waves.cos()], dim=-1)
+        asked, keys, values = self.into(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        found = F.scaled_dot_product_attention(asked, keys, values)
+        return self.out(found.transpose(1, 2).flatten(2))
+
+
+class Irregular(TracerSplit):
+    """Frames at irregular times: of a run twice as long those that chance keeps."""
+
+    def __init__(self, runs: range, size: int, frames: int, seed: int):
+        super().__init__(runs, size, 2 * frames, seed)
+        self.span, self.frames = 2 * frames, frames
+
+    def __len__(self) -> int:
+        return super().__len__()
+
+    def _chosen(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, self.runs[0], index // self.frames])
+        return np.sort(rng.choice(self.span, self.frames, replace=False))
+
+    def time(self, index: int) -> float:
+        chosen = self._chosen(index)
+        own = chosen[index % self.frames] - chosen[0]
+        return float(own / np.diff(chosen).mean())
+
+    def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        frame = int(self._chosen(index)[index % self.frames])
+        sequence, kept = index // self.frames, self.frames
+        self.frames = self.span
+        try:
+            return super()._cut(sequence * self.span + frame, rng)
+        finally:
+            self.frames = kept
+
+
+class Trained:
+    """A grid U-Net with a reader, before the flow."""
+
+    def __init__(self, reader: str, start: str, split: TracerSplit, width: int, seed: int):
+        torch.manual_seed(seed)
+        self.model = MAMBADiffusionV2(
+            channels=1, d_model=8, num_layers=0, perceiver_iterations=0, perceiver_heads=1,
+            unet_width=width, unet_dropout=0.1, symmetries=8, time=split.frames,
+            time_start=start, time_reader=reader, time_scale=SCALE)
+        self.batches = TrainingBatches(
+            split, parse_pattern(PATTERN), seed=seed, batch_size=max(TOGETHER, split.frames),
+            queries=(128, 128), draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
+        self.forms = ClosedForms(self.model, SIZE, SIZE, torch.device("cpu"))
+        self.seed = seed
+
+    def train(self, seconds: float) -> int:
+        """Steps taken in so many seconds of the processor; the rate is a cosine of them."""
+        step, optimiser = 0, Optimiser(self.model.unet, "muon", RATE, 0.01)
+        self.averaged = averaged(self.model, DECAY, lambda: step)
+        dropout = SlotDropout(self.model)
+        self.model.train()
+        began = time.process_time()
+        while (share := (time.process_time() - began) / seconds) < 1:
+            optimiser.rate = RATE * min(share / WARMUP, 0.5 * (1 + np.cos(np.pi * share)))
+            batch = self.batches[step]
+            dropout.seed(seeds_of(noise_seed(self.seed, step), self.batches.own_slots,
+                                  torch.device("cpu")))
+            start_loss(self.model, batch, self.forms(batch, with_draws=False)).mean().backward()
+            nn.utils.clip_grad_norm_(self.model.unet.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            self.averaged.update_parameters(self.model)
+            if step % 20 == 0:
+                print(f"step {step}, {100 * share:.0f} %", file=sys.stderr, flush=True)
+        return step
+
+    def score(self, split: TracerSplit, model=None) -> dict[str, float]:
+        """Of test sequences, all unobserved points; without training that of the closed form."""
+        frames, scores = split.frames, []
+        batches = TrainingBatches(
+            split, parse_pattern(PATTERN), seed=10_000, batch_size=frames, queries=(1, 1),
+            draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
+        for step in range(min(TEST_SEQUENCES, 256 // frames)):
+            batch = batches[step]
+            known: Known = self.forms(batch, with_draws=False)
+            mean, sd = known.form.mean, known.form.sd
+            if model is not None:
+                with evaluating(model), torch.no_grad():
+                    mean, sd, *_ = model.start(known.form, known.observed, batch.query_coords)
+            truth = batch.x_1
+            found = errors(*(x.double().numpy().reshape(-1, 1) for x in (mean, sd, truth)))
+            spread = float(truth.std())
+            scores.append({"mse": found["mse"] / spread**2, "crps": found["crps"] / spread,
+                           "covered": found["covered"]})
+        mean = mean_of(scores)
+        return {"error": mean["rmse"], "crps": mean["crps"], "covered": mean["covered"]}
+
+
+SCALE = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("train", "closed", "table"))
+    parser.add_argument("reader", nargs="?", default="none")
+    parser.add_argument("start", nargs="?", default="frame")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--irregular", action="store_true")
+    parser.add_argument("--width", type=int, default=24)
+    parser.add_argument("--levels", type=int, nargs="*", default=(1, 2))
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.what == "table":
+        show()
+        return
+    from sparsefield.model import grid_unet
+    grid_unet.READ_LEVELS = tuple(given.levels)
+    torch.set_num_threads(1)
+    made = Irregular if given.irregular else TracerSplit
+    train, test = (made(range(first, last), SIZE, given.frames, 0) for first, last in
+                   ((0, RUNS), (RUNS + FROZEN_RUNS, RUNS + 2 * FROZEN_RUNS)))
+    for split in (train, test):  # simulated before the clock starts
+        for number in range(len(split.runs)):
+            split.example(number * split.frames)
+    trained = Trained(given.reader, given.start, train, given.width, given.seed)
+    row = {key: value for key, value in vars(given).items() if key != "what"}
+    if given.what == "closed":
+        row |= {"reader": "closed form", "seconds": 0} | trained.score(test)
+    else:
+        steps = trained.train(given.seconds)
+        row |= {"sequences": steps * trained.batches.batch_size // given.frames,
+                "parameters": sum(p.numel() for p in trained.model.unet.parameters()),
+                **trained.score(test, trained.averaged.module)}
+    row["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
+                                   capture_output=True).stdout.strip()
+    print(json.dumps(row))
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+def show() -> None:
+    rows = json.loads(RESULTS.read_text())
+    table(["start", "reader", "frames", "seconds", "sequences", "error", "CRPS", "in 90 %"],
+          [[r["start"], r["reader"], str(r["frames"]) + " irregular" * r["irregular"],
+            f"{r['seconds']:g}", str(r.get("sequences", "")), f"{r['error']:.3f}",
+            f"{r['crps']:.3f}", f"{r['covered']:.1%}"] for r in rows])
+
+
+if __name__ == "__main__":
+    main()
