@@ -162,9 +162,10 @@ class Trained:
         batches = TrainingBatches(
             split, parse_pattern(PATTERN), seed=10_000, batch_size=frames, queries=(1, 1),
             draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
+        forms = ClosedForms(self.model, SIZE, SIZE, torch.device("cpu"))  # of masks of its own
         for step in range(min(TEST_SEQUENCES, 256 // frames)):
             batch = batches[step]
-            known: Known = self.forms(batch, with_draws=False)
+            known: Known = forms(batch, with_draws=False)
             mean, sd = known.form.mean, known.form.sd
             if model is not None:
                 with evaluating(model), torch.no_grad():
