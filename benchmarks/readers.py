@@ -1,6 +1,7 @@
 """What a reader along time is worth, at equal seconds of one core: the table of docs/models.md.
 
-    python benchmarks/readers.py train gru spacetime --seconds 300   # one row, into readers.json
+    python benchmarks/readers.py train gru mamba --start spacetime   # rows of readers.json
+    python benchmarks/readers.py train --start spacetime             # its closed form alone
     python benchmarks/readers.py table
 
 A grid U-Net learns the mean and sd of sequences of the tracer (2-D turbulence), 5 % new points a
@@ -33,16 +34,18 @@ sys.path.insert(0, str(ROOT))
 from sparsefield.data import TrainingBatches, parse_pattern
 from sparsefield.data.tracer import FROZEN_RUNS, RUNS, TracerSplit
 from sparsefield.evaluate.cases import evaluating
-from sparsefield.model.readers import TimeReader
-from sparsefield.train.losses import ClosedForms, Known, start_loss
-from sparsefield.train.optimise import Optimiser, SlotDropout, averaged
 from sparsefield.hashed import noise_seed, seeds_of
+from sparsefield.model.field import TIME_STARTS
+from sparsefield.model.readers import READERS, TimeReader
+from sparsefield.train.losses import ClosedForms, Known, start_loss, time_scale
+from sparsefield.train.optimise import Optimiser, SlotDropout, averaged
 from train_mamba_v2 import MAMBADiffusionV2
 
 RESULTS = Path(__file__).with_suffix(".json")
 SIZE, PATTERN, TOGETHER = 32, "random:0.05", 64  # frames of a batch
 TEST_SEQUENCES = 32
 RATE, DECAY, WARMUP = 1e-3, 0.998, 0.05  # as the trainings have it
+CLOSED_FORM = "closed form"
 HEADS, DILATIONS = 4, (1, 2, 4)
 
 
@@ -127,8 +130,8 @@ class Trained:
         torch.manual_seed(seed)
         self.model = MAMBADiffusionV2(
             channels=1, d_model=8, num_layers=0, perceiver_iterations=0, perceiver_heads=1,
-            unet_width=width, unet_dropout=0.1, symmetries=8, time=split.frames,
-            time_start=start, time_reader=reader, time_scale=SCALE)
+            unet_width=width, unet_dropout=0.1, symmetries=8, time=split.frames, time_start=start,
+            time_reader="none" if reader == CLOSED_FORM else reader, time_scale=SCALE)
         self.batches = TrainingBatches(
             split, parse_pattern(PATTERN), seed=seed, batch_size=max(TOGETHER, split.frames),
             queries=(128, 128), draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
@@ -184,9 +187,9 @@ SCALE = 0.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "closed", "table"))
-    parser.add_argument("reader", nargs="?", default="none")
-    parser.add_argument("start", nargs="?", default="frame")
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("readers", nargs="*", choices=(*READERS, []))
+    parser.add_argument("--start", default="frame", choices=TIME_STARTS)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--irregular", action="store_true")
@@ -206,20 +209,26 @@ def main() -> None:
     for split in (train, test):  # simulated before the clock starts
         for number in range(len(split.runs)):
             split.example(number * split.frames)
-    trained = Trained(given.reader, given.start, train, given.width, given.seed)
-    row = {key: value for key, value in vars(given).items() if key != "what"}
-    if given.what == "closed":
-        row |= {"reader": "closed form", "seconds": 0} | trained.score(test)
-    else:
-        steps = trained.train(given.seconds)
-        row |= {"sequences": steps * trained.batches.batch_size // given.frames,
-                "parameters": sum(p.numel() for p in trained.model.unet.parameters()),
-                **trained.score(test, trained.averaged.module)}
-    row["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
-                                   capture_output=True).stdout.strip()
-    print(json.dumps(row))
-    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    global SCALE
+    if given.start == "spacetime":
+        SCALE = time_scale(train, parse_pattern(PATTERN))
+        print(f"a step counts as {SCALE:.4f} sides", file=sys.stderr)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
+                            capture_output=True).stdout.strip()
+    for reader in given.readers or [CLOSED_FORM]:
+        trained = Trained(reader, given.start, train, given.width, given.seed)
+        row = {key: value for key, value in vars(given).items() if key not in ("what", "readers")}
+        row |= {"reader": reader, "commit": commit}
+        if reader == CLOSED_FORM:
+            row |= {"seconds": 0} | trained.score(test)
+        else:
+            steps = trained.train(given.seconds)
+            row |= {"sequences": steps * trained.batches.batch_size // given.frames,
+                    "parameters": sum(p.numel() for p in trained.model.unet.parameters()),
+                    **trained.score(test, trained.averaged.module)}
+        print(json.dumps(row), flush=True)
+        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
 
 def show() -> None:

@@ -20,6 +20,7 @@ from sparsefield.model.bundled import BUNDLED, PACKAGE, V2, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.model.transfer import OF_TRAINING
+from sparsefield.train.losses import time_scale
 
 # Settings of where, how fast and how loudly a training runs: what is learnt is the same.
 BESIDE_LEARNING = frozenset({
@@ -197,6 +198,8 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
         **{name: value for name, value in asdict(config).items() if name in names},
         "channels": data.channels,
         "value_sd": _value_sd(data),
+        "time_scale": time_scale(data.train, parse_pattern(config.observe))
+        if config.time > 1 and config.time_start == "spacetime" else 0.0,
         "symmetries": count_symmetries(data.height, data.width) if is_symmetric else 1,
         "max_frequency": max(data.height, data.width) / 2,
     }
