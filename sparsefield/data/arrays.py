@@ -17,7 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsefield.data.files import BROKEN, lone_extreme, one_line, refuse_foreign, require_file
+from sparsefield.data.files import (
+    BROKEN,
+    lone_extreme,
+    one_line,
+    refuse_foreign,
+    require_file,
+    tell_of_classes,
+)
+from sparsefield.data.overlaps import hashes, middle, tell_of_overlaps
 from sparsefield.data.scale import (
     SEARCHED,
     Data,
@@ -29,6 +37,7 @@ from sparsefield.data.scale import (
     require_units,
     tell_of_gaps,
     tell_of_spikes,
+    tell_of_two_units,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -36,9 +45,11 @@ from sparsefield.errors import UserError
 log = logging.getLogger(__name__)
 
 MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
-CHUNK_BYTES = 2**25  # how much of an array is surveyed at a time
+CHUNK_BYTES = 2**22  # how much of an array is surveyed at a time
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
+SEEN_FOR_CLASSES = 16  # fields of training
+MOST_SEARCHED = 100  # fields of validation, and of test, for pixels of training fields
 TRIES = 8  # to find a tile for training
 
 
@@ -221,14 +232,23 @@ def array_data(
         some = np.concatenate([f.reshape(-1, channels) for _, f in _searched(parts[0])])
         tell_of_spikes(parts[0].source, some, surveys[0].low, surveys[0].high)
         tell_of_gaps(parts[0].source, some)
+        tell_of_two_units(parts[0].source, some)
+    tell_of_classes(parts[0].source, np.stack([
+        middle(field) for _, field in _searched(parts[0], SEEN_FOR_CLASSES)]))
     scale = Scale(bounds, units)
     for part, survey in zip(parts, surveys, strict=True):
         check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
     learnt, *held_out = (survey.fields for survey in surveys)
     leaks = learnt & frozenset.union(*held_out)
-    if leaks and len({survey.digest for survey in surveys}) > 1:  # else nothing is trained
+    if len({survey.digest for survey in surveys}) == 1:
+        pass  # nothing is trained
+    elif leaks:
         log.warning("WARNING: %s: %d different fields to validate or to test on are training "
                     "fields, too: leave copies out", parts[0].source, len(leaks))
+    else:
+        held = [field for part in parts[1:] for _, field in _searched(part, MOST_SEARCHED)]
+        source = " and ".join(dict.fromkeys(part.source for part in parts[1:]))
+        tell_of_overlaps(source, held, surveys[0].squares)
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
     splits = [ArraySplit(part, scale, _places(part, tile, most, frames), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps,
@@ -332,17 +352,19 @@ class _Survey(NamedTuple):
     has_gaps: bool
     digest: str
     fields: frozenset[int]  # a hash of each
+    squares: list[np.ndarray]
 
 
 def _survey(part: Part, is_whole: bool) -> _Survey:
     """What one pass over every value finds. Raises UserError for infinite values and, if fields
     are seen whole, for fewer than two points in one."""
-    lows, highs, has_gaps, digest, hashes = [], [], False, hashlib.sha256(), []
+    lows, highs, has_gaps, digest, each, squares = [], [], False, hashlib.sha256(), [], []
     step = max(1, CHUNK_BYTES // part.fields(0, 1).nbytes)
     for start in range(0, len(part), step):
         fields = part.fields(start, start + step)
         digest.update(np.ascontiguousarray(fields))
-        hashes += [hash(field.tobytes()) for field in fields]
+        each += [hash(field.tobytes()) for field in fields]
+        squares.append(hashes(fields))
         # Over the fields first: that runs along memory, a few channels do not.
         for found, extreme in ((lows, np.fmin), (highs, np.fmax)):
             found.append(extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64))
@@ -358,7 +380,7 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
                 where = part.first + start + int(is_bad.argmax())
                 raise UserError(f"{part.source}: field {where} {what}")
     return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest(),
-                   frozenset(hashes))
+                   frozenset(each), squares)
 
 
 def _refuse_codes(part: Part) -> None:
@@ -374,9 +396,9 @@ def _refuse_codes(part: Part) -> None:
                     "measured")
 
 
-def _searched(part: Part) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and (H, W, C) of some fields, spread over the array."""
-    count = max(1, SEARCHED // part.fields(0, 1).size)
+def _searched(part: Part, most: int = SEARCHED) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and (H, W, C) of some fields, `most` at most, spread over the array."""
+    count = max(1, min(most, SEARCHED // part.fields(0, 1).size))
     for start in np.unique(np.linspace(0, len(part) - 1, count).astype(int)).tolist():
         yield start, part.fields(start, start + 1)[0]
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from sparsefield import progress
-from sparsefield.data.files import lone_extreme
+from sparsefield.data.files import lone_extreme, tell_of_classes
+from sparsefield.data.overlaps import middle, some_hashes, tell_of_overlaps
 from sparsefield.data.pictures import Raster, read_picture
 from sparsefield.data.scale import (
     SEARCHED,
@@ -29,6 +30,7 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     tell_of_spikes,
+    tell_of_two_units,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -242,6 +244,7 @@ def _crop_splits(
 # so that scales differ by two octaves or more. The copies of a folder live in memory up to a size.
 WORKING_SIDE = 4
 CACHE_BYTES = 2 * 2**30
+READ_AGAIN = 8  # pictures of validation, and of test
 LARGEST_SIDE = 4096  # of the centre square that truth comes from; sums over more overflow uint32
 
 
@@ -252,7 +255,7 @@ class Found:
     Attributes:
         scene: the sub-folder that it lies in, directly or below; "" outside of all.
         working: (h, w, C) uint8 or float, the reduced copy; None: read again at each use.
-        digest: hash of the pixels as a model sees them.
+        digest: hash of the pixels as a model sees them. squares: see `overlaps.some_hashes`.
         low, high: of the reduced copy. white: see `pictures.Raster`.
     """
 
@@ -260,6 +263,7 @@ class Found:
     scene: str
     working: np.ndarray | None
     digest: bytes
+    squares: np.ndarray
     channels: int
     white: float | None
     low: float
@@ -347,9 +351,13 @@ def open_folder(
             for name, part in zip(("training", "validation", "test"), parts, strict=True)))
     learnt = {picture.digest for picture in parts[0]}
     leaks = sum(picture.digest in learnt for picture in (*parts[1], *parts[2]))
-    if leaks and not folder == val == test:  # nothing is trained then
+    if folder == val == test:
+        pass  # nothing is trained
+    elif leaks:
         log.warning("WARNING: %d pictures to validate or to test on are training pictures, too",
                     leaks)
+    else:
+        _tell_by_pixels(str(val or test or folder), parts)
     scale = Scale((_range_of(folder, parts[0], value_range),) * parts[0][0].channels, units)
     for source, part in zip((folder, val or folder, test or val or folder), parts, strict=True):
         check_inside(str(source), *_extremes(part), scale, value_range is not None)
@@ -358,6 +366,17 @@ def open_folder(
         fingerprint.update(picture.digest)
     return Data(folder.resolve().name, image_size, image_size, scale, fingerprint.hexdigest(),
                 *(FolderSplit(part, image_size, scale) for part in parts))
+
+
+def _tell_by_pixels(source: str, parts: Sequence[list[Found]]) -> None:
+    """Log overlaps with training pictures, and maps of classes, by some of those held out, of which
+    all pixels are read again."""
+    held = [found for part in parts[1:] for found in part[::-(-len(part) // READ_AGAIN)]]
+    seen = [middle(read_picture(found.path, on_white=True).with_channels(found.channels).values)
+            for found in held]
+    tell_of_overlaps(source, seen, [found.squares for found in parts[0]])
+    height, width = np.min([field.shape[:2] for field in seen], axis=0)
+    tell_of_classes(source, np.stack([field[:height, :width] for field in seen]))
 
 
 def _range_of(
@@ -378,6 +397,7 @@ def _range_of(
         step = -(-sum(map(len, kept)) // SEARCHED)
         some = np.concatenate([values[::step] for values in kept])
         tell_of_spikes(str(folder), some[:, None], low, high)
+        tell_of_two_units(str(folder), some[:, None])
     return wide_enough(low.item(), high.item())
 
 
@@ -434,8 +454,8 @@ def _read(
     digest.update(np.ascontiguousarray(picture.values))
     pixels = _working_copy(picture, image_size)
     scene = next(iter(path.relative_to(folder).parent.parts), "")
-    return Found(path, scene, pixels, digest.digest(), picture.channels, picture.white,
-                 float(pixels.min()), float(pixels.max()))
+    return Found(path, scene, pixels, digest.digest(), some_hashes(picture.values),
+                 picture.channels, picture.white, float(pixels.min()), float(pixels.max()))
 
 
 def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:

@@ -169,7 +169,9 @@ def parse_missing(words: Sequence[str] | None) -> tuple[list[float] | None, list
 
 _DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drct|aspect)(?![a-z])")
 _DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
-_CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?cover)(?![a-z])")
+_CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?(cover|use)|"
+                    r"types?|labels?|codes?|clusters?)(?![a-z])")
+MOST_CLASSES = 64
 
 
 def tell_of_no_quantity(
@@ -186,4 +188,29 @@ def tell_of_no_quantity(
                     "give its sine and cosine (or u and v) instead", where)
     if (is_class or _CLASS.search(name.lower())) and np.nanmax(np.abs(values % 1)) == 0:
         log.warning("WARNING: %s looks like flags or classes, and they are taken as quantities, "
-                    "with means: choose other values; leave out what is flagged as bad", where)
+                    "with means: choose other values, or give 0 and 1 for each class; leave out "
+                    "what is flagged as bad", where)
+
+
+def tell_of_classes(where: str, fields: np.ndarray) -> None:
+    """Log where fields (N, H, W, C) look like maps of classes: few whole numbers or colours, each
+    alike from point to point, beside others than the next in order (0 beside 3)."""
+    if fields.dtype == np.uint8 and fields.shape[3] == 3:
+        fields = fields @ np.array([[65536.0], [256.0], [1.0]])
+    for values in np.moveaxis(fields, 3, 0):
+        labels = np.unique(values[np.isfinite(values)])
+        if not 3 <= len(labels) <= MOST_CLASSES or (labels % 1).any():
+            continue
+        alike, jumps = [], []
+        for first, second in ((values[:, 1:], values[:, :-1]), (values[..., 1:], values[..., :-1])):
+            pairs = np.stack([first, second])[:, np.isfinite(first) & np.isfinite(second)]
+            one, other = np.searchsorted(labels, pairs)
+            same, total = (np.bincount(which, minlength=len(labels))
+                           for which in (one[one == other], one))
+            alike.append((same / np.maximum(total, 1)).mean())
+            jumps.append((np.abs(one - other) > 1).sum() / max((one != other).sum(), 1))
+        if min(alike) > 0.5 and max(jumps) > 0.2:
+            log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means "
+                        "of them say nothing: give 0 and 1 for each class instead", where,
+                        len(labels))
+            return

@@ -19,6 +19,9 @@ SEARCHED = 2**22  # how many values of a data set are searched for spikes and co
 SPIKES = ((0.001, 0.1), (0.1, 0.01))
 NARROW = 0.01  # of a range: values within so little look alike to a model
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
+# Units of one quantity that are mixed: a factor, an offset, names.
+UNITS = ((1, 273.15, "degC and K"), (100, 0, "hPa and Pa, m and cm"), (1000, 0, "km and m"))
+LEAST_OF_UNIT, SORTED = 3, 2**16  # values
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -136,7 +139,7 @@ def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.nd
 def tell_of_gaps(source: str, values: np.ndarray) -> None:
     """Log where many values (N, C) are one and the same, farther from all others than these spread:
     0 on land, say."""
-    for own in values.T:
+    for own in values.T.astype(np.float64):
         own = own[~np.isnan(own)]
         for extreme in (own.min(initial=np.inf), own.max(initial=-np.inf)):
             others = own[own != extreme]
@@ -147,6 +150,28 @@ def tell_of_gaps(source: str, values: np.ndarray) -> None:
                     "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to "
                     "%.6g: if it means that no point exists there, put NaN in its place", source,
                     extreme, 100 * (1 - len(others) / len(own)), others.min(), others.max())
+
+
+def tell_of_two_units(source: str, values: np.ndarray) -> None:
+    """Log where values (N, C) are of two kinds, far from each other, which one unit makes alike."""
+    for own in values.T.astype(np.float64):
+        own = own[np.isfinite(own)]
+        own = np.sort(own[::len(own) // SORTED | 1])  # an odd step, which no width is a multiple of
+        if len(own) < 2 * LEAST_OF_UNIT:
+            continue
+        edge = int(np.diff(own).argmax()) + 1
+        low, high = own[:edge], own[edge:]
+        if min(len(low), len(high)) < LEAST_OF_UNIT or (
+            high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
+        ):
+            continue
+        for factor, offset, names in UNITS:
+            alike = (high - offset) / factor
+            spreads = sorted((np.std(low), np.std(alike)))
+            if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
+                log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g "
+                            "to %.6g, as if in two units (%s): convert one", source,
+                            100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:

@@ -162,48 +162,72 @@ def variogram(kernels: tuple[Kernel, ...], a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (..., K, P, Q).
     """
-    seen: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+    apart = Apart(a, b)
     found = a.new_empty(*a.shape[:-2], len(kernels), a.shape[-2], b.shape[-2])
     for kernel, gamma in zip(kernels, found.unbind(dim=-3), strict=True):
-        shape = (kernel.ratio, kernel.angle)
-        if shape not in seen:
-            distance = _distance2(kernel, a, b).sqrt_()
-            seen[shape] = distance, distance.log()
-        _fill(gamma, kernel, *seen[shape])
+        _fill(gamma, kernel, apart)
     return found
 
 
-def _fill(gamma: Tensor, kernel: Kernel, distance: Tensor, log_distance: Tensor) -> None:
-    """Write gamma at distances |A h|, given with their logarithms."""
-    nu = kernel.smoothness
+def _fill(gamma: Tensor, kernel: Kernel, apart: Apart) -> None:
+    """Write gamma of one kernel."""
+    nu, distance = kernel.smoothness, apart.distance(kernel)
     if kernel.reach is None:
-        torch.mul(log_distance, nu, out=gamma).exp_()
+        torch.mul(apart.log2_distance(kernel), nu, out=gamma).exp2_()
         return
     if math.isinf(nu):
         torch.mul(distance, distance, out=gamma)
         gamma.mul_(-0.5 / kernel.reach**2).expm1_().neg_()
         return
-    d = distance * (math.sqrt(2 * nu) / kernel.reach)
-    decay = torch.neg(d, out=gamma).expm1_()  # e^-d - 1
+    minus_d = distance * (-math.sqrt(2 * nu) / kernel.reach)
+    decay = torch.expm1(minus_d, out=gamma)  # e^-d - 1
     if nu == 0.5:
         decay.neg_()
         return
-    # 1 - (1 + p) e^-d = -(decay + p + p decay), p = d or d + d^2 / 3
-    p = d if nu == 1.5 else d.addcmul(d, d, value=1 / 3)
-    decay.addcmul_(decay, p).add_(p).neg_()
+    # 1 - (1 + p) e^-d = -p - (1 + p) decay, p = d or d + d^2 / 3
+    minus_p = minus_d if nu == 1.5 else minus_d.addcmul(minus_d, minus_d, value=-1 / 3)
+    torch.addcmul(minus_p, minus_p - 1, decay, out=gamma)
 
 
-def _distance2(kernel: Kernel, a: Tensor, b: Tensor) -> Tensor:
-    """|A (a - b)|^2, (..., P, Q): no product of matrices, so that equal places stay equal."""
-    matrix = kernel.stretch(a.shape[-1]).tolist()
-    total: Tensor | None = None
-    for row in matrix:
-        one, other = (sum(m * x for m, x in zip(row, points.unbind(dim=-1), strict=True) if m)
-                      for points in (a, b))
-        step = one[..., :, None] - other[..., None, :]
-        total = step.square_() if total is None else total.addcmul_(step, step)
-    assert total is not None
-    return total
+class Apart:
+    """Distances |A (a - b)|, (..., P, Q), computed once for the kernels that share A. Without a
+    product of matrices, so that equal places stay equal."""
+
+    def __init__(self, a: Tensor, b: Tensor):
+        self.steps = [one[..., :, None] - other[..., None, :]
+                      for one, other in zip(a.unbind(dim=-1), b.unbind(dim=-1), strict=True)]
+        self.squares = [step.square() for step in self.steps]
+        self._distances: dict[tuple[float, float], Tensor] = {}
+        self._logarithms: dict[tuple[float, float], Tensor] = {}
+
+    @cached_property
+    def product(self) -> Tensor:
+        return self.steps[0] * self.steps[1]
+
+    def distance(self, kernel: Kernel) -> Tensor:
+        shape = (kernel.ratio, kernel.angle)
+        if shape not in self._distances:
+            form = _metric(kernel, len(self.steps))
+            total = self.squares[0] * form[0][0]
+            for j, square in enumerate(self.squares[1:], 1):
+                total.add_(square, alpha=form[j][j])
+            if form[0][1]:
+                total.add_(self.product, alpha=2 * form[0][1])
+            self._distances[shape] = total.sqrt_()
+        return self._distances[shape]
+
+    def log2_distance(self, kernel: Kernel) -> Tensor:
+        shape = (kernel.ratio, kernel.angle)
+        if shape not in self._logarithms:
+            self._logarithms[shape] = self.distance(kernel).log2()
+        return self._logarithms[shape]
+
+
+@lru_cache(maxsize=256)
+def _metric(kernel: Kernel, dims: int) -> list[list[float]]:
+    """A' A, (dims, dims): off its diagonal only the first two axes go together."""
+    matrix = kernel.stretch(dims)
+    return (matrix.T @ matrix).tolist()
 
 
 @lru_cache

@@ -21,7 +21,7 @@ log = logging.getLogger("sparsefield")
 
 LEAST_COSINE = 0.1  # by which longitudes shrink at the middle latitude, at most
 WIDEST = 360.0
-FARTHEST = 720.0  # longitudes beyond it are none, however they were turned
+MOST = (720.0, 90.0)  # degrees of longitude, however it was turned, and of latitude
 EARTH = 6371.0  # km
 ROUNDING = 1e-9  # degrees
 COASTS = {"10m": 15.0, "50m": 90.0, "110m": np.inf}  # of Natural Earth, up to so many degrees
@@ -30,7 +30,7 @@ ROTATED = {"grid", "rotated", "rlon", "rlat"}  # words in names of degrees about
 
 def require_degrees(source: str, coords: np.ndarray) -> None:
     """Raises UserError unless (M, 2) are longitudes in -720 ... 720 and latitudes in -90 ... 90."""
-    for what, values, most in zip(("longitude", "latitude"), coords.T, (FARTHEST, 90), strict=True):
+    for what, values, most in zip(("longitude", "latitude"), coords.T, MOST, strict=True):
         wrong = np.unique(values[np.abs(values) > most])
         if len(wrong):
             raise UserError(f"{source}: {what}s from {values.min():g} to {values.max():g}, and "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from sparsefield.data.files import without
+from sparsefield.data.files import tell_of_classes, without
 from sparsefield.data.netcdf import describe, grid_axes, is_longitude, units_of
 from sparsefield.errors import UserError
 from sparsefield.use import globe
@@ -121,6 +121,7 @@ def _of_array(
                 GLOBAL if lonlat else ({}, {}))
     values = real_array(ARRAY, array.transpose(on_y.name, on_x.name).values).reshape(-1, 1)
     values = without(values, missing)
+    tell_of_classes(ARRAY, values.reshape(1, len(grid.y), len(grid.x), 1))
     is_there = np.isfinite(values[:, 0])
     is_exact = noise_sd is None or (not _is_auto(noise_sd) and not np.any(noise_sd))
     noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, int(is_there.sum()))

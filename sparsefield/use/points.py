@@ -11,6 +11,7 @@ import numpy as np
 import scipy
 
 from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_no_quantity, without
+from sparsefield.data.scale import tell_of_two_units
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -21,6 +22,7 @@ MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
+LEAST_LOST = 0.03  # share of measurements that fall on others
 STRAY = (0.2, 5)  # share of the places, and how many spans of all others they are off
 LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
@@ -124,7 +126,7 @@ def clean(
         UserError: nothing is left, there are too many, or numbers that cannot be.
     """
     codes = [number for number in missing or () if is_code(number)]
-    found = replace(found, coords=without(found.coords, codes),
+    found = replace(found, coords=_without_codes(found.coords, missing, lonlat),
                     values=without(found.values, missing),
                     noise=None if found.noise is None else without(found.noise, codes))
     names = found.names or ("values",) * found.values.shape[1]
@@ -155,7 +157,8 @@ def clean(
         found = replace(found, known=checked(found.known, len(found.coords)))
     for name, column in zip(names, found.values.T, strict=True):
         tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
-    if len(np.unique(found.coords, axis=0)) > MOST_POINTS:
+    count = np.unique(found.coords, axis=0, return_counts=True)[1]
+    if len(count) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")
     if (least := noise[kept].min()) < 0:
@@ -167,7 +170,17 @@ def clean(
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
     _tell_of_strays(source, found.coords)
+    _tell_of_rounding(source, found.coords, count)
+    tell_of_two_units(source, found.values)
     return found
+
+
+def _without_codes(coords: np.ndarray, missing: Sequence[float] | None, lonlat: bool) -> np.ndarray:
+    """NaN in place of codes, and of missing numbers that cannot be degrees."""
+    most = globe.MOST if lonlat else (np.inf, np.inf)
+    return np.stack([without(column, [number for number in missing or ()
+                                      if is_code(number) or abs(number) > limit])
+                     for column, limit in zip(coords.T, most, strict=True)], axis=1)
 
 
 def _tell_of_strays(source: str, coords: np.ndarray) -> None:
@@ -181,6 +194,22 @@ def _tell_of_strays(source: str, coords: np.ndarray) -> None:
             log.warning("WARNING: %s: %d of %d places have %s from %.7g to %.7g, all others %.7g "
                         "to %.7g: other units, or a slip? then mend them", source, len(few),
                         len(own), axis, few[0], few[-1], most[0], most[-1])
+
+
+def _tell_of_rounding(source: str, coords: np.ndarray, count: np.ndarray) -> None:
+    """Log where places fall on a raster and on each other as by chance, not as by design: as often
+    as at random, and with numbers whose variance is their mean (Fisher's index of dispersion);
+    count: of the measurements at each place."""
+    total, (across, along) = len(coords), (len(np.unique(own)) for own in coords.T)
+    mean = total / (across * along)
+    by_chance = total - across * along * (1 - np.exp(-mean))
+    index = (count**2).sum() / total - mean
+    lost = total - len(count)
+    if lost > LEAST_LOST * total and 0.5 < lost / by_chance < 2 and 0.5 < index < 1.5:
+        log.warning("WARNING: %s: %d of %d measurements share a place with another, with %d "
+                    "different x and %d different y: rounded coordinates? then give more digits "
+                    "(not float16), or --noise_sd auto", source, count[count > 1].sum(), total,
+                    across, along)
 
 
 def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:

@@ -26,7 +26,9 @@ import pandas
 
 from sparsefield.data import files, parse_pattern
 from sparsefield.data.netcdf import ENDINGS, describe, read_dataset, units_of
+from sparsefield.data.overlaps import middle
 from sparsefield.data.pictures import read_mask, read_picture
+from sparsefield.data.scale import tell_of_two_units
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
@@ -143,6 +145,9 @@ def measure_picture(
     if picture.channels == 3 and channels not in (1, 3):
         raise UserError(f"{path}: the model's fields have {channels} channels and a picture has 1 "
                         "or 3: give an .npz with coords and values")
+    files.tell_of_classes(str(path), middle(picture.values)[None])
+    if picture.white is None:
+        tell_of_two_units(str(path), picture.values[picture.known])
     whole = picture
     if picture.is_8_bit or picture.channels > channels:
         picture = picture.with_channels(channels if channels in (1, 3) else 1)

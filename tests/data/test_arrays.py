@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import scipy
 
 from sparsefield.data import (
     TrainingBatches,
@@ -134,7 +135,35 @@ def with_zeros(fields):
     return fields
 
 
+def in_two_units(fields):
+    fields[:, :, 10:] -= 273.15
+    return fields
+
+
+def labels(count, step=1):
+    """Classes: which of some smooth random fields is the largest."""
+    def change(fields):
+        noise = np.random.default_rng(1).normal(size=(count, *fields.shape))
+        return step * scipy.ndimage.gaussian_filter(noise, (0, 0, 2, 2)).argmax(axis=0)
+    return change
+
+
+def whole_numbers(high):
+    """Smooth, from about -4 to 4 times so much."""
+    return lambda fields: (high * scipy.ndimage.gaussian_filter(
+        fields - 290, (0, 2, 2))).round().astype(np.int16)
+
+
 @pytest.mark.parametrize("change, words", [
+    (in_two_units, "50 % of the values are 27"), (in_two_units, "as if in two units (degC and K)"),
+    (lambda fields: np.where(np.arange(40)[:, None, None] < 30, 1e5 + 1e3 * (fields - 290),
+                             1e3 + 10 * (fields - 290)), "two units (hPa and Pa"),
+    (lambda fields: np.where(fields < 285, fields - 200, fields), ""),
+    (labels(5), "5 values or colours, in patches: if they are classes"),
+    (lambda fields: labels(5)(fields).astype(np.uint8), "5 values or colours, in patches"),
+    (labels(12, 10), "12 values or colours, in patches"), (labels(2), ""),
+    (whole_numbers(2), ""), (whole_numbers(20), ""),
+    (lambda fields: np.maximum(whole_numbers(10)(fields), 0), ""),
     (with_zeros, "0 stands in 38 % of the points, all others are 2"),
     (lambda fields: 10 ** (fields / 5 - 58), "90.0 % of them from"),
     (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 different fields to validate"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import tifffile
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.data.pictures import read_mask, read_picture
@@ -387,3 +390,29 @@ def test_a_picture_with_opaque_pixels_alone_needs_a_mask(tmp_path, measured):
     with pytest.raises(UserError, match="nothing says which pixels are known"):
         measured("a.png")
     assert read_picture(tmp_path / "a.png").values.max() == 3  # not seen on white
+
+
+def classes(count: int, kind: str) -> Image.Image:
+    noise = np.random.default_rng(0).normal(size=(count, 40, 50))
+    labels = gaussian_filter(noise, (0, 3, 3)).argmax(axis=0).astype(np.uint8)
+    image = Image.fromarray(labels)
+    if kind == "palette":
+        image.putpalette(np.random.default_rng(2).integers(0, 256, 30).astype(np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize("count, kind, is_said", [
+    (5, "palette", True), (5, "grey", True), (2, "grey", False), (0, "photograph", False)])
+def test_maps_of_classes_are_said(tmp_path, caplog, count, kind, is_said):
+    (tmp_path / "many").mkdir()
+    for k in range(6):
+        image = (classes(count, kind) if count else
+                 Image.open(Path(skimage.data.__file__).with_name("astronaut.png"))
+                 .crop((100, 100, 200, 200)).quantize(64))
+        image.rotate(60 * k).save(tmp_path / "many" / f"{k}.png")
+    said = f"{count} values or colours, in patches"
+    open_data(str(tmp_path / "many"))
+    assert (said in caplog.text) == is_said
+    caplog.clear()
+    read_measurements(str(tmp_path / "many/0.png"), channels=3, observe="random:0.2")
+    assert (said in caplog.text) == is_said

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 import xarray
+from scipy.ndimage import gaussian_filter
 
 from sparsefield import load
 from sparsefield.errors import UserError
@@ -105,6 +106,14 @@ def test_a_packed_array_is_unpacked():
     filled = KRIGING.reconstruct(packed, **FEW).to_xarray()["mean"]
     assert "scale_factor" not in filled.attrs
     np.testing.assert_allclose(filled.where(gappy().notnull()), gappy(), atol=0.006)
+
+
+def test_an_array_of_classes_is_said(caplog):
+    labels = gaussian_filter(np.random.default_rng(0).normal(size=(5, 20, 30)), (0, 3, 3)).argmax(0)
+    array = xarray.DataArray(labels.astype(float), dims=("y", "x"), coords={
+        "y": np.arange(20), "x": np.arange(30)})
+    KRIGING.reconstruct(array.where(np.random.default_rng(1).random((20, 30)) < 0.5), **FEW)
+    assert "5 values or colours, in patches: if they are classes" in caplog.text
 
 
 def test_a_region_has_the_dimensions_of_the_array_in_any_order():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 
+import numpy as np
 import pandas
 import pytest
 
@@ -179,6 +180,31 @@ def test_places_far_from_all_others_are_said(tmp_path, caplog, place, is_said):
     assert (f"1 of 13 places have x from {place[0]}" in caplog.text) == is_said
 
 
+PLACES = np.random.default_rng(0).uniform(500, 510, (200, 2))
+
+
+@pytest.mark.parametrize("places, is_said", [
+    (PLACES.round(), True), (PLACES.astype(np.float16), True), (PLACES, False),
+    (PLACES.round(2), False), (PLACES[:40].repeat(5, axis=0), False),
+    (PLACES[:40].round().repeat(5, axis=0), False), (PLACES[:100].repeat(2, axis=0), False),
+    (np.stack(np.divmod(np.arange(600) % 200, 20), axis=1), False),
+    (np.stack(np.divmod(np.random.default_rng(0).permutation(400)[:80], 20), axis=1), False),
+])
+def test_rounded_places_are_said(tmp_path, caplog, places, is_said):
+    frame = pandas.DataFrame(places, columns=["x", "y"]).assign(t=np.arange(len(places)) % 7)
+    read(tmp_path, frame.to_csv(index=False))
+    assert ("rounded coordinates?" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("count, shift, is_said", [
+    (20, 273.15, True), (0, 0, False), (20, 200, False), (2, 273.15, False)])
+def test_stations_in_another_unit_are_said(tmp_path, caplog, count, shift, is_said):
+    values = np.random.default_rng(1).normal(12, 5, 200) + shift * (np.arange(200) < count)
+    frame = pandas.DataFrame(PLACES, columns=["x", "y"]).assign(t=values)
+    read(tmp_path, frame.to_csv(index=False))
+    assert ("10 % of the values are 27" in caplog.text and "(degC and K)" in caplog.text) == is_said
+
+
 def test_datetimes_of_parquet_are_no_values(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(ROWS, columns=["x", "y", "v"])
@@ -242,6 +268,8 @@ FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
     ("30,0,bad\n40,2,bad\n", {"missing": ("bad",)}, 8),
     ("-9999,-9999,5\n", {}, None), ("-9999,-9999,5\n", {"missing": ("-9999",)}, 8),
     ("0,1,0\n", {"missing": ("0",)}, 8),          # not the places at x = 0 or y = 0
+    ("-790.2,1,5\n", {"missing": ("-790.2",), "lonlat": True}, 8),  # no longitude
+    ("95,1,5\n2,95,5\n", {"missing": ("95",), "lonlat": True}, 9),  # a longitude, no latitude
 ])
 def test_values_that_mean_not_measured(tmp_path, extra, options, left):
     if left is None:

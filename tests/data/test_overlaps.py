@@ -1,0 +1,65 @@
+"""Fields to validate or to test on that are cut out of what was trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from sparsefield.data import open_data
+
+WORDS = "hold the same pixels as training fields"
+
+
+def smooth(seed: int) -> np.ndarray:
+    """A field of 120 x 130, float32."""
+    field = gaussian_filter(np.random.default_rng(seed).normal(size=(120, 130)), 2)
+    return (field / field.std() + 10).astype(np.float32)
+
+
+def crops(field: np.ndarray, step: int, first: int = 0) -> np.ndarray:
+    """(n, 24, 24), side by side or overlapping."""
+    return np.stack([field[top:top + 24, left:left + 24] for top in range(first, 97, step)
+                     for left in range(first, 97, step)])
+
+
+@pytest.mark.parametrize("seed, is_said", [(0, True), (1, False)])
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_arrays_of_shifted_crops(tmp_path, caplog, seed, is_said, kind):
+    for name, own, first in (("a", 0, 0), ("b", seed, 5)):
+        np.savez(tmp_path / name, images=(20 * crops(smooth(own), 24, first)).astype(kind))
+    data = open_data(str(tmp_path / "a.npz"), val=str(tmp_path / "b.npz"))
+    assert len(data.train) == 25 and not (caplog.text and not is_said)
+    assert (f"b.npz: 16 of 16 fields to validate or to test on that were searched {WORDS}"
+            in caplog.text) == is_said
+
+
+def test_a_sea_that_is_alike_everywhere_is_no_overlap(tmp_path, caplog):
+    """So are masks, which have edges."""
+    fields = np.stack([smooth(k) for k in range(40)])
+    fields[:, 20:80, :50], fields[:, :20] = -1.8, np.arange(130) > 60
+    np.save(tmp_path / "a.npy", fields)
+    open_data(str(tmp_path / "a.npy"))
+    assert not caplog.text
+
+
+def test_a_region_of_the_map_that_was_trained_on(tmp_path, caplog):
+    field = xarray.DataArray(np.stack([smooth(k) for k in range(6)]), name="t",
+                             dims=("time", "y", "x"))
+    field.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    open_data(str(tmp_path / "a.nc"))
+    assert "WARNING" not in caplog.text
+    field[:, 30:80, 10:60].to_netcdf(tmp_path / "b.nc", engine="scipy")
+    open_data(str(tmp_path / "a.nc"), val=str(tmp_path / "b.nc"), test=str(tmp_path / "b.nc"))
+    assert f"b.nc: 12 of 12 fields to validate or to test on that were searched {WORDS}" in (
+        caplog.text)
+
+
+@pytest.mark.parametrize("step, is_said", [(12, True), (24, False)])
+def test_a_folder_of_overlapping_patches(tmp_path, caplog, step, is_said):
+    for k, patch in enumerate(crops(smooth(0), step)):
+        Image.fromarray((20 * patch).astype(np.uint8)).save(tmp_path / f"{k}.png")
+    open_data(str(tmp_path), image_size=16)
+    assert (WORDS in caplog.text) == is_said
