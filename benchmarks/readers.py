@@ -27,24 +27,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ROOT, errors, mean_of, table
+from common import ROOT, table
 
 sys.path.insert(0, str(ROOT))
 
-from sparsefield.data import TrainingBatches, parse_pattern
+from sparsefield.data import Batch, TrainingBatches, parse_pattern
 from sparsefield.data.tracer import FROZEN_RUNS, RUNS, TracerSplit
 from sparsefield.evaluate.cases import evaluating
+from sparsefield.evaluate.metrics import sequence_scores
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.field import TIME_STARTS
 from sparsefield.model.readers import READERS, TimeReader
 from sparsefield.train.losses import ClosedForms, Known, start_loss, time_scale
 from sparsefield.train.optimise import Optimiser, SlotDropout, averaged
+from sparsefield.train.report import mean_numbers
 from train_mamba_v2 import MAMBADiffusionV2
 
 RESULTS = Path(__file__).with_suffix(".json")
-SIZE, PATTERN, TOGETHER = 32, "random:0.05", 64  # frames of a batch
-TEST_SEQUENCES = 32
-RATE, DECAY, WARMUP = 1e-3, 0.998, 0.05  # as the trainings have it
+SIZE, PATTERN = 32, "random:0.05"
+TEST_FRAMES = 256
+DECAY, WARMUP = 0.998, 0.05
 CLOSED_FORM = "closed form"
 HEADS, DILATIONS = 4, (1, 2, 4)
 
@@ -126,27 +128,28 @@ class Irregular(TracerSplit):
 class Trained:
     """A grid U-Net with a reader, before the flow."""
 
-    def __init__(self, reader: str, start: str, split: TracerSplit, width: int, seed: int):
+    def __init__(self, reader: str, split: TracerSplit, given: argparse.Namespace):
+        seed, start, self.rate = given.seed, given.start, given.rate
         torch.manual_seed(seed)
         self.model = MAMBADiffusionV2(
             channels=1, d_model=8, num_layers=0, perceiver_iterations=0, perceiver_heads=1,
-            unet_width=width, unet_dropout=0.1, symmetries=8, time=split.frames, time_start=start,
+            unet_width=given.width, unet_dropout=0.1, symmetries=8, time=split.frames, time_start=start,
             time_reader="none" if reader == CLOSED_FORM else reader, time_scale=SCALE)
         self.batches = TrainingBatches(
-            split, parse_pattern(PATTERN), seed=seed, batch_size=max(TOGETHER, split.frames),
+            split, parse_pattern(PATTERN), seed=seed, batch_size=max(given.batch, split.frames),
             queries=(128, 128), draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
         self.forms = ClosedForms(self.model, SIZE, SIZE, torch.device("cpu"))
         self.seed = seed
 
     def train(self, seconds: float) -> int:
         """Steps taken in so many seconds of the processor; the rate is a cosine of them."""
-        step, optimiser = 0, Optimiser(self.model.unet, "muon", RATE, 0.01)
+        step, optimiser = 0, Optimiser(self.model.unet, "muon", self.rate, 0.01)
         self.averaged = averaged(self.model, DECAY, lambda: step)
         dropout = SlotDropout(self.model)
         self.model.train()
         began = time.process_time()
         while (share := (time.process_time() - began) / seconds) < 1:
-            optimiser.rate = RATE * min(share / WARMUP, 0.5 * (1 + np.cos(np.pi * share)))
+            optimiser.rate = self.rate * min(share / WARMUP, 0.5 * (1 + np.cos(np.pi * share)))
             batch = self.batches[step]
             dropout.seed(seeds_of(noise_seed(self.seed, step), self.batches.own_slots,
                                   torch.device("cpu")))
@@ -159,27 +162,25 @@ class Trained:
                 print(f"step {step}, {100 * share:.0f} %", file=sys.stderr, flush=True)
         return step
 
-    def score(self, split: TracerSplit, model=None) -> dict[str, float]:
-        """Of test sequences, all unobserved points; without training that of the closed form."""
-        frames, scores = split.frames, []
-        batches = TrainingBatches(
-            split, parse_pattern(PATTERN), seed=10_000, batch_size=frames, queries=(1, 1),
-            draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
-        forms = ClosedForms(self.model, SIZE, SIZE, torch.device("cpu"))  # of masks of its own
-        for step in range(min(TEST_SEQUENCES, 256 // frames)):
-            batch = batches[step]
-            known: Known = forms(batch, with_draws=False)
-            mean, sd = known.form.mean, known.form.sd
+    def score(self, test: list[tuple[Batch, Known]], model=None) -> dict[str, float]:
+        """Of test sequences, all unobserved points; without a model that of the closed form."""
+        scores = []
+        for batch, known in test:
+            answer = known.form[:2]
             if model is not None:
                 with evaluating(model), torch.no_grad():
-                    mean, sd, *_ = model.start(known.form, known.observed, batch.query_coords)
-            truth = batch.x_1
-            found = errors(*(x.double().numpy().reshape(-1, 1) for x in (mean, sd, truth)))
-            spread = float(truth.std())
-            scores.append({"mse": found["mse"] / spread**2, "crps": found["crps"] / spread,
-                           "covered": found["covered"]})
-        mean = mean_of(scores)
-        return {"error": mean["rmse"], "crps": mean["crps"], "covered": mean["covered"]}
+                    answer = model.start(known.form, known.observed, batch.query_coords)[:2]
+            scores.append(sequence_scores(*(x.double().numpy() for x in (*answer, batch.x_1))))
+        return mean_numbers(scores)
+
+    def closed_forms(self, split: TracerSplit) -> list[tuple[Batch, Known]]:
+        """Test sequences with their closed forms."""
+        batches = TrainingBatches(
+            split, parse_pattern(PATTERN), seed=10_000, batch_size=split.frames, queries=(1, 1),
+            draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
+        forms = ClosedForms(self.model, SIZE, SIZE, torch.device("cpu"))  # of masks of its own
+        found = [batches[step] for step in range(max(4, TEST_FRAMES // split.frames))]
+        return [(batch, forms(batch, with_draws=False)) for batch in found]
 
 
 SCALE = 0.0
@@ -195,6 +196,8 @@ def main() -> None:
     parser.add_argument("--irregular", action="store_true")
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--levels", type=int, nargs="*", default=(1, 2))
+    parser.add_argument("--batch", type=int, default=16, help="frames, at least a sequence")
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.what == "table":
@@ -215,17 +218,19 @@ def main() -> None:
         print(f"a step counts as {SCALE:.4f} sides", file=sys.stderr)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
                             capture_output=True).stdout.strip()
+    known: list[tuple[Batch, Known]] = []
     for reader in given.readers or [CLOSED_FORM]:
-        trained = Trained(reader, given.start, train, given.width, given.seed)
+        trained = Trained(reader, train, given)
         row = {key: value for key, value in vars(given).items() if key not in ("what", "readers")}
         row |= {"reader": reader, "commit": commit}
+        known = known or trained.closed_forms(test)
         if reader == CLOSED_FORM:
-            row |= {"seconds": 0} | trained.score(test)
+            row |= {"seconds": 0} | trained.score(known)
         else:
             steps = trained.train(given.seconds)
             row |= {"sequences": steps * trained.batches.batch_size // given.frames,
                     "parameters": sum(p.numel() for p in trained.model.unet.parameters()),
-                    **trained.score(test, trained.averaged.module)}
+                    **trained.score(known, trained.averaged.module)}
         print(json.dumps(row), flush=True)
         rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")

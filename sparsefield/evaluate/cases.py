@@ -340,6 +340,13 @@ def spread(candidates: Sequence[int], count: int) -> list[int]:
     return [int(candidates[place]) for place in places.round().astype(int)]
 
 
+def spread_over(split: Split, count: int) -> list[int]:
+    """At most `count` fields of a split, evenly spread; whole sequences, at least one."""
+    frames = frames_of(split)
+    firsts = spread(range(0, len(split), frames), max(count, 1) // frames or 1)
+    return [first + frame for first in firsts for frame in range(frames)]
+
+
 def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
     """The fields with a truth at the largest of the resolutions that any of them has."""
     for resolution in sorted(resolutions, reverse=True):
@@ -390,6 +397,7 @@ def open_test_data(
                            for part in ("val", "test"))
         opened = open_data(
             named, val=val_of, test=test_of, image_size=config["image_size"],
+            frames=config.get("time", 1),
             # Of pixels the type of their numbers says it, unless it was said.
             value_range=None if bounds in of_pixels and not config.get("value_range") else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,
