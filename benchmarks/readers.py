@@ -133,8 +133,9 @@ class Trained:
         torch.manual_seed(seed)
         self.model = MAMBADiffusionV2(
             channels=1, d_model=8, num_layers=0, perceiver_iterations=0, perceiver_heads=1,
-            unet_width=given.width, unet_dropout=0.1, symmetries=8, time=split.frames, time_start=start,
-            time_reader="none" if reader == CLOSED_FORM else reader, time_scale=SCALE)
+            unet_width=given.width, unet_dropout=0.1, symmetries=8, time=split.frames,
+            time_start=start, time_scale=SCALE,
+            time_reader="none" if reader == CLOSED_FORM else reader)
         self.batches = TrainingBatches(
             split, parse_pattern(PATTERN), seed=seed, batch_size=max(given.batch, split.frames),
             queries=(128, 128), draw_angles=lambda rng, size: np.zeros(size), starting=1 << 30)
