@@ -32,6 +32,7 @@ from sparsefield.gaussian.kriging import (
     Kriged,
     Mixture,
     Sites,
+    answered_at_once,
     closeness,
     full_precision,
     local_amplitude,
@@ -118,8 +119,12 @@ class _Mask:
 
     def _part(self, rows: tuple[int, ...]) -> _Part:
         if rows not in self._parts:
-            sites = self.sites(rows)
-            self._parts[rows] = _Part(sites, sites.krige(self.places), sites.precision())
+            sites, places = self.sites(rows), [self.places]
+            if not self.places.is_cuda:
+                places = self.places.split(answered_at_once(len(rows) * len(self.observed)))
+            pieces = zip(*(sites.krige(piece) for piece in places), strict=True)
+            kriged = Kriged(*(torch.cat(column, dim=-1) for column in pieces))
+            self._parts[rows] = _Part(sites, kriged, sites.precision())
         return self._parts[rows]
 
     @property

@@ -37,6 +37,7 @@ SINGLE_POINTS = 512  # up to so many float32 serves, unless a pivot is below LEA
 LEAST_PIVOT = 0.02
 LEAST_NUGGET = 1e-5  # below which float32 never serves
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
+QUERIES, HELD = 512, 1 << 18  # answered together, at least; numbers that fit into a cache
 ALONE = 0.5  # precision, relative to the amplitude
 LEAST_PRECISION = 1e-5
 LEAST_VARIANCE = 1e-6  # relative to the amplitude, or a smaller nugget: rounding, on top of an
@@ -45,6 +46,11 @@ AMPLITUDE_WIDTH = 1.3  # spacings: width of the Gaussian that weights the errors
 AMPLITUDE_WORTH = 2.0  # observations: weight of the amplitude of the whole field among them
 INDISTINCT = ("the measurements cannot be told apart in double precision: leave out points that "
               "are very far from the others, or very near to them")
+
+
+def answered_at_once(rows: int) -> int:
+    """How many queries, in matrices of so many rows, a CPU answers together fastest."""
+    return max(QUERIES, HELD // rows)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from sparsefield.gaussian.kriging import (
     LeaveOneOut,
     Mixture,
     Sites,
+    answered_at_once,
     closeness,
     full_precision,
     local_amplitude,
@@ -52,7 +53,6 @@ LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation 
 TILE = 64  # observations of a tile
 SOLID_TILE = 32  # in more than two dimensions, where more of them lie at its faces
 TOGETHER = 256  # with those around it
-HELD = 1 << 19  # numbers in the matrices of queries answered together from all observations
 WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
@@ -286,7 +286,7 @@ class _Field:
 
     def __init__(self, design: Design, observed: _Observed, fitted: Fit, spacing: float):
         self.design, self.observed, self.fit, self.spacing = design, observed, fitted, spacing
-        self.at_once = max(256, HELD // (len(fitted.kernels) * len(observed.coords)))  # queries
+        self.at_once = answered_at_once(len(fitted.kernels) * len(observed.coords))
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """Of the drift: values and standard errors, both (p, C) float64, in units of the values for
@@ -389,7 +389,7 @@ class _Tiles(_Field):
             self.left = observed._replace(values=observed.values - observed.drift @ self.slope)
         most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
         self.tiles = Boxes(observed.coords, most)
-        self.at_once = max(256, HELD // (len(fitted.kernels) * TOGETHER))
+        self.at_once = answered_at_once(len(fitted.kernels) * TOGETHER)
         self._newest: tuple[int, Fit, _Field, Tensor] | None = None
 
     def pieces(self, coords: Tensor) -> list[Tensor]:
