@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from small import SIZE, settings, train
+from sparsefield import load
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import Cases, spread_over
 from sparsefield.flow.path import draw_angles
 from sparsefield.gaussian import condition
 from sparsefield.gaussian.grid import GridPosterior
-from sparsefield.model.checkpoint import load_model
+from sparsefield.model.checkpoint import FORMAT, load_model, save_checkpoint
 from sparsefield.model.mamba import Mamba
+from sparsefield.model.transfer import take_start, take_weights
 from sparsefield.place import Domain, Frames, Observed, grid_coords
 from sparsefield.train.losses import ClosedForms, time_scale
 from train_mamba_v2 import MAMBADiffusionV2
@@ -266,6 +268,22 @@ def test_a_training_learns_sequences_and_says_how_good_it_is(start, tmp_path, ca
     assert made.time == FRAMES and made.time_start == start
     assert (made.time_scale > 0) == (start == "spacetime")
     assert checkpoint["config"]["time"] == FRAMES
+    with pytest.raises(UserError, match=f"learnt sequences of {FRAMES} frames"):
+        load(str(tmp_path / "mamba_v2_best.pth"))
+
+
+def test_a_model_of_single_fields_may_go_on_with_sequences(tmp_path):
+    alone, path = awake(model(time=1, time_scale=0.0)), tmp_path / "alone.pth"
+    arguments = {**SIZE, "perceiver_heads": 2, "channels": 1, "time": 1}
+    save_checkpoint(path, {"format": FORMAT, "model_class": "MAMBADiffusionV2", "data": {},
+                           "model_args": arguments, "weights": alone.state_dict(), "config": {},
+                           "step": 1, "epoch": 1})
+    for take in (lambda made: take_weights(made, {**arguments, "time": FRAMES}, path),
+                 lambda made: take_start(made, path)):
+        made = model()
+        assert "taken" in take(made)
+        for name, weight in alone.unet.state_dict().items():
+            assert torch.equal(made.unet.state_dict()[name], weight)
 
 
 def test_an_unknown_reader_or_start_is_refused():
