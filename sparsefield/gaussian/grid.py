@@ -26,7 +26,15 @@ from sparsefield.gaussian.fit import (
     screened_on,
     weights,
 )
-from sparsefield.gaussian.kernels import BANK, WAVES, Kernel, Waves, candidates, grid_roots
+from sparsefield.gaussian.kernels import (
+    BANK,
+    WAVES,
+    Kernel,
+    Waves,
+    candidates,
+    grid_roots,
+    isotropic,
+)
 from sparsefield.gaussian.kriging import (
     Factored,
     Kriged,
@@ -81,10 +89,11 @@ class _Mask:
             these factored; None on a GPU, which is not to be waited for.
     """
 
-    def __init__(self, places: Tensor, observed: Tensor, spacing: float):
+    def __init__(self, bank: tuple[Kernel, ...], places: Tensor, observed: Tensor,
+                 spacing: float):
         self.places, self.observed = places, observed
         coords = places[observed]
-        self.coords, self.kernels = coords, candidates(BANK, len(observed))
+        self.coords, self.kernels = coords, candidates(bank, len(observed))
         self.each: dict[int, Factored] = {}
         self.near = closeness(places, coords, spacing)
         self.some = None if coords.is_cuda else screened_on(self.kernels, coords)
@@ -143,13 +152,15 @@ class GridPosterior:
 
     Args:
         frames: T of a sequence at even times, which is then one field of T P points, frame after
-            frame. step: sides of the domain that time counts as from frame to frame.
+            frame, and its kernels have no direction. step: sides of the domain that time counts as
+            from frame to frame.
     """
 
     def __init__(self, height: int, width: int, device: torch.device, frames: int = 1,
                  step: float = 0.0):
         self.height, self.width, self.frames, self.step = height, width, frames, step
         self.grid = grid_coords(height, width, device)
+        self.bank = BANK if frames == 1 else isotropic(BANK)  # a direction gains nothing in time
         if frames > 1:
             self.grid = self._in_time(Frames(frames).in_time(self.grid.repeat(frames, 1, 1))[0])
         self.domain = Domain.of_grid(height, width)
@@ -201,7 +212,7 @@ class GridPosterior:
         if cells is not None:
             cells = cells.to(self.grid)
             places = torch.cat([places, self._in_time(cells) if self.frames > 1 else cells])
-        made = _Mask(places, observed, self.domain.spacing(len(observed)))
+        made = _Mask(self.bank, places, observed, self.domain.spacing(len(observed)))
         if number != -1:
             self.masks[number] = made
         return made
