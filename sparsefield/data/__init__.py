@@ -53,15 +53,15 @@ def open_data(
     if variables and not is_gridded:
         raise UserError(f"--variables {' '.join(variables)}: {spec} is no NetCDF file; leave it "
                         "out")
+    if frames > 1 and spec != "tracer" and (spec in NAMES or path.is_dir()):
+        raise UserError(f"time={frames}: {spec} holds single pictures; give tracer, or a file "
+                        "whose fields follow each other in time (.nc, .npz, .npy)")
     if spec == "photos":
         return open_photos(size, seed)
     if spec == "terrain":
         return open_terrain(size, seed)
     if spec == "tracer":
         return open_tracer(size, seed, frames)
-    if frames > 1 and (spec in NAMES or path.is_dir()):
-        raise UserError(f"time={frames}: {spec} holds single pictures; give tracer, or a file "
-                        "whose fields follow each other in time (.nc, .npz, .npy)")
     if spec == "cifar10":
         return open_cifar10(Path(data_dir) if data_dir else None)
     try:

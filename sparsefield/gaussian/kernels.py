@@ -286,7 +286,9 @@ class Waves:
         self.kernel, self.coords = kernel, coords
         self.x, self.column = torch.unique(coords[:, 0], return_inverse=True)  # (X,), (N,)
         self.y, self.row = torch.unique(coords[:, 1], return_inverse=True)     # (Y,), (N,)
-        self.layers, self.layer = torch.unique(coords[:, 2:], dim=0, return_inverse=True)
+        self.layers, self.layer = coords[:1, 2:], torch.zeros_like(self.column)
+        if coords.shape[1] > 2:
+            self.layers, self.layer = torch.unique(coords[:, 2:], dim=0, return_inverse=True)
         points = len(self.x) * len(self.y) * len(self.layers)
         self.is_grid = points <= GRID_SHARE * len(coords)
 
