@@ -143,3 +143,8 @@ class Observed(NamedTuple):
     covariates: int = 0
     trend: int = 0
     frames: Frames = SINGLE
+
+    def cpu(self) -> Observed:
+        """On the CPU, all but the times of frames."""
+        noise_sd = None if self.noise_sd is None else self.noise_sd.cpu()
+        return self._replace(coords=self.coords.cpu(), values=self.values.cpu(), noise_sd=noise_sd)

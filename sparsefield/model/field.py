@@ -157,7 +157,7 @@ class State(NamedTuple):
 class GaussianModel(nn.Module):
     """The closed form alone: a network that predicts 0."""
 
-    num_steps = 1
+    num_steps, time = 1, 1
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
@@ -182,10 +182,7 @@ def fitted_form(
             observations predict for each; else its place is empty.
     """
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
-        on_cpu = observed._replace(
-            coords=observed.coords.cpu(), values=observed.values.cpu(),
-            noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
-        form = fitted_form(on_cpu, queries.cpu(), lattice, done, scored=scored)
+        form = fitted_form(observed.cpu(), queries.cpu(), lattice, done, scored=scored)
         return form.to(queries.device)
     coords, values, noise_sd, domain, _, covariates, trend, _ = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
@@ -212,8 +209,9 @@ def spacetime_form(
     """One Gaussian posterior of all frames of each sequence, with time as a further coordinate
     whose scale is fitted; arguments as in `fitted_form`. A draw of a sequence is that of the
     generator of its first frame."""
-    frames, (coords, values) = observed.frames, observed[:2]
-    noise_sd = observed.noise_sd
+    if not has_float64(queries.device):
+        return spacetime_form(observed.cpu(), queries.cpu(), lattice, done).to(queries.device)
+    frames, (coords, values, noise_sd) = observed.frames, observed[:3]
     posterior = condition(
         frames.in_time(coords), frames.joined(values),
         None if noise_sd is None else frames.joined(noise_sd), domain=observed.domain, covariates=1)
