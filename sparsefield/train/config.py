@@ -64,7 +64,8 @@ class TrainingConfig:
     """Frames of a sequence that training learns from, of data whose fields follow each other in
     time (tracer, .nc, .npz, .npy); 1: single fields."""
     time_start: Literal["frame", "spacetime"] = "frame"
-    """What a sequence starts from: kriging of each frame alone, or of all in space and time."""
+    """What a sequence starts from: kriging of each frame alone, or of all in space and time, which
+    is better, and slow where the frames of a sequence hold more than 500 measurements together."""
     time_reader: str = "gru"
     """What reads the frames along time in every cell of the grid U-Nets: gru or mamba."""
     observe: str = "random:0.2"
