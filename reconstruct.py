@@ -56,9 +56,10 @@ from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
 from sparsefield.use import holdout
-from sparsefield.use.blocks import blocks_of, clustering
+from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
+from sparsefield.use.labelled import read_stack
 from sparsefield.use.points import Measurements
 from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
@@ -84,12 +85,14 @@ class Config:
     holdout: float | None = None
     """Hide this share of the measured places, predict them, print the scores and, without --page,
     write nothing."""
-    holdout_by: Literal["points", "blocks"] = "points"
-    """points: places at random, which flatters where measurements are clustered; blocks: squares of
-    the map with all in them, in turn, --holdout of the measurements at a time."""
+    holdout_by: Literal["points", "places", "blocks", "times"] = "points"
+    """points: places at random, which flatters where measurements are clustered; with --time, each
+    at some of its times, and places: at all. blocks: squares of the map with all in them, in turn,
+    --holdout of the measurements at a time; times: so stretches of time."""
     block_size: str | None = None
     """Side of a block: 300 in units of x (km with --lonlat), 4s in mean spacings. Default: that by
-    which hidden measurements are as far from the others as the field's cells are from all."""
+    which hidden measurements are as far from the others as the field's cells are from all. With
+    --holdout_by times: the number of times in a stretch."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
     above: tuple[float, ...] = ()
@@ -121,6 +124,13 @@ class Config:
     """For a table: the decimal separator; , for numbers such as 3,14."""
     missing: tuple[str, ...] | None = None
     """Values that mean "not measured", such as -9999; none: all numbers were measured."""
+    time: str | None = None
+    """The column of times: numbers, or dates by ISO 8601; or the time axis of a NetCDF file or zarr
+    of (time, y, x), whose gaps are filled. How much other times tell is found by the likelihood.
+    For the closed form only."""
+    times: tuple[str, ...] = ()
+    """Times of the field: start:stop:step (0:10:0.5, 2020-01-01:2020-02-01:1D) or a list. Default:
+    those of the input."""
     aspect: Literal["auto", "equal", "free"] = "auto"
     """equal: x and y have one scale; free: each has its own, as for distance and depth; auto: free
     where their spans differ by more than 10 times."""
@@ -164,27 +174,40 @@ class Config:
 def reconstruct(config: Config, command: str = "") -> None:
     """The command, as it was typed. Raises UserError for input that cannot be used."""
     cli.log_to()
-    if config.holdout is None and config.holdout_by == "blocks":
-        raise UserError("--holdout_by blocks: give the share to hide at a time, --holdout 0.2")
-    if config.block_size is not None and config.holdout_by == "points":
+    if config.holdout is None and config.holdout_by != "points":
+        raise UserError(f"--holdout_by {config.holdout_by}: give the share to hide at a time, "
+                        "--holdout 0.2")
+    if config.block_size is not None and config.holdout_by not in ("blocks", "times"):
         raise UserError(f"--block_size {config.block_size}: give --holdout_by blocks, too")
+    if config.time is None and (config.times or config.holdout_by == "times"):
+        raise UserError("--times and --holdout_by times: give --time, too")
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
-    given = read_measurements(
+    stack = None
+    if config.time is not None:
+        stack = read_stack(config.input, config.time, config.value, config.x, config.y,
+                           config.noise_sd, config.missing, config.lonlat)
+    given = stack.given if stack is not None else read_measurements(
         config.input, channels=(chosen and chosen.channels) or 3, mask=config.mask,
         observe=config.observe, x=config.x, y=config.y, value=config.value,
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
-        lonlat=config.lonlat, seed=config.seed, covariates=config.covariates,
+        lonlat=config.lonlat, seed=config.seed, covariates=config.covariates, time=config.time,
     )
     given = replace(given, units=config.units or given.units)
     own_range(transformed(config.transform, given.values))  # refused before writing
     given, asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
-        aspect=config.aspect, lonlat=config.lonlat, reach=config.reach,
+        aspect=config.aspect, lonlat=config.lonlat, reach=config.reach, times=config.times,
+        stack=stack,
     )
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
                         "or --holdout 0.2 without --page to see what they are worth")
+    if stack is not None and stack.is_full and not config.noise_sd and (
+        asked.grid is stack.grid and np.isin(asked.times.values, stack.times.values).all()
+    ):
+        raise UserError(f"{config.input}: has no gap, so nothing is to be filled; ask for other "
+                        "--times or --resolution")
     if not config.noise_sd and given.shape == asked.shape and (
         len(given.coords) == math.prod(asked.shape)
     ):
@@ -210,12 +233,12 @@ def choose_model(
         observe = str(chosen.checkpoint.get("config", {}).get("observe", ""))
         of_colours = chosen.is_of_pictures and chosen.channels == 3
         if not chosen.is_closed_form and (
-            why := unlike_training(given, asked.shape, observe, of_colours)
+            why := unlike_training(given, asked.shape[-2:], observe, of_colours)
         ):
             cli.log.warning("WARNING: %s was not trained on such measurements: %s; --checkpoint "
                             "none needs no training", chosen.path, why)
         return chosen
-    if config.lonlat or config.covariates or config.trend:
+    if config.lonlat or config.covariates or config.trend or config.time:
         return load("none", config.device)
     if why := unlike_training(given, asked.shape, BUNDLED_OBSERVES, of_colours=True):
         cli.log.info("the bundled model is not used: %s; --checkpoint %s uses it all the same, "
@@ -257,9 +280,9 @@ def write(
     for line in (*account(model, given, field), *answers(config, field)):
         cli.log.info("%s", line)
     cli.log.info(
-        "%s: %s points -> %dx%d, %s, %d samples, %.1f s; written to %s",
-        config.input, f"{len(given.coords):,}", *asked.shape, in_numbers(given, field),
-        len(field.samples), time.monotonic() - started, config.out,
+        "%s: %s points -> %s, %s, %d samples, %.1f s; written to %s",
+        config.input, f"{len(given.coords):,}", "x".join(map(str, asked.shape)),
+        in_numbers(given, field), len(field.samples), time.monotonic() - started, config.out,
     )
 
 
@@ -272,14 +295,19 @@ def hold_out(
         blocks = blocks_of(asked, given.coords, config.holdout, config.seed, config.block_size)
         folds = holdout.by_blocks(given, blocks)
         cli.log.info("%s", blocks.describe(asked.frame.unit_of_length))
+    elif config.holdout_by == "times":
+        stretches = stretches_of(given.times, config.holdout, config.seed, config.block_size)
+        folds = holdout.by_blocks(given, stretches)
+        cli.log.info("%s", stretches.describe())
     else:
-        folds = holdout.by_points(given, config.holdout, config.seed)
+        whole = config.holdout_by == "places"
+        folds = holdout.by_points(given, config.holdout, config.seed, whole)
         if (ratio := clustering(asked.frame, given.coords)) is not None:
             cli.log.info("the measurements are clustered: the nearest neighbour is %.2f times as "
                          "far as at random (Clark & Evans 1954). These scores flatter what lies "
                          "between clusters; --holdout_by blocks hides whole clusters", ratio)
     is_by_default = config.checkpoint is None and model.is_closed_form and not (
-        config.lonlat or config.covariates or config.trend)
+        config.lonlat or config.covariates or config.trend or config.time)
     can_be_grey = given.are_quantities or given.values.shape[1] != 3
     methods = holdout.all_methods(
         model, given, asked, transform=config.transform, find_noise=config.noise_sd == "auto",
@@ -312,6 +340,7 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     if field.variogram:
         lines.append(f"closed form fitted to the measurements: {field.variogram}")
     lines += [f"covariate {line}" for line in field.covariates]
+    lines += [field.in_time] if field.in_time else []
     channels, samples = given.values.shape[1], len(field.samples)
     if model.is_of_pictures and not given.is_picture:
         if channels == 3 == model.channels and not given.are_quantities:
@@ -339,11 +368,12 @@ def in_words(
     noise = f"{found}, found in the measurements" if found else "none, measurements are kept"
     if given.noise is not None:
         noise = f"sd {given.noise.min():.3g} to {given.noise.max():.3g}, as given"
-    rows, columns, _ = field.mean.shape
+    *frames, rows, columns, _ = field.mean.shape
     return [
         ("measurements", f"{len(given.coords):,} of {', '.join(given.names) or 'values'} in "
                          f"{config.input}"),
-        ("field", f"{rows} rows and {columns} columns"),
+        ("field", f"{rows} rows and {columns} columns"
+                  + "".join(f" at {count} times" for count in frames)),
         ("method", "; ".join((*account(model, given, field), *answers(config, field)))),
         ("noise", noise),
         *([("transform", config.transform)] if config.transform else []),
@@ -362,7 +392,7 @@ def answers(config: Config, field: Field) -> list[str]:
     is_there = np.isfinite(field.mean).all(axis=-1)
     for limit in dict.fromkeys(config.above):
         shares = np.average(field.probability_above(limit)[is_there], axis=0,
-                            weights=field.areas[is_there])
+                            weights=np.broadcast_to(field.areas, is_there.shape)[is_there])
         lines.append(f"above {limit:g}: expected of " + ", ".join(
             f"{share:.1%} of the area" + (f" ({name})" if len(shares) > 1 else "")
             for share, name in zip(shares, field.names, strict=True)))
@@ -375,7 +405,9 @@ def answers(config: Config, field: Field) -> list[str]:
 
 def in_numbers(given: Measurements, field: Field) -> str:
     """Mean and sd over the field: of all channels together, or of each where they differ."""
-    mean, sd = np.nanmean(field.mean, axis=(0, 1)), np.sqrt(np.nanmean(field.sd**2, axis=(0, 1)))
+    mean, square = (np.nanmean(part.reshape(-1, part.shape[-1]), axis=0)
+                    for part in (field.mean, field.sd**2))
+    sd = np.sqrt(square)
     if not given.are_quantities:
         return f"mean {mean.mean():.4g}, typical sd {np.sqrt((sd**2).mean()):.2g}"
     return "; ".join(f"{name}: mean {m:.4g}, typical sd {s:.2g}"

@@ -133,6 +133,7 @@ class Observed(NamedTuple):
         frames: which of the fields are a sequence.
         covariates: how many columns of coords, here and of queries, are no places in space: only
             the closed form reads them. trend: degree of its polynomial drift, 0 to 2.
+        timed: whether the last of the covariates is time.
     """
 
     coords: Tensor
@@ -142,6 +143,7 @@ class Observed(NamedTuple):
     box: Domain = UNIT_SQUARE
     covariates: int = 0
     trend: int = 0
+    timed: bool = False
     frames: Frames = SINGLE
 
     def cpu(self) -> Observed:

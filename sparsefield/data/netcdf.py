@@ -27,6 +27,7 @@ log = logging.getLogger("sparsefield")
 
 ENDINGS = (".nc", ".cdf", ".nc3", ".nc4", ".netcdf")
 GEOTIFF = (".tif", ".tiff")
+ZARR = ".zarr"
 # What engines raise on files that are cut off or of another format.
 _BROKEN = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError, AssertionError,
            AttributeError, RuntimeError, struct.error)
@@ -48,7 +49,8 @@ def read_dataset(path: Path) -> Dataset:
     Raises:
         UserError: no such file, no permission, broken, another format, or a package is not there.
     """
-    require_file(path)
+    if not (path.suffix.lower() == ZARR and path.is_dir()):
+        require_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,6 +76,10 @@ def _read_netcdf(path: Path) -> Dataset:
 
 def _engine(path: Path) -> dict[str, object]:
     """Which of xarray's engines reads a file, by how it begins."""
+    if path.suffix.lower() == ZARR:
+        if not find_spec("zarr"):
+            raise UserError(f"{path}: needs one more package: pip install zarr")
+        return {"engine": "zarr"}
     with path.open("rb") as file:
         beginning = file.read(4)
     if beginning in (b"CDF\x01", b"CDF\x02"):
@@ -161,7 +167,7 @@ _NAMES = {"x": ("lon", "longitude", "x", "easting", "projection_x_coordinate", "
           "y": ("lat", "latitude", "y", "northing", "projection_y_coordinate", "rlat")}
 
 
-def _axis_of(variable: DataArray) -> str | None:
+def axis_of(variable: DataArray) -> str | None:
     """Whether the file says that a coordinate is "x" or "y", by axis, units or name (CF, 4)."""
     text = {key: str(variable.attrs.get(key, "")).strip().lower()
             for key in ("axis", "units", "standard_name")}
@@ -171,6 +177,14 @@ def _axis_of(variable: DataArray) -> str | None:
         ):
             return axis
     return None
+
+
+def is_time(axis: DataArray) -> bool:
+    """Whether an axis is one of time, by type, axis, units or name."""
+    is_decoded = axis.dtype.kind == "M" or hasattr(np.ravel(axis.values)[0], "calendar")
+    return is_decoded or str(axis.attrs.get("axis", "")).upper() == "T" or (
+        " since " in str(axis.attrs.get("units", ""))) or (
+        "time" in (str(axis.name).lower(), axis.attrs.get("standard_name")))
 
 
 def is_longitude(variable: DataArray) -> bool:
@@ -188,7 +202,7 @@ def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, Da
     dataset = read_dataset(path) if dataset is None else dataset
     axes = {"x": [], "y": []}
     for name in dataset.indexes:
-        if dataset[name].dtype.kind in "iuf" and (axis := _axis_of(dataset[name])):
+        if dataset[name].dtype.kind in "iuf" and (axis := axis_of(dataset[name])):
             axes[axis].append(dataset[name])
     for axis, found in axes.items():
         if len(found) != 1:
@@ -231,7 +245,7 @@ def read_plane(
             fields = {names[0]: next(iter(fields.values()))}
     planes, units = [], []
     for name in names:
-        plane = _find(path, fields, name, "--covariates")
+        plane = find(path, fields, name, "--covariates")
         plane = plane.squeeze([dim for dim, count in plane.sizes.items()
                                if count == 1 and dim not in (x.name, y.name)], drop=True)
         if set(plane.dims) != {x.name, y.name}:
@@ -280,7 +294,7 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     dataset = read_dataset(path)
     numeric = {str(name): dataset[name] for name in dataset.variables
                if dataset[name].dtype.kind in "iuf"}
-    chosen = ([_find(path, numeric, name) for name in names] if names
+    chosen = ([find(path, numeric, name) for name in names] if names
               else [_only_field(path, numeric)])
     first = chosen[0]
     for variable in chosen[1:]:
@@ -318,7 +332,7 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
                   row in fields[0].coords, steps)
 
 
-def _find(path: Path, variables: dict[str, DataArray], wanted: str,
+def find(path: Path, variables: dict[str, DataArray], wanted: str,
           flag: str = "--variables") -> DataArray:
     """A variable by its name, in any case of letters where that is unique."""
     alike = [name for name in variables if name.lower() == wanted.lower()]
@@ -347,7 +361,7 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
         raise UserError(f"{path}: {describe(variable)}: fields have axes (y, x) or (time, y, x); "
                         + ("choose one step of the others first" if field.ndim > 3 else
                            "lists of stations are for reconstruct.py"))
-    axes = {_axis_of(field[dim]): dim for dim in field.dims}
+    axes = {axis_of(field[dim]): dim for dim in field.dims}
     times = [dim for dim in field.dims if _time_rule(field[dim]) or dim == "time"]
     if "x" in axes and "y" in axes:
         field = field.transpose(..., axes["y"], axes["x"])

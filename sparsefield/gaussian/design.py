@@ -6,11 +6,15 @@ be a drift column (the field follows it, by a coefficient) and a further coordin
 when they are near in it as well): distance^2 = |A h|^2 + sum_j (s_j du_j)^2. The restricted
 likelihood decides on both, and finds every scale s_j; 0 ignores the covariate.
 
+Time is a covariate that is never drift, whose scales reach from one field for all times to a field
+of its own for each.
+
 Symbols: M observations, p covariates, q drift columns, D coordinates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
@@ -25,7 +29,10 @@ from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import Sites
 
 SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)  # sides of the domain for one sd
-CHOICE_POINTS = 300  # observations, at most, that decide
+CHOICE_POINTS = 300  # observations, at most, that decide; with time twice as many
+STRETCHES, LEAST_TIMES = 3, 8  # of time, and in each, of which observations are taken
+FLAT, APART = 0.02, 4.0  # sides that all times and that one step count as: at most, at least
+FINER = 2**0.5  # between scales of time that are tried around the best of those by its square
 ROUNDS = 4  # over all covariates, at most
 PENALTY = 5.0  # log odds against a further coordinate
 LEAST_PART = 1e-4  # of a column that the others leave: below, it is their combination
@@ -56,6 +63,7 @@ class Design:
             about unit size.
         drift: the covariates that are drift columns, of 0 ... p - 1.
         scales: p, in sides of the domain for one spread: 0 where a covariate is no coordinate.
+        timed: whether the last covariate is time.
     """
 
     side: float
@@ -65,11 +73,13 @@ class Design:
     spread: Tensor
     drift: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()
+    timed: bool = False
 
     @classmethod
-    def of(cls, places: Tensor, side: float, covariates: int, trend: int) -> Design:
-        """Before anything is chosen: all covariates are drift columns, but for those that are
-        constant or a combination of others; and the trend is as high as places determine.
+    def of(cls, places: Tensor, side: float, covariates: int, trend: int,
+           timed: bool = False) -> Design:
+        """Before anything is chosen: all covariates are drift columns, but for time and those that
+        are constant or a combination of others; and the trend is as high as places determine.
 
         Args:
             places: (M, space + covariates), the observations.
@@ -77,10 +87,10 @@ class Design:
         exact = places.double()
         spread = exact.std(dim=0, correction=0)
         made = cls(side, places.shape[1] - covariates, trend, exact.mean(dim=0),
-                   torch.where(spread > 0, spread, 1.0), (), (0.0,) * covariates)
+                   torch.where(spread > 0, spread, 1.0), (), (0.0,) * covariates, timed)
         while made.trend and not _determined(made.see(places)[1]):
             made = replace(made, trend=made.trend - 1)
-        for j in range(covariates):
+        for j in range(covariates - timed):
             wider = replace(made, drift=(*made.drift, j))
             if float(spread[made.space + j]) > 0 and _determined(wider.see(places)[1]):
                 made = wider
@@ -118,6 +128,24 @@ def at_random(count: int, most: int) -> Tensor:
     return some[:most].sort().values
 
 
+def some_of(design: Design, places: Tensor, most: int) -> Tensor:
+    """Indices of at most so many observations (M, space + p), from which a field is known: at
+    random, but with time all those of some places in stretches of it. Few of many times, at random,
+    would not show how the field goes on from one time to the next.
+    """
+    count = len(places)
+    if count <= most or not design.timed:
+        return at_random(count, most)
+    times, when = places[:, -1].cpu().unique(return_inverse=True)
+    length = max(LEAST_TIMES, round(len(times) * most / STRETCHES / count))
+    starts = [round(len(times) * (k + 0.5) / STRETCHES - length / 2) for k in range(STRETCHES)]
+    inside = torch.stack([(when >= first) & (when < first + length) for first in starts])
+    some = inside.any(dim=0).nonzero()[:, 0]
+    _, where = places[some, : design.space].cpu().unique(dim=0, return_inverse=True)
+    order = torch.randperm(int(where.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return some[order[where].argsort(stable=True)[:most]].sort().values
+
+
 def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> Design:
     """The covariates that the restricted likelihood keeps, as drift, as coordinate or both.
 
@@ -129,11 +157,15 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
         noise: (M,) variance of the noise in the values of one channel, or None.
     """
     count = len(places)
-    if count > CHOICE_POINTS:
-        some = at_random(count, CHOICE_POINTS).to(places.device)
+    in_time = _scales_in_time(design, places) if design.timed else []
+    if in_time:
+        design = _in_time(design, in_time[0])
+    most = CHOICE_POINTS * (1 + design.timed)
+    if count > most:
+        some = some_of(design, places, most).to(places.device)
         places, values = places[some], values[some]
         noise = None if noise is None else noise[some]
-        of_some = Design.of(places, design.side, len(design.scales), design.trend)
+        of_some = Design.of(places, design.side, len(design.scales), design.trend, design.timed)
         design = replace(design, trend=of_some.trend, drift=of_some.drift)
     possible, known = design.drift, {}
 
@@ -147,6 +179,10 @@ def choose(design: Design, places: Tensor, values: Tensor, noise: Tensor | None)
         before = design
         for j in possible:
             design = max(_variants(design, j), key=score)
+        if in_time:
+            design = max((design, *(_in_time(design, scale) for scale in in_time)), key=score)
+            around = (design.scales[-1] * FINER, design.scales[-1] / FINER)
+            design = max((design, *(_in_time(design, scale) for scale in around)), key=score)
         if (design.drift, design.scales) == (before.drift, before.scales):
             break
     return design
@@ -160,6 +196,23 @@ def _variants(design: Design, j: int) -> Iterator[Design]:
     for scale, drift in product(SCALES, (others, with_j)):
         scales = (*design.scales[:j], scale, *design.scales[j + 1 :])
         yield replace(design, drift=drift, scales=scales)
+
+
+def _in_time(design: Design, scale: float) -> Design:
+    return replace(design, scales=(*design.scales[:-1], scale))
+
+
+def _scales_in_time(design: Design, places: Tensor) -> list[float]:
+    """Those to try, in sides of the domain for one spread; none where there is one time alone. 0 is
+    the first unless a place has several times, which it would make repeats."""
+    times = places[:, -1].double().unique()
+    if len(times) == 1:
+        return []
+    spread = float(design.spread[-1])
+    lowest = FLAT * spread / float(times[-1] - times[0])
+    count = math.ceil(math.log(APART * spread / float(times.diff().median()) / lowest, FINER**2))
+    is_repeated = len(places[:, : design.space].unique(dim=0)) < len(places)
+    return [0.0] * (not is_repeated) + [lowest * FINER ** (2 * k) for k in range(count + 1)]
 
 
 def _evidence(design: Design, places: Tensor, values: Tensor, noise: Tensor | None) -> float:

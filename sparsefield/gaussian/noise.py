@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparsefield.gaussian.design import Design, at_random, choose
+from sparsefield.gaussian.design import Design, choose, some_of
 from sparsefield.gaussian.fit import climb, one_thread
 from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import full_precision
@@ -22,7 +22,7 @@ ASSUMED = 0.2  # of the sd: the noise with which the use of covariates is chosen
 @torch.no_grad()
 def estimate_noise(
     coords: Tensor, values: Tensor, relative: Tensor, *, square: float = 0.0, freedom: int = 0,
-    covariates: int = 0, trend: int = 0,
+    covariates: int = 0, trend: int = 0, timed: bool = False,
 ) -> float:
     """The sd of the noise in values of one channel, 0 where it cannot be told from none.
 
@@ -34,19 +34,20 @@ def estimate_noise(
         relative: (M,), by which the noise of each observation differs, such as 1/2 for the mean of
             four. square: summed, of the differences of repeats from the mean at their place, which
             have `freedom` degrees of freedom: repeats minus places.
-        covariates, trend: see `sparsefield.gaussian.condition`.
+        covariates, trend, timed: see `sparsefield.gaussian.condition`.
     """
     scatter = (square / freedom) ** 0.5 if freedom else 0.0
     if len(values) < FEWEST_POINTS or float(values.std()) == 0:
         return scatter
-    some = at_random(len(values), MOST_POINTS)
+    design = Design.of(coords, 1.0, covariates, trend, timed)
+    some = some_of(design, coords, MOST_POINTS)
     some = some[relative[some].argsort(stable=True)]
     places, relative = coords[some], relative[some].float()
     spread = float(values[some].std())
     unit = ((values[some] - values[some].mean()) / spread)[:, None].float()
     likelihoods: dict[float, float] = {}
     with full_precision(coords.device), one_thread():
-        design = Design.of(places, 1.0, covariates, trend)
+        design = Design.of(places, 1.0, covariates, trend, timed)
         if covariates:
             design = choose(design, places, unit, (ASSUMED * relative).square())
         seen, drift = design.see(places)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sparsefield import hashed
-from sparsefield.gaussian.design import Design, Use, at_random, choose
+from sparsefield.gaussian.design import Design, Use, at_random, choose, some_of
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import (
     BANK,
@@ -72,6 +72,7 @@ def condition(
     kernels: tuple[Kernel, ...] | None = None,
     covariates: int = 0,
     trend: int = 0,
+    timed: bool = False,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
@@ -85,11 +86,12 @@ def condition(
         covariates: how many of the columns of coords are no coordinates in space; the restricted
             likelihood decides what each is used for, see sparsefield.gaussian.design.
         trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
+        timed: whether the last of the covariates is time.
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
     return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
-                     trend)
+                     trend, timed)
 
 
 class Posterior:
@@ -99,7 +101,7 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...], covariates: int, trend: int):
+                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool):
         self.device = coords.device
         self.fields: list[_Field] = []
         self.folded = 1
@@ -113,7 +115,7 @@ class Posterior:
         with full_precision(coords.device):
             for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
-                design = Design.of(places, domain.side, covariates, trend)
+                design = Design.of(places, domain.side, covariates, trend, timed)
                 order = torch.arange(len(places), device=places.device)
                 if noise is not None:
                     order = noise.argsort(stable=True)
@@ -122,7 +124,9 @@ class Posterior:
                 if covariates:
                     design = choose(design, places, own, noise)
                 observed = _Observed(*design.see(places), own, noise, order.argsort())
-                self.fields.append(_field(design, observed, kernels, spacing))
+                most = DENSE_POINTS if noise is None else NOISY_FIT_POINTS
+                part = observed.take(some_of(design, places, most).to(places.device))
+                self.fields.append(_field(design, observed, part, kernels, spacing))
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
@@ -262,16 +266,14 @@ class Variogram(NamedTuple):
     pairs: np.ndarray
 
 
-def _field(design: Design, observed: _Observed, kernels: tuple[Kernel, ...],
+def _field(design: Design, observed: _Observed, part: _Observed, kernels: tuple[Kernel, ...],
            spacing: float) -> _Field:
-    """Fitted to all observations, or to so many at random."""
+    """Fitted to all observations, or to a part of them."""
     count = len(observed.coords)
-    most = DENSE_POINTS if observed.noise_variance is None else NOISY_FIT_POINTS
-    part = observed.take(at_random(count, most).to(observed.coords.device))
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
         return _Tiles(design, observed, fitted, spacing)
-    if count > most:
+    if count > len(part.coords):
         fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
                            observed.drift)
     return _Field(design, observed, fitted, spacing)

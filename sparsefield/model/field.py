@@ -184,9 +184,9 @@ def fitted_form(
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
         form = fitted_form(observed.cpu(), queries.cpu(), lattice, done, scored=scored)
         return form.to(queries.device)
-    coords, values, noise_sd, domain, _, covariates, trend, _ = observed
+    coords, values, noise_sd, domain, _, covariates, trend, timed, _ = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
-                          trend=trend)
+                          trend=trend, timed=timed)
     noise = posterior.noise(queries, done)
     asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
     if done is not None:
@@ -214,7 +214,8 @@ def spacetime_form(
     frames, (coords, values, noise_sd) = observed.frames, observed[:3]
     posterior = condition(
         frames.in_time(coords), frames.joined(values),
-        None if noise_sd is None else frames.joined(noise_sd), domain=observed.domain, covariates=1)
+        None if noise_sd is None else frames.joined(noise_sd), domain=observed.domain, covariates=1,
+        timed=True)
     noise_of = posterior.noise(frames.in_time(queries), done)
     asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
     places = [frames.in_time(each) for each in asked]

@@ -132,7 +132,7 @@ def time_scale(split: Split, pattern: Pattern) -> float:
             values.append(case["truth"].reshape(-1, channels)[case["observed"]])
         known = torch.from_numpy(np.concatenate(values))
         known = (known - known.mean()) / known.std().clamp_min(LEAST_SCALE)
-        posterior = condition(torch.cat(places)[None], known[None], covariates=1,
+        posterior = condition(torch.cat(places)[None], known[None], covariates=1, timed=True,
                               domain=Domain.of_grid(height, width))
         found.append(posterior.uses()[0].scale)
     return max(float(np.median(found)), LEAST_TIME_SCALE)

@@ -15,9 +15,11 @@ import scipy
 
 from sparsefield.errors import UserError
 from sparsefield.use.grids import Asked, Frame
+from sparsefield.use.times import Times
 
 CLUSTERED = 0.75  # times as near to each other as at random: a random hold-out flatters
 SIZES = 1.5 ** np.arange(-3, 12)  # of blocks, in mean spacings, that are tried
+FEWEST = 4  # stretches of time in a fold
 MOST_PLACES = 4000  # of those asked for, whose distances are compared
 
 
@@ -46,6 +48,52 @@ class Blocks(NamedTuple):
                 f"{self.asked:.3g} from the nearest measurement (medians)")
 
 
+class Stretches(NamedTuple):
+    """Stretches of time, and the folds that they are hidden in.
+
+    Attributes:
+        number, fold: (M,) of each measurement. length: of a stretch, in times.
+    """
+
+    number: np.ndarray
+    fold: np.ndarray
+    length: int
+
+    def describe(self) -> str:
+        return (f"{self.number.max() + 1} stretches of {self.length} time(s), hidden in "
+                f"{self.fold.max() + 1} folds")
+
+
+def stretches_of(times: Times, share: float, seed: int, size: str | None = None) -> Stretches:
+    """Equally many times in a row.
+
+    Args:
+        share: of the measurements that a fold hides, about. size: of a stretch, in times; None:
+            FEWEST stretches in a fold, where there are so many times.
+    Raises:
+        UserError: no such share or size, or all measurements are of one stretch.
+    """
+    _require_share(share)
+    number = np.unique(times.values, return_inverse=True)[1].reshape(-1)
+    folds = round(1 / share)
+    length = max(1, (number.max() + 1) // (FEWEST * folds))
+    if size is not None:
+        if not size.isdecimal() or int(size) < 1:
+            raise UserError(f"block_size {size}: give the number of times of a stretch, such as 8")
+        length = int(size)
+    number = number // length
+    if number.max() == 0:
+        raise UserError("hold-out by times: all measurements are of one stretch; "
+                        + ("give a smaller --block_size" if size else "they are of one time"))
+    return Stretches(number, _folds(number, folds, seed), length)
+
+
+def _require_share(share: float) -> None:
+    if not 0 < share <= 0.5:
+        raise UserError(f"holdout {share:g}: every block is hidden once, this share of the "
+                        "measurements at a time; give at most 0.5, such as 0.2")
+
+
 def clustering(frame: Frame, coords: np.ndarray) -> float | None:
     """How far nearest neighbours are, in multiples of what it is at random (Clark & Evans 1954), of
     measurements (M, 2) that are clustered: of others, which are at about 1 to 2, None."""
@@ -68,9 +116,7 @@ def blocks_of(
     Raises:
         UserError: no such share or size, or all measurements lie in one block.
     """
-    if not 0 < share <= 0.5:
-        raise UserError(f"holdout {share:g}: every block is hidden once, this share of the "
-                        "measurements at a time; give at most 0.5, such as 0.2")
+    _require_share(share)
     frame, places = asked.frame, asked.frame.inside(coords)
     spacing = frame.domain.spacing(len(np.unique(coords, axis=0)))
     there = asked.places.reshape(-1, 2)

@@ -39,8 +39,9 @@ PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF or of a picture may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 LONGEST = 10  # sides of a map whose axes have one scale
-NAMES = ("field.npz", "field.html", "mean.png", "reconstruction.png", "field.csv", "field.nc",
-         "field.tif", *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))
+NAMES = ("field.npz", "field.html", "field.gif", "field.mp4", "mean.png",
+         "reconstruction.png", "field.csv", "field.nc", "field.tif",
+         *(f"sample_{k + 1}.png" for k in range(MOST_SAMPLES)))
 ANSWERS = rf"(?:{ABOVE}|{QUANTILE})[-+.e\d]+\.png"  # with NAMES all that `contents` can give
 
 
@@ -55,24 +56,26 @@ def contents(
         above, quantiles: see `Field.answers`.
     """
     shown = field if given.is_picture else growing(field)
+    when = {} if field.times is None else {"times": field.times.decoded()}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer, coords=field.coords, mean=field.mean, sd=field.sd, samples=field.samples,
-        **field.answers(above, quantiles))
-    files = {"field.npz": buffer.getvalue(), "mean.png": picture(shown.mean, given),
-             "reconstruction.png": overview(shown, given, asked)}
+        **when, **field.answers(above, quantiles))
+    files = {"field.npz": buffer.getvalue()}
+    data = field.to_xarray(above, quantiles)
+    if field.has_frames:
+        return files | _of_frames(shown, given, asked) | _tables(field, data, above, quantiles)
+    files |= {"mean.png": picture(shown.mean, given),
+              "reconstruction.png": overview(shown, given, asked)}
     for k, sample in enumerate(shown.samples):
         files[f"sample_{k + 1}.png"] = picture(sample, given)
     for name, values in shown.answers(above, quantiles).items():
         files[f"{name}.png"] = maps(name, values, field, given, asked)
-    data = field.to_xarray(above, quantiles)
     if given.is_picture:
         if placed := _georeference(source, given, asked):
             files["field.tif"] = _as_geotiff(data, *placed)
         return files
-    table = field.to_dataframe(above, quantiles)
-    files["field.csv"] = table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode()
-    files["field.nc"] = bytes(data.to_netcdf(engine="scipy"))
+    files |= _tables(field, data, above, quantiles)
     if not all(is_even(axis, REGULAR) for axis in (asked.grid.x, asked.grid.y)):
         log.warning("WARNING: the steps of the grid are uneven: pictures show all cells equally "
                     "wide, and there is no field.tif; the places in field.nc are right")
@@ -81,13 +84,37 @@ def contents(
     return files
 
 
+def _tables(
+    field: Field, data: Dataset, above: Sequence[float], quantiles: Sequence[float]
+) -> dict[str, bytes]:
+    table = field.to_dataframe(above, quantiles)
+    if (times := field.times) is not None:
+        data = data.assign_coords({times.name: times.as_variable(times.name, decoded=False)})
+    return {"field.csv": table.to_csv(index=False, float_format=PRECISION, na_rep="nan").encode(),
+            "field.nc": bytes(data.to_netcdf(engine="scipy"))}
+
+
+def _of_frames(field: Field, given: Measurements, asked: Asked) -> dict[str, bytes]:
+    """The film, and everything side by side of the time with the most measurements."""
+    from sparsefield.use.film import film
+
+    which = field.times.nearest(given.times.values)
+    k = int(np.bincount(which[which >= 0], minlength=len(field.mean)).argmax())
+    still = overview(field.frame(k), given.of(which == k), asked, field.times.labels()[k])
+    return {"reconstruction.png": still, **film(field, given, asked)}
+
+
 def growing(field: Field) -> Field:
     """The same with x and y growing along its axes."""
-    order = np.ix_(np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0]))
+    rows, columns = np.argsort(field.coords[:, 0, 1]), np.argsort(field.coords[0, :, 0])
+
+    def sort(x: np.ndarray) -> np.ndarray:                                # (..., H, W, C)
+        return x[..., rows, :, :][..., columns, :]
+
     gaussian = field.gaussian and field.gaussian._replace(
-        mean=field.gaussian.mean[order], sd=field.gaussian.sd[order])
-    return replace(field, coords=field.coords[order], mean=field.mean[order], sd=field.sd[order],
-                   samples=field.samples[:, *order], gaussian=gaussian, grid=None)
+        mean=sort(field.gaussian.mean), sd=sort(field.gaussian.sd))
+    return replace(field, coords=sort(field.coords), mean=sort(field.mean), sd=sort(field.sd),
+                   samples=sort(field.samples), gaussian=gaussian)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -178,12 +205,12 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
     return buffer.getvalue()
 
 
-def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
+def overview(field: Field, given: Measurements, asked: Asked, when: str = "") -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input: RGB of
     pictures in colour, whose sd is the mean over the colours, else the first channel.
 
     Args:
-        field: with x and y growing, but of pictures y downward.
+        field: with x and y growing, but of pictures y downward. when: it is, for the title.
     """
     is_rgb = given.is_picture and field.mean.shape[2] == 3
     low, high = limits_of(given)
@@ -193,24 +220,35 @@ def overview(field: Field, given: Measurements, asked: Asked) -> bytes:
     def shown(values: np.ndarray) -> np.ndarray:
         return _unit(values, given) if is_rgb else values[..., 0]
 
-    figure, axes, style = _panels(5, 3.0, given, asked)
+    figure, axes, style = panels(5, 3.0, given, asked)
     axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
-                    s=np.clip(6000 / len(given.coords), 1, 25),
+                    s=size_of(len(given.coords)),
                     marker="s" if given.is_picture else "o")
     for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]], strict=True):
         image = axis.imshow(shown(values), **style, **colours)
     sd = field.sd.mean(axis=2) if is_rgb else field.sd[..., 0]
-    most = np.nanquantile(sd, MOST_SHOWN) or None
+    most = most_of(sd)
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
     which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {field.names[0]}"
     for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
                                   "sd", "sample 1", "sample 2"), strict=True):
         axis.set_title(title, fontsize=10)
-    _colour_bar(spread, axes[2], field.units,
+    colour_bar(spread, axes[2], field.units,
                 "max" if most and np.nanmax(sd) > 1.1 * most else "neither")
     if not is_rgb:
-        _colour_bar(image, axes[4], field.units)
+        colour_bar(image, axes[4], field.units)
+    figure.suptitle(when)
     return as_png(figure)
+
+
+def size_of(points: float) -> float:
+    """Of the markers of so many measurements."""
+    return float(np.clip(6000 / max(points, 1), 1, 25))
+
+
+def most_of(sd: np.ndarray) -> float | None:
+    """What is brightest in a map of the sd."""
+    return float(np.nanquantile(sd, MOST_SHOWN)) or None
 
 
 def maps(
@@ -224,7 +262,7 @@ def maps(
     """
     is_probability = name.startswith(ABOVE)
     low, high = (0, 1) if is_probability else limits_of(given)
-    figure, axes, style = _panels(values.shape[2], 5.0, given, asked)
+    figure, axes, style = panels(values.shape[2], 5.0, given, asked)
     for c, axis in enumerate(axes):
         if not is_probability and not given.value_range:
             low, high = limits_of(given, c)
@@ -232,7 +270,7 @@ def maps(
             values[..., c], vmin=low, vmax=high, **style,
             cmap="gray" if given.value_range and not is_probability else "viridis")
         axis.set_title(described(name, field.names[c], field.units), fontsize=10)
-        _colour_bar(image, axis, None if is_probability else field.units)
+        colour_bar(image, axis, None if is_probability else field.units)
     return as_png(figure)
 
 
@@ -250,7 +288,7 @@ def aspect_of(asked: Asked, extent: Extent) -> float | None:
     return None if is_sliver else across / along
 
 
-def _panels(
+def panels(
     count: int, width: float, given: Measurements, asked: Asked
 ) -> tuple[Figure, np.ndarray, dict[str, Any]]:
     """A row of maps, each of a width in inches, and how `imshow` draws a field on them."""
@@ -277,7 +315,7 @@ def _panels(
         "origin": "upper" if given.is_picture else "lower"}
 
 
-def _colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "neither") -> None:
+def colour_bar(image: AxesImage, axis: Axes, units: str | None, extend: str = "neither") -> None:
     """Beside a panel and as high as it."""
     bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.04, 0, 0.06, 1]), extend=extend)
     bar.set_label(f"in {units}" if units else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from sparsefield.errors import UserError
 from sparsefield.gaussian import Variogram
 from sparsefield.use.grids import Grid
 from sparsefield.use.points import real_array
+from sparsefield.use.times import Times
 from sparsefield.use.values import ROUNDING, transformed_limit, untransformed
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Field:
 
     Attributes:
         coords: (H, W, 2), x and y of the middles of its cells; of `Reconstructor.at` (N, 2), and so
-            below. mean: (H, W, C) posterior mean. samples: (K, H, W, C).
+            below. mean: (H, W, C) posterior mean, with times (T, H, W, C), and so below.
+            samples: (K, H, W, C).
         sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
         how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
         covariates: what each is used for, in words.
@@ -72,7 +74,8 @@ class Field:
         grid: the axes of its cells; None of places on no grid.
         names: of the channels. units: of the values, where they are known.
         like: the array with gaps that it fills, if it was made from one. checks: None without a
-            closed form.
+            closed form. times: of its T frames, or of the N places; None without time. in_time:
+            what time counts as, in words.
     """
 
     coords: np.ndarray
@@ -88,6 +91,8 @@ class Field:
     units: str | None = None
     like: DataArray | None = None
     checks: Checks | None = None
+    times: Times | None = None
+    in_time: str = ""
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ class Field:
             raise UserError(f"{lacking} of {int(mask.sum())} cells of the region are empty: leave "
                             "them out of the mask")
         upper = (1 + require_share(level, "level")) / 2
-        weight = self.areas[mask]
+        weight = np.broadcast_to(self.areas, self.mean.shape[:-1])[mask]
         mean, samples = (np.average(part.astype(np.float64), axis=-2, weights=weight)
                          for part in (self.mean[mask], self.samples[:, mask]))
         if self.gaussian is not None and self.gaussian.transform is None:
@@ -195,19 +200,30 @@ class Field:
         """(H, W) of the cells, up to a factor; on a globe they shrink with the cosine of latitude.
         1 for places on no grid."""
         if self.grid is None:
-            return np.ones(self.mean.shape[:-1])
+            return np.ones(self.coords.shape[:-1])
         across, along = (np.abs(np.gradient(axis)) if len(axis) > 1 else np.ones(1)
                          for axis in (self.grid.x, self.grid.y))
         if self.grid.is_global:
             along = along * np.cos(np.radians(self.grid.y))
         return along[:, None] * across
 
+    @property
+    def has_frames(self) -> bool:
+        return self.times is not None and self.grid is not None
+
+    def frame(self, k: int) -> Field:
+        """The field at the k-th of its times."""
+        of_frame = self.gaussian and self.gaussian._replace(
+            mean=self.gaussian.mean[k], sd=self.gaussian.sd[k])
+        return replace(self, mean=self.mean[k], sd=self.sd[k], samples=self.samples[:, k],
+                       gaussian=of_frame, times=None)
+
     # --- in other forms --------------------------------------------------------------------------
 
     def to_xarray(
         self, above: Sequence[float] = (), quantiles: Sequence[float] = ()
     ) -> Dataset:
-        """Mean, sd, samples and answers of every channel on (y, x), by the CF conventions 1.8.
+        """Mean, sd, samples and answers of every channel on (y, x) or (time, y, x), by CF 1.8.
 
         With several channels the names of variables begin with theirs. A field that fills gaps of a
         DataArray has its coordinates and order of dimensions, and `mean` its attributes. Places on
@@ -257,10 +273,11 @@ class Field:
         """A row for each cell: x, y, and the maps of `to_xarray` without the samples; its `attrs`
         are the units of the columns that have some."""
         x, y, dims, _ = self._axes()
+        when = [self.times.name] if self.times is not None else []
         data = self.to_xarray(above, quantiles).drop_dims("realization")
-        columns = [x, y, *map(str, data.data_vars)]
-        table = data.drop_vars(set(data.coords) - {x, y}).to_dataframe(list(dims)).reset_index()
-        table = table[columns]
+        columns = [*when, x, y, *map(str, data.data_vars)]
+        data = data.drop_vars(set(data.coords) - {x, y, *when})
+        table = data.to_dataframe(list(dims)).reset_index()[columns]
         table.attrs = {name: data[name].attrs["units"] for name in columns
                        if "units" in data[name].attrs}
         return table
@@ -268,11 +285,17 @@ class Field:
     def _axes(self) -> tuple[str, str, tuple[str, ...], dict]:
         """Names of x and y, dimensions, and the coordinates of `to_xarray`."""
         if self.grid is None:
-            return "x", "y", ("place",), {
-                name: ("place", self.coords[:, k]) for k, name in enumerate("xy")}
+            axes = {name: ("place", self.coords[:, k]) for k, name in enumerate("xy")}
+            if self.times is not None:
+                axes[self.times.name] = self.times.as_variable("place")
+            return "x", "y", ("place",), axes
         (x, y), (of_x, of_y) = self.grid.names, self.grid.attributes
-        return x, y, (y, x), {x: (x, self.grid.x, {"axis": "X", **of_x}, {"_FillValue": None}),
-                              y: (y, self.grid.y, {"axis": "Y", **of_y}, {"_FillValue": None})}
+        axes = {x: (x, self.grid.x, {"axis": "X", **of_x}, {"_FillValue": None}),
+                y: (y, self.grid.y, {"axis": "Y", **of_y}, {"_FillValue": None})}
+        if self.times is None:
+            return x, y, (y, x), axes
+        when = self.times.name
+        return x, y, (when, y, x), {when: self.times.as_variable(when), **axes}
 
 
 def described(key: str, name: str, units: str | None) -> str:

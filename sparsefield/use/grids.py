@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from sparsefield.place import Domain
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, of_grid, of_pixels, tell_of_range
 from sparsefield.use.points import Extent, Measurements, bounds, checked_extent
+from sparsefield.use.times import Times
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -233,8 +235,8 @@ class Labelled(NamedTuple):
     Attributes:
         given: the measurements. lonlat: whether x and y are longitude and latitude.
         settings: of `predict.Settings`, which are known by now.
-        names: of x and y, None where they have none. like, grid: the array whose gaps are filled,
-            and its axes; None of points.
+        names: of x and y, None where they have none. like, grid, times: the array whose gaps are
+            filled, and its axes; None of points.
     """
 
     given: Measurements
@@ -243,6 +245,12 @@ class Labelled(NamedTuple):
     names: tuple[str, str] | None = None
     like: DataArray | None = None
     grid: Grid | None = None
+    times: Times | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether an array has no gaps."""
+        return self.like is not None and len(self.given.coords) == self.like.size
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,8 @@ class Asked:
         extent: a rectangle that holds them. frame: of the measurements.
         grid: the axes of the places, None where they are on no grid.
         is_far: (H, W), cells that stay empty; None: there are none.
-        known: (H, W, p) or (N, p), covariates there; None without any.
+        known: (H, W, p) or (N, p), covariates there, or (T, H, W, p); None without any.
+        times: T of the frames of a grid, or N of other places; None without time.
     """
 
     places: np.ndarray
@@ -263,21 +272,40 @@ class Asked:
     grid: Grid | None = None
     is_far: np.ndarray | None = None
     known: np.ndarray | None = None
+    times: Times | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.places.shape[:-1]
+        """(T, H, W), (H, W) or (N,)."""
+        own = self.places.shape[:-1]
+        return own if self.times is None or self.grid is None else (len(self.times.values), *own)
+
+    def queries(self, given: Measurements) -> np.ndarray:
+        """All places in the coordinates of `Measured.places`, one after the other: (N, D)."""
+        columns = [self.frame.inside(self.places.reshape(-1, 2))]
+        frames = math.prod(self.shape) // len(columns[0])
+        columns[0] = np.tile(columns[0], (frames, 1))
+        if given.known is not None:
+            assert self.known is not None  # see predict._knowing, and the check of the command
+            there = np.broadcast_to(self.known, (*self.shape, self.known.shape[-1]))
+            columns.append(given.known.standard(there.reshape(len(columns[0]), -1)))
+        if given.times is not None:
+            assert self.times is not None
+            when = given.times.in_steps(self.times.values)
+            columns.append(np.repeat(when, len(columns[0]) // len(when)))
+        return np.column_stack(columns)
 
 
 def what_is_asked(
     given: Measurements, *, resolution: str = "auto", grid: str | None = None,
     extent: Sequence[float] | None = None, aspect: str = "auto", lonlat: bool = False,
-    reach: float | None = None,
+    reach: float | None = None, times: Sequence[str] = (), stack: Labelled | None = None,
 ) -> tuple[Measurements, Asked]:
     """What settings of the command ask for, and the measurements turned to lie around it.
 
     Args:
-        extent: with lonlat x1 may be below x0, across the 180th meridian.
+        extent: with lonlat x1 may be below x0, across the 180th meridian. stack: that the
+            measurements come from, whose grid and times are the default.
     Raises:
         UserError: what does not go together, or cannot be had.
     """
@@ -289,7 +317,7 @@ def what_is_asked(
         raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
     if reach is not None and not reach > 0:
         raise UserError(f"--reach {reach:g}: give a distance above 0")
-    like = None
+    like = stack.grid if stack is not None and is_free else None
     if grid is not None and (lonlat or is_free):
         axes = grid_axes(Path(grid))
         if lonlat:
@@ -297,7 +325,8 @@ def what_is_asked(
                 f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
         like = Grid.like(grid, axes, lonlat) if is_free else None
     if like is not None or extent is not None:
-        extent = extent_of(like, f"--grid {grid}", lonlat) if like else _growing(extent, lonlat)
+        extent = (extent_of(like, f"--grid {grid}" if grid else "the stack", lonlat) if like else
+                  _growing(extent, lonlat))
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
@@ -312,9 +341,14 @@ def what_is_asked(
         values, units = of_grid(given.known, grid, like.places, lonlat)
         asked = with_known(given.known, asked, values)
         given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
+    if given.times is not None:
+        whole = stack.times if stack is not None else given.times
+        asked = replace(asked, times=whole.asked(times))
+        given.times.tell_of_outside(asked.times)
     if reach is None:
         return given, asked
-    is_far = frame.beyond(reach, like.places.reshape(-1, 2), given.coords).reshape(asked.shape)
+    is_far = frame.beyond(reach, like.places.reshape(-1, 2), given.coords)
+    is_far = is_far.reshape(like.places.shape[:2])
     if is_far.all():
         raise UserError(f"--reach {reach:g}: no cell is as near to a measurement; give more "
                         f"({'km' if lonlat else 'units of x'}), or a finer grid")
@@ -323,7 +357,7 @@ def what_is_asked(
 
 def grid_for(
     found: Labelled, resolution: int | Sequence[int] | None, extent: Sequence[float] | None,
-    aspect: str,
+    aspect: str, at_times: Any = None,
 ) -> Asked:
     """What `Reconstructor.reconstruct` asks for: the array's own grid, or one over an extent."""
     given, lonlat, grid = found.given, found.lonlat, found.grid
@@ -343,7 +377,21 @@ def grid_for(
         shape = grid_shape(wanted, extent, frame.scaled_by)
         grid = Grid.over(extent, shape, lonlat)
         grid = replace(grid, names=found.names or grid.names)
-    return Asked(grid.places, extent, frame, grid)
+    elif found.times is not None and at_times is not None:
+        raise UserError("at_times: a DataArray has its own; leave them out")
+    times = moments_of(given, at_times) if found.times is None else found.times
+    return Asked(grid.places, extent, frame, grid, times=times)
+
+
+def moments_of(given: Measurements, at_times: Any) -> Times | None:
+    """The times that are asked for: by default those of the measurements."""
+    if given.times is None:
+        if at_times is not None:
+            raise UserError("times and at_times go together: give times, too")
+        return None
+    found = given.times.distinct() if at_times is None else given.times.read("at_times", at_times)
+    given.times.tell_of_outside(found)
+    return found
 
 
 def _unit_square(given: Measurements) -> Extent:

@@ -15,7 +15,7 @@ import scipy
 
 from sparsefield.errors import UserError
 from sparsefield.evaluate.metrics import crps_of_values, gaussian_crps
-from sparsefield.use.blocks import Blocks
+from sparsefield.use.blocks import Blocks, Stretches
 from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Extent, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
@@ -26,6 +26,7 @@ LEVEL = 0.9
 SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
 RESAMPLES = 2000
+FRAME_BY_FRAME = "frame by frame"
 
 
 class Forecast(NamedTuple):
@@ -36,7 +37,7 @@ class Forecast(NamedTuple):
     sd: np.ndarray | None = None
 
 
-# From measurements, at places (N, 2), with covariates (N, 2 + p).
+# From measurements, at places (N, 2), with covariates (N, 2 + p), and with times one column more.
 Method = Callable[[Measurements, np.ndarray], Forecast]
 
 
@@ -132,18 +133,34 @@ def table(scores: list[Score], units: str | None) -> list[str]:
 
 def verdict(scores: list[Score]) -> str:
     """In one line, how the first method compares with the best of the others: by the CRPS of hidden
-    values, with a 95 % interval of the mean difference that counts groups."""
+    values, with a 95 % interval of the mean difference that counts groups; and whether other times
+    help."""
     first, *others = scores
     best = min(others, key=lambda score: score.crps)
     if not best.crps:
         return f"{best.name} predicts all of it exactly: nothing is to be compared"
-    change = (first.each - best.each).mean(axis=1) / best.crps
-    low, high = mean_interval(change, first.groups)
-    numbers = f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
-    if low > 0:
-        return f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
+    low, high, numbers = _compared(first, best)
     how = "better than" if high < 0 else "level with"
-    return f"{first.name} is {how} {best.name}, the best of the others: {numbers}"
+    found = f"{first.name} is {how} {best.name}, the best of the others: {numbers}"
+    if low > 0:
+        found = f"{first.name} is worse than {best.name}: {numbers}; trust {best.name} rather"
+    return "; ".join([found, *(_on_time(first, score) for score in others
+                               if score.name == FRAME_BY_FRAME and score.crps)])
+
+
+def _on_time(first: Score, frames: Score) -> str:
+    """Whether other times tell anything, by the change against frame by frame."""
+    low, high, numbers = _compared(first, frames)
+    found = ("other times help" if high < 0 else "other times do harm here" if low > 0 else
+             "time brings nothing that shows here")
+    return f"{found}: {numbers}, against {frames.name}"
+
+
+def _compared(first: Score, other: Score) -> tuple[float, float, str]:
+    """Ends of the 95 % interval of the change of CRPS, of that of the other, and all in words."""
+    change = (first.each - other.each).mean(axis=1) / other.crps
+    low, high = mean_interval(change, first.groups)
+    return low, high, f"CRPS {change.mean():+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
@@ -164,12 +181,18 @@ def mean_interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]
     return middle - half, middle + half
 
 
-def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, Measurements]:
-    """Measurements to predict from, and a share of the places, with all that was measured there.
-    Raises UserError for no share, or too few places."""
+def split(
+    given: Measurements, share: float, seed: int, whole: bool = False
+) -> tuple[Measurements, Measurements]:
+    """Measurements to predict from, and a share of the places, with all that was measured there;
+    with times of the places at a time, unless they are to be hidden as a whole. Raises UserError
+    for no share, or too few places."""
     if not 0 < share < 1:
         raise UserError(f"holdout {share:g}: give a share between 0 and 1, such as 0.2")
-    places, which = np.unique(given.coords, axis=0, return_inverse=True)
+    at = given.coords
+    if given.times is not None and not whole:
+        at = np.column_stack([at, given.times.values])
+    places, which = np.unique(at, axis=0, return_inverse=True)
     hidden = round(share * len(places))
     if len(places) < LEAST_POINTS or not 0 < hidden < len(places) - 1:
         raise UserError(f"holdout {share:g} of {len(places)} places: at least one must be hidden "
@@ -179,14 +202,17 @@ def split(given: Measurements, share: float, seed: int) -> tuple[Measurements, M
     return given.of(~is_hidden), given.of(is_hidden)
 
 
-def by_points(given: Measurements, share: float, seed: int) -> list[Fold]:
+def by_points(
+    given: Measurements, share: float, seed: int, whole: bool = False
+) -> list[Fold]:
     """One fold, of places at random: see `split`."""
-    kept, hidden = split(given, share, seed)
+    kept, hidden = split(given, share, seed, whole)
     return [Fold(kept, hidden, places_of(hidden))]
 
 
-def by_blocks(given: Measurements, blocks: Blocks) -> list[Fold]:
-    """A fold for each of those of the blocks. Raises UserError where too few places are left."""
+def by_blocks(given: Measurements, blocks: Blocks | Stretches) -> list[Fold]:
+    """A fold for each of those of the blocks, or of the stretches of time. Raises UserError where
+    too few places are left."""
     folds = []
     for k in range(blocks.fold.max() + 1):
         is_hidden = blocks.fold == k
@@ -222,9 +248,12 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Score]:
     """Scores of all methods that have an answer, in their order; others are named in the log."""
-    scores, places = [], hidden.coords
+    scores, columns = [], [hidden.coords]
     if hidden.known is not None:
-        places = np.column_stack([places, hidden.known.values])
+        columns.append(hidden.known.values)
+    if hidden.times is not None:
+        columns.append(hidden.times.values[:, None])
+    places = np.column_stack(columns)
     for name, method in methods.items():
         started = clock()
         try:
@@ -254,9 +283,15 @@ def all_methods(
     closed_form = Reconstructor.load("none", str(model.device))
     kriging = without_covariates(by(closed_form, None))
     said = [transform, "noise found" if find_noise else None, trend and f"{trend} trend",
-            "covariates" if given.known is not None else None]
+            "covariates" if given.known is not None else None,
+            "time" if given.times is not None else None]
     if model.is_closed_form and not any(said):
         methods = {"this (fitted kriging)": kriging}
+    elif given.times is not None:
+        this = by(model, transform, find_noise, trend)
+        return {f"this ({', '.join(filter(None, ['closed form', *said]))})": this,
+                FRAME_BY_FRAME: frame_by_frame(this), "linear in time": linear_in_time(frame),
+                "constant": constant}
     else:
         kind = "closed form" if model.is_closed_form else Path(model.path).name
         this = ", ".join(filter(None, [kind, *said]))
@@ -281,8 +316,10 @@ def by_model(
 
     def method(given: Measurements, places: np.ndarray) -> Forecast:
         own = Frame.of(given, extent, frame.aspect, frame.lonlat)
-        known = None if given.known is None else places[:, 2:]
-        found = model.answer(given, Asked(places[:, :2], extent, own, known=known), settings)
+        known = None if given.known is None else places[:, 2 : 2 + len(given.known.names)]
+        times = given.times and replace(given.times, values=places[:, -1])
+        asked = Asked(places[:, :2], extent, own, known=known, times=times)
+        found = model.answer(given, asked, settings)
         return Forecast(found.mean, found.samples)
 
     return method
@@ -290,6 +327,58 @@ def by_model(
 
 def without_covariates(method: Method) -> Method:
     return lambda given, places: method(replace(given, known=None), places[:, :2])
+
+
+def frame_by_frame(method: Method) -> Method:
+    """Each time on its own; where nothing was measured at it, the mean and sd of all."""
+
+    def answer(given: Measurements, places: np.ndarray) -> Forecast:
+        assert given.times is not None
+        times, frames = given.times.values, replace(given, times=None)
+        whole = constant(given, places)
+        normal = np.random.default_rng(0).normal(size=(SAMPLES, *whole.mean.shape))
+        mean, samples = whole.mean.copy(), whole.mean + whole.sd * normal
+        for when in np.intersect1d(places[:, -1], times):
+            there, own = places[:, -1] == when, frames.of(times == when)
+            found = method(own, places[there, :-1])
+            mean[there], samples[:, there] = found.mean, found.samples
+        return Forecast(mean, samples)
+
+    return quietly(answer)
+
+
+def quietly(method: Method) -> Method:
+    """Without what it logs."""
+
+    def answer(given: Measurements, places: np.ndarray) -> Forecast:
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            return method(given, places)
+        finally:
+            log.setLevel(level)
+
+    return answer
+
+
+def linear_in_time(frame: Frame) -> Method:
+    """Between the measurements before and after, at the nearest place of which there are any; the
+    first and the last hold on."""
+
+    def method(given: Measurements, places: np.ndarray) -> Forecast:
+        assert given.times is not None
+        there, which = np.unique(frame.inside(given.coords), axis=0, return_inverse=True)
+        _, nearest = scipy.spatial.cKDTree(there).query(frame.inside(places[:, :2]))
+        mean = np.empty((len(places), given.values.shape[1]))
+        order = np.lexsort((given.times.values, which.reshape(-1)))
+        ends = np.searchsorted(which.reshape(-1)[order], np.arange(len(there) + 1))
+        for place in np.unique(nearest):
+            own, asked = order[ends[place] : ends[place + 1]], nearest == place
+            for c, values in enumerate(given.values[own].T):
+                mean[asked, c] = np.interp(places[asked, -1], given.times.values[own], values)
+        return Forecast(mean)
+
+    return method
 
 
 def constant(given: Measurements, places: np.ndarray) -> Forecast:

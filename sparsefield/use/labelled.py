@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,23 +11,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
-from sparsefield.data.files import tell_of_classes, without
-from sparsefield.data.netcdf import describe, grid_axes, is_longitude, units_of
+from sparsefield.data.files import parse_missing, tell_of_classes, without
+from sparsefield.data.netcdf import (
+    ENDINGS,
+    ZARR,
+    axis_of,
+    describe,
+    find,
+    grid_axes,
+    is_longitude,
+    is_time,
+    read_dataset,
+    units_of,
+)
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.grids import ARRAY, GLOBAL, LARGEST, Grid, Labelled
 from sparsefield.use.points import Measurements, clean, noise_of, real_array
-from sparsefield.use.read import Columns, are_degrees
+from sparsefield.use.read import Columns, are_degrees, number_or_column
+from sparsefield.use.times import of_axis, require_frames
 
 if TYPE_CHECKING:
     from xarray import DataArray
+
+log = logging.getLogger("sparsefield")
 
 FRAME = "the DataFrame"  # in messages
 
 
 def read(
     data: Any, x: str | None, y: str | None, value: str | Sequence[str] | None, covariates: Any,
-    settings: Mapping[str, Any], is_closed_form: bool,
+    times: Any, settings: Mapping[str, Any], is_closed_form: bool,
 ) -> Labelled:
     """Measurements of a DataFrame or DataArray; arguments as of `Reconstructor.reconstruct`.
 
@@ -43,15 +58,17 @@ def read(
         unpacked = decode_cf(packed, decode_times=False, decode_coords=False)["of it"]
         data = unpacked.rename(data.name or "value")
         data = data.squeeze() if data.ndim > 2 else data
-    if is_array and data.ndim == 2:
+    if is_array and data.ndim in (2, 3):
         if covariates is not None:
             raise UserError(f"covariates are for a DataFrame, not for {ARRAY}")
-        found = _of_array(data, x, y, *options)
+        found = of_array(ARRAY, data, x, y, times, *options)
+        if found.is_full and not (_is_auto(options[0]) or np.any(options[0])):
+            raise UserError(f"{ARRAY} {describe(data)} has no gap: what is to be filled is NaN")
     else:
         if is_array:
             value = value or str(data.name)
             data = _as_frame(data, value)
-        found = _of_frame(data, x, y, value, covariates, *options)
+        found = _of_frame(data, x, y, value, covariates, times, *options)
     return found._replace(settings={"noise_sd": "auto" if _is_auto(options[0]) else 0.0,
                                     "lonlat": found.lonlat})
 
@@ -72,8 +89,8 @@ def _as_frame(array: DataArray, name: str) -> pandas.DataFrame:
 
 def _of_frame(
     frame: pandas.DataFrame, x: str | None, y: str | None, value: str | Sequence[str] | None,
-    covariates: str | Sequence[str] | None, noise_sd: Any, missing: Sequence[float] | None,
-    lonlat: bool | None,
+    covariates: str | Sequence[str] | None, times: Any, noise_sd: Any,
+    missing: Sequence[float] | None, lonlat: bool | None,
 ) -> Labelled:
     """The rows of a table."""
     if not isinstance(frame, pandas.DataFrame):
@@ -86,51 +103,101 @@ def _of_frame(
                          for names in (value, () if covariates is None else covariates))
     if not all(isinstance(name, str) for name in covariates):
         raise UserError(f"covariates of {FRAME}: give the names of columns")
+    if times is not None and not isinstance(times, str):
+        raise UserError(f"times of {FRAME}: give the name of a column")
     column = noise_sd if isinstance(noise_sd, str) and not _is_auto(noise_sd) else None
     columns = Columns(FRAME, frame)
     found = columns.measurements(x, y, value, column, noise_sd is None or column is not None,
-                                 lonlat, covariates)
+                                 lonlat, covariates, times)
     if noise_sd is not None and not isinstance(noise_sd, str):
         found = replace(found, noise=noise_of(noise_sd, len(frame)))
     lonlat = are_degrees(columns.axis_names[1]) if lonlat is None else lonlat
     return Labelled(clean(FRAME, found, missing, lonlat), lonlat, names=columns.axis_names)
 
 
-def _of_array(
-    array: DataArray, x: str | None, y: str | None, noise_sd: Any,
+def of_array(
+    source: str, array: DataArray, x: str | None, y: str | None, time: str | None, noise_sd: Any,
     missing: Sequence[float] | None, lonlat: bool | None,
 ) -> Labelled:
-    """The known cells of an array of two dimensions."""
+    """The known cells of an array of two dimensions, or three, one of which is time."""
     if isinstance(noise_sd, str) and not _is_auto(noise_sd):
-        raise UserError(f"noise_sd {noise_sd!r}: give a number or auto for {ARRAY}")
-    chosen = {name: axis for name, axis in ((x, "X"), (y, "Y")) if name is not None}
+        raise UserError(f"noise_sd {noise_sd!r}: give a number or auto for {source}")
+    chosen = {name: axis for name, axis in ((x, "X"), (y, "Y"), (time, "T")) if name is not None}
     if unknown := set(chosen) - set(array.dims):
-        raise UserError(f"{ARRAY} {describe(array)} has no dimension {', '.join(unknown)}")
+        raise UserError(f"{source} {describe(array)} has no dimension {', '.join(unknown)}")
     marked = array.assign_coords({name: array[name].assign_attrs(axis=axis)
                                   for name, axis in chosen.items()})
-    on_x, on_y = grid_axes(Path(ARRAY), marked.coords.to_dataset())
-    if max(array.shape) > LARGEST:
-        raise UserError(f"{ARRAY} {describe(array)}: at most {LARGEST} rows and columns can be "
-                        "filled; take a part, or coarsen it")
+    on_x, on_y = grid_axes(Path(source), marked.coords.to_dataset())
     names = str(on_x.name), str(on_y.name)
+    if max(on_x.size, on_y.size) > LARGEST:
+        raise UserError(f"{source} {describe(array)}: at most {LARGEST} rows and columns can be "
+                        "filled; take a part, or coarsen it")
+    times = None
+    for dim in map(str, set(array.dims) - set(names)):
+        if not (is_time(marked[dim]) and dim in array.coords):
+            raise UserError(f"{source} {describe(array)}: {dim} is no time axis; say which is "
+                            "one, or take one step of the others with .isel")
+        times = of_axis(source, array[dim])
+        require_frames(f"{source}: {dim}", array.sizes[dim])
     if lonlat is None:
         lonlat = is_longitude(on_x) or are_degrees(names[1]) or _is_geographic(array)
     elif lonlat:
-        globe.refuse_rotated(ARRAY, ", ".join(names))
+        globe.refuse_rotated(source, ", ".join(names))
     grid = Grid(on_x.values.astype(float), on_y.values.astype(float), names,
                 GLOBAL if lonlat else ({}, {}))
-    values = real_array(ARRAY, array.transpose(on_y.name, on_x.name).values).reshape(-1, 1)
-    values = without(values, missing)
-    tell_of_classes(ARRAY, values.reshape(1, len(grid.y), len(grid.x), 1))
-    is_there = np.isfinite(values[:, 0])
+    values = real_array(source, array.transpose(..., on_y.name, on_x.name).values)
+    values = without(values.reshape(-1, len(grid.places.reshape(-1, 2)), 1), missing)
+    tell_of_classes(source, values.reshape(-1, len(grid.y), len(grid.x), 1))
+    frames, cells = np.nonzero(np.isfinite(values[..., 0]))
     is_exact = noise_sd is None or (not _is_auto(noise_sd) and not np.any(noise_sd))
-    noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, int(is_there.sum()))
-    found = clean(ARRAY, Measurements(
-        grid.places.reshape(-1, 2)[is_there], values[is_there], (str(array.name),),
-        noise, units_of(array)), missing, lonlat)
-    if is_there.all() and is_exact:
-        raise UserError(f"{ARRAY} {describe(array)} has no gap: what is to be filled is NaN")
-    return Labelled(found, lonlat, like=array, grid=grid)
+    noise = None if is_exact or _is_auto(noise_sd) else noise_of(noise_sd, len(frames))
+    found = clean(source, Measurements(
+        grid.places.reshape(-1, 2)[cells], values[frames, cells], (str(array.name),), noise,
+        units_of(array), times=times and times.of(frames)), missing, lonlat)
+    return Labelled(found, lonlat, like=array, grid=grid, times=times)
+
+
+def read_stack(
+    source: str, time: str, value: Sequence[str] | None, x: str | None, y: str | None,
+    noise_sd: str | None, missing: Sequence[str] | None, lonlat: bool,
+) -> Labelled | None:
+    """The known cells of a variable of (time, y, x) in a NetCDF file or a zarr; None of files of
+    other kinds, and of those that hold lists. Arguments as of reconstruct.py.
+
+    Raises:
+        UserError: which variable is meant is not clear, none has this axis, or as `of_array`.
+    """
+    path = Path(source)
+    if path.suffix.lower() not in (*ENDINGS, ZARR):
+        return None
+    dataset = read_dataset(path)
+    fields = {str(name): variable for name, variable in dataset.items()
+              if variable.dtype.kind in "iuf" and variable.ndim > 1}
+    stacks = {name: variable for name, variable in fields.items() if variable.ndim > 2}
+    found = value or list(stacks)
+    if len(found) != 1 and stacks:
+        raise UserError(f"{source}: which variable? give one with --value, of "
+                        f"{', '.join(map(describe, stacks.values()))}")
+    if (not stacks and any(time in variable.dims for variable in fields.values())) or not fields:
+        return None
+    chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
+    if time not in chosen.dims:
+        raise UserError(f"{source}: {describe(chosen)} has no axis {time}: give the name of its "
+                        "time axis with --time; what has none needs no --time")
+    chosen = chosen.squeeze([dim for dim, count in chosen.sizes.items() if count == 1
+                             and axis_of(chosen[dim]) is None and dim != time], drop=True)
+    if chosen.ndim != 3:
+        raise UserError(f"{source}: {describe(chosen)}: a stack has the axes (time, y, x); choose "
+                        "one step of the others first")
+    numbers, _ = parse_missing(missing)
+    number, column = number_or_column(noise_sd)
+    if column is not None:
+        raise UserError(f"--noise_sd {column}: give a number or auto for {source}")
+    found = of_array(source, chosen, x, y, time, number, numbers, lonlat)
+    log.info("%s: %s: %s of %s cells are known", source, describe(chosen),
+             f"{len(found.given.coords):,}", f"{chosen.size:,}")
+    on_x, on_y = (chosen[name].astype(float) for name in found.grid.names)
+    return found._replace(grid=Grid.like(source, (on_x, on_y), lonlat))
 
 
 def _is_geographic(array: DataArray) -> bool:

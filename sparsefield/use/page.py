@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -21,7 +21,8 @@ from sparsefield.use.points import Measurements
 
 MOST_NUMBERS = 3_500_000  # in all maps and samples: 9 MB of the page, plotly is 5 MB
 MOST_SAMPLES, ENOUGH_SAMPLES = 40, 8
-MOST_POINTS = 1500  # drawn on a map
+MOST_POINTS, ALL_POINTS = 1500, 30_000  # drawn on a map, and on those of all times
+MOST_FRAMES = 60  # at which the slider of time stops
 EDGES = np.linspace(-4, 4, 17)  # of classes of residuals, in sd
 LEVEL = 0.9  # of intervals
 
@@ -41,17 +42,20 @@ def field_page(
     shown = field if given.is_picture else growing(field)
     extent, lonlat = extent_of(given, asked), asked.frame.lonlat
     is_rgb = given.is_picture and len(field.names) == 3
-    step, count = _thinning(shown.samples.shape, len(limits))
+    every = -(-len(shown.mean) // MOST_FRAMES) if field.has_frames else 1
+    frames = _frames(shown, given, every)
+    step, count = _thinning(len(frames) * len(field.names), frames[0].field.samples.shape,
+                            len(limits))
     part = np.s_[::step, ::step]
     level = LEVEL if field.gaussian else min(LEVEL, largest_coverage(len(field.samples)))
     axes = ("x", "y") if given.is_picture else asked.grid.names
     clustered = blocks.clustering(asked.frame, given.coords) is not None
-    some = np.linspace(0, len(given.coords) - 1, min(len(given.coords), MOST_POINTS)).astype(int)
-    residuals = field.checks and field.checks.residuals
+    tops = [float(np.nanquantile(sd, MOST_SHOWN)) or 1.0 for sd in np.moveaxis(field.sd, -1, 0)]
     about = "colours" if is_rgb else ", ".join(field.names)
     return html.page(f"{about} from {source}", "sparsefield.use", "field.html", {
         "summary": _summary(field, given, limits),
-        "thinned": _thinned(step, count, len(field.samples), len(some), len(given.coords)),
+        "thinned": _thinned(step, count, len(field.samples), every,
+                            sum(len(frame.points) for frame in frames), len(given.coords)),
         "x": shown.coords[0, ::step, 0], "y": shown.coords[::step, 0, 1], "extent": extent,
         "axes": axes, "units": field.units or "", "lonlat": lonlat, "is_picture": given.is_picture,
         "aspect": aspect_of(asked, extent), "ticks": _ticks(extent) if lonlat else {},
@@ -60,26 +64,55 @@ def field_page(
         "limits": limits, "words": words,
         "coast": dict(zip("xy", globe.coasts(extent) if lonlat else ([], []), strict=True)),
         "holdout": scores and _tables(scores, field.units),
-        "points": {"x": given.coords[some, 0], "y": given.coords[some, 1],
-                   "values": given.values[some].T,
-                   "residuals": None if residuals is None else residuals[some].T},
-        "channels": [_channel(shown, given, c, limits, part, count, level, clustered)
-                     for c in range(len(field.names))],
+        "frames": [{"label": frame.label, "points": _points(field, given, frame.points),
+                    "channels": [_channel(frame.field, given, c, limits, part, count, level,
+                                          clustered, tops[c]) for c in range(len(field.names))]}
+                   for frame in frames],
     })
+
+
+class _Frame(NamedTuple):
+    """The field at one time, or without time, and which measurements are shown with it."""
+
+    label: str
+    field: Field
+    points: np.ndarray
+
+
+def _frames(field: Field, given: Measurements, every: int) -> list[_Frame]:
+    if not field.has_frames:
+        count = len(given.coords)
+        return [_Frame("", field, _some(np.arange(count), MOST_POINTS))]
+    assert field.times is not None and given.times is not None
+    which, shown = field.times.nearest(given.times.values), range(0, len(field.mean), every)
+    most = min(MOST_POINTS, ALL_POINTS // len(shown))
+    return [_Frame(field.times.labels()[k], field.frame(k), _some(np.flatnonzero(which == k), most))
+            for k in shown]
+
+
+def _some(points: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of points (M,), evenly."""
+    return points[np.linspace(0, len(points) - 1, min(len(points), most)).astype(int)]
+
+
+def _points(field: Field, given: Measurements, some: np.ndarray) -> dict[str, Any]:
+    residuals = field.checks and field.checks.residuals
+    return {"x": given.coords[some, 0], "y": given.coords[some, 1], "values": given.values[some].T,
+            "residuals": None if residuals is None else residuals[some].T}
 
 
 def _channel(
     field: Field, given: Measurements, c: int, limits: Sequence[float],
-    part: tuple[slice, slice], count: int, level: float, clustered: bool,
+    part: tuple[slice, slice], count: int, level: float, clustered: bool, top: float,
 ) -> dict[str, Any]:
-    """What the page shows of one channel."""
+    """What the page shows of one channel; top: the sd that is brightest."""
     mean, sd = field.mean[part][..., c], field.sd[part][..., c]
     unit = f" {field.units}" if field.units else ""
     maps = [
         {"name": "mean", "z": html.packed(mean), "colours": "Viridis",
          "caption": "The best guess at every place."},
         {"name": "sd", "z": html.packed(sd), "colours": "Cividis",
-         "limits": [0, float(np.nanquantile(sd, MOST_SHOWN)) or 1.0],
+         "limits": [0, top],
          "caption": "How far off the mean typically is: small near measurements."},
     ]
     for limit in limits:
@@ -100,22 +133,27 @@ def _channel(
     }
 
 
-def _thinning(shape: tuple[int, ...], probabilities: int) -> tuple[int, int]:
-    """Every how many-th row and column is shown of samples (K, H, W, C), and how many of them."""
-    samples, rows, columns, channels = shape
+def _thinning(fields: int, shape: tuple[int, ...], probabilities: int) -> tuple[int, int]:
+    """Every how many-th row and column is shown of samples (K, H, W, C), and how many of them;
+    fields: in all, of channels and times."""
+    samples, rows, columns, _ = shape
     for step in itertools.count(1):
-        cells = -(-rows // step) * -(-columns // step) * channels
+        cells = -(-rows // step) * -(-columns // step) * fields
         room = MOST_NUMBERS // cells - (4 + probabilities)
-        if room >= min(samples, ENOUGH_SAMPLES) or cells <= channels:
+        if room >= min(samples, ENOUGH_SAMPLES) or cells <= fields:
             return step, max(1, min(samples, room, MOST_SAMPLES))
     raise AssertionError
 
 
-def _thinned(step: int, shown: int, samples: int, points: int, measurements: int) -> str:
+def _thinned(
+    step: int, shown: int, samples: int, every: int, points: int, measurements: int
+) -> str:
     """What the page leaves out, in words."""
+    nth, of_times = (f"every {n}{'nd' if n == 2 else 'rd' if n == 3 else 'th'}"
+                     for n in (step, every))
     parts = [
-        f"every {step}{'nd' if step == 2 else 'rd' if step == 3 else 'th'} row and column is shown"
-        if step > 1 else "",
+        f"{nth} row and column is shown" if step > 1 else "",
+        f"{of_times} time" if every > 1 else "",
         f"{shown} of {samples} samples" if shown < samples else "",
         f"{points:,} of {measurements:,} measurements" if points < measurements else ""]
     said = ", ".join(filter(None, parts))
@@ -155,8 +193,10 @@ def _ticks(extent: Sequence[float]) -> dict[str, Any]:
 def _summary(field: Field, given: Measurements, limits: Sequence[float]) -> list[str]:
     """What the field is, and where limits are exceeded, in words."""
     unit = f" {field.units}" if field.units else ""
-    rows, columns, _ = field.mean.shape
-    lines = [f"{len(given.coords):,} measurements, {rows} x {columns} cells."]
+    *frames, rows, columns, _ = field.mean.shape
+    lines = [f"{len(given.coords):,} measurements, {rows} x {columns} cells"
+             + "".join(f", {count} times" for count in frames) + "."]
+    areas = np.broadcast_to(field.areas, field.mean.shape[:-1])
     for c, name in enumerate(field.names):
         mean, sd = field.mean[..., c], field.sd[..., c]
         lines.append(f"{name}: mean {np.nanmean(mean):.4g}{unit}, typical sd "
@@ -164,7 +204,7 @@ def _summary(field: Field, given: Measurements, limits: Sequence[float]) -> list
         for limit in limits:
             above = field.probability_above(limit)[..., c]
             known = np.isfinite(above)
-            sure, not_sure = (float(np.average(part[known], weights=field.areas[known]))
+            sure, not_sure = (float(np.average(part[known], weights=areas[known]))
                               for part in (above >= 0.95, (above > 0.05) & (above < 0.95)))
             lines.append(f"Above {limit:g}{unit}: almost surely (95 % or more) on {sure:.0%} of "
                          f"the area, almost surely not on {1 - sure - not_sure:.0%}, undecided on "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import scipy
@@ -15,6 +15,7 @@ from sparsefield.data.scale import tell_of_two_units
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
+from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
 
@@ -41,7 +42,7 @@ class Measurements:
         shape: (H, W) of the picture that they come from, whose x and y are pixels, y downward; None
             of scattered points.
         value_range: of pictures, what is black and white; None where the file has none.
-        known: covariates, or None.
+        known: covariates, or None. times: when, or None.
     """
 
     coords: np.ndarray
@@ -52,6 +53,7 @@ class Measurements:
     shape: tuple[int, int] | None = None
     value_range: tuple[float, float] | None = None
     known: Known | None = None
+    times: Times | None = None
 
     @property
     def is_picture(self) -> bool:
@@ -78,7 +80,8 @@ class Measurements:
         """Those that are chosen, by (M,) bool."""
         noise = None if self.noise is None else self.noise[chosen]
         return replace(self, coords=self.coords[chosen], values=self.values[chosen], noise=noise,
-                       known=self.known and self.known.of(chosen))
+                       known=self.known and self.known.of(chosen),
+                       times=self.times and self.times.of(chosen))
 
     def turned(self, middle: float | None = None) -> Self:
         """With longitudes around a middle; None: where they are closest together."""
@@ -89,11 +92,13 @@ class Measurements:
 def as_given(
     coords: np.ndarray, values: np.ndarray, noise_sd: float | Sequence[float] = 0.0,
     missing: Sequence[float] | None = None, lonlat: bool = False,
-    covariates: np.ndarray | None = None,
+    covariates: np.ndarray | None = None, times: Any = None,
 ) -> Measurements:
     """Measurements of a program, see `Reconstructor.reconstruct`. Raises UserError for no real
     numbers, other shapes, NaN or infinity that is not masked, and as `clean`."""
-    masks = [np.ma.getmaskarray(array) for array in (coords, values, noise_sd, covariates)]
+    masked_times = times if np.ma.isMaskedArray(times) else None
+    masks = [np.ma.getmaskarray(array)
+             for array in (coords, values, noise_sd, covariates, masked_times)]
     coords, values = pair_of("", coords, values)
     hidden = np.any([mask.reshape(len(values), -1).any(axis=1) for mask in masks
                      if mask.shape[:1] == values.shape[:1]], axis=0)
@@ -108,7 +113,12 @@ def as_given(
             raise UserError(f"covariates {columns.shape}: give (M, p), p > 0, a row for each of "
                             f"the {len(values)} measurements")
         known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
-    found = Measurements(coords, values, known=known,
+    when = None if times is None else of_values(
+        "times", times if masked_times is None else masked_times.data)
+    if when is not None and when.values.shape != (len(values),):
+        raise UserError(f"times {when.values.shape}: give one for each of the {len(values)} "
+                        "measurements")
+    found = Measurements(coords, values, known=known, times=when,
                          noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
     return clean("measurements", found, missing, lonlat)
 
@@ -141,6 +151,12 @@ def clean(
         known = replace(found.known, missing=missing)
         found = replace(found, known=replace(known, values=known.told(source, known.values)))
         there.append(found.known.values)
+    if found.times is not None:
+        when = replace(found.times, values=without(found.times.values, codes))
+        found = replace(found, times=when)
+        if missing != [] and not when.is_dated:
+            refuse_lone_extreme(f"{source}: {when.name}", when.values, is_axis=True)
+        there.append(when.values[:, None])
     kept = np.isfinite(np.column_stack(there)).all(axis=1)
     if not kept.all():
         log.info("%d of %d measurements have a missing or infinite number: left out",
@@ -157,7 +173,9 @@ def clean(
         found = replace(found, known=checked(found.known, len(found.coords)))
     for name, column in zip(names, found.values.T, strict=True):
         tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
-    count = np.unique(found.coords, axis=0, return_counts=True)[1]
+    places = found.coords if found.times is None else np.column_stack(
+        [found.coords, found.times.values])
+    count = np.unique(places, axis=0, return_counts=True)[1]
     if len(count) > MOST_POINTS:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
                         "used: average neighbours, or leave rows out")
@@ -302,12 +320,13 @@ def checked_extent(name: str, extent: Sequence[float], lonlat: bool) -> Extent:
 
 
 def merge_repeats(
-    places: np.ndarray, values: np.ndarray, noise: np.ndarray
+    places: np.ndarray, values: np.ndarray, noise: np.ndarray, what: str = "a place"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Measurements of one place become one: their mean, weighted by 1 / sd^2; exact ones win.
 
     Args:
         places: (M, D) in units of the longer side. values: (M, C). noise: (M, C), sd of the noise.
+        what: they share, in words.
     Returns:
         places (P, D), values and noise (P, C).
     """
@@ -316,8 +335,8 @@ def merge_repeats(
                                        return_counts=True)
     if len(first) == len(places):
         return places, values, noise
-    log.info("%d of %d measurements share a place with another: averaged to %d points",
-             count[count > 1].sum(), len(places), len(first))
+    log.info("%d of %d measurements share %s with another: averaged to %d points",
+             count[count > 1].sum(), len(places), what, len(first))
     which = which.reshape(-1)
 
     def summed(numbers: np.ndarray) -> np.ndarray:

@@ -28,8 +28,9 @@ from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
-from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, with_known
+from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, moments_of, with_known
 from sparsefield.use.points import Measurements
+from sparsefield.use.times import Times
 from sparsefield.use.values import (
     choose_scale,
     excess,
@@ -113,10 +114,11 @@ class Settings:
         return isinstance(self.noise_sd, str) and self.noise_sd == "auto"
 
     def given(self, coords: np.ndarray, values: np.ndarray,
-              covariates: np.ndarray | None = None) -> Measurements:
+              covariates: np.ndarray | None = None, times: Any = None) -> Measurements:
         """The measurements of a program, checked."""
         noise_sd = 0.0 if self.finds_noise else self.noise_sd
-        return points.as_given(coords, values, noise_sd, self.missing, self.lonlat, covariates)
+        return points.as_given(coords, values, noise_sd, self.missing, self.lonlat, covariates,
+                               times)
 
 
 class Reconstructor:
@@ -192,7 +194,8 @@ class Reconstructor:
         self, coords: Any, values: np.ndarray | None = None,
         resolution: int | Sequence[int] | None = None, *, extent: Sequence[float] | None = None,
         x: str | None = None, y: str | None = None, value: str | Sequence[str] | None = None,
-        covariates: Any = None, covariates_at: np.ndarray | None = None, **settings: Any,
+        covariates: Any = None, covariates_at: np.ndarray | None = None, times: Any = None,
+        at_times: Any = None, **settings: Any,
     ) -> Field:
         """The field on a grid, from values at scattered points.
 
@@ -200,9 +203,9 @@ class Reconstructor:
             coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
                 outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
                 points (numpy.ma) are left out. Or, without `values`, a pandas DataFrame with
-                columns of x, y and values, or an xarray DataArray: of points, or of (y, x), whose
-                NaN are filled. What is called longitude and latitude then means lonlat=True, for
-                the closed form, and noise_sd may name a column.
+                columns of x, y and values, or an xarray DataArray: of points, or of (y, x) or
+                (time, y, x), whose NaN are filled. What is called longitude and latitude then means
+                lonlat=True, for the closed form, and noise_sd may name a column.
             values: (M, C) or (M,), in the units of the training data. A model of colour pictures
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
@@ -216,6 +219,10 @@ class Reconstructor:
                 covariates_at: (H, W, p), the same everywhere, row by row from y0 on; NaN leaves a
                 cell empty. The likelihood decides whether the field follows each, is alike where it
                 is alike, or neither (`Field.covariates` tells). For the closed form alone.
+            times: (M,), when each was measured: numbers, datetime64 or texts by ISO 8601, of a
+                DataFrame the name of a column; and at_times: (T,) of the frames, by default each of
+                these once. `Field.mean` is then (T, H, W, C). How far times count is found by the
+                likelihood (`Field.in_time` tells). For the closed form alone.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
@@ -225,27 +232,29 @@ class Reconstructor:
         if values is None:
             from sparsefield.use import labelled  # pandas, which arrays need not wait for
 
-            found = labelled.read(coords, x, y, value, covariates, settings, self.is_closed_form)
+            found = labelled.read(coords, x, y, value, covariates, times, settings,
+                                  self.is_closed_form)
             chosen = Settings(**self.reads(found.given) | settings | found.settings)
         else:
             if (x, y, value) != (None, None, None):
                 raise UserError("x, y and value choose columns: leave them out, or give a "
                                 "DataFrame without values")
             chosen = Settings(**settings)
-            found = Labelled(chosen.given(coords, values, covariates), chosen.lonlat)
-        asked = grid_for(found, resolution, extent, chosen.aspect)
+            found = Labelled(chosen.given(coords, values, covariates, times), chosen.lonlat)
+        asked = grid_for(found, resolution, extent, chosen.aspect, at_times)
         field = self.answer(found.given, _knowing(found.given, asked, covariates_at), chosen)
         return replace(field, like=found.like)
 
     def at(
         self, places: np.ndarray, coords: np.ndarray, values: np.ndarray, *,
         extent: Sequence[float] | None = None, covariates: np.ndarray | None = None,
-        covariates_at: np.ndarray | None = None, **settings: Any,
+        covariates_at: np.ndarray | None = None, times: Any = None, at_times: Any = None,
+        **settings: Any,
     ) -> Field:
         """The field at places (N, 2) of any kind; all else as in `reconstruct`.
 
         Args:
-            covariates_at: (N, p).
+            covariates_at: (N, p). at_times: (N,), of each place, with times.
             extent: default: the rectangle around places and points. A trained model sees all of
                 it; the closed form's answer does not depend on it.
         """
@@ -258,20 +267,20 @@ class Reconstructor:
             raise UserError(f"places {places.shape}: give (N, 2), N > 0, finite and not masked")
         if settings.lonlat:
             globe.require_degrees("places", places)
-        given = settings.given(coords, values, covariates)
+        given = settings.given(coords, values, covariates, times)
         extent = (points.bounds("places", places) if extent is None else
                   points.checked_extent("extent", extent, settings.lonlat))
-        asked = Asked(places, extent, Frame.of(given, extent, settings.aspect, settings.lonlat))
+        asked = Asked(places, extent, Frame.of(given, extent, settings.aspect, settings.lonlat),
+                      times=moments_of(given, at_times))
+        if asked.times is not None and asked.times.values.shape != places.shape[:1]:
+            raise UserError(f"at_times {asked.times.values.shape}: give one for each of the "
+                            f"{len(places)} places")
         return self.answer(given, _knowing(given, asked, covariates_at), settings)
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
         """The field that is asked for. Raises UserError for what the model cannot read."""
         measured = observe(self, given, asked, settings)
-        queries = measured.frame.inside(asked.places.reshape(-1, 2))
-        if given.known is not None:
-            assert asked.known is not None  # see _knowing, and the check of the command
-            there = given.known.standard(asked.known.reshape(len(queries), -1))
-            queries = np.column_stack([queries, there])
+        queries = replace(asked, frame=measured.frame).queries(given)
         drawn = [_draw(self, queries, measured, group, settings)
                  for group in self._groups(measured.values.shape[1], settings)]
         mean, sd, samples = (np.concatenate([getattr(part, name) for part in drawn], axis=-1)
@@ -283,7 +292,8 @@ class Reconstructor:
             samples = untransformed(settings.transform, samples)
             mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
         if asked.is_far is not None:
-            mean[asked.is_far] = sd[asked.is_far] = samples[:, asked.is_far] = np.nan
+            mean[..., asked.is_far, :] = sd[..., asked.is_far, :] = np.nan
+            samples[..., asked.is_far, :] = np.nan
         of_channel = [f" ({name})" for name in given.names] if 1 < len(drawn) == len(
             given.names) else [""] * len(drawn)
         checks = [part.checks for part in drawn if part.checks]
@@ -293,7 +303,8 @@ class Reconstructor:
                            for line in part.covariates), gaussian, asked.grid,
                      given.names or tuple(f"value_{c + 1}" for c in range(mean.shape[-1])),
                      self.units_of(given),
-                     checks=_together(checks) if len(checks) == len(drawn) else None)
+                     checks=_together(checks) if len(checks) == len(drawn) else None,
+                     times=asked.times, in_time=drawn[0].in_time)
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
@@ -317,9 +328,11 @@ def _knowing(given: Measurements, asked: Asked, values: np.ndarray | None) -> As
         return asked
     count = 0 if given.known is None else len(given.known.names)
     there = None if values is None else points.unmasked("covariates_at", values)
-    if there is not None and there.shape == asked.shape and count == 1:
+    if there is not None and there.shape in (asked.shape, asked.places.shape[:-1]) and count == 1:
         there = there[..., None]
-    if there is None or not count or there.shape != (*asked.shape, count):
+    if there is None or not count or there.shape not in (
+        (*asked.shape, count), (*asked.places.shape[:-1], count)
+    ):
         wanted = *asked.shape, count or "p"
         raise UserError(f"covariates and covariates_at go together: give covariates_at "
                         f"({', '.join(map(str, wanted))}), not "
@@ -334,8 +347,9 @@ class Measured:
     """Measurements as a model takes them, each at a place of its own.
 
     Attributes:
-        frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), and columns
-            of covariates, of mean 0 and sd 1. known: these as they were given, or None.
+        frame: where they lie. places: (M, 2) float64 coordinates, on a globe (M, 3), columns of
+            covariates, of mean 0 and sd 1, and of time in steps. known, times: these as they were
+            given, or None.
             units: of the values. scatter: of repeats, see `points.scatter`.
         of_given: the place of each measurement as it was given.
         values: (M, C) float64, transformed. noise: (M, C) sd of their noise; where it is to be
@@ -347,13 +361,17 @@ class Measured:
     values: np.ndarray
     noise: np.ndarray
     known: Known | None
+    times: Times | None
     units: str | None
     scatter: tuple[np.ndarray, int]
     of_given: np.ndarray
 
     @property
-    def covariates(self) -> int:
-        return 0 if self.known is None else len(self.known.names)
+    def further(self) -> dict[str, Any]:
+        """What columns of places there are beside those in space, see `gaussian.condition`."""
+        known = 0 if self.known is None else len(self.known.names)
+        is_timed = self.times is not None
+        return {"covariates": known + is_timed, "timed": is_timed}
 
 
 def observe(
@@ -367,9 +385,9 @@ def observe(
     if asked.frame.lonlat and not model.is_closed_form:
         raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or give "
                         "--checkpoint none")
-    if not model.is_closed_form and (given.known is not None or settings.trend):
-        raise UserError("covariates and trend are for the closed form alone: leave --checkpoint "
-                        "out, or give --checkpoint none")
+    if not model.is_closed_form and (given.known is not None or settings.trend or given.times):
+        raise UserError("covariates, times and trend are for the closed form alone: leave "
+                        "--checkpoint out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
     for own in given.values.T if not settings.finds_noise else ():
@@ -378,12 +396,12 @@ def observe(
                         "anything is left of them", np.median(noise), own.std())
     noise = np.ones(len(noise)) if settings.finds_noise else noise
     noise = np.repeat(noise[:, None], channels, axis=1)
-    places = frame.inside(given.coords)
-    if given.known is not None:
-        places = np.column_stack([places, given.known.standard(given.known.values)])
+    places = Asked(given.coords, asked.extent, frame, known=given.known and given.known.values,
+                   times=given.times).queries(given)
     scatter = points.scatter(places, transformed(settings.transform, given.values))
     as_given = places
-    places, values, noise = points.merge_repeats(places, given.values, noise)
+    places, values, noise = points.merge_repeats(
+        places, given.values, noise, "a place and time" if given.times else "a place")
     if not settings.finds_noise:  # else it is relative
         spacing = frame.domain.spacing(len(places))
         places, values, noise = points.merge_twins(places, values, noise, spacing)
@@ -399,7 +417,8 @@ def observe(
                     "is a guess", "the only value" if len(values) == 1 else "all values",
                     f" of channel {c + 1}" if channels > 1 else "", values[0, c])
     return Measured(frame, places, transformed(settings.transform, values), noise, given.known,
-                    given.units, scatter, scipy.spatial.cKDTree(places).query(as_given)[1])
+                    given.times, given.units, scatter,
+                    scipy.spatial.cKDTree(places).query(as_given)[1])
 
 
 def _draw(
@@ -424,7 +443,7 @@ def _draw(
         square, freedom = measured.scatter
         coords = torch.from_numpy(measured.places)
         found = np.array([estimate_noise(
-            coords, *pair, square=own, freedom=freedom, covariates=measured.covariates,
+            coords, *pair, square=own, freedom=freedom, **measured.further,
             trend=TRENDS[settings.trend]) for *pair, own in zip(
             inside.T, torch.from_numpy(noise).T, square[channels] / half_widths**2, strict=True)])
         noise_found = "sd " + ", ".join(f"{sd:.3g}" for sd in found * half_widths) + (
@@ -447,9 +466,12 @@ def _draw(
                     "a linear one" if posterior.design().trend else "none")
     if measured.known is not None and posterior is not None:
         drawn = replace(drawn, covariates=tuple(in_words(
-            measured.known, posterior.uses(), half_widths,
+            measured.known, posterior.uses()[: len(measured.known.names)], half_widths,
             f"of the {settings.transform}" if settings.transform else measured.units or "",
             side, frame.unit_of_length)))
+    if measured.times is not None and posterior is not None:
+        drawn = replace(drawn, in_time=measured.times.in_words(
+            posterior.uses()[-1].scale, side, frame.unit_of_length))
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
     if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
         mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
@@ -496,7 +518,7 @@ def _sample(
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
         domain=measured.frame.domain, trend=TRENDS[settings.trend],
-        covariates=measured.covariates,
+        **measured.further,
     )
     mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
     # One channel of a model of several is any of them.

@@ -34,6 +34,7 @@ from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
 from sparsefield.use.points import MOST_POINTS, Measurements, clean, noise_of, pair_of, real_array
+from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
 
@@ -56,6 +57,7 @@ LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unname
 SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
 NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
 THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
+CALENDAR = "calendar of {}"  # in the attributes of a table
 NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
 
@@ -63,7 +65,7 @@ def read_measurements(
     source: str, *, channels: int, mask: str | None = None, observe: str | None = None,
     x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None, noise_sd: str | None = None, decimal: str = ".",
-    lonlat: bool = False, seed: int = 0, covariates: Sequence[str] = (),
+    lonlat: bool = False, seed: int = 0, covariates: Sequence[str] = (), time: str | None = None,
 ) -> Measurements:
     """Measurements of a file, checked and cleaned; what was left out is logged.
 
@@ -77,7 +79,8 @@ def read_measurements(
         noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
             the name noise_sd; with a number or auto it is not read.
         seed: of `observe`. covariates: columns of a table; for a picture luminance or files of
-            pictures. All else as of reconstruct.py.
+            pictures. time: a column, or the axis of a stack, see `read_stack`. All else as of
+            reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -90,13 +93,13 @@ def read_measurements(
         files.refuse_foreign(path, GIVE)
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: no permission to read it; chmod +r or choose another")
-    number, column = _number_or_column(noise_sd)
+    number, column = number_or_column(noise_sd)
     numbers, words = files.parse_missing(missing)
     is_chosen = any(given is not None for given in (x, y, value, column))
     if kind in PICTURES:
-        if lonlat or is_chosen:
-            raise UserError(f"{source}: --x, --y, --value, --lonlat and a column for --noise_sd "
-                            "are for lists of points, and this is a picture")
+        if lonlat or is_chosen or time:
+            raise UserError(f"{source}: --x, --y, --value, --lonlat, --time and a column for "
+                            "--noise_sd are for lists of points, and this is a picture")
         found = measure_picture(path, channels, mask, observe, seed, numbers, covariates)
     else:
         if mask or observe:
@@ -107,18 +110,18 @@ def read_measurements(
                             "table; an .npz has coords, values and, if any, noise_sd")
         reads_noise = noise_sd is None or column is not None
         if kind == ".npz":
-            found = _read_npz(path, reads_noise, covariates)
+            found = _read_npz(path, reads_noise, covariates, time)
         else:
-            table = (_read_netcdf(path) if kind in ENDINGS else
+            table = (_read_netcdf(path, time) if kind in ENDINGS else
                      _read_parquet(path) if kind in (".parquet", ".pq") else
                      _read_text(source, words, decimal))
             found = Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
-                                                         covariates)
+                                                         covariates, time)
         found = clean(source, found, numbers, lonlat)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
 
-def _number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
+def number_or_column(noise_sd: str | None) -> tuple[float | None, str | None]:
     """The flag as a number, or as the name of a column."""
     if noise_sd is None or noise_sd == "auto":
         return None, None
@@ -239,6 +242,7 @@ class Columns:
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
         reads_noise: bool, lonlat: bool | None, covariates: Sequence[str] = (),
+        time: str | None = None,
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged; lonlat:
         None where it is as the names say."""
@@ -247,15 +251,17 @@ class Columns:
         k_noise = None if noise is None else self.find(noise, "--noise_sd")
         chosen = [self.find(name, "--value") for name in value or ()]
         k_known = [self.find(name, "--covariates") for name in covariates]
-        k_x, k_y = self.axes(x, y, [*chosen, *k_known, k_noise])
-        chosen = chosen or self.values(k_x, k_y, k_noise, *k_known)
+        k_time = None if time is None else self.find(time, "--time")
+        k_x, k_y = self.axes(x, y, [*chosen, *k_known, k_noise, k_time])
+        chosen = chosen or self.values(k_x, k_y, k_noise, k_time, *k_known)
         k_noise = k_noise if reads_noise else None
         names, known = ([self.names[k] for k in columns] for columns in (chosen, k_known))
         left = [name or f"column {k + 1}" for k, name in enumerate(self.names)
-                if k not in (k_x, k_y, *chosen, k_noise, *k_known)]
+                if k not in (k_x, k_y, *chosen, k_noise, k_time, *k_known)]
         log.info("%s: x = %s, y = %s, value%s = %s%s%s", self.source, self.names[k_x],
                  self.names[k_y], "s" if len(names) > 1 else "", ", ".join(names),
                  ("" if k_noise is None else f", noise_sd = {self.names[k_noise]}")
+                 + ("" if k_time is None else f", time = {self.names[k_time]}")
                  + (f", covariates = {', '.join(known)}" if known else ""),
                  f"; left out: {', '.join(left)}" if left else "")
         third = [name for k, name in enumerate(self.names)
@@ -273,6 +279,7 @@ class Columns:
         units = self.table.attrs.get(names[0]) if len(names) == 1 else None
         return Measurements(
             coords, values, tuple(names), units=units, known=self._known(k_known),
+            times=None if k_time is None else self._times(k_time),
             noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
 
     def _known(self, columns: Sequence[int]) -> Known | None:
@@ -281,6 +288,13 @@ class Columns:
         names = tuple(self.names[k] for k in columns)
         return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
                      tuple(self.table.attrs.get(name) or "" for name in names))
+
+    def _times(self, k: int) -> Times:
+        name, column = self.names[k], self.table.iloc[:, k]
+        units, calendar = (self.table.attrs.get(key) for key in (name, CALENDAR.format(name)))
+        if units and column.dtype.kind in "iuf":
+            return Times(self.numbers(k, "time"), name, units, calendar or "standard")
+        return of_values(self.source, column, name)
 
     def find(self, wanted: str | int, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
@@ -476,31 +490,40 @@ def _read_parquet(path: Path) -> pandas.DataFrame:
         raise UserError(f"{path}: no readable Parquet ({' '.join(str(error).split())})") from None
 
 
-def _read_netcdf(path: Path) -> pandas.DataFrame:
-    """The variables along the dimension that most share, a column each."""
+def _read_netcdf(path: Path, time: str | None) -> pandas.DataFrame:
+    """The variables along the dimension that most share, a column each; with a time axis also of
+    stations times this axis."""
     dataset = read_dataset(path)
+    series = [v.dims for v in dataset.values() if time in v.dims and v.ndim == 2]
+    if series:
+        kept = [name for name, v in dataset.items() if set(v.dims) <= set(series[0])]
+        dataset = dataset[kept].stack(row=series[0], create_index=False)
     variables = [dataset[name] for name in dataset.variables if dataset[name].dtype.kind in "iuf"]
     counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
     if not counts or max(counts.values()) < 3:
         fields = ", ".join(describe(v) for v in variables if len(v.dims) > 1)
-        training = f"; fields ({fields}) are for training: DATA={path}" if fields else ""
+        training = (f"; fields ({fields}) are for training: DATA={path}; gaps in (time, y, x) are "
+                    "filled with --time") if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     lists = [v for v in variables if v.dims == max(counts, key=counts.get)]
     table = pandas.DataFrame({str(v.name): v.values for v in lists})
-    table.attrs = {str(v.name): units_of(v) for v in lists}
+    table.attrs = {str(v.name): units_of(v) for v in lists} | {
+        CALENDAR.format(v.name): v.attrs["calendar"] for v in lists if "calendar" in v.attrs}
     return table
 
 
-def _read_npz(path: Path, reads_noise: bool, covariates: Sequence[str] = ()) -> Measurements:
+def _read_npz(
+    path: Path, reads_noise: bool, covariates: Sequence[str] = (), time: str | None = None
+) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("coords", "values", "noise_sd", *covariates)
-                      if name in file.files}
+            names = ("coords", "values", "noise_sd", *covariates, time)
+            arrays = {name: file[name] for name in names if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
             zipfile.LargeZipFile) as error:
         raise UserError(f"{path}: no readable .npz of numbers ({error})") from None
-    if lacking := {"coords", "values", *covariates} - set(arrays):
+    if lacking := {"coords", "values", *covariates, time or "coords"} - set(arrays):
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
     coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
@@ -515,5 +538,9 @@ def _read_npz(path: Path, reads_noise: bool, covariates: Sequence[str] = ()) -> 
             raise UserError(f"{path}: each covariate must be a number for each point: "
                             f"({len(values)},)")
         known = Known(np.stack(columns, axis=1), tuple(covariates))
+    times = None if time is None else of_values(str(path), arrays[time], time)
+    if times is not None and times.values.shape != (len(values),):
+        raise UserError(f"{path}: {time} {times.values.shape} must be a time for each point: "
+                        f"({len(values)},)")
     return Measurements(coords, values, noise=None if noise is None else real_array(
-        f"{path}: noise_sd", noise), known=known)
+        f"{path}: noise_sd", noise), known=known, times=times)

@@ -141,7 +141,7 @@ def test_large_fields_are_thinned_and_it_is_said(tmp_path):
     assert data["thinned"] == (
         "To keep this page small: every 2nd row and column is shown, 12 of 16 samples, 1,500 of "
         "9,000 measurements. The other files hold all.")
-    assert len(data["x"]) == 256 and len(data["channels"][0]["samples"]) == 12
+    assert len(data["x"]) == 256 and len(data["frames"][0]["channels"][0]["samples"]) == 12
 
 
 def test_residuals_are_of_the_measurements_in_their_order():
