@@ -97,32 +97,16 @@ class Attention(TimeReader, name="attention"):
 
 
 class Irregular(TracerSplit):
-    """Frames at irregular times: of a run twice as long those that chance keeps."""
+    """Frames at irregular times: of twice as many those that chance keeps."""
 
     def __init__(self, runs: range, size: int, frames: int, seed: int):
-        super().__init__(runs, size, 2 * frames, seed)
-        self.span, self.frames = 2 * frames, frames
+        super().__init__(runs, size, frames, seed)
+        self.span = 2 * frames
 
-    def __len__(self) -> int:
-        return super().__len__()
-
-    def _chosen(self, index: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, self.runs[0], index // self.frames])
-        return np.sort(rng.choice(self.span, self.frames, replace=False))
-
-    def time(self, index: int) -> float:
-        chosen = self._chosen(index)
-        own = chosen[index % self.frames] - chosen[0]
-        return float(own / np.diff(chosen).mean())
-
-    def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        frame = int(self._chosen(index)[index % self.frames])
-        sequence, kept = index // self.frames, self.frames
-        self.frames = self.span
-        try:
-            return super()._cut(sequence * self.span + frame, rng)
-        finally:
-            self.frames = kept
+    def moment(self, index: int) -> int:
+        sequence, frame = divmod(index, self.frames)
+        rng = np.random.default_rng([self.seed, self.runs[0], sequence])
+        return int(np.sort(rng.choice(self.span, self.frames, replace=False))[frame])
 
 
 class Trained:
@@ -238,11 +222,13 @@ def main() -> None:
 
 
 def show() -> None:
-    rows = json.loads(RESULTS.read_text())
-    table(["start", "reader", "frames", "seconds", "sequences", "error", "CRPS", "in 90 %"],
-          [[r["start"], r["reader"], str(r["frames"]) + " irregular" * r["irregular"],
-            f"{r['seconds']:g}", str(r.get("sequences", "")), f"{r['error']:.3f}",
-            f"{r['crps']:.3f}", f"{r['covered']:.1%}"] for r in rows])
+    rows = sorted(json.loads(RESULTS.read_text()), key=lambda row: (
+        row["irregular"], row["start"], row["seconds"], -row["error"]))
+    table(["times", "start", "reader", "CPU seconds", "sequences seen", "error", "CRPS",
+           "in 90 % intervals"],
+          [["irregular" if row["irregular"] else "even", row["start"], row["reader"],
+            f"{row['seconds']:g}", str(row.get("sequences", "")), f"{row['error']:.3f}",
+            f"{row['crps']:.3f}", f"{100 * row['covered']:.1f} %"] for row in rows])
 
 
 if __name__ == "__main__":

@@ -127,13 +127,18 @@ class TracerSplit:
 
     def __init__(self, runs: range, size: int, frames: int, seed: int):
         self.runs, self.size, self.frames, self.seed = runs, size, frames, seed
+        self.span = frames  # of a run, from the first to the last
         self.made: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return PER_RUN * len(self.runs) * self.frames
 
+    def moment(self, index: int) -> int:
+        """Frames of the run between the first of a sequence and field `index`."""
+        return index % self.frames
+
     def time(self, index: int) -> float:
-        return float(index % self.frames)
+        return float(self.moment(index))
 
     def example(self, index: int) -> np.ndarray:
         sequence = index // self.frames
@@ -146,13 +151,12 @@ class TracerSplit:
         return None
 
     def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        sequence, frame = divmod(index, self.frames)
-        number, kept = self.runs[sequence % len(self.runs)], self.frames - 1 + STARTS
+        number = self.runs[index // self.frames % len(self.runs)]
         if number not in self.made:
-            self.made[number] = _run(self.seed, number, kept, self.size)
+            self.made[number] = _run(self.seed, number, self.span - 1 + STARTS, self.size)
         first, *place = rng.integers((STARTS, 2 * self.size, 2 * self.size))
         rows, columns = ((start + np.arange(self.size)) % (2 * self.size) for start in place)
-        return self.made[number][first + frame][rows[:, None], columns][..., None]
+        return self.made[number][first + self.moment(index)][rows[:, None], columns][..., None]
 
 
 def open_tracer(image_size: int, seed: int, frames: int = 1) -> Data:
