@@ -24,8 +24,9 @@ from sparsefield.data.files import (
     refuse_foreign,
     require_file,
     tell_of_classes,
+    tell_of_masks,
 )
-from sparsefield.data.overlaps import hashes, middle, tell_of_overlaps
+from sparsefield.data.overlaps import hashes, middle, mixed, tell_of_overlaps, whole_hashes
 from sparsefield.data.scale import (
     SEARCHED,
     Data,
@@ -35,9 +36,9 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     require_units,
-    tell_of_gaps,
+    tell_of_shift,
     tell_of_spikes,
-    tell_of_two_units,
+    tell_of_values,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -48,6 +49,7 @@ MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**22  # how much of an array is surveyed at a time
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
+LEAST_FLAT = 0.05  # share of fields to validate or to test on that are alike everywhere
 SEEN_FOR_CLASSES = 16  # fields of training
 MOST_SEARCHED = 100  # fields of validation, and of test, for pixels of training fields
 TRIES = 8  # to find a tile for training
@@ -91,13 +93,16 @@ class ArraySplit:
         places: (n, 3), the field, top and left of each example, or of the first frame of each
             sequence. tile: (h, w) of all. frames: of a sequence. times: (N,) of the fields of the
             part; None: even.
+        contents: a hash of each field that is not flat, see `overlaps.whole_hashes`.
     """
 
     def __init__(
         self, part: Part, scale: Scale, places: np.ndarray, tile: tuple[int, int], *,
-        is_symmetric: bool, has_gaps: bool, frames: int = 1, times: np.ndarray | None = None,
+        is_symmetric: bool, has_gaps: bool, contents: frozenset[int], frames: int = 1,
+        times: np.ndarray | None = None,
     ):
         self.part, self.scale, self.places, self.tile = part, scale, places, tile
+        self.contents = contents
         self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
         self.frames, self.times = frames, times
         self.room = np.subtract(part.fields(0, 1).shape[1:3], tile) + 1
@@ -231,28 +236,40 @@ def array_data(
             _refuse_codes(part)
         some = np.concatenate([f.reshape(-1, channels) for _, f in _searched(parts[0])])
         tell_of_spikes(parts[0].source, some, surveys[0].low, surveys[0].high)
-        tell_of_gaps(parts[0].source, some)
-        tell_of_two_units(parts[0].source, some)
+        tell_of_values(parts[0].source, some)
+        for part in parts[1:]:
+            if part.source != parts[0].source:
+                own = np.concatenate([f.reshape(-1, channels) for _, f in _searched(part)])
+                tell_of_shift(part.source, own, parts[0].source, some)
     tell_of_classes(parts[0].source, np.stack([
         middle(field) for _, field in _searched(parts[0], SEEN_FOR_CLASSES)]))
     scale = Scale(bounds, units)
-    for part, survey in zip(parts, surveys, strict=True):
-        check_inside(part.source, survey.low, survey.high, scale, value_range is not None)
+    for source in dict.fromkeys(part.source for part in parts):
+        own = [survey for part, survey in zip(parts, surveys, strict=True) if part.source == source]
+        check_inside(source, np.fmin.reduce([survey.low for survey in own]),
+                     np.fmax.reduce([survey.high for survey in own]), scale,
+                     value_range is not None)
     learnt, *held_out = (survey.fields for survey in surveys)
+    flat, held = sum(survey.flat for survey in surveys[1:]), sum(map(len, parts[1:]))
+    if flat > LEAST_FLAT * held and surveys[0].flat < len(parts[0]):
+        log.warning("WARNING: %s: %d of %d fields to validate or to test on are alike everywhere, "
+                    "which any method answers: they make mean scores too good", parts[1].source,
+                    flat, held)
     leaks = learnt & frozenset.union(*held_out)
     if len({survey.digest for survey in surveys}) == 1:
         pass  # nothing is trained
     elif leaks:
         log.warning("WARNING: %s: %d different fields to validate or to test on are training "
-                    "fields, too: leave copies out", parts[0].source, len(leaks))
+                    "fields, too, perhaps flipped or turned: leave copies out", parts[0].source,
+                    len(leaks))
     else:
-        held = [field for part in parts[1:] for _, field in _searched(part, MOST_SEARCHED)]
+        some = [field for part in parts[1:] for _, field in _searched(part, MOST_SEARCHED)]
         source = " and ".join(dict.fromkeys(part.source for part in parts[1:]))
-        tell_of_overlaps(source, held, surveys[0].squares)
+        tell_of_overlaps(source, some, surveys[0].squares)
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
     splits = [ArraySplit(part, scale, _places(part, tile, most, frames), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps,
-                         frames=frames, times=own)
+                         contents=survey.fields, frames=frames, times=own)
               for part, survey, most, own in zip(parts, surveys, limits, times, strict=True)]
     content = "".join(survey.digest for survey in surveys) + (str(tile) if tile else "")
     content += f" {frames} frames" if frames > 1 else ""
@@ -281,6 +298,7 @@ def read_array(path: Path) -> tuple[np.ndarray, str | None]:
             _check_fits_memory(path)
             names = [name for name in archive.files if name != "units"]
             units = str(archive["units"]) if "units" in archive.files else None
+            tell_of_masks(path, names)
             if "images" in names or len(names) == 1:
                 return archive["images" if "images" in names else names[0]], units
     except BROKEN as error:
@@ -333,7 +351,7 @@ def _check_array(part: Part) -> None:
         raise UserError(f"{part.source}: shape {shape}; {wanted}, not empty")
     if len(shape) == 3 and shape[2] <= 4:
         raise UserError(f"{part.source}: shape {shape} looks like one picture; {wanted}")
-    if len(shape) == 4 and shape[1] <= 4 < shape[3]:
+    if len(shape) == 4 and (shape[1] <= 4 < shape[3] or shape[1] < shape[2] == shape[3]):
         raise UserError(f"{part.source}: shape {shape} has its channels first; {wanted}: "
                         "numpy.moveaxis(fields, 1, -1)")
 
@@ -351,8 +369,9 @@ class _Survey(NamedTuple):
     high: np.ndarray  # (C,)
     has_gaps: bool
     digest: str
-    fields: frozenset[int]  # a hash of each
+    fields: frozenset[int]  # a hash of each, see `overlaps.whole_hashes`
     squares: list[np.ndarray]
+    flat: int  # how many are alike everywhere
 
 
 def _survey(part: Part, is_whole: bool) -> _Survey:
@@ -363,8 +382,9 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
     for start in range(0, len(part), step):
         fields = part.fields(start, start + step)
         digest.update(np.ascontiguousarray(fields))
-        each += [hash(field.tobytes()) for field in fields]
-        squares.append(hashes(fields))
+        bits = mixed(fields)
+        each += whole_hashes(bits).tolist()
+        squares.append(hashes(bits))
         # Over the fields first: that runs along memory, a few channels do not.
         for found, extreme in ((lows, np.fmin), (highs, np.fmax)):
             found.append(extreme.reduce(extreme.reduce(fields), axis=(0, 1)).astype(np.float64))
@@ -380,7 +400,7 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
                 where = part.first + start + int(is_bad.argmax())
                 raise UserError(f"{part.source}: field {where} {what}")
     return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest(),
-                   frozenset(each), squares)
+                   frozenset(each) - {0}, squares, each.count(0))
 
 
 def _refuse_codes(part: Part) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from sparsefield import progress
-from sparsefield.data.files import lone_extreme, tell_of_classes
-from sparsefield.data.overlaps import middle, some_hashes, tell_of_overlaps
+from sparsefield.data.files import classes, lone_extreme
+from sparsefield.data.overlaps import middle, mixed, some_hashes, tell_of_overlaps, whole_hashes
 from sparsefield.data.pictures import Raster, read_picture
 from sparsefield.data.scale import (
     SEARCHED,
@@ -30,7 +30,7 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     tell_of_spikes,
-    tell_of_two_units,
+    tell_of_values,
     wide_enough,
 )
 from sparsefield.errors import UserError
@@ -244,7 +244,9 @@ def _crop_splits(
 # so that scales differ by two octaves or more. The copies of a folder live in memory up to a size.
 WORKING_SIDE = 4
 CACHE_BYTES = 2 * 2**30
-READ_AGAIN = 8  # pictures of validation, and of test
+HELD_OUT_NAMES = {"val", "valid", "validation", "dev", "test"}  # of sub-folders beside train
+READ_AGAIN, LEAST_MAPS = 8, 0.2  # pictures of validation, and of test; share of maps of classes
+LIKE_FRAMES = 0.5  # of the sd of a picture, in which neighbours differ
 LARGEST_SIDE = 4096  # of the centre square that truth comes from; sums over more overflow uint32
 
 
@@ -255,7 +257,8 @@ class Found:
     Attributes:
         scene: the sub-folder that it lies in, directly or below; "" outside of all.
         working: (h, w, C) uint8 or float, the reduced copy; None: read again at each use.
-        digest: hash of the pixels as a model sees them. squares: see `overlaps.some_hashes`.
+        digest: hash of the pixels as a model sees them. whole, squares: hashes of the reduced copy
+            and of parts, see `overlaps.whole_hashes` and `some_hashes`.
         low, high: of the reduced copy. white: see `pictures.Raster`.
     """
 
@@ -263,6 +266,7 @@ class Found:
     scene: str
     working: np.ndarray | None
     digest: bytes
+    whole: int | bytes
     squares: np.ndarray
     channels: int
     white: float | None
@@ -322,10 +326,10 @@ def open_folder(
     """The pictures in a folder and its subfolders; linked ones are followed, each folder once.
 
     Every picture goes to training (90 %), validation or test (5 % each) by a hash of its pixels,
-    so that files added later move no other, and equal pictures stay together whatever their files
-    are. With `split_by` "folder" each sub-folder goes there whole, by a hash of its name. Folders
-    `val` and `test` may hold these splits instead; see `scale.in_three`. Grey pictures alone make
-    one channel.
+    so that files added later move no other, and equal pictures, also flipped or turned, stay
+    together whatever their files are. With `split_by` "folder" each sub-folder goes there whole, by
+    a hash of its name. Folders `val` and `test` may hold these splits instead; see
+    `scale.in_three`. Grey pictures alone make one channel.
 
     Pictures of 8 bits a channel keep 0 and 255 as their range. Of others (16 bits, floats) every
     bit counts: the range is 0 to 65535 for colours, and otherwise that of the training pictures,
@@ -335,9 +339,10 @@ def open_folder(
     pixels a side, are skipped and named once in the log.
 
     Raises:
-        UserError: no folder, no permission, fewer than three different usable pictures (or
-            sub-folders, or pictures outside of them), no picture in a split's own folder, grey and
-            colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with more.
+        UserError: no folder, no permission, train and val in it, fewer than three different usable
+            pictures (or sub-folders, or pictures outside of them), no picture in a split's own
+            folder, grey and colour pictures mixed without `channels` (1 or 3), or 8 bits mixed with
+            more.
     """
     if image_size < 8:
         raise UserError(f"image size {image_size}: use at least 8")
@@ -349,8 +354,8 @@ def open_folder(
         log.info("split by folder: %s", ", ".join(
             f"{name} {len({picture.scene for picture in part})} folders of {len(part)} pictures"
             for name, part in zip(("training", "validation", "test"), parts, strict=True)))
-    learnt = {picture.digest for picture in parts[0]}
-    leaks = sum(picture.digest in learnt for picture in (*parts[1], *parts[2]))
+    learnt = {picture.whole for picture in parts[0]}
+    leaks = sum(picture.whole in learnt for picture in (*parts[1], *parts[2]))
     if folder == val == test:
         pass  # nothing is trained
     elif leaks:
@@ -358,9 +363,13 @@ def open_folder(
                     leaks)
     else:
         _tell_by_pixels(str(val or test or folder), parts)
+        _tell_of_frames(str(val or test or folder), parts)
     scale = Scale((_range_of(folder, parts[0], value_range),) * parts[0][0].channels, units)
+    of_source: dict[Path, list[Found]] = {}
     for source, part in zip((folder, val or folder, test or val or folder), parts, strict=True):
-        check_inside(str(source), *_extremes(part), scale, value_range is not None)
+        of_source.setdefault(source, []).extend(part)
+    for source, found in of_source.items():
+        check_inside(str(source), *_extremes(found), scale, value_range is not None)
     fingerprint = hashlib.sha256(f"{image_size} {[len(part) for part in parts]}".encode())
     for picture in itertools.chain(*parts):
         fingerprint.update(picture.digest)
@@ -375,8 +384,31 @@ def _tell_by_pixels(source: str, parts: Sequence[list[Found]]) -> None:
     seen = [middle(read_picture(found.path, on_white=True).with_channels(found.channels).values)
             for found in held]
     tell_of_overlaps(source, seen, [found.squares for found in parts[0]])
-    height, width = np.min([field.shape[:2] for field in seen], axis=0)
-    tell_of_classes(source, np.stack([field[:height, :width] for field in seen]))
+    maps = [found.path for found, field in zip(held, seen, strict=True) if classes(field[None])]
+    if len(maps) > LEAST_MAPS * len(held):
+        log.warning("WARNING: %s: %d of %d pictures that were looked at, such as %s, may be maps "
+                    "of classes, of which means say nothing: leave masks out, or give 0 and 1 for "
+                    "each class instead", source, len(maps), len(held), maps[0])
+
+
+def _tell_of_frames(source: str, parts: Sequence[list[Found]]) -> None:
+    """Log where most pictures that are held out look like the one before or after them, by name,
+    that is trained on: frames of a film."""
+    learnt, alike = {found.path for found in parts[0]}, set()
+    ordered = sorted(itertools.chain(*parts), key=lambda found: found.path)
+    for pair in itertools.pairwise(ordered):
+        held = [found.path for found in pair if found.path not in learnt]
+        one, other = (found.working for found in pair)
+        if len(held) == 1 and one is not None and other is not None and (
+            one.shape == other.shape
+            and np.std(one.astype(float) - other) < LIKE_FRAMES * np.std(one)
+        ):
+            alike.update(held)
+    if len(alike) > (len(ordered) - len(learnt)) / 2:
+        log.warning("WARNING: %s: %d of %d pictures to validate or to test on look like the one "
+                    "before or after them, which is trained on (frames of a film?), and scores "
+                    "will be too good: give each scene a sub-folder, and split_by folder", source,
+                    len(alike), len(ordered) - len(learnt))
 
 
 def _range_of(
@@ -397,7 +429,7 @@ def _range_of(
         step = -(-sum(map(len, kept)) // SEARCHED)
         some = np.concatenate([values[::step] for values in kept])
         tell_of_spikes(str(folder), some[:, None], low, high)
-        tell_of_two_units(str(folder), some[:, None])
+        tell_of_values(str(folder), some[:, None])
     return wide_enough(low.item(), high.item())
 
 
@@ -454,8 +486,10 @@ def _read(
     digest.update(np.ascontiguousarray(picture.values))
     pixels = _working_copy(picture, image_size)
     scene = next(iter(path.relative_to(folder).parent.parts), "")
-    return Found(path, scene, pixels, digest.digest(), some_hashes(picture.values),
-                 picture.channels, picture.white, float(pixels.min()), float(pixels.max()))
+    (whole,) = whole_hashes(mixed(pixels.sum(axis=2, keepdims=True)[None])).tolist()
+    return Found(path, scene, pixels, digest.digest(), whole or digest.digest(),
+                 some_hashes(picture.values), picture.channels, picture.white,
+                 float(pixels.min()), float(pixels.max()))
 
 
 def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
@@ -464,7 +498,7 @@ def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     # PostScript is read by an external interpreter that runs what the file says.
     endings = {ending for ending, kind in Image.registered_extensions().items()
                if kind in Image.OPEN and kind != "EPS"}
-    endings |= {".heic", ".heif"}  # not read: named among what was skipped
+    endings |= {".npy", ".heic", ".heif"}  # the latter are not read: named among what was skipped
     skipped: dict[Path, str] = {}
     files, seen = [], set()
     for parent, below, names in os.walk(
@@ -476,6 +510,11 @@ def _picture_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
             continue
         seen.add(real)
         below.sort()
+        held_out = HELD_OUT_NAMES & set(map(str.lower, below))
+        if held_out and "train" in map(str.lower, below):
+            raise UserError(f"{parent}: train and {' and '.join(sorted(held_out))} would be mixed: "
+                            "give --data .../train --data_val .../val --data_test .../test (with "
+                            "the runner DATA, DATA_VAL, DATA_TEST)")
         files += [Path(parent, name) for name in names
                   if not name.startswith(".") and Path(name).suffix.lower() in endings]
     return sorted(files), skipped
@@ -495,15 +534,19 @@ def _refuse_mixed(found: list[Found]) -> None:
 
 
 def _by_digest(found: list[Found], *shares: float) -> list[list[Found]]:
-    """What remains, then parts of these shares, by digest; equal pictures stay together."""
-    copies = _grouped(found, lambda picture: picture.digest)
+    """What remains, then parts of these shares, by digest; equal pictures, also flipped or turned,
+    stay together."""
+    digests: dict[int | bytes, bytes] = {}
+    for picture in found:
+        digests[picture.whole] = min(picture.digest, digests.get(picture.whole, picture.digest))
+    copies = _grouped(found, lambda picture: digests[picture.whole])
     different = len(copies)
     if different <= len(shares):
         raise UserError(f"{found[0].path.parent}: {different} different pictures cannot be split "
                         f"into {len(shares) + 1} parts; add pictures")
     if different < len(found):
-        log.info("%d of %d pictures are copies of others; copies go to one part",
-                 len(found) - different, len(found))
+        log.info("%d of %d pictures are copies of others, perhaps flipped or turned; copies go to "
+                 "one part", len(found) - different, len(found))
     return _cut(copies, *shares)
 
 

@@ -75,6 +75,12 @@ def refuse_foreign(path: Path, instead: str) -> None:
             raise UserError(f"{path}: {kind} ({instead})")
 
 
+def tell_of_masks(path: Path, names: Sequence[str]) -> None:
+    """Log where an .npz holds a mask, which is not read."""
+    if masks := [name for name in names if _MASK.search(name.lower())]:
+        log.warning("WARNING: %s: %s is not read: put NaN where nothing is known", path, masks[0])
+
+
 def kind_by_beginning(content: bytes) -> str | None:
     """What a file is, in words, by how it begins; None if nothing is known of it."""
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
@@ -94,7 +100,8 @@ def lone_extreme(
     """The smallest or largest value where it may mean: not measured; None if neither may.
 
     A code counts farther from all others than they spread; negative nines (-999) also where
-    nothing else is negative or where they repeat; any other value where it repeats, FAR times as
+    nothing else is negative or where they repeat; another number (-1) where it alone is
+    negative, repeats, and most others are not whole; any other value where it repeats, FAR times as
     far from all others as they spread.
 
     Args:
@@ -110,6 +117,9 @@ def lone_extreme(
         repeats = len(values) - len(others) > 1 and not is_axis
         if (is_code(extreme) and gap > spread) or (
             extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
+        ) or (
+            extreme < 0 <= others.min() and (others % 1 > 0).mean() > 0.5
+            and len(values) - len(others) > 2 and not is_axis
         ) or (repeats and not codes_only and 0 < FAR * spread < gap):
             return float(extreme)
     return None
@@ -171,6 +181,7 @@ _DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drc
 _DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
 _CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?(cover|use)|"
                     r"types?|labels?|codes?|clusters?)(?![a-z])")
+_MASK = re.compile(r"mask|(?<![a-z])(valid|known)(?![a-z])")
 MOST_CLASSES = 64
 
 
@@ -193,8 +204,16 @@ def tell_of_no_quantity(
 
 
 def tell_of_classes(where: str, fields: np.ndarray) -> None:
-    """Log where fields (N, H, W, C) look like maps of classes: few whole numbers or colours, each
-    alike from point to point, beside others than the next in order (0 beside 3)."""
+    """Log where fields look like maps of classes; see `classes`."""
+    if count := classes(fields):
+        log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means of "
+                    "them say nothing: give 0 and 1 for each class instead", where, count)
+
+
+def classes(fields: np.ndarray) -> int:
+    """How many values or colours fields (N, H, W, C) have if they look like maps of classes: few,
+    whole, each alike from point to point, beside others than the next in order (0 beside 3); 0 if
+    they do not."""
     if fields.dtype == np.uint8 and fields.shape[3] == 3:
         fields = fields @ np.array([[65536.0], [256.0], [1.0]])
     for values in np.moveaxis(fields, 3, 0):
@@ -210,7 +229,5 @@ def tell_of_classes(where: str, fields: np.ndarray) -> None:
             alike.append((same / np.maximum(total, 1)).mean())
             jumps.append((np.abs(one - other) > 1).sum() / max((one != other).sum(), 1))
         if min(alike) > 0.5 and max(jumps) > 0.2:
-            log.warning("WARNING: %s: %d values or colours, in patches: if they are classes, means "
-                        "of them say nothing: give 0 and 1 for each class instead", where,
-                        len(labels))
-            return
+            return len(labels)
+    return 0

@@ -322,6 +322,13 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
             log.warning("WARNING: %s: %s has steps from %.4g to %.4g, and a model is trained as if "
                         "all were equal: interpolate the fields to even steps first", path, dim,
                         np.abs(np.diff(axis)).min(), np.abs(np.diff(axis)).max())
+    if not set(fields[0].dims[-2:]) & set(fields[0].coords) and (maps := [
+        name for name, plane in numeric.items() if set(plane.dims) == set(fields[0].dims[-2:])
+        and (axis_of(plane) == "y" or "lat" in name.lower().split("_"))
+    ]):
+        log.warning("WARNING: %s: places are in %s, of two dimensions, which is not read: rows are "
+                    "taken as they are, downward; for maps, and to ask with longitude and latitude,"
+                    " interpolate to even axes first", path, maps[0])
     units = [units_of(variable) or "" for variable in chosen]
     step, row = (*[None] * (3 - fields[0].ndim), *fields[0].dims)[:2]
     years = _years(fields[0][step]) if step in fields[0].coords else None
@@ -367,6 +374,8 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
         field = field.transpose(..., axes["y"], axes["x"])
     elif times:
         field = field.transpose(times[0], ...)
+    if is_longitude(field[field.dims[-1]]):  # 359, 0 becomes 359, 360
+        field = field.assign_coords({field.dims[-1]: np.unwrap(field[field.dims[-1]], period=360)})
     for dim in field.dims[-2:]:
         if dim in field.coords and field[dim].values[0] > field[dim].values[-1]:
             field = field.isel({dim: slice(None, None, -1)})

@@ -19,21 +19,35 @@ LARGEST = 512  # side of what is searched of a field, its middle
 LEAST = 0.05  # share of the fields that is said
 
 
-def hashes(fields: np.ndarray, step: int = SQUARE) -> np.ndarray:
-    """(n, rows, columns) uint64 of the squares of fields (n, H, W, C), every `step` points, by
-    their bits."""
-    bits = np.ascontiguousarray(fields).view(f"u{fields.itemsize}").astype(np.uint64)
+def mixed(fields: np.ndarray) -> np.ndarray:
+    """The bits of every value, mixed, so that sums of them are hashes: uint64 of the same shape."""
+    fields = np.ascontiguousarray(fields if fields.itemsize <= 8 else fields.astype(np.float64))
+    bits = fields.view(f"u{fields.itemsize}").astype(np.uint64)
     bits *= np.uint64(0x9E3779B97F4A7C15)
     bits ^= bits >> np.uint64(32)
+    return bits
+
+
+def hashes(bits: np.ndarray, step: int = SQUARE) -> np.ndarray:
+    """(n, rows, columns) of the squares of `mixed` fields (n, H, W, C), every `step` points."""
     squares = _squares(bits, step)
     return np.einsum("nijcab,cab->nij", squares, _weights(squares.shape[3:]))
+
+
+def whole_hashes(bits: np.ndarray) -> np.ndarray:
+    """(n,) of `mixed` fields, the same however they are flipped and turned and their channels
+    exchanged; 0 where all points are alike."""
+    along, across = (_weights((side,))[np.minimum(np.arange(side), np.arange(side)[::-1])]
+                     for side in bits.shape[1:3])
+    found = (bits.sum(axis=3) * along[:, None] * across).sum(axis=(1, 2))
+    return np.where((bits == bits[:, :1, :1]).all(axis=(1, 2, 3)), 0, found)
 
 
 def some_hashes(values: np.ndarray) -> np.ndarray:
     """(k,) of squares of a picture (H, W, C) far apart, which takes no time."""
     squares = _squares(values[None], max(SQUARE, min(values.shape[:2]) // ACROSS))
     squares = np.moveaxis(squares, 3, -1)
-    return hashes(squares.reshape(-1, *squares.shape[3:]), 1).ravel()
+    return hashes(mixed(squares.reshape(-1, *squares.shape[3:])), 1).ravel()
 
 
 def middle(field: np.ndarray) -> np.ndarray:
@@ -70,7 +84,7 @@ def _squares(fields: np.ndarray, step: int) -> np.ndarray:
 def _holds(field: np.ndarray, known: np.ndarray) -> bool:
     """Whether a field holds a square that is known, by sorted hashes, and varied."""
     field = middle(field)[None]
-    found = hashes(field, 1)
+    found = hashes(mixed(field), 1)
     is_known = known[np.searchsorted(known, found).clip(max=len(known) - 1)] == found
     _, first = np.unique(found[is_known], return_index=True)
     squares = _squares(field, 1)[tuple(np.argwhere(is_known)[first].T)]

@@ -18,10 +18,11 @@ SEARCHED = 2**22  # how many values of a data set are searched for spikes and co
 # Shares of values, and of the range that all others take: spikes, and what spans many decades.
 SPIKES = ((0.001, 0.1), (0.1, 0.01))
 NARROW = 0.01  # of a range: values within so little look alike to a model
+PIXELS, NARROW_PIXELS = ((0.0, 255.0), (0.0, 65535.0)), 0.1  # where the type gives the range
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
 # Units of one quantity that are mixed: a factor, an offset, names.
 UNITS = ((1, 273.15, "degC and K"), (100, 0, "hPa and Pa, m and cm"), (1000, 0, "km and m"))
-LEAST_OF_UNIT, SORTED = 3, 2**16  # values
+LEAST_ALIKE, SORTED, FAR_STEPS = 3, 2**16, 20  # values; steps between others
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -112,10 +113,11 @@ def check_inside(
         raise UserError(
             f"{extent} lie far outside {scale.describe()}: convert the units, mark points that do "
             "not exist with NaN, or widen it with --value_range")
-    if not is_given and 0 < ((high - low) / (highs - lows)).max() < NARROW:
-        log.warning("WARNING: %s take less than a hundredth of %s and look alike to a model: "
-                    "convert them, or say their range with --value_range low high (VALUE_RANGE)",
-                    extent, scale.describe())
+    taken = ((high - low) / (highs - lows)).max()
+    if not is_given and 0 < taken < (NARROW_PIXELS if scale.value_range[0] in PIXELS else NARROW):
+        log.warning("WARNING: %s take only %.2g %% of %s and look alike to a model: convert them, "
+                    "or say their range with --value_range low high (VALUE_RANGE)", extent,
+                    100 * taken, scale.describe())
     if is_given and outside.max() > 1e-6:  # more than rounding to float32
         log.warning("%s leave the value range %s: reconstructions are clipped to it",
                     extent, scale.describe())
@@ -136,42 +138,65 @@ def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.nd
                 source, low[c], high[c], 100 - 100 * share, first[c], last[c])
 
 
-def tell_of_gaps(source: str, values: np.ndarray) -> None:
-    """Log where many values (N, C) are one and the same, farther from all others than these spread:
-    0 on land, say."""
-    for own in values.T.astype(np.float64):
-        own = own[~np.isnan(own)]
-        for extreme in (own.min(initial=np.inf), own.max(initial=-np.inf)):
-            others = own[own != extreme]
-            if len(others) <= (1 - LEAST_GAPS) * len(own) and (
-                0 < np.ptp(others) < np.abs(others - extreme).min() if len(others) else False
-            ):
-                log.warning(
-                    "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to "
-                    "%.6g: if it means that no point exists there, put NaN in its place", source,
-                    extreme, 100 * (1 - len(others) / len(own)), others.min(), others.max())
-
-
-def tell_of_two_units(source: str, values: np.ndarray) -> None:
-    """Log where values (N, C) are of two kinds, far from each other, which one unit makes alike."""
+def tell_of_values(source: str, values: np.ndarray) -> None:
+    """Log what values (N, C) may mean otherwise: see `_tell_of_gaps` and `_tell_of_two_units`."""
     for own in values.T.astype(np.float64):
         own = own[np.isfinite(own)]
         own = np.sort(own[::len(own) // SORTED | 1])  # an odd step, which no width is a multiple of
-        if len(own) < 2 * LEAST_OF_UNIT:
-            continue
-        edge = int(np.diff(own).argmax()) + 1
-        low, high = own[:edge], own[edge:]
-        if min(len(low), len(high)) < LEAST_OF_UNIT or (
-            high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
+        _tell_of_gaps(source, own)
+        _tell_of_two_units(source, own)
+
+
+def _tell_of_gaps(source: str, own: np.ndarray) -> None:
+    """Log where many values (N,), sorted, are one and the same, far from all others: farther than
+    these spread (0 on land, say), or than a tenth of that and many of their steps."""
+    different = np.unique(own)
+    for others in (different[1:], different[:-1]) if len(different) > 2 else ():
+        extreme = different[0] if others[0] > different[0] else different[-1]
+        count, spread = int((own == extreme).sum()), np.ptp(others)
+        gap = np.abs(others - extreme).min()
+        if count >= max(LEAST_ALIKE, LEAST_GAPS * len(own)) and (
+            spread < gap or gap > max(0.1 * spread, FAR_STEPS * np.median(np.diff(others)))
         ):
-            continue
-        for factor, offset, names in UNITS:
-            alike = (high - offset) / factor
-            spreads = sorted((np.std(low), np.std(alike)))
-            if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
-                log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g "
-                            "to %.6g, as if in two units (%s): convert one", source,
-                            100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
+            log.warning(
+                "WARNING: %s: %.6g stands in %.0f %% of the points, all others are %.6g to %.6g: "
+                "if it means that nothing is known there, put NaN in its place", source, extreme,
+                100 * count / len(own), others[0], others[-1])
+    zeros, usual = int((own == 0).sum()), len(own) / max(len(different), 1)
+    if len(own) and own[0] < 0 < own[-1] and zeros >= max(LEAST_ALIKE, LEAST_GAPS * len(own)) and (
+        zeros > FAR_STEPS * usual
+    ):
+        log.warning("WARNING: %s: 0 stands in %.0f %% of the points, between values of both signs: "
+                    "if it means that nothing is known there, put NaN in its place", source,
+                    100 * zeros / len(own))
+
+
+def _tell_of_two_units(source: str, own: np.ndarray) -> None:
+    """Log where values (N,), sorted, are of two kinds, far from each other, which one unit makes
+    alike."""
+    edge = int(np.diff(own).argmax()) + 1 if len(own) > 1 else 0
+    low, high = own[:edge], own[edge:]
+    if min(len(low), len(high)) < LEAST_ALIKE or (
+        high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
+    ):
+        return
+    for factor, offset, names in UNITS:
+        alike = (high - offset) / factor
+        spreads = sorted((np.std(low), np.std(alike)))
+        if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
+            log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g to "
+                        "%.6g, as if in two units (%s): convert one", source,
+                        100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
+
+
+def tell_of_shift(source: str, values: np.ndarray, main: str, learnt: np.ndarray) -> None:
+    """Log where 90 % of a file's values (N, C) lie outside of 90 % of those of the main one."""
+    ends = [np.nanquantile(some, (0.05, 0.95), axis=0) for some in (values, learnt)]
+    (low, high), (first, last) = ends
+    for c in np.flatnonzero((high < first) | (low > last)).tolist():
+        log.warning("WARNING: %s: 90 %% of the values are %.6g to %.6g, those of %s are %.6g to "
+                    "%.6g: other units, or standardised on their own?", source, low[c], high[c],
+                    main, first[c], last[c])
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:

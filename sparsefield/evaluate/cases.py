@@ -9,11 +9,12 @@ fields can be asked for, and compared with the truth, on a multiple of the obser
 from __future__ import annotations
 
 import copy
+import filecmp
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from torch import Tensor, nn
 
 from sparsefield import progress
 from sparsefield.data import NAMES, Data, Pattern, Split, frozen_case, open_as_configured, open_data
+from sparsefield.data.arrays import ArraySplit
+from sparsefield.data.crops import FolderSplit
 from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
 from sparsefield.data.scale import Scale, frames_of, time_of, to_unit
@@ -372,6 +375,28 @@ def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
 # --- data of a checkpoint ------------------------------------------------------------------------
 
 
+def _tell_of_learnt(opened: Data, config: dict[str, Any]) -> None:
+    """Log how many test fields a model was trained on, where its training data are still there."""
+    source, count = Path(config["data"]), 0
+    if config["data"] in NAMES or not source.exists():
+        return
+    if isinstance(opened.test, FolderSplit) and source.is_dir():
+        of_size = defaultdict(list)
+        for path in filter(Path.is_file, source.rglob("*")):
+            of_size[path.stat().st_size].append(path)
+        count = sum(any(filecmp.cmp(found.path, path, shallow=False)
+                        for path in of_size[found.path.stat().st_size])
+                    for found in opened.test.found)
+    elif isinstance(opened.test, ArraySplit) and source.is_file():
+        with suppress(UserError):  # the training data are others by now
+            learnt = open_as_configured(config).train
+            count = len(opened.test.contents & getattr(learnt, "contents", frozenset()))
+    if count:
+        log.warning("WARNING: %s: %d of the fields to test on are among the data that the model "
+                    "was trained on (%s), and scores will be too good: leave them out",
+                    opened.name, count, source)
+
+
 def open_test_data(
     checkpoint: dict[str, Any], data: str | None = None, test: str | None = None
 ) -> Data:
@@ -405,6 +430,8 @@ def open_test_data(
             split_by=config.get("split_by"),
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
+        if not is_same:
+            _tell_of_learnt(opened, config)
     else:
         for path in (config["data"], config["data_val"], config.get("data_test")):
             if path not in (None, *NAMES) and not Path(path).exists():

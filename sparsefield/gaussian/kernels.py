@@ -58,6 +58,8 @@ class Kernel(NamedTuple):
         if self.reach is not None:
             family = "Gaussian" if math.isinf(self.smoothness) else f"Matern {self.smoothness:g}"
             name = f"{family} of range {self.reach:.2g}"
+            if self.nugget != NUGGET and not math.isinf(self.smoothness):
+                name += f" and nugget {self.nugget:g}"
         if self.ratio == 1:
             return f"{name}, isotropic"
         return f"{name}, {self.ratio:g} times farther along {math.degrees(self.angle):.0f} degrees"

@@ -225,7 +225,7 @@ def in_words(
             said.append(f"drift {numbers} {units}{per}".replace("  ", " "))
         if use.scale:
             far = float(f"{use.scale * side / known.spread[j]:.2g}")
-            said.append(f"1 {known.unit(j)} of {name} counts as {far:.10g} {distance} of distance"
+            said.append(f"1 {known.unit(j)} of {name} counts as a distance of {far:.10g} {distance}"
                         .replace("  ", " "))
         lines.append(f"{name}: {'; '.join(said) or 'not used: it tells nothing more'}")
     return lines

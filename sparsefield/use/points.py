@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 
 from sparsefield.data.files import is_code, refuse_lone_extreme, tell_of_no_quantity, without
-from sparsefield.data.scale import tell_of_two_units
+from sparsefield.data.scale import tell_of_values
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked
@@ -96,6 +96,11 @@ def as_given(
 ) -> Measurements:
     """Measurements of a program, see `Reconstructor.reconstruct`. Raises UserError for no real
     numbers, other shapes, NaN or infinity that is not masked, and as `clean`."""
+    if hasattr(coords, "reindex") and hasattr(values, "reindex") and not (
+        coords.index.equals(values.index)
+    ):
+        raise UserError("coords and values are of pandas and have other indexes: bring their rows "
+                        "to one order (values.loc[coords.index]), or give .to_numpy() of both")
     masked_times = times if np.ma.isMaskedArray(times) else None
     masks = [np.ma.getmaskarray(array)
              for array in (coords, values, noise_sd, covariates, masked_times)]
@@ -184,12 +189,13 @@ def clean(
     is_zero = (found.coords == 0).all(axis=1)
     if lonlat:
         globe.require_degrees(source, found.coords)
+        globe.tell_of_radians(source, found.coords)
         found = found.turned()
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
-    _tell_of_strays(source, found.coords)
+    _tell_of_strays(source, ("x", "y", *names), np.column_stack([found.coords, found.values]))
     _tell_of_rounding(source, found.coords, count)
-    tell_of_two_units(source, found.values)
+    tell_of_values(source, found.values)
     return found
 
 
@@ -201,17 +207,17 @@ def _without_codes(coords: np.ndarray, missing: Sequence[float] | None, lonlat: 
                      for column, limit in zip(coords.T, most, strict=True)], axis=1)
 
 
-def _tell_of_strays(source: str, coords: np.ndarray) -> None:
-    """Log where few places are far from all others, as in other units or by a slip."""
-    for axis, own in zip("xy", np.sort(coords, axis=0).T, strict=True):
+def _tell_of_strays(source: str, names: Sequence[str], numbers: np.ndarray) -> None:
+    """Log where few numbers of a column are far from all others, as in other units or by a slip."""
+    for name, own in zip(names, np.sort(numbers, axis=0).T, strict=True):
         edge = int(np.diff(own).argmax()) + 1 if len(own) > 1 else 0
         few, most = sorted((own[:edge], own[edge:]), key=len)
         if 0 < len(few) <= STRAY[0] * len(own) and (
             own[edge] - own[edge - 1] > STRAY[1] * np.ptp(most) > 0
         ):
-            log.warning("WARNING: %s: %d of %d places have %s from %.7g to %.7g, all others %.7g "
-                        "to %.7g: other units, or a slip? then mend them", source, len(few),
-                        len(own), axis, few[0], few[-1], most[0], most[-1])
+            log.warning("WARNING: %s: %d of %d rows have %s from %.7g to %.7g, all others %.7g to "
+                        "%.7g: other units, a total, or a slip? then mend them", source, len(few),
+                        len(own), name, few[0], few[-1], most[0], most[-1])
 
 
 def _tell_of_rounding(source: str, coords: np.ndarray, count: np.ndarray) -> None:

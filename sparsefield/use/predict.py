@@ -28,7 +28,15 @@ from sparsefield.model.transfer import for_channels
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
-from sparsefield.use.grids import Asked, Frame, Labelled, grid_for, moments_of, with_known
+from sparsefield.use.grids import (
+    Asked,
+    Frame,
+    Labelled,
+    grid_for,
+    moments_of,
+    tell_of_far,
+    with_known,
+)
 from sparsefield.use.points import Measurements
 from sparsefield.use.times import Times
 from sparsefield.use.values import (
@@ -279,6 +287,7 @@ class Reconstructor:
 
     def answer(self, given: Measurements, asked: Asked, settings: Settings) -> Field:
         """The field that is asked for. Raises UserError for what the model cannot read."""
+        tell_of_far(given.coords, asked.places.reshape(-1, 2), settings.lonlat)
         measured = observe(self, given, asked, settings)
         queries = replace(asked, frame=measured.frame).queries(given)
         drawn = [_draw(self, queries, measured, group, settings)

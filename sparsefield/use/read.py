@@ -28,7 +28,7 @@ from sparsefield.data import files, parse_pattern
 from sparsefield.data.netcdf import ENDINGS, describe, read_dataset, units_of
 from sparsefield.data.overlaps import middle
 from sparsefield.data.pictures import read_mask, read_picture
-from sparsefield.data.scale import tell_of_two_units
+from sparsefield.data.scale import tell_of_values
 from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
@@ -48,15 +48,19 @@ PAIRS = (
      {"lat", "latitude", "breite", "breitengrad"}),
     ({"easting", "eastings", "east", "rechtswert"}, {"northing", "northings", "north", "hochwert"}),
 )
+# Words of what tells the system of coordinates of a row, and what was measured, in which units.
+SYSTEM = {"zone", "epsg", "srid", "crs", "datum"}
+KIND = {"parameter", "variable", "element", "pollutant", "quantity", "unit", "units"}
 # Words in the names of columns that say which, when or in what order; values only when chosen.
 LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
           "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
-          "month", "day", "hour", "minute", "second"}
+          "month", "day", "hour", "minute", "second", "utm", *SYSTEM}
 # Words of the uncertainty of another column, those that make of x no place, and those of a third
 # coordinate.
 SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
 NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
 THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
+MOST_UNNAMED = 5  # columns without names, of which the first are x and y: else it may be a matrix
 CALENDAR = "calendar of {}"  # in the attributes of a table
 NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
 
@@ -150,7 +154,7 @@ def measure_picture(
                         "or 3: give an .npz with coords and values")
     files.tell_of_classes(str(path), middle(picture.values)[None])
     if picture.white is None:
-        tell_of_two_units(str(path), picture.values[picture.known])
+        tell_of_values(str(path), picture.values[picture.known])
     whole = picture
     if picture.is_8_bit or picture.channels > channels:
         picture = picture.with_channels(channels if channels in (1, 3) else 1)
@@ -159,6 +163,9 @@ def measure_picture(
         picture, whole = picture.reduced(factor), whole.reduced(factor)
         log.info("%s is large: reduced %d times to %d x %d", path, factor, *picture.shape[::-1])
     there = picture.known
+    if missing and path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif"):
+        log.warning("WARNING: %s: JPEG changes values, at the edges of holes most: give --mask, or "
+                    "a PNG, for what is missing", path)
     if missing:
         there = there & ~np.isin(picture.values, missing).all(axis=2)
     elif missing is None and picture.white is None:
@@ -269,6 +276,12 @@ class Columns:
         if third and set(names) - set(third):
             log.info("the field is one of x and y alone; if %s is a third coordinate, or the field "
                      "follows it: --covariates %s", third[0], third[0])
+        for name in left:
+            if (SYSTEM | KIND) & set(words_of(name)) and (
+                count := self.table.iloc[:, self.names.index(name)].nunique()) > 1:
+                log.warning("WARNING: %s: %s has %d different entries: if x and y are of several "
+                            "systems (UTM zones), or values of several kinds or units, leave one",
+                            self.source, name, count)
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         self.axis_names = self.names[k_x], self.names[k_y]
         if lonlat:
@@ -330,7 +343,9 @@ class Columns:
             return options.pop()
         what = " or ".join(f"({self.names[i]}, {self.names[j]})" for i, j in sorted(options))
         raise UserError(f"{self.seen}: " + (f"x and y may be {what}; choose with --x and --y"
-                                            if what else "which are x and y? give --x and --y"))
+                                            if what else "which are x and y? give --x and --y"
+                                            + (" (a matrix of a field? save it as .npy)"
+                                               if self.names[0] == "column 1" else "")))
 
     def _called(self, words: set[str], used: Sequence[int]) -> list[int]:
         """Columns that are not used whose names are one of some words, or else have one of them."""
@@ -441,7 +456,8 @@ def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.Data
         table = table.iloc[:, :len(names)]
     if not has_header:
         _refuse_names_in_comments(source, lines)
-        names = ["x", "y", *(f"column {k + 1}" for k in range(2, table.shape[1]))]
+        axes = ["x", "y"] if table.shape[1] <= MOST_UNNAMED else ["column 1", "column 2"]
+        names = axes + [f"column {k + 1}" for k in range(2, table.shape[1])]
     if len(names) != table.shape[1]:
         hint = ("are these decimal commas? put semicolons between the columns, and give --decimal ,"
                 if separator == "," and table.shape[1] > len(names) else
@@ -507,6 +523,10 @@ def _read_netcdf(path: Path, time: str | None) -> pandas.DataFrame:
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     lists = [v for v in variables if v.dims == max(counts, key=counts.get)]
+    if others := [describe(v) for v in variables
+                  if v.ndim and v.dims != lists[0].dims and v.name not in v.dims]:
+        log.warning("WARNING: %s: %s left out: a place has one value here, so choose one step of "
+                    "the other axes first, or bring all to one axis", path, ", ".join(others))
     table = pandas.DataFrame({str(v.name): v.values for v in lists})
     table.attrs = {str(v.name): units_of(v) for v in lists} | {
         CALENDAR.format(v.name): v.attrs["calendar"] for v in lists if "calendar" in v.attrs}
@@ -518,6 +538,7 @@ def _read_npz(
 ) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
+            files.tell_of_masks(path, file.files)
             names = ("coords", "values", "noise_sd", *covariates, time)
             arrays = {name: file[name] for name in names if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,

@@ -183,8 +183,8 @@ class Times:
         if scale >= OWN:
             return f"{self.name}: each time is a field of its own, the others tell nothing of it"
         far = scale * side / self.step
-        return (f"{self.name}: 1 {self.unit or 'unit'} counts as {float(f'{far:.2g}'):.10g} "
-                f"{distance} of distance")
+        return (f"{self.name}: 1 {self.unit or 'unit'} counts as a distance of "
+                f"{float(f'{far:.2g}'):.10g} {distance}")
 
 
 def require_frames(source: str, count: int) -> None:

@@ -121,7 +121,7 @@ def test_a_test_file_of_zeros_and_ones_beside_bytes_is_said(tmp_path, caplog, dt
     fields = np.random.default_rng(0).integers(0, 256, (30, 6, 7))
     path = saved(tmp_path / "bytes.npz", images=fields.astype(dtype))
     open_data(path, test=saved(tmp_path / "t.npz", images=(fields * share).astype(dtype)))
-    assert ("t.npz: values from 0 to 1 take less than a hundredth" in caplog.text) == is_said
+    assert ("t.npz: values from 0 to 1 take only 0.39 %" in caplog.text) == is_said
 
 
 def kelvin(change) -> np.ndarray:
@@ -165,6 +165,9 @@ def whole_numbers(high):
     (whole_numbers(2), ""), (whole_numbers(20), ""),
     (lambda fields: np.maximum(whole_numbers(10)(fields), 0), ""),
     (with_zeros, "0 stands in 38 % of the points, all others are 2"),
+    (lambda fields: with_zeros(500 + 200 * np.abs(fields - 290)), "0 stands in 38 %"),
+    (lambda fields: with_zeros(fields - 290), "0 stands in 38 % of the points, between values of"),
+    (lambda fields: with_zeros((np.abs(fields - 290) / 3).round()), ""),
     (lambda fields: 10 ** (fields / 5 - 58), "90.0 % of them from"),
     (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 different fields to validate"),
     (lambda fields: np.tile(fields[:1], (40, 1, 1)), "1 different fields to validate"),
@@ -176,6 +179,29 @@ def test_what_may_be_meant_otherwise_is_said(tmp_path, caplog, change, words):
     np.savez(tmp_path / "a.npz", images=kelvin(change))
     open_data(str(tmp_path / "a.npz"))
     assert words in caplog.text if words else not caplog.text
+
+
+@pytest.mark.parametrize("shift, is_said", [(12, True), (1, False)])
+def test_validation_fields_standardised_on_their_own_are_said(tmp_path, caplog, shift, is_said):
+    fields = np.random.default_rng(0).normal(size=(40, 8, 8))
+    path = saved(tmp_path / "a.npz", images=shift + 5 * fields)
+    open_data(path, val=saved(tmp_path / "b.npz", images=fields[::-1] + 0.001))
+    assert ("b.npz: 90 % of the values are -1.6" in caplog.text) == is_said
+
+
+def test_a_mask_beside_the_fields_is_not_dropped_silently(tmp_path, caplog):
+    fields = np.random.default_rng(0).normal(size=(40, 8, 8))
+    open_data(saved(tmp_path / "a.npz", images=fields, valid_mask=fields > 0))
+    assert "a.npz: valid_mask is not read: put NaN where nothing is known" in caplog.text
+
+
+def test_dry_days_to_test_on_are_said(tmp_path, caplog):
+    fields = np.maximum(np.random.default_rng(0).normal(size=(60, 8, 8)), 0)
+    fields[:20] = 0
+    open_data(saved(tmp_path / "a.npz", images=fields))
+    assert not caplog.text
+    open_data(saved(tmp_path / "b.npz", images=fields[::-1]))
+    assert "b.npz: 6 of 6 fields to validate or to test on are alike everywhere" in caplog.text
 
 
 def test_fields_to_test_on_alone_are_no_leak(tmp_path, caplog):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from sparsefield.data import crops as data_crops
@@ -108,6 +110,24 @@ def test_validation_data_stay_so_where_the_training_data_are_named_again(tmp_pat
     assert names(tested.test) == names(data.test) and not names(tested.test) & names(data.train)
 
 
+@pytest.mark.parametrize("is_copied", [True, False])
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_copies_of_what_was_trained_on_are_no_test(tmp_path, caplog, kind, is_copied):
+    fill(tmp_path / "all", 30)
+    fill(tmp_path / "some", 6, first=3 if is_copied else 100)
+    spec, some = str(tmp_path / "all"), str(tmp_path / "some")
+    if kind == "array":
+        for folder in (spec, some):
+            np.save(f"{folder}.npy", [np.asarray(Image.open(path))
+                                      for path in sorted(Path(folder).iterdir())])
+        spec, some = f"{spec}.npy", f"{some}.npy"
+    config = asdict(Config(data=spec, image_size=16))
+    data = open_as_configured(config)
+    open_test_data({"data": data.describe(), "config": config}, test=some)
+    assert (": 6 of the fields to test on are among the data that the model was trained on"
+            in caplog.text) == is_copied
+
+
 @pytest.mark.parametrize("files, words", [
     (("a/1", "a/2", "b/1", "b/2"), "2 sub-folder(s) cannot be split into 3 parts"),
     (("a/1", "b/1", "c/1", "4"), "1 of 4 pictures lie in no sub-folder"),
@@ -124,6 +144,28 @@ def test_settings_of_folders_beside_other_data_are_refused(data, name, value):
     for spec in (str(data), "photos"):
         with pytest.raises(UserError, match=f"{name}={value}: .* is no folder of pictures"):
             open_as_configured(asdict(Config(data=spec, **{name: value})))
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Validation")])
+def test_a_folder_that_is_split_already_is_not_split_again(tmp_path, names):
+    for k, name in enumerate(names):
+        fill(tmp_path / name, 5, first=10 * k)
+    with pytest.raises(UserError, match=r"train and .* would be mixed: give --data \.\.\./train"):
+        open_data(str(tmp_path), image_size=16)
+    (tmp_path / names[1]).rename(tmp_path / "more")
+    (tmp_path / names[-1]).rename(tmp_path / "others") if len(names) > 2 else None
+    assert len(open_data(str(tmp_path), image_size=16).train) > 3
+
+
+def test_masks_beside_pictures_are_said(tmp_path, caplog):
+    fill(tmp_path, 60)
+    for k in range(60):
+        patches = np.random.default_rng(k).integers(0, 9, (5, 5)).repeat(10, 0).repeat(10, 1)
+        mask = Image.fromarray(patches.astype(np.uint8))
+        mask.putpalette(list(range(30)))
+        mask.save(tmp_path / f"mask{k:02d}.png")
+    open_data(str(tmp_path), image_size=16)
+    assert "may be maps of classes, of which means say nothing: leave masks out" in caplog.text
 
 
 # --- pictures of other numbers than 8 bits --------------------------------------------------------
@@ -148,6 +190,24 @@ def test_a_spike_in_a_folder_of_numbers_is_said(tmp_path, caplog, spike, is_said
     caplog.clear()
     said = open_data(str(tmp_path), image_size=24, value_range=(0, 1e4), units="degC")
     assert said.scale.describe() == "0 to 10000 degC" and not caplog.text
+
+
+def test_colours_of_few_bits_in_many_are_said(tmp_path, caplog):
+    for k in range(4):
+        pixels = np.random.default_rng(k).integers(0, 4096, (20, 20, 3)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{k}.tif", pixels, photometric="rgb")
+    open_data(str(tmp_path), image_size=16)
+    assert caplog.text.count("take only 6.2 % of 0 to 65535") == 1
+    caplog.clear()
+    open_data(str(tmp_path), image_size=16, value_range=(0, 4095))
+    assert not caplog.text
+
+
+def test_arrays_beside_their_pictures_are_not_dropped(tmp_path):
+    fill(tmp_path, 5)
+    np.save(tmp_path / "field.npy", np.random.default_rng(0).normal(size=(40, 50)))
+    with pytest.raises(UserError, match=r"mixed depths: .*field\.npy"):
+        open_data(str(tmp_path), image_size=16, channels=1)
 
 
 def test_other_units_and_codes_in_a_folder_of_numbers(tmp_path, caplog):
@@ -186,8 +246,8 @@ def test_frozen_field_is_the_area_average_of_the_centre_square(tmp_path):
 def test_training_crops_shrink_but_never_enlarge(tmp_path):
     """Pixels of a one-pixel chequerboard average out unless the crop has its own size."""
     (tmp_path / "a").mkdir()
-    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    for kind, shown in (("png", board), ("bmp", 255 - board), ("tif", board[1:, :62])):
+    board = (np.indices((66, 66)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    for kind, shown in (("png", board), ("bmp", board[:64, :64]), ("tif", board[3:, :62])):
         Image.fromarray(shown).save(tmp_path / "a" / f"a.{kind}")
     data = open_data(str(tmp_path), image_size=32)
     assert data.channels == 1

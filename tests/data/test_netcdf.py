@@ -95,6 +95,24 @@ def test_rows_without_coordinates_stay(tmp_path):
     np.testing.assert_allclose(data.to_physical(data.train.example(0))[..., 0], FIELD[0], rtol=1e-5)
 
 
+def test_a_region_across_greenwich_is_not_turned_round(tmp_path, caplog):
+    lon = np.concatenate([np.arange(345.0, 360), np.arange(9.0)])
+    write(tmp_path / "a.nc", {"t": (ALL, FIELD)},
+          months() | lonlat() | {"lon": (lon, "degrees_east")})
+    np.testing.assert_array_equal(read_fields(tmp_path / "a.nc").values[..., 0], FIELD)
+    assert "has steps from" not in caplog.text
+
+
+def test_places_of_two_dimensions_are_said(tmp_path, caplog):
+    j, i = np.mgrid[:20, :24]
+    write(tmp_path / "a.nc", {"t": (("time", "j", "i"), FIELD), "nav_lat": (("j", "i"), 60.0 - j),
+                              "nav_lon": (("j", "i"), 5.0 + i)},
+          months() | {"j": 20, "i": 24}, nav_lat={"units": "degrees_north"})
+    open_data(str(tmp_path / "a.nc"), variables=["t"])
+    assert "places are in nav_lat, of two dimensions, which is not read" in caplog.text
+
+
+
 def test_a_geotiff_is_turned_north_up_and_scaled(tmp_path):
     xarray = pytest.importorskip("xarray")
     pytest.importorskip("rioxarray")

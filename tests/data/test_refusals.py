@@ -60,6 +60,7 @@ ARRAYS = {
     "rank 2": (np.zeros((30, 6)), "shape (30, 6)"),
     "one picture": (np.zeros((40, 50, 3), np.uint8), "looks like one picture"),
     "channels first": (np.zeros((30, 3, 8, 8), np.uint8), "channels first"),
+    "many channels first": (np.zeros((30, 6, 8, 8)), "channels first"),
     "no fields": (np.zeros((0, 6, 6)), "not empty"),
     "bool": (np.zeros((30, 6, 6), bool), "bool"),
     "text": (np.full((30, 6, 6), "a"), "uint8 or float"),

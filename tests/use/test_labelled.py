@@ -58,6 +58,14 @@ def test_a_frame_is_read_by_the_names_of_its_columns(stations):
     assert float(at["mean"]) == row["mean"] and float(at["sd"]) == row["sd"]
 
 
+def test_coords_and_values_of_other_indexes_are_refused(stations):
+    coords, values = stations[["longitude", "latitude"]], stations["temperature"]
+    asked = {"resolution": 4, "extent": (-10, 40, 30, 70), **FEW}
+    with pytest.raises(UserError, match=r"have other indexes: .*values\.loc\[coords\.index\]"):
+        KRIGING.reconstruct(coords.sort_values("longitude"), values, **asked)
+    KRIGING.reconstruct(coords, values, **asked)
+
+
 def test_settings_of_a_frame(stations):
     def field(data, **settings):
         return KRIGING.reconstruct(data, resolution=4, **settings, **FEW)

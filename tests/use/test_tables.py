@@ -7,10 +7,12 @@ import gzip
 import numpy as np
 import pandas
 import pytest
+import xarray
 
 from sparsefield.errors import UserError
 from sparsefield.use.read import read_measurements
 
+PLACES = np.random.default_rng(0).uniform(500, 510, (200, 2))
 ROWS = [(3.0, 50.0, 11.5), (4.0, 51.0, 12.0), (5.0, 52.5, 13.0)]  # x, y, value
 
 
@@ -177,10 +179,62 @@ def test_latitudes_that_are_no_degrees_are_refused(tmp_path, lon, lat):
 def test_places_far_from_all_others_are_said(tmp_path, caplog, place, is_said):
     rows = "".join(f"{k},{k**2 % 11},{k}\n" for k in range(12))
     read(tmp_path, f"x,y,t\n{rows}{place[0]},{place[1]},3\n")
-    assert (f"1 of 13 places have x from {place[0]}" in caplog.text) == is_said
+    assert (f"1 of 13 rows have x from {place[0]}" in caplog.text) == is_said
 
 
-PLACES = np.random.default_rng(0).uniform(500, 510, (200, 2))
+@pytest.mark.parametrize("zones, is_said", [("32 33", True), ("32 32", False)])
+def test_several_zones_are_said(tmp_path, caplog, zones, is_said):
+    first, last = zones.split()
+    rows = f"{first},4e5,5.2e6,1\n{last},5e5,5.3e6,2\n{first},6e5,5.4e6,3\n"
+    found = read(tmp_path, f"utm_zone,easting,northing,v\n{rows}")
+    assert found.names == ("v",)
+    assert ("utm_zone has 2 different entries" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("kinds, is_said", [("pm25 no2", True), ("no2 no2", False)])
+def test_values_of_several_kinds_are_said(tmp_path, caplog, kinds, is_said):
+    first, last = kinds.split()
+    read(tmp_path, f"lon,lat,parameter,value\n5,50,{first},1\n6,51,{last},7\n7,50,{first},2\n")
+    assert ("parameter has 2 different entries" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("scale, is_said", [(np.pi / 180, True), (1, False)])
+def test_radians_are_said(tmp_path, caplog, scale, is_said):
+    frame = pandas.DataFrame(scale * np.random.default_rng(0).uniform(-80, 80, (20, 2)),
+                             columns=["lon", "lat"]).assign(t=range(20))
+    read(tmp_path, frame.to_csv(index=False), lonlat=True)
+    assert ("are these radians?" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("value, count, low, words", [
+    (-1, 9, 0.5, "--missing -1"), (-1, 9, -2.5, ""), (-1, 2, 0.5, ""),
+    (-0.5, 9, 0.5, "--missing -0.5"), (0, 9, 12, "0 stands in"), (0, 9, 0.5, "")])
+def test_values_that_repeat_at_the_end_of_others(tmp_path, caplog, value, count, low, words):
+    values = np.concatenate([np.full(count, value), low + np.random.default_rng(0).uniform(
+        0, 6, 190)])
+    frame = pandas.DataFrame(PLACES[:len(values)], columns=["x", "y"]).assign(t=values)
+    try:
+        read(tmp_path, frame.to_csv(index=False))
+    except UserError as refused:
+        assert words and words in str(refused)
+    else:
+        assert words in caplog.text if words else "WARNING" not in caplog.text
+
+
+def test_series_of_stations_are_not_dropped_silently(tmp_path, caplog):
+    xarray.Dataset({"alt": ("station", [1.0, 2, 4]), "lon": ("station", [5.0, 6, 7]),
+                    "lat": ("station", [50.0, 52, 51]),
+                    "temp": (("station", "time"), np.ones((3, 8)))}).to_netcdf(
+        tmp_path / "s.nc", engine="scipy")
+    read_measurements(str(tmp_path / "s.nc"), channels=1)
+    assert "temp (station 3, time 8) left out: a place has one value here" in caplog.text
+
+
+@pytest.mark.parametrize("top", ["", ",5.0,5.2,5.4,5.6,5.8\n", "lat,5.0,5.2,5.4,5.6,5.8\n"])
+def test_a_matrix_is_no_list(tmp_path, top):
+    rows = "".join(f"{50 + k},1,{k},3,4,5\n" for k in range(6))
+    with pytest.raises(UserError, match="a matrix of a field"):
+        read(tmp_path, top + rows)
 
 
 @pytest.mark.parametrize("places, is_said", [
@@ -203,6 +257,13 @@ def test_stations_in_another_unit_are_said(tmp_path, caplog, count, shift, is_sa
     frame = pandas.DataFrame(PLACES, columns=["x", "y"]).assign(t=values)
     read(tmp_path, frame.to_csv(index=False))
     assert ("10 % of the values are 27" in caplog.text and "(degC and K)" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("last, is_said", [(900, True), (40, False)])
+def test_a_total_below_the_values_is_said(tmp_path, caplog, last, is_said):
+    rows = "".join(f"{k},{k**2 % 11},{10 + k % 5}\n" for k in range(12))
+    read(tmp_path, f"x,y,t\n{rows}5,6,{last}\n")
+    assert ("1 of 13 rows have t from 900 to 900, all others 10 to 14" in caplog.text) == is_said
 
 
 def test_datetimes_of_parquet_are_no_values(tmp_path):

@@ -72,7 +72,7 @@ def test_other_times_tell_of_a_field_that_moves():
     def rmse(mean):
         return ((mean - truth) ** 2).mean() ** 0.5
     assert rmse(field.mean) < 0.6 * rmse(alone)
-    assert re.fullmatch(r"time: 1 unit counts as [\d.]+ units of x of distance", field.in_time)
+    assert re.fullmatch(r"time: 1 unit counts as a distance of [\d.]+ units of x", field.in_time)
 
 
 @pytest.mark.parametrize("given", [
