@@ -9,6 +9,7 @@
     python reconstruct.py sea.csv --missing -9999 --noise_sd sigma --grid like.nc
     python reconstruct.py rain.csv --lonlat --covariates elev --grid terrain.nc  # follows height
     python reconstruct.py photo.png --observe random:0.05 --covariates luminance # colours it
+    python reconstruct.py sea.nc --time time --page                  # gaps in (time, y, x)
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
     python reconstruct.py --help                                     # every setting, explained
 
@@ -16,9 +17,13 @@ INPUT is one of:
   a picture (8 or 16 bits, floats, or .npy). Its known pixels are given by --mask or --observe; else
   they are those that are neither transparent nor NaN;
   a .csv or .parquet table with columns x, y and value; which column became which is printed;
-  a NetCDF file (.nc, .cdf) with such variables of one dimension;
+  a NetCDF file (.nc, .cdf) with such variables of one dimension; with --time also one, or a zarr,
+  with a variable of (time, y, x) whose gaps are filled;
   an .npz file with `coords` (M, 2) and `values` (M, C);
   - for CSV on standard input.
+
+A field of more than 1,024 rows, a larger GeoTIFF with gaps, or more than a million points are
+answered in tiles, on all cores or on a cluster, into field.tif.
 
 Without --checkpoint, colour pictures are reconstructed by the bundled model, and everything else by
 the closed form: kriging fitted to the measurements, with samples and uncertainty, without training.
@@ -26,6 +31,7 @@ the closed form: kriging fitted to the measurements, with samples and uncertaint
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
 points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif, as for GeoTIFFs.
+With --time there are field.gif, a film (field.mp4 where ffmpeg is), and no single maps.
 Other files in that folder are never replaced. --page adds field.html, to look at all of it in a
 browser. With --holdout a share of the measurements is hidden, predicted by this and by other
 methods, and scored; files are then written with --page only.
@@ -55,12 +61,12 @@ from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
-from sparsefield.use import holdout
+from sparsefield.use import holdout, mosaic
 from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.labelled import read_stack
-from sparsefield.use.points import Measurements
+from sparsefield.use.points import MOST_POINTS, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import are_within_bytes, own_range, transformed, unlike_training
@@ -73,7 +79,7 @@ class Config:
     """Settings of a reconstruction."""
 
     input: Annotated[str, tyro.conf.Positional]
-    """A picture, .csv, .parquet, .nc, .npz, or - for CSV on standard input."""
+    """A picture, .csv, .parquet, .nc, .zarr, .npz, or - for CSV on standard input."""
     checkpoint: str | None = None
     """Trained model: a file of V1 or V2; bundled: the V2 of this project; none: the closed form
     alone, for any values. Default: bundled for colour pictures, else none."""
@@ -167,6 +173,12 @@ class Config:
     page: bool = False
     """Also write field.html: a page with maps, a section, the variogram and checks, for any browser
     and without a network. With --holdout, too, it shows the scores."""
+    workers: int | None = None
+    """Processes for a field in tiles, by default one for each core. A field is answered in tiles,
+    by the closed form, beyond a million points or 1,024 rows, or if this is given; started again,
+    the same command does what is missing."""
+    scheduler: str | None = None
+    """Do the tiles on a dask.distributed cluster, such as tcp://host:8786."""
     overwrite: bool = False
     """Write into --out even if it holds other files. These are left alone."""
 
@@ -181,9 +193,15 @@ def reconstruct(config: Config, command: str = "") -> None:
         raise UserError(f"--block_size {config.block_size}: give --holdout_by blocks, too")
     if config.time is None and (config.times or config.holdout_by == "times"):
         raise UserError("--times and --holdout_by times: give --time, too")
+    if mosaic.is_beyond(config):
+        mosaic.run(config)
+        return
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     stack = None
     if config.time is not None:
+        if config.mask or config.observe:
+            raise UserError("--mask and --observe are for a picture, --time is for what moves: "
+                            "leave one of them out")
         stack = read_stack(config.input, config.time, config.value, config.x, config.y,
                            config.noise_sd, config.missing, config.lonlat)
     given = stack.given if stack is not None else read_measurements(
@@ -191,7 +209,11 @@ def reconstruct(config: Config, command: str = "") -> None:
         observe=config.observe, x=config.x, y=config.y, value=config.value,
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
         lonlat=config.lonlat, seed=config.seed, covariates=config.covariates, time=config.time,
+        most=math.inf,
     )
+    if len(given.coords) > MOST_POINTS:
+        mosaic.run(config, given)
+        return
     given = replace(given, units=config.units or given.units)
     own_range(transformed(config.transform, given.values))  # refused before writing
     given, asked = what_is_asked(
@@ -199,6 +221,9 @@ def reconstruct(config: Config, command: str = "") -> None:
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach, times=config.times,
         stack=stack,
     )
+    if config.covariates and stack is not None:
+        raise UserError(f"--covariates {' '.join(config.covariates)}: they are for tables, not for "
+                        "a stack")
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "

@@ -6,7 +6,8 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
-from sparsefield.data.files import require_file, tell_of_no_quantity
+from sparsefield.data.files import one_line, require_file, tell_of_no_quantity
 from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
@@ -62,6 +63,24 @@ def read_dataset(path: Path) -> Dataset:
         raise UserError(f"{path}: broken or cut off ({reason}); copy it again") from None
 
 
+@contextmanager
+def lazily(path: Path) -> Iterator[Dataset]:
+    """A NetCDF file or a GeoTIFF whose values are read when they are asked for. Raises as
+    `read_dataset`."""
+    require_file(path)
+    try:
+        if path.suffix.lower() in GEOTIFF:
+            with _open_geotiff(path) as file:
+                yield file
+        else:
+            import xarray
+
+            with xarray.open_dataset(path, decode_times=False, **_engine(path)) as file:
+                yield file
+    except _BROKEN as error:
+        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
+
+
 def _read_netcdf(path: Path) -> Dataset:
     import xarray
 
@@ -93,16 +112,21 @@ def _engine(path: Path) -> dict[str, object]:
 
 
 def _read_geotiff(path: Path) -> Dataset:
+    with _open_geotiff(path) as file:
+        return file.load()
+
+
+def _open_geotiff(path: Path) -> Dataset:
     if find_spec("rioxarray") is None:
         raise UserError(f"{path}: a GeoTIFF needs rioxarray: pip install rioxarray; pictures to "
                         "train on are given as a folder")
     import rioxarray
 
-    with rioxarray.open_rasterio(path, mask_and_scale=True, band_as_variable=True) as file:
-        if file.rio.transform().is_identity:
-            raise UserError(f"{path}: no GeoTIFF, it has no coordinates; pictures to train on are "
-                            "given as a folder")
-        return file.load()
+    file = rioxarray.open_rasterio(path, mask_and_scale=True, band_as_variable=True)
+    if file.rio.transform().is_identity:
+        raise UserError(f"{path}: no GeoTIFF, it has no coordinates; pictures to train on are "
+                        "given as a folder")
+    return file
 
 
 # --- what xarray's decoding leaves ----------------------------------------------------------------

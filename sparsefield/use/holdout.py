@@ -27,6 +27,7 @@ SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
 RESAMPLES = 2000
 FRAME_BY_FRAME = "frame by frame"
+WORTH = 0.1  # of CRPS: as much must be excluded before time is said to bring nothing
 
 
 class Forecast(NamedTuple):
@@ -152,7 +153,8 @@ def _on_time(first: Score, frames: Score) -> str:
     """Whether other times tell anything, by the change against frame by frame."""
     low, high, numbers = _compared(first, frames)
     found = ("other times help" if high < 0 else "other times do harm here" if low > 0 else
-             "time brings nothing that shows here")
+             "time brings nothing that shows here" if low > -WORTH else
+             "too few measurements are hidden to tell whether other times help")
     return f"{found}: {numbers}, against {frames.name}"
 
 

@@ -134,7 +134,9 @@ def of_array(
                         "filled; take a part, or coarsen it")
     times = None
     for dim in map(str, set(array.dims) - set(names)):
-        if not (is_time(marked[dim]) and dim in array.coords):
+        if is_time(marked[dim]) and dim not in array.coords:
+            raise UserError(f"{source} {describe(array)}: axis {dim} has no values: give it some")
+        if not is_time(marked[dim]):
             raise UserError(f"{source} {describe(array)}: {dim} is no time axis; say which is "
                             "one, or take one step of the others with .isel")
         times = of_axis(source, array[dim])
