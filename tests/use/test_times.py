@@ -157,8 +157,17 @@ def test_more_frames_than_fit_in_memory_are_refused():
 
 
 def test_dates_written_as_numbers_are_dates():
-    found = of_values("a table", [20200131, 20200201])
-    assert found.is_dated and np.diff(found.values) == 1
+    for days, gap in (([20200131, 20200201], 1), ([201912, 202001], 31)):
+        found = of_values("a table", days)
+        assert found.unit == "day" and np.diff(found.values) == gap
+
+
+def test_times_are_told_apart_to_the_microsecond_and_come_back():
+    texts = ["2020-03-01T10:00:00.000001", "2020-03-01T10:00:00.000002", "2020-03-04T08:00:00"]
+    found = of_values("a table", texts)
+    assert found.labels()[:2] == texts[:2]
+    thirds = Times(np.array([1 / 3, 1000 + 2 / 3]), "time", "days since 2020-01-01", "standard")
+    assert thirds.labels() == ["2020-01-01T08:00", "2022-09-27T16:00"]
 
 
 def test_a_calendar_that_cannot_be_decoded_stays_numbers():
