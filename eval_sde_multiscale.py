@@ -36,6 +36,7 @@ import numpy as np
 import pandas as pd
 
 from sparsefield import cli
+from sparsefield.data.scale import frames_of
 from sparsefield.device import pick_device
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots, tables
@@ -162,6 +163,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     if not config.resolutions:
         fitting = [k * data.height for k in (1, 2, 3) if k == 1 or k * data.height <= MOST_ROWS]
         config = replace(config, resolutions=tuple(fitting))
+    if frames_of(data.test) > 1:
+        raise UserError(f"{config.checkpoint}: learnt sequences, whose fields are not compared at "
+                        "other resolutions; see eval_v1_vs_v2.py")
     chosen = spread(with_finest_truth(data.test, config.resolutions), config.num_samples)
     cases = Cases(data.test, config.pattern(), chosen, seed=config.seed, points=config.points,
                   resolutions=config.resolutions, device=device)

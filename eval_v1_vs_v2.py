@@ -44,7 +44,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate import plots, tables
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.calibration import METHOD
-from sparsefield.evaluate.cases import Cases, spread
+from sparsefield.evaluate.cases import Cases, spread_over
 from sparsefield.flow.samplers import check_sampler
 from sparsefield.model.bundled import V1, V1_WITH_START, V2, find_bundled
 from sparsefield.model.checkpoint import build_model, load_checkpoint
@@ -245,7 +245,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     data, out = config.open(checkpoints["V2"], FILES, *paths.values(), *config.v1_seeds,
                             *config.v2_seeds)
     cases = Cases(
-        data.test, config.pattern(), spread(range(len(data.test)), config.num_samples),
+        data.test, config.pattern(), spread_over(data.test, config.num_samples),
         seed=config.seed, points=config.batch_size * data.height * data.width, device=device,
     )
     sampler = {"method": config.sampler, "num_steps": config.num_steps}

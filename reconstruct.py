@@ -22,6 +22,9 @@ INPUT is one of:
   an .npz file with `coords` (M, 2) and `values` (M, C);
   - for CSV on standard input.
 
+A field of more than 1,024 rows, a larger GeoTIFF with gaps, or more than a million points are
+answered in tiles, on all cores or on a cluster, into field.tif.
+
 Without --checkpoint, colour pictures are reconstructed by the bundled model, and everything else by
 the closed form: kriging fitted to the measurements, with samples and uncertainty, without training.
 
@@ -58,12 +61,12 @@ from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED
-from sparsefield.use import holdout
+from sparsefield.use import holdout, mosaic
 from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
 from sparsefield.use.labelled import read_stack
-from sparsefield.use.points import Measurements
+from sparsefield.use.points import MOST_POINTS, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
 from sparsefield.use.values import are_within_bytes, own_range, transformed, unlike_training
@@ -170,6 +173,12 @@ class Config:
     page: bool = False
     """Also write field.html: a page with maps, a section, the variogram and checks, for any browser
     and without a network. With --holdout, too, it shows the scores."""
+    workers: int | None = None
+    """Processes for a field in tiles, by default one for each core. A field is answered in tiles,
+    by the closed form, beyond a million points or 1,024 rows, or if this is given; started again,
+    the same command does what is missing."""
+    scheduler: str | None = None
+    """Do the tiles on a dask.distributed cluster, such as tcp://host:8786."""
     overwrite: bool = False
     """Write into --out even if it holds other files. These are left alone."""
 
@@ -184,6 +193,9 @@ def reconstruct(config: Config, command: str = "") -> None:
         raise UserError(f"--block_size {config.block_size}: give --holdout_by blocks, too")
     if config.time is None and (config.times or config.holdout_by == "times"):
         raise UserError("--times and --holdout_by times: give --time, too")
+    if mosaic.is_beyond(config):
+        mosaic.run(config)
+        return
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
     stack = None
     if config.time is not None:
@@ -197,7 +209,11 @@ def reconstruct(config: Config, command: str = "") -> None:
         observe=config.observe, x=config.x, y=config.y, value=config.value,
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
         lonlat=config.lonlat, seed=config.seed, covariates=config.covariates, time=config.time,
+        most=math.inf,
     )
+    if len(given.coords) > MOST_POINTS:
+        mosaic.run(config, given)
+        return
     given = replace(given, units=config.units or given.units)
     own_range(transformed(config.transform, given.values))  # refused before writing
     given, asked = what_is_asked(

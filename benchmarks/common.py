@@ -154,7 +154,7 @@ def ways(before: Path | None) -> dict[str, Callable[..., dict[str, Tensor]]]:
 
 def errors(mean: np.ndarray, sd: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """MSE, CRPS and the share in 90 % intervals of Gaussian forecasts, of arrays of one shape."""
-    from sparsefield.use.holdout import gaussian_crps
+    from sparsefield.evaluate.metrics import gaussian_crps
 
     z = (truth - mean) / sd
     return {"mse": float(((truth - mean) ** 2).mean()), "crps": float(gaussian_crps(z, sd).mean()),

@@ -78,6 +78,8 @@ class Purpose(IntEnum):
     MASK = 6
     MASK_COUNT = 8
     TRACER = 9
+    TRAINING_SEQUENCE = 10
+    FROZEN_SEQUENCE = 11
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

@@ -55,6 +55,7 @@ class Domain(NamedTuple):
 
 
 UNIT_SQUARE = Domain()
+LEAST_STEP = 1e-6  # of times; frames at one time count as so far apart
 
 
 def grid_coords(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -74,6 +75,52 @@ def grid_coords(height: int, width: int, device: torch.device | str | None = Non
     return torch.stack([xx, yy], dim=-1).reshape(-1, 2)
 
 
+class Frames(NamedTuple):
+    """Which of B fields follow each other: every `count` of them, side by side, are a sequence.
+
+    Attributes:
+        count: T. times: (B,), of the fields; None: even steps.
+        draws: K of each field, side by side: then there are B K fields, and still B times.
+    """
+
+    count: int = 1
+    times: Tensor | None = None
+    draws: int = 1
+
+    def part(self, rows: slice) -> Frames:
+        """Of some of the fields, whole sequences."""
+        return self if self.times is None else self._replace(times=self.times[rows])
+
+    def joined(self, x: Tensor) -> Tensor:
+        """What fields have (B, N, F) as what sequences have: (B / T, T N, F)."""
+        return x.unflatten(0, (-1, self.count)).flatten(1, 2)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """What `joined` undoes."""
+        return x.unflatten(1, (self.count, -1)).flatten(0, 1)
+
+    def in_time(self, coords: Tensor) -> Tensor:
+        """Places (B, N, D) of the fields as places of sequences, (B / T, T N, D + 1), the last
+        coordinate of which is the time."""
+        times = self.times
+        if times is None:
+            times = torch.arange(self.count, device=coords.device).repeat(len(coords) // self.count)
+        times = times.to(coords)[:, None, None].expand(-1, coords.shape[1], 1)
+        return self.joined(torch.cat([coords, times], dim=2))
+
+    def log_steps(self, like: Tensor) -> Tensor:
+        """(B / T, T, 2): logarithms of the time since the frame before and until the next in mean
+        steps of the sequence; 0 where there is none, or steps are even. Of fields (B K, ...)."""
+        steps = like.new_zeros(len(like) // (self.count * self.draws), self.count, 2)
+        if self.times is not None and self.count > 1:
+            gaps = self.times.to(like).view(-1, self.count).diff(dim=1).clamp_min(LEAST_STEP)
+            steps[:, 1:, 0] = steps[:, :-1, 1] = (gaps / gaps.mean(dim=1, keepdim=True)).log()
+        return steps
+
+
+SINGLE = Frames()
+
+
 class Observed(NamedTuple):
     """What was measured of B fields.
 
@@ -83,6 +130,7 @@ class Observed(NamedTuple):
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
         domain: the rectangle that the observations stand for.
         box: the rectangle that holds them and all that is asked for; it begins at (0, 0).
+        frames: which of the fields are a sequence.
         covariates: how many columns of coords, here and of queries, are no places in space: only
             the closed form reads them. trend: degree of its polynomial drift, 0 to 2.
         timed: whether the last of the covariates is time.
@@ -96,3 +144,9 @@ class Observed(NamedTuple):
     covariates: int = 0
     trend: int = 0
     timed: bool = False
+    frames: Frames = SINGLE
+
+    def cpu(self) -> Observed:
+        """On the CPU, all but the times of frames."""
+        noise_sd = None if self.noise_sd is None else self.noise_sd.cpu()
+        return self._replace(coords=self.coords.cpu(), values=self.values.cpu(), noise_sd=noise_sd)

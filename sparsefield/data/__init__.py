@@ -26,7 +26,7 @@ def open_data(
     spec: str, *, image_size: int | None = None, data_dir: str | Path | None = None,
     value_range: Sequence[float] | None = None, units: str | None = None,
     channels: int | None = None, val: str | None = None, test: str | None = None, seed: int = 0,
-    variables: Sequence[str] | None = None, split_by: str | None = None,
+    variables: Sequence[str] | None = None, split_by: str | None = None, frames: int = 1,
 ) -> Data:
     """The data set that `--data` names: photos, terrain, tracer, cifar10, a folder or a
     file.
@@ -43,6 +43,8 @@ def open_data(
         variables: NetCDF: the names of the channels. split_by: folders: see `open_folder`.
         seed: photos, terrain, tracer: which crops are frozen; the same for runs that are to be
             compared.
+        frames: of a sequence; 1: single fields. Of tracer, and of files whose fields follow each
+            other in time.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -51,12 +53,15 @@ def open_data(
     if variables and not is_gridded:
         raise UserError(f"--variables {' '.join(variables)}: {spec} is no NetCDF file; leave it "
                         "out")
+    if frames > 1 and spec != "tracer" and (spec in NAMES or path.is_dir()):
+        raise UserError(f"time={frames}: {spec} holds single pictures; give tracer, or a file "
+                        "whose fields follow each other in time (.nc, .npz, .npy)")
     if spec == "photos":
         return open_photos(size, seed)
     if spec == "terrain":
         return open_terrain(size, seed)
     if spec == "tracer":
-        return open_tracer(size, seed)
+        return open_tracer(size, seed, frames)
     if spec == "cifar10":
         return open_cifar10(Path(data_dir) if data_dir else None)
     try:
@@ -73,8 +78,9 @@ def open_data(
         return open_folder(path, image_size=size, channels=channels, split_by=split_by, **scaled,
                            **own)
     if is_gridded:
-        return open_netcdf(path, variables=variables, image_size=size, **scaled, **own)
-    return open_array(path, **scaled, **own)
+        return open_netcdf(path, variables=variables, image_size=size, frames=frames, **scaled,
+                           **own)
+    return open_array(path, frames=frames, **scaled, **own)
 
 
 def open_as_configured(config: dict) -> Data:
@@ -98,4 +104,5 @@ def open_as_configured(config: dict) -> Data:
     chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables",
                                                 "split_by")}
     chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
-    return open_data(config["data"], image_size=config["image_size"], **chosen)
+    return open_data(config["data"], image_size=config["image_size"],
+                     frames=config.get("time", 1), **chosen)

@@ -90,54 +90,79 @@ class ArraySplit:
     tile anywhere in it of which at least half of the points exist.
 
     Args:
-        places: (n, 3), the field, top and left of each example. tile: (h, w) of all.
+        places: (n, 3), the field, top and left of each example, or of the first frame of each
+            sequence. tile: (h, w) of all. frames: of a sequence. times: (N,) of the fields of the
+            part; None: even.
         contents: a hash of each field that is not flat, see `overlaps.whole_hashes`.
     """
 
     def __init__(
         self, part: Part, scale: Scale, places: np.ndarray, tile: tuple[int, int], *,
-        is_symmetric: bool, has_gaps: bool, contents: frozenset[int],
+        is_symmetric: bool, has_gaps: bool, contents: frozenset[int], frames: int = 1,
+        times: np.ndarray | None = None,
     ):
         self.part, self.scale, self.places, self.tile = part, scale, places, tile
         self.contents = contents
         self.is_symmetric, self.has_gaps = is_symmetric, has_gaps
+        self.frames, self.times = frames, times
         self.room = np.subtract(part.fields(0, 1).shape[1:3], tile) + 1
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.places) * self.frames
+
+    def time(self, index: int) -> float:
+        sequence, frame = divmod(index, self.frames)
+        if self.times is None:
+            return float(frame)
+        first = int(self.places[sequence, 0])
+        own = self.times[first : first + self.frames]
+        return float((own[frame] - own[0]) / max(np.diff(own).mean(), np.finfo(float).tiny))
 
     def example(self, index: int) -> np.ndarray:
-        return self._cut(*self.places[index].tolist())
+        sequence, frame = divmod(index, self.frames)
+        return self._cut(*self.places[sequence].tolist())[frame]
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        sequence, frame = divmod(index, self.frames)
         for _ in range(TRIES if max(self.room) > 1 else 0):
-            found = self._cut(int(self.places[index, 0]), *map(int, rng.integers(self.room)))
-            if np.isnan(found[..., 0]).mean() <= 1 - LEAST_SHARE:
-                return found
+            found = self._cut(int(self.places[sequence, 0]), *map(int, rng.integers(self.room)))
+            if np.isnan(found[..., 0]).mean(axis=(1, 2)).max() <= 1 - LEAST_SHARE:
+                return found[frame]
         return self.example(index)
 
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         return None
 
     def _cut(self, field: int, top: int, left: int) -> np.ndarray:
-        values = self.part.fields(field, field + 1)[0]
-        values = values[top:top + self.tile[0], left:left + self.tile[1]]
+        """A sequence, (T, h, w, C)."""
+        values = self.part.fields(field, field + self.frames)
+        values = values[:, top:top + self.tile[0], left:left + self.tile[1]]
         inside = self.scale.to_inside(values)
         if self.has_gaps:
             inside[np.isnan(inside).any(axis=-1)] = np.nan
         return inside
 
 
-def _places(part: Part, size: tuple[int, int] | None, most: int | None) -> np.ndarray:
+def _places(
+    part: Part, size: tuple[int, int] | None, most: int | None, frames: int
+) -> np.ndarray:
     """(n, 3): field, top and left of whole fields, or of tiles side by side, of which half of the
-    points exist; of these at most so many, evenly from all."""
+    points exist; of these at most so many, evenly from all. Of sequences those of the first frame:
+    any frame that enough others follow, or where there is a `most`, every T-th."""
+    count = len(part) - frames + 1
+    if count < 1:
+        raise UserError(f"{part.source}: a part of {len(part)} fields holds no sequence of "
+                        f"{frames}; choose a smaller TIME, or name data to validate and to test on")
+    firsts = np.arange(0, count, frames if most else 1)
     if size is None:
-        return np.arange(len(part))[:, None] * [1, 0, 0]
+        return firsts[:, None] * [1, 0, 0]
     exists = ~np.isnan(part.fields(0, len(part))).any(axis=-1)
     tops, lefts = (range(0, exists.shape[k + 1] - size[k] + 1, size[k]) for k in range(2))
     shares = np.stack([exists[:, top:top + size[0], left:left + size[1]].mean(axis=(1, 2))
                        for top in tops for left in lefts], axis=1)
+    shares = np.min([shares[firsts + k] for k in range(frames)], axis=0)
     field, tile = np.nonzero(shares >= LEAST_SHARE)
+    field = firsts[field]
     if len(field) == 0:
         raise UserError(f"{part.source}: no tile of {size[0]} x {size[1]} points of which half "
                         "exist; choose a smaller --image_size, or another variable")
@@ -149,7 +174,7 @@ def _places(part: Part, size: tuple[int, int] | None, most: int | None) -> np.nd
 
 def open_array(
     path: Path, *, val: Path | None = None, test: Path | None = None,
-    value_range: Sequence[float] | None = None, units: str | None = None,
+    value_range: Sequence[float] | None = None, units: str | None = None, frames: int = 1,
 ) -> Data:
     """The fields of a file: 90 % training, 5 % validation, 5 % test, in the order of the file.
 
@@ -166,12 +191,14 @@ def open_array(
         found, own_units = read_array(file) if file else (None, None)
         require_units(str(file), own_units, str(path), None if units else named_units)
         parts.append(None if found is None else _part(file, found))
-    return array_data(path.name, in_three(*parts, cut), value_range, units or named_units)
+    return array_data(path.name, in_three(*parts, cut), value_range, units or named_units,
+                      frames=frames)
 
 
 def array_data(
     name: str, parts: Sequence[Part], value_range: Sequence[float] | None = None,
     units: str | None = None, *, tile: tuple[int, int] | None = None, rows_up: bool = False,
+    frames: int = 1, times: Sequence[np.ndarray | None] = (None, None, None),
 ) -> Data:
     """Training, validation and test fields that are in memory, or mapped into it.
 
@@ -182,6 +209,7 @@ def array_data(
         value_range: see `given_range`; by default 0 and 255 for uint8, and otherwise the smallest
             and largest training value of each channel.
         tile: (h, w), whole fields by default; see `ArraySplit`. rows_up: see `Data`.
+        frames, times: of sequences, see `ArraySplit`.
     Raises:
         UserError: wrong rank or type, zero size, infinities, whole fields with fewer than two
             points, parts of different shape, values far outside the range.
@@ -239,11 +267,12 @@ def array_data(
         source = " and ".join(dict.fromkeys(part.source for part in parts[1:]))
         tell_of_overlaps(source, some, surveys[0].squares)
     size, limits = tile or tuple(shape), (None, MOST_FROZEN, MOST_FROZEN)
-    splits = [ArraySplit(part, scale, _places(part, tile, most), size,
+    splits = [ArraySplit(part, scale, _places(part, tile, most, frames), size,
                          is_symmetric=is_uint8 and channels == 3, has_gaps=survey.has_gaps,
-                         contents=survey.fields)
-              for part, survey, most in zip(parts, surveys, limits, strict=True)]
+                         contents=survey.fields, frames=frames, times=own)
+              for part, survey, most, own in zip(parts, surveys, limits, times, strict=True)]
     content = "".join(survey.digest for survey in surveys) + (str(tile) if tile else "")
+    content += f" {frames} frames" if frames > 1 else ""
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     return Data(name, *size, scale, fingerprint, *splits, rows_up)
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.data.pictures import read_mask
-from sparsefield.data.scale import Split
+from sparsefield.data.scale import Split, frames_of, time_of
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 from sparsefield.place import grid_coords
 
 MASKS = 32
+SEQUENCES = 8  # of masks, where frames follow each other
 RENEWED = 8
 COUNTS = 4
 MOST_STARTING = 1024
@@ -192,8 +193,11 @@ def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> F
     index) alone."""
     rng = generator(eval_seed, Purpose.FROZEN_CASE, index)
     noise_seed = int(rng.integers(2**63))
-    truth = split.example(index)
-    observed = pattern.draw(~np.isnan(truth[..., 0]), rng)
+    truth, level = split.example(index), None
+    if frames_of(split) > 1 and not pattern.is_fixed:  # equally many points in all frames
+        first = index - index % frames_of(split)
+        level = generator(eval_seed, Purpose.FROZEN_SEQUENCE, first).random()
+    observed = pattern.draw(~np.isnan(truth[..., 0]), rng, level)
     return FrozenCase(truth=truth, observed=observed, noise_seed=noise_seed)
 
 
@@ -230,6 +234,7 @@ class Batch(NamedTuple):
     mask_id: Tensor       # (B,) int64, on the CPU: which shared mask, -1 for one of its own
     answered: Tensor      # (B, n) int64, which of the N queries the tokens answer
     theta: Tensor         # (B,) angles in [0, pi/2]
+    times: Tensor         # (B,) of frames of a sequence, see sparsefield.place.Frames
 
     def to(self, device: torch.device) -> Batch:
         """On a device, but for the mask ids, which choose what the host keeps."""
@@ -259,12 +264,15 @@ class TrainingBatches(Dataset):
     - In the first `starting` steps, in which no tokens learn, all unobserved points are queries, up
       to MOST_STARTING.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
+    - Where the split has sequences of T frames, slots i T ... i T + T - 1 show one, with its
+      augmentation, its angle and its times, and a mask each. batch_size counts frames.
     - In data without gaps MASKS masks are shared at a time, so that what is computed from places
       alone serves many fields. Every RENEWED steps one makes way for a new one; where the number
       of points varies, steps take turns among COUNTS numbers with MASKS / COUNTS masks each.
 
     Raises:
-        UserError: batch_size is no multiple of world_size, or the pattern does not fit the grid.
+        UserError: batch_size is no multiple of world_size times T, or the pattern does not fit the
+            grid.
     """
 
     def __init__(
@@ -272,6 +280,11 @@ class TrainingBatches(Dataset):
         queries: tuple[int, int], draw_angles: Callable[[np.random.Generator, int], np.ndarray],
         starting: int = 0, sees_whole: bool = False, rank: int = 0, world_size: int = 1,
     ):
+        self.frames = frames_of(split)
+        if batch_size % (world_size * self.frames) and self.frames > 1:
+            raise UserError(f"the batch of {batch_size} frames does not divide into sequences of "
+                            f"{self.frames} for {world_size} process(es): set BATCH_SIZE to a "
+                            f"multiple of {world_size * self.frames}")
         if batch_size % world_size:
             raise UserError(f"the batch of {batch_size} does not divide among {world_size} "
                             f"processes: set BATCH_SIZE to a multiple of {world_size}")
@@ -308,15 +321,19 @@ class TrainingBatches(Dataset):
         points = [slots[slot].points(num_inputs, num_queries, num_answered, is_compact)
                   for slot in self.own_slots]
         stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*points, strict=True)]
-        own_angles = angles[self.own_slots.start:self.own_slots.stop]
-        return Batch(*stacked, theta=torch.as_tensor(own_angles, dtype=torch.float32))
+        own = np.array(self.own_slots)
+        return Batch(*stacked, *(torch.as_tensor(x, dtype=torch.float32) for x in (
+            angles[own - own % self.frames], [slots[slot].time for slot in self.own_slots])))
 
-    def mask_id(self, step: int, rng: np.random.Generator) -> int:
-        """A shared mask for a field of this step."""
+    def mask_id(self, step: int, frame: int, rng: np.random.Generator) -> int:
+        """A shared mask for a frame of a sequence of this step: those of a sequence follow each
+        other from any of them on."""
         if self.pattern.is_fixed:
-            return step // RENEWED + int(rng.integers(MASKS))
+            first = int(rng.integers(MASKS if self.frames == 1 else SEQUENCES))
+            return step // RENEWED + first + frame
         of_count = step // (COUNTS * RENEWED) * COUNTS + step % COUNTS
-        return of_count * (MASKS // COUNTS) + int(rng.integers(MASKS // COUNTS))
+        first = int(rng.integers(MASKS // COUNTS))
+        return of_count * (MASKS // COUNTS) + (first + frame) % (MASKS // COUNTS)
 
     def observed(self, mask_id: int) -> np.ndarray:
         """(M,) observed points of a shared mask, a function of (seed, mask_id)."""
@@ -327,23 +344,30 @@ class TrainingBatches(Dataset):
 
     def field_of(self, step: int, slot: int) -> int:
         """Index in the split of the field that this slot of this step shows."""
-        epoch, place = divmod(step * self.batch_size + slot, len(self.split))
-        return int(_epoch_order(self.seed, epoch, len(self.split))[place])
+        sequences = len(self.split) // self.frames
+        epoch, place = divmod((step * self.batch_size + slot) // self.frames, sequences)
+        first = int(_epoch_order(self.seed, epoch, sequences)[place]) * self.frames
+        return first + slot % self.frames
 
 
 class _Slot:
     """One field of a batch with the random numbers of its own."""
 
     def __init__(self, batches: TrainingBatches, step: int, slot: int, level: float):
-        self.rng = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
-        values = batches.split.training_example(batches.field_of(step, slot), self.rng)
+        self.rng = shared = generator(batches.seed, Purpose.TRAINING_SLOT, step, slot)
+        sequence, frame = divmod(slot, batches.frames)
+        if batches.frames > 1:  # all frames draw the same numbers
+            shared = generator(batches.seed, Purpose.TRAINING_SEQUENCE, step, sequence)
+        field = batches.field_of(step, slot)
+        values = batches.split.training_example(field, shared)
+        self.time = time_of(batches.split, field)
         if batches.split.is_symmetric:
-            values = augmented(values, self.rng)
+            values = augmented(values, shared)
         valid = ~np.isnan(values[..., 0])
         if batches.split.has_gaps:
             self.mask_id, self.observed = -1, batches.pattern.draw(valid, self.rng, level)
         else:
-            self.mask_id = batches.mask_id(step, self.rng)
+            self.mask_id = batches.mask_id(step, frame, shared)
             self.observed = batches.observed(self.mask_id)
         self.draws = int(self.rng.integers(2**63))
         self.coords = batches.coords

@@ -6,7 +6,8 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsefield.data.arrays import Part, array_data
-from sparsefield.data.files import require_file, tell_of_no_quantity
+from sparsefield.data.files import one_line, require_file, tell_of_no_quantity
 from sparsefield.data.scale import Data, require_units
 from sparsefield.errors import UserError
 
@@ -62,6 +63,24 @@ def read_dataset(path: Path) -> Dataset:
         raise UserError(f"{path}: broken or cut off ({reason}); copy it again") from None
 
 
+@contextmanager
+def lazily(path: Path) -> Iterator[Dataset]:
+    """A NetCDF file or a GeoTIFF whose values are read when they are asked for. Raises as
+    `read_dataset`."""
+    require_file(path)
+    try:
+        if path.suffix.lower() in GEOTIFF:
+            with _open_geotiff(path) as file:
+                yield file
+        else:
+            import xarray
+
+            with xarray.open_dataset(path, decode_times=False, **_engine(path)) as file:
+                yield file
+    except _BROKEN as error:
+        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
+
+
 def _read_netcdf(path: Path) -> Dataset:
     import xarray
 
@@ -93,16 +112,21 @@ def _engine(path: Path) -> dict[str, object]:
 
 
 def _read_geotiff(path: Path) -> Dataset:
+    with _open_geotiff(path) as file:
+        return file.load()
+
+
+def _open_geotiff(path: Path) -> Dataset:
     if find_spec("rioxarray") is None:
         raise UserError(f"{path}: a GeoTIFF needs rioxarray: pip install rioxarray; pictures to "
                         "train on are given as a folder")
     import rioxarray
 
-    with rioxarray.open_rasterio(path, mask_and_scale=True, band_as_variable=True) as file:
-        if file.rio.transform().is_identity:
-            raise UserError(f"{path}: no GeoTIFF, it has no coordinates; pictures to train on are "
-                            "given as a folder")
-        return file.load()
+    file = rioxarray.open_rasterio(path, mask_and_scale=True, band_as_variable=True)
+    if file.rio.transform().is_identity:
+        raise UserError(f"{path}: no GeoTIFF, it has no coordinates; pictures to train on are "
+                        "given as a folder")
+    return file
 
 
 # --- what xarray's decoding leaves ----------------------------------------------------------------
@@ -276,6 +300,7 @@ class Fields:
     Attributes:
         values: (N, H, W, C) float32, NaN in all channels where one is missing.
         units: of the channels, as a Scale has them. years: (N,) whole numbers, or None.
+        times: (N,) in the units of the file, or None.
         rows_up: whether the rows have a coordinate, which they grow with.
         steps: (2,), mean steps of rows and columns, NaN without coordinates.
     """
@@ -283,6 +308,7 @@ class Fields:
     values: np.ndarray
     units: str | None
     years: np.ndarray | None
+    times: np.ndarray | None
     rows_up: bool
     steps: np.ndarray
 
@@ -331,7 +357,9 @@ def read_fields(path: Path, names: Sequence[str] | None = None) -> Fields:
     step, row = (*[None] * (3 - fields[0].ndim), *fields[0].dims)[:2]
     years = _years(fields[0][step]) if step in fields[0].coords else None
     joined = units[0] if len(set(units)) == 1 else ",".join(units)
-    return Fields(values[kept], joined or None, None if years is None else years[kept],
+    times = fields[0][step].values if step in fields[0].coords else np.empty(0, str)
+    own = times[kept].astype(np.float64) if times.dtype.kind in "iuf" else None
+    return Fields(values[kept], joined or None, None if years is None else years[kept], own,
                   row in fields[0].coords, steps)
 
 
@@ -415,7 +443,7 @@ def _years(time: DataArray) -> np.ndarray | None:
 def open_netcdf(
     path: Path, *, variables: Sequence[str] | None = None, image_size: int = 32,
     value_range: Sequence[float] | None = None, units: str | None = None,
-    val: Path | None = None, test: Path | None = None,
+    val: Path | None = None, test: Path | None = None, frames: int = 1,
 ) -> Data:
     """Tiles of image_size points of the fields of a NetCDF or GeoTIFF; smaller grids stay whole.
 
@@ -425,13 +453,16 @@ def open_netcdf(
 
     Args:
         variables: names, a channel each; not needed where the file has one field.
+        frames: of a sequence, steps that follow each other; 1: single fields.
     Raises:
         UserError: no such variable, other axes, all missing, cut off, too small to split, files
             in other units.
     """
     main = read_fields(path, variables)
     size = tuple(min(side, image_size) for side in main.values.shape[1:3])
-    fields = [main.values] * 3 if val and test else _split(path, main, size)
+    fields, times = [main.values] * 3, [main.times] * 3
+    if not (val and test):
+        fields, times = _split(path, main, size)
     parts = [Part(str(path), part, 0, len(part)) for part in fields]
     for number, file in ((1, val), (2, test)):
         if file:
@@ -443,12 +474,26 @@ def open_netcdf(
                                 " and ".join(f"{step:.4g}" for step in steps) if k else steps
                                 for k, steps in ((1, other.steps), (0, path), (1, main.steps))))
             parts[number] = Part(str(file), other.values, 0, len(other.values))
+            times[number] = other.times
+    if frames > 1:
+        for own in times:
+            _require_order(path, own)
     return array_data(path.name, parts, value_range, units or main.units, tile=size,
-                      rows_up=main.rows_up)
+                      rows_up=main.rows_up, frames=frames, times=times)
 
 
-def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray]:
-    """Training, validation and test."""
+def _require_order(path: Path, times: np.ndarray | None) -> None:
+    """Raises UserError for times that do not grow."""
+    if times is not None and not (np.diff(times) > 0).all():
+        raise UserError(f"{path}: its times do not grow from step to step, and TIME asks for "
+                        "fields that follow each other: sort them first")
+
+
+Parts = tuple[list[np.ndarray], list[np.ndarray | None]]
+
+
+def _split(path: Path, fields: Fields, size: tuple[int, int]) -> Parts:
+    """Training, validation and test, and their times."""
     values, years = fields.values, fields.years
     count, width = len(values), values.shape[2]
     if years is not None and len(there := np.unique(years)) >= LEAST_YEARS:
@@ -456,7 +501,8 @@ def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray
         log.info("%s: split by year: training to %d, validation to %d, test to %d", path.name,
                  there[-2 * held - 1], there[-held - 1], there[-1])
         part = np.digitize(years, [there[-2 * held], there[-held]])
-        return [values[part == k] for k in range(3)]
+        return ([values[part == k] for k in range(3)],
+                [None if fields.times is None else fields.times[part == k] for k in range(3)])
     held = max(size[1], int(HELD_OUT * width))
     what, total, axis = "columns", width, 2
     if width < 2 * held + 2 * size[1]:
@@ -469,4 +515,7 @@ def _split(path: Path, fields: Fields, size: tuple[int, int]) -> list[np.ndarray
                         "--data_test")
     log.info("%s: split in order: %d %s for training, %d each for validation and test",
              path.name, total - 2 * held, what, held)
-    return np.split(values, [total - 2 * held, total - held], axis=axis)
+    cuts, times = [total - 2 * held, total - held], [fields.times] * 3
+    if axis == 0 and fields.times is not None:
+        times = np.split(fields.times, cuts)
+    return np.split(values, cuts, axis=axis), times

@@ -246,6 +246,31 @@ class Split(Protocol):
         fewer points."""
 
 
+class Sequences(Split, Protocol):
+    """A split whose fields i T ... i T + T - 1 are the frames of a sequence, in their order.
+
+    A training field is augmented alike for all of them by equal random numbers.
+
+    Attributes:
+        frames: T.
+    """
+
+    frames: int
+
+    def time(self, index: int) -> float:
+        """Of field `index`, in mean steps between frames."""
+
+
+def frames_of(split: Split) -> int:
+    """T of a split of sequences, else 1."""
+    return getattr(split, "frames", 1)
+
+
+def time_of(split: Split, index: int) -> float:
+    """The time of a field of a split of sequences, else 0."""
+    return split.time(index) if frames_of(split) > 1 else 0.0
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set, split for good into training, validation and test fields.

@@ -28,7 +28,7 @@ SPEED = 0.06  # sides of a field that the flow moves in a frame, root mean squar
 DIFFUSION = 0.12  # of both, in squared points a frame: what the grid resolves
 STEPS = 4  # of a frame
 SPIN_UP = 24  # frames, in which filaments form
-FRAMES = 16  # of a run that are kept
+STARTS = 12  # frames of a run that a sequence may begin with
 RUNS, FROZEN_RUNS = 64, 16  # of an epoch, and of validation and test
 PER_RUN = 8  # fields of an epoch from each run
 TRACER_CROPS = 6  # stream of random numbers, beside those of crops.py
@@ -118,22 +118,31 @@ def _run(seed: int, number: int, frames: int, size: int) -> np.ndarray:
 
 
 class TracerSplit:
-    """Fields of some runs, see `scale.Split`: simulated when they are first asked for.
+    """Sequences of some runs, see `scale.Sequences`: simulated when they are first asked for.
 
-    Field i is of run i modulo their number, a training field at any place and time of it.
+    Sequence i is of run i modulo their number, a training sequence at any place and time of it.
     """
 
     has_gaps, is_symmetric = False, True
 
-    def __init__(self, runs: range, size: int, seed: int):
-        self.runs, self.size, self.seed = runs, size, seed
+    def __init__(self, runs: range, size: int, frames: int, seed: int):
+        self.runs, self.size, self.frames, self.seed = runs, size, frames, seed
+        self.span = frames  # of a run, from the first to the last
         self.made: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return PER_RUN * len(self.runs)
+        return PER_RUN * len(self.runs) * self.frames
+
+    def moment(self, index: int) -> int:
+        """Frames of the run between the first of a sequence and field `index`."""
+        return index % self.frames
+
+    def time(self, index: int) -> float:
+        return float(self.moment(index))
 
     def example(self, index: int) -> np.ndarray:
-        return self._cut(index, generator(self.seed, Purpose.FROZEN_CROP, TRACER_CROPS, index))
+        sequence = index // self.frames
+        return self._cut(index, generator(self.seed, Purpose.FROZEN_CROP, TRACER_CROPS, sequence))
 
     def training_example(self, index: int, rng: np.random.Generator) -> np.ndarray:
         return self._cut(index, rng)
@@ -142,17 +151,17 @@ class TracerSplit:
         return None
 
     def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        number = self.runs[index % len(self.runs)]
+        number = self.runs[index // self.frames % len(self.runs)]
         if number not in self.made:
-            self.made[number] = _run(self.seed, number, FRAMES, self.size)
-        frame, *place = rng.integers((FRAMES, 2 * self.size, 2 * self.size))
+            self.made[number] = _run(self.seed, number, self.span - 1 + STARTS, self.size)
+        first, *place = rng.integers((STARTS, 2 * self.size, 2 * self.size))
         rows, columns = ((start + np.arange(self.size)) % (2 * self.size) for start in place)
-        return self.made[number][frame][rows[:, None], columns][..., None]
+        return self.made[number][first + self.moment(index)][rows[:, None], columns][..., None]
 
 
-def open_tracer(image_size: int, seed: int) -> Data:
-    """Single frames of the tracer, each from anywhere in one of RUNS runs, which a training uses
-    in all orientations; validation and test have runs of their own.
+def open_tracer(image_size: int, seed: int, frames: int = 1) -> Data:
+    """Sequences of the tracer, or single frames, each from anywhere in one of RUNS runs, which a
+    training uses in all orientations; validation and test have runs of their own.
 
     Raises:
         UserError: image_size is not within SIZES.
@@ -161,8 +170,9 @@ def open_tracer(image_size: int, seed: int) -> Data:
         raise UserError(f"image size {image_size}: the tracer can be simulated at {SIZES[0]} to "
                         f"{SIZES[1]} points")
     ends = np.cumsum([0, RUNS, FROZEN_RUNS, FROZEN_RUNS]).tolist()
-    splits = [TracerSplit(range(first, last), image_size, seed) for first, last in pairwise(ends)]
-    made = (image_size, seed, WAVES, TRACER_WAVES, SPEED, DIFFUSION, STEPS, SPIN_UP, FRAMES, RUNS,
-            FROZEN_RUNS, PER_RUN)
+    splits = [TracerSplit(range(first, last), image_size, frames, seed)
+              for first, last in pairwise(ends)]
+    made = (image_size, seed, frames, WAVES, TRACER_WAVES, SPEED, DIFFUSION, STEPS, SPIN_UP, STARTS,
+            RUNS, FROZEN_RUNS, PER_RUN)
     fingerprint = hashlib.sha256(repr(made).encode()).hexdigest()
     return Data("tracer", image_size, image_size, Scale(((-1.0, 1.0),)), fingerprint, *splits)

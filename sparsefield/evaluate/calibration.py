@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsefield.evaluate.cases import Case, Cases, spread
+from sparsefield.evaluate.cases import Case, Cases
 from sparsefield.evaluate.metrics import (
     LEVEL,
     by_channel,
@@ -59,17 +59,21 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         measured on (of none it is NaN), fitted_on, and num_steps of the samples; ranks, of these
         pictures with the factors, see `metrics.ensemble_scores`.
     """
-    chosen = cases.subset(spread(range(len(cases)), PICTURES))
+    chosen = cases.spread(PICTURES)
     draws = chosen.sample(model, draws=MEMBERS, bar="calibration", method=METHOD).draws
-    to_fit, held_out = chosen.cases[::2], chosen.cases[1::2]
+    halves: list[list[int]] = [[], []]
+    for k in range(len(chosen)):
+        halves[k // chosen.frames % 2].append(k)
+    (to_fit, fitting), (held_out, holding) = (
+        ([chosen[k] for k in half], [draws[k] for k in half]) for half in halves)
     channels = [slice(c, None, cases.channels) for c in range(cases.channels)]
-    samples, truth = pool(draws[::2], to_fit)
+    samples, truth = pool(fitting, to_fit)
     factors = [fit_spread(samples[:, own], truth[own]) for own in channels]
     raw = calibrated = [float("nan")] * len(channels)
     ranks: list[float] = []
     if held_out:
-        samples, truth = pool(draws[1::2], held_out)
-        wide = [widen(own, factors) for own in draws[1::2]]
+        samples, truth = pool(holding, held_out)
+        wide = [widen(own, factors) for own in holding]
         ranks = ensemble_scores(*pool(wide, held_out))["ranks"]
         raw = [coverage(samples[:, own], truth[own], LEVEL) for own in channels]
         calibrated = [coverage(widen(samples[:, own], factor), truth[own], LEVEL)

@@ -31,14 +31,14 @@ from sparsefield.data.arrays import ArraySplit
 from sparsefield.data.crops import FolderSplit
 from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
-from sparsefield.data.scale import Scale, to_unit
+from sparsefield.data.scale import Scale, frames_of, time_of, to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
 from sparsefield.flow.sampling import POINTS, Result, sample
 from sparsefield.hashed import noise_seed
 from sparsefield.model.field import FieldModel, GaussianModel
-from sparsefield.place import Domain, grid_coords
+from sparsefield.place import SINGLE, Domain, Frames, grid_coords
 
 log = logging.getLogger("sparsefield")
 
@@ -54,6 +54,7 @@ class Case:
         index: of the field in its split. inside: (H, W, C) in [-1, 1].
         observed: (M,) flat indices i * W + j, sorted. noise_seed: of the first draw.
         truths: {rows: field}; the observed resolution is always among them.
+        time: of a frame of a sequence, in mean steps.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Case:
     observed: np.ndarray
     noise_seed: int
     truths: dict[int, np.ndarray]
+    time: float = 0.0
 
     @classmethod
     def open(
@@ -71,7 +73,8 @@ class Case:
         inside = np.ascontiguousarray(frozen["truth"])
         fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
         truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
-        return cls(index, inside, frozen["observed"], frozen["noise_seed"], truths)
+        return cls(index, inside, frozen["observed"], frozen["noise_seed"], truths,
+                   time_of(split, index))
 
     @property
     def truth(self) -> np.ndarray:
@@ -160,6 +163,9 @@ class Cases:
         self.rows, self.columns, self.channels = split.example(0).shape
         self.points, self.device = points, torch.device(device)
         self.cases = [Case.open(split, i, pattern, seed, resolutions) for i in indices]
+        self.frames = frames_of(split)
+        for i in range(0, len(self.cases) if self.frames > 1 else 0, self.frames):
+            self.cases[i : i + self.frames] = _alike(self.cases[i : i + self.frames])
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -247,14 +253,35 @@ class Cases:
     # --- batches ---------------------------------------------------------------------------------
 
     def groups(self, rows: int | None = None) -> list[list[int]]:
-        """All cases, those with equally many points together, as many as `points` allow."""
+        """All cases, those with equally many points together, as many as `points` allow; frames of
+        a sequence together always."""
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for k, case in enumerate(self.cases):
-            queries = int(np.count_nonzero(case.asked(rows or self.rows)))
-            by_shape[queries, len(case.observed)].append(k)
+        for first in range(0, len(self.cases), self.frames):
+            frames = range(first, first + self.frames)
+            queries = max(np.count_nonzero(self.cases[k].asked(rows or self.rows)) for k in frames)
+            by_shape[int(queries), len(self.cases[first].observed)] += frames
         return [which[i : i + size] for (queries, _), which in by_shape.items()
-                for size in [max(1, self.points // queries)]
+                for size in [max(1, self.points // (queries * self.frames)) * self.frames]
                 for i in range(0, len(which), size)]
+
+    def frames_at(self, which: Sequence[int]) -> Frames:
+        """How some cases, whole sequences, follow each other."""
+        if self.frames == 1:
+            return SINGLE
+        times = torch.tensor([self.cases[k].time for k in which], device=self.device)
+        return Frames(self.frames, times)
+
+    def spread(self, count: int) -> Cases:
+        """At most `count` of them, at least one sequence, evenly spread."""
+        chosen = spread(range(0, len(self), self.frames), max(1, count // self.frames))
+        return self.subset([k + frame for k in chosen for frame in range(self.frames)])
+
+    def asked(self, which: Sequence[int], rows: int | None = None) -> list[np.ndarray]:
+        """Indices (N,) of the points that each of some cases asks for; the last again where a frame
+        has fewer than others."""
+        index = [np.flatnonzero(self.cases[k].asked(rows or self.rows)) for k in which]
+        most = max(map(len, index))
+        return [np.pad(own, (0, most - len(own)), mode="edge") for own in index]
 
     def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
         """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device, of B
@@ -262,7 +289,7 @@ class Cases:
         cases = [self.cases[k] for k in which]
         rows = rows or self.rows
         grid = grid_coords(*self.shape(rows))
-        queries = [grid[torch.from_numpy(case.asked(rows).ravel())] for case in cases]
+        queries = [grid[torch.from_numpy(index)] for index in self.asked(which, rows)]
         parts = queries, [case.coords for case in cases], [case.values for case in cases]
         return tuple(torch.stack(part).to(self.device) for part in parts)
 
@@ -272,19 +299,27 @@ class Cases:
         seeds = [[self.cases[k].seed(draw) for draw in range(draws)] for k in which]
         with evaluating(model):
             return sample(model, *self.stack(which, rows), seeds=seeds, points=self.points,
+                          frames=self.frames_at(which),
                           domain=Domain.of_grid(self.rows, self.columns), **settings)
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
-        result[asked] = to_unit(values.cpu().float().numpy())
+        result[asked] = to_unit(values[: np.count_nonzero(asked)].cpu().float().numpy())
         return keep_observations(result, *case.known)
 
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _alike(frames: list[Case]) -> list[Case]:
+    """The frames of a sequence with equally many observations, those of the poorest."""
+    most = min(len(case.observed) for case in frames)
+    return [replace(case, observed=case.observed[
+        np.linspace(0, len(case.observed) - 1, most).round().astype(int)]) for case in frames]
 
 
 @contextmanager
@@ -306,6 +341,13 @@ def spread(candidates: Sequence[int], count: int) -> list[int]:
         raise UserError(f"num_samples={count}: must be at least 1")
     places = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
     return [int(candidates[place]) for place in places.round().astype(int)]
+
+
+def spread_over(split: Split, count: int) -> list[int]:
+    """At most `count` fields of a split, evenly spread; whole sequences, at least one."""
+    frames = frames_of(split)
+    firsts = spread(range(0, len(split), frames), max(count, 1) // frames or 1)
+    return [first + frame for first in firsts for frame in range(frames)]
 
 
 def with_finest_truth(split: Split, resolutions: Sequence[int]) -> list[int]:
@@ -380,6 +422,7 @@ def open_test_data(
                            for part in ("val", "test"))
         opened = open_data(
             named, val=val_of, test=test_of, image_size=config["image_size"],
+            frames=config.get("time", 1),
             # Of pixels the type of their numbers says it, unless it was said.
             value_range=None if bounds in of_pixels and not config.get("value_range") else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,

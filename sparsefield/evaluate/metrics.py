@@ -166,6 +166,21 @@ def crps_of_values(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return skill - np.tensordot(ranks, members, axes=1) / (count * (count - 1))
 
 
+def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """CRPS of N(m, sd^2) at m + sd z (Gneiting & Raftery 2007, equation 21)."""
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    return sd * (z * (2 * scipy.special.ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
+
+
+def sequence_scores(mean: np.ndarray, sd: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Of Gaussian forecasts of points of one sequence, arrays of one shape: root mean square error
+    and CRPS in units of the sd of the truths, and the share of these in LEVEL intervals."""
+    z, spread = (truth - mean) / sd, float(truth.std()) or 1.0
+    return {"error": float(np.sqrt(((truth - mean) ** 2).mean())) / spread,
+            "crps": float(gaussian_crps(z, sd).mean()) / spread,
+            "covered": float((np.abs(z) < scipy.special.ndtri((1 + LEVEL) / 2)).mean())}
+
+
 def evaluate_samples(
     draws: np.ndarray, truth: np.ndarray, observed: np.ndarray
 ) -> dict[str, float]:

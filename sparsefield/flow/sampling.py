@@ -22,7 +22,7 @@ from sparsefield.flow.samplers import (
     sampler_options,
 )
 from sparsefield.gaussian import Posterior
-from sparsefield.place import UNIT_SQUARE, Domain, Observed
+from sparsefield.place import SINGLE, UNIT_SQUARE, Domain, Frames, Observed
 from sparsefield.progress import Count
 
 Progress = Callable[[int, int | None], None]
@@ -90,6 +90,7 @@ def sample(
     covariates: int = 0,
     trend: int = 0,
     timed: bool = False,
+    frames: Frames = SINGLE,
     clip: bool = True,
     points: int = POINTS,
     most_inputs: int | None = None,
@@ -111,8 +112,8 @@ def sample(
         seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler;
             None: the model's own number.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
-        domain: the rectangle that the observations stand for. covariates, trend,
-            timed: see sparsefield.place.Observed.
+        domain: the rectangle that the observations stand for. covariates, trend, timed, frames: see
+            sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
             tokens together; bounds memory; 0: without tokens, see FieldModel.encode.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
@@ -134,7 +135,7 @@ def sample(
     count = Count(progress)
     box = domain.around(query_coords, input_coords)
     observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend,
-                        timed)
+                        timed, frames)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
                          done=count)
 

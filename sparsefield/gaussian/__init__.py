@@ -5,7 +5,7 @@ from sparsefield.gaussian.grid import GridPosterior
 from sparsefield.gaussian.kernels import BANK, ONE_KERNEL, Kernel
 from sparsefield.gaussian.kriging import Answer, LeaveOneOut
 from sparsefield.gaussian.noise import estimate_noise
-from sparsefield.gaussian.posterior import Posterior, Variogram, condition
+from sparsefield.gaussian.posterior import Posterior, Prior, Variogram, condition
 
 __all__ = ["BANK", "ONE_KERNEL", "Answer", "GridPosterior", "Kernel", "LeaveOneOut", "Posterior",
-           "Use", "Variogram", "condition", "estimate_noise"]
+           "Prior", "Use", "Variogram", "condition", "estimate_noise"]

@@ -26,7 +26,15 @@ from sparsefield.gaussian.fit import (
     screened_on,
     weights,
 )
-from sparsefield.gaussian.kernels import BANK, candidates, grid_roots
+from sparsefield.gaussian.kernels import (
+    BANK,
+    WAVES,
+    Kernel,
+    Waves,
+    candidates,
+    grid_roots,
+    isotropic,
+)
 from sparsefield.gaussian.kriging import (
     Factored,
     Kriged,
@@ -37,7 +45,7 @@ from sparsefield.gaussian.kriging import (
     full_precision,
     local_amplitude,
 )
-from sparsefield.place import Domain, grid_coords
+from sparsefield.place import Domain, Frames, grid_coords
 
 KEPT = 36  # masks: those in use and a few before
 KEPT_BYTES = 1 << 31  # of them, and at most KEPT_SHARE of a GPU
@@ -81,10 +89,11 @@ class _Mask:
             these factored; None on a GPU, which is not to be waited for.
     """
 
-    def __init__(self, places: Tensor, observed: Tensor, spacing: float):
+    def __init__(self, bank: tuple[Kernel, ...], places: Tensor, observed: Tensor,
+                 spacing: float):
         self.places, self.observed = places, observed
         coords = places[observed]
-        self.coords, self.kernels = coords, candidates(BANK, len(observed))
+        self.coords, self.kernels = coords, candidates(bank, len(observed))
         self.each: dict[int, Factored] = {}
         self.near = closeness(places, coords, spacing)
         self.some = None if coords.is_cuda else screened_on(self.kernels, coords)
@@ -140,13 +149,22 @@ class GridPosterior:
     and a draw of each by Matheron's rule, whose prior comes from a root of its covariance.
 
     A pure function of what it is called with; a field depends on the others by rounding alone.
+
+    Args:
+        frames: T of a sequence at even times, which is then one field of T P points, frame after
+            frame, and its kernels have no direction. step: sides of the domain that time counts as
+            from frame to frame.
     """
 
-    def __init__(self, height: int, width: int, device: torch.device):
-        self.height, self.width = height, width
+    def __init__(self, height: int, width: int, device: torch.device, frames: int = 1,
+                 step: float = 0.0):
+        self.height, self.width, self.frames, self.step = height, width, frames, step
         self.grid = grid_coords(height, width, device)
+        self.bank = BANK if frames == 1 else isotropic(BANK)  # a direction gains nothing in time
+        if frames > 1:
+            self.grid = self._in_time(Frames(frames).in_time(self.grid.repeat(frames, 1, 1))[0])
         self.domain = Domain.of_grid(height, width)
-        self.masks: OrderedDict[int, _Mask] = OrderedDict()
+        self.masks: OrderedDict[Hashable, _Mask] = OrderedDict()
         self.most_bytes = float(KEPT_BYTES)
         if device.type == "cuda":
             _, total = torch.cuda.mem_get_info(device)
@@ -154,19 +172,20 @@ class GridPosterior:
 
     @torch.no_grad()
     def __call__(
-        self, mask_ids: Sequence[int], observed: Tensor, values: Tensor,
+        self, mask_ids: Sequence[Hashable], observed: Tensor, values: Tensor,
         seeds: Tensor | None = None, cells: Tensor | None = None,
     ) -> GridAnswer:
         """The closed form of B fields.
 
         Args:
-            mask_ids: B; equal numbers promise equal `observed` and `cells`, also between calls; -1:
+            mask_ids: B; equal ones promise equal `observed` and `cells`, also between calls; -1:
                 not shared. observed: (B, M) int64, indices of pixels. values: (B, M, C).
-            seeds: (B,) int64 of the draws; None: none. cells: (B, L, 2), further places.
+            seeds: (B,) int64 of the draws; None: none. cells: (B, L, 2), further places; of
+                sequences (B, L, 3), with their time in steps.
         """
         groups: dict[Hashable, list[int]] = {}
         for b, number in enumerate(mask_ids):
-            groups.setdefault(number if number >= 0 else (number, b), []).append(b)
+            groups.setdefault(number if number != -1 else (number, b), []).append(b)
         rows: dict[int, tuple[Tensor, ...]] = {}
         with full_precision(values.device), one_thread():
             for fields in groups.values():
@@ -180,17 +199,25 @@ class GridPosterior:
         return GridAnswer(*(torch.stack(column) for column in
                             zip(*(rows[b] for b in range(len(values))), strict=True)))
 
-    def _mask(self, number: int, observed: Tensor, cells: Tensor | None) -> _Mask:
+    def _in_time(self, places: Tensor) -> Tensor:
+        """Places in space and time (N, 3) as the kernels see them (N, 4)."""
+        still = torch.zeros_like(places[:, :1])
+        return torch.cat([places[:, :2], still, places[:, 2:] * self.step], dim=1)
+
+    def _mask(self, number: Hashable, observed: Tensor, cells: Tensor | None) -> _Mask:
         if number in self.masks:
             self.masks.move_to_end(number)
             return self.masks[number]
-        places = self.grid if cells is None else torch.cat([self.grid, cells.to(self.grid)])
-        made = _Mask(places, observed, self.domain.spacing(len(observed)))
-        if number >= 0:
+        places = self.grid
+        if cells is not None:
+            cells = cells.to(self.grid)
+            places = torch.cat([places, self._in_time(cells) if self.frames > 1 else cells])
+        made = _Mask(self.bank, places, observed, self.domain.spacing(len(observed)))
+        if number != -1:
             self.masks[number] = made
         return made
 
-    def _forget(self, used: set[int]) -> None:
+    def _forget(self, used: set[Hashable]) -> None:
         """Drop masks that are not in use, the oldest first, until the others have room."""
         total = sum(mask.bytes for mask in self.masks.values())
         for number in [number for number in self.masks if number not in used]:
@@ -228,21 +255,31 @@ class GridPosterior:
         heaviest = Mixture(torch.zeros_like(mixture.weight).scatter(1, first, 1.0),
                            mixture.channels)
         root = correlation_root(heaviest.mean(heaviest.channels))         # (n, C, C)
-        numbers = hashed.normal(seeds, points * channels).view(count, points, channels) @ root.mT
-        drawn = torch.empty_like(numbers)
+        size = points if self.frames == 1 else points + 2 * WAVES + self.grid.shape[1]
+        numbers = hashed.normal(seeds, size * channels).view(count, size, channels) @ root.mT
+        drawn = torch.empty_like(numbers[:, :points])
         for where, part in mask.parts(rows, heaviest.weight):
             mine: Tensor | slice = slice(None)
             if not seeds.is_cuda:  # those whose heaviest kernel is here
                 mine = heaviest.weight[:, where].any(dim=1).nonzero()[:, 0]
             columns = numbers[mine].movedim(0, 1).flatten(1)              # (P, m C)
-            roots = grid_roots(part.sites.kernels, self.height, self.width, self.grid.device)
-            fields = (columns.mT @ roots.mT).mT                           # (U, P, m C)
+            fields = self._prior(part.sites.kernels, columns)             # (U, P, m C)
             known = fields[:, mask.observed]
             kriged = known[:, :1] + part.change(part.sites.whiten(known))
             errors = (fields - kriged[:, :points]) / part.kriged.variance[:, :points, None].sqrt()
             chosen = heaviest.weight[mine][:, where, None, None]          # (m, U, 1, 1)
             drawn[mine] = (chosen * _by_field(errors, len(chosen))).sum(dim=1)
         return drawn
+
+    def _prior(self, kernels: tuple[Kernel, ...], columns: Tensor) -> Tensor:
+        """Fields (U, P, F) of columns of N(0, 1): of sequences from waves, whose root would be too
+        large."""
+        if self.frames == 1:
+            roots = grid_roots(kernels, self.height, self.width, self.grid.device)
+            return (columns.mT @ roots.mT).mT
+        own, waves = columns.split([len(self.grid), len(columns) - len(self.grid)])
+        return torch.stack([Waves(kernel, self.grid).fields(waves.mT).mT + kernel.nugget**0.5 * own
+                            for kernel in kernels])
 
 
 def _by_field(x: Tensor, count: int) -> Tensor:

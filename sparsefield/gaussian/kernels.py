@@ -277,7 +277,8 @@ class Waves:
     sphere; g is what a power variogram has below the lowest of them, where a wave is a slope.
 
     A wave is the product of one along x and one along y. Where places lie on a grid, or are many of
-    its points, fields are summed from these by one product of matrices, without the features.
+    its points, fields are summed from these by one product of matrices, without the features; so
+    are those of layers of one grid, such as frames, that differ in further coordinates.
 
     Args:
         coords: (N, D) in sides of the domain.
@@ -285,17 +286,19 @@ class Waves:
 
     def __init__(self, kernel: Kernel, coords: Tensor):
         self.kernel, self.coords = kernel, coords
-        self.is_grid = False
-        if coords.shape[1] > 2:
-            return
         self.x, self.column = torch.unique(coords[:, 0], return_inverse=True)  # (X,), (N,)
         self.y, self.row = torch.unique(coords[:, 1], return_inverse=True)     # (Y,), (N,)
-        self.is_grid = len(self.x) * len(self.y) <= GRID_SHARE * len(coords)
+        self.layers, self.layer = coords[:1, 2:], torch.zeros_like(self.column)
+        if coords.shape[1] > 2:
+            self.layers, self.layer = torch.unique(coords[:, 2:], dim=0, return_inverse=True)
+        points = len(self.x) * len(self.y) * len(self.layers)
+        self.is_grid = points <= GRID_SHARE * len(coords)
 
     @cached_property
     def _sides(self) -> tuple[Tensor, Tensor]:
         """Waves along x (X, WAVES) and along y (Y, WAVES), complex64."""
-        (along_x, along_y), sd, _ = _waves(self.kernel, self.coords.device)
+        along, sd, _ = _waves(self.kernel, self.coords.device, self.coords.shape[1])
+        along_x, along_y = along[:2]
         return _turns(self.x[:, None] * along_x) * sd, _turns(self.y[:, None] * along_y)
 
     @cached_property
@@ -315,11 +318,17 @@ class Waves:
         x, y = self._sides
         y = torch.view_as_real(y).flatten(1).T                            # (2 WAVES, Y)
         # a cos + b sin is the real part of conj(a + i b) exp(i w x) exp(i w y): a real product.
-        pairs = torch.view_as_complex(numbers[:, :-2].unflatten(1, (WAVES, 2)).contiguous())
+        dims = self.coords.shape[1]
+        pairs = torch.view_as_complex(numbers[:, :-dims].unflatten(1, (WAVES, 2)).contiguous())
+        pairs = pairs[:, None]                                            # (S, layers, WAVES)
+        along, _, slope = _waves(self.kernel, self.coords.device, dims)
+        if dims > 2:
+            pairs = pairs * _turns(self.layers.to(along) @ along[2:]).conj()
         summed = torch.stack([torch.view_as_real(pair * x.conj()).flatten(1) @ y
-                              for pair in pairs])                         # (S, X, Y)
-        _, _, slope = _waves(self.kernel, self.coords.device)
-        return summed[:, self.column, self.row] + numbers[:, -2:] @ (self.coords @ slope).T
+                              for pair in pairs.flatten(0, 1)])           # (S layers, X, Y)
+        summed = summed.unflatten(0, (len(numbers), -1))
+        return (summed[:, self.layer, self.column, self.row]
+                + numbers[:, -dims:] @ (self.coords.float() @ slope).T)
 
 
 def features(kernel: Kernel, coords: Tensor) -> Tensor:

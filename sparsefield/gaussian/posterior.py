@@ -73,6 +73,7 @@ def condition(
     covariates: int = 0,
     trend: int = 0,
     timed: bool = False,
+    priors: Sequence[Prior] | None = None,
 ) -> Posterior:
     """Fit a Gaussian field to observations.
 
@@ -87,11 +88,27 @@ def condition(
             likelihood decides what each is used for, see sparsefield.gaussian.design.
         trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
         timed: whether the last of the covariates is time.
+        priors: what was fitted to other observations of the same fields (`Posterior.priors`).
+            Nothing is fitted then, and these observations are answered in tiles, however few.
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
     return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
-                     trend, timed)
+                     trend, timed, priors)
+
+
+class Prior(NamedTuple):
+    """What was fitted to a field, which holds for all observations of it.
+
+    Attributes:
+        fit: without its sites. drift: coefficients (q, C) and the root of their covariance (q, q),
+            or None. spacing: between observations, in sides of the domain.
+    """
+
+    design: Design
+    fit: Fit
+    drift: tuple[Tensor, Tensor] | None
+    spacing: float
 
 
 class Posterior:
@@ -101,7 +118,8 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool):
+                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool,
+                 priors: Sequence[Prior] | None):
         self.device = coords.device
         self.fields: list[_Field] = []
         self.folded = 1
@@ -115,18 +133,30 @@ class Posterior:
         with full_precision(coords.device):
             for b, places in enumerate(coords):
                 noise = None if noise_sd is None else noise_sd[b].square()
-                design = Design.of(places, domain.side, covariates, trend, timed)
+                prior = None if priors is None else priors[b]
+                design = (Design.of(places, domain.side, covariates, trend, timed)
+                          if prior is None else prior.design)
                 order = torch.arange(len(places), device=places.device)
                 if noise is not None:
                     order = noise.argsort(stable=True)
                     noise = noise[order]
                 places, own = places[order], values[b][order]
-                if covariates:
+                if covariates and prior is None:
                     design = choose(design, places, own, noise)
                 observed = _Observed(*design.see(places), own, noise, order.argsort())
+                if prior is not None:
+                    self.fields.append(_Tiles(design, observed, *prior[1:]))
+                    continue
                 most = DENSE_POINTS if noise is None else NOISY_FIT_POINTS
                 part = observed.take(some_of(design, places, most).to(places.device))
                 self.fields.append(_field(design, observed, part, kernels, spacing))
+
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        """What was fitted, small, for `condition`: of each field (with noise: of each channel)."""
+        return tuple(
+            Prior(field.design, field.fit._replace(sites=Sites(field.fit.kernels, [])),
+                  _drift(field.fit), field.spacing) for field in self.fields)
 
     def describe(self, field: int = 0) -> str:
         """The fitted variogram of a field (with noise: of its first channel) in words."""
@@ -272,11 +302,20 @@ def _field(design: Design, observed: _Observed, part: _Observed, kernels: tuple[
     count = len(observed.coords)
     fitted = fit(kernels, part.coords, part.values, part.noise_variance, part.drift)
     if count > DENSE_POINTS:
-        return _Tiles(design, observed, fitted, spacing)
+        return _Tiles(design, observed, fitted, _drift(fitted), spacing)
     if count > len(part.coords):
         fitted = fitted.at(observed.coords, observed.values, observed.noise_variance,
                            observed.drift)
     return _Field(design, observed, fitted, spacing)
+
+
+def _drift(fitted: Fit) -> tuple[Tensor, Tensor] | None:
+    """As of `Prior`."""
+    each, covariance = fitted.sites.coefficients(fitted.white)
+    if each.shape[-2] == 0:
+        return None
+    root = torch.linalg.cholesky(covariance).to(fitted.white)
+    return fitted.mixture.mean(each).to(fitted.white), root
 
 
 class _Field:
@@ -381,13 +420,13 @@ class _Tiles(_Field):
     is kriged, and the error of its coefficients is added.
     """
 
-    def __init__(self, design: Design, observed: _Observed, fitted: Fit, spacing: float):
+    def __init__(self, design: Design, observed: _Observed, fitted: Fit,
+                 drift: tuple[Tensor, Tensor] | None, spacing: float):
         super().__init__(design, observed, fitted, spacing)
         self.left = observed
         if observed.drift is not None:
-            each, covariance = fitted.sites.coefficients(fitted.white)
-            self.slope = fitted.mixture.mean(each).to(observed.values)    # (q, C)
-            self.root = torch.linalg.cholesky(covariance).to(observed.values)
+            assert drift is not None
+            self.slope, self.root = drift
             self.left = observed._replace(values=observed.values - observed.drift @ self.slope)
         most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
         self.tiles = Boxes(observed.coords, most)
@@ -480,18 +519,14 @@ class PosteriorNoise:
         Args:
             generators: as many for each field as for the others, field after field.
         """
-        observed = self.fields[0].observed
         count = 2 * WAVES + max(field.observed.coords.shape[1] for field in self.fields)
         with full_precision(self.root.device):
             numbers = self._by_field(self._numbers(generators, count) @ self.root[:, None].mT)
-            errors: Sequence[Tensor | None] = [None] * len(self.fields)
-            if observed.noise_variance is not None:
-                errors = list(self._by_field(self._numbers(generators, len(observed.coords))))
             channels = self.root.shape[1]
             seeds = torch.stack([torch.randint(1 << 62, (channels,), generator=g)
                                  for g in generators]).to(self.root.device)
             seeds = seeds.unflatten(0, (len(self.root), -1))              # (B, draws, C)
-            found = torch.stack([self._drawn(b, numbers[b], errors[b], seeds[b // self.folded])
+            found = torch.stack([self._drawn(b, numbers[b], seeds[b // self.folded])
                                  for b in range(len(self.fields))])
         found = found.unflatten(0, (-1, self.folded)).unflatten(2, (-1, channels // self.folded))
         return found.permute(0, 2, 4, 1, 3).flatten(3, 4).flatten(0, 1)
@@ -507,16 +542,15 @@ class PosteriorNoise:
         x = x.unflatten(3, (self.folded, -1)).permute(0, 3, 1, 4, 2)
         return x.flatten(2, 3).flatten(0, 1)
 
-    def _drawn(self, b: int, numbers: Tensor, errors: Tensor | None, seeds: Tensor) -> Tensor:
-        """(s, N) of numbers (s, F), with noise of errors of measurement (s, M) in its sd, and of
-        seeds (draws, C) of the nugget."""
+    def _drawn(self, b: int, numbers: Tensor, seeds: Tensor) -> Tensor:
+        """(s, N) of numbers (s, F), and of seeds (draws, C) of nugget and errors of measurement."""
         field, places = self.fields[b], self.fields[b].observed.coords
         numbers = numbers[:, : 2 * WAVES + places.shape[1]]
         known = self.at_observed[b].fields(numbers) + self._nugget(b, seeds, places)
         noise = field.fit.relative(field.observed.noise_variance)
-        if noise is not None and errors is not None:
-            order = field.observed.back.argsort()
-            known = known + errors[:, order] * noise[field.fit.heaviest].sqrt()
+        if noise is not None:
+            errors = hashed.normal_at(hashed.scrambled(seeds), places)
+            known = known + self._own(b, errors) * noise[field.fit.heaviest].sqrt()
         parts = []
         for i in range(len(self.rows[b])):
             waves, errors_of = self._prepared(b, i)
@@ -528,10 +562,12 @@ class PosteriorNoise:
 
     def _nugget(self, b: int, seeds: Tensor, coords: Tensor) -> Tensor:
         """What is not correlated between places (n, D), as kriging counts it: (s, n)."""
-        root, fold = self.root[b // self.folded], b % self.folded
-        numbers = root @ hashed.normal_at(seeds, coords)                  # (draws, C, n)
-        own = numbers.unflatten(1, (self.folded, -1))[:, fold]
-        return self.kernels[b].nugget ** 0.5 * own.flatten(0, 1)
+        numbers = self.root[b // self.folded] @ hashed.normal_at(seeds, coords)
+        return self.kernels[b].nugget ** 0.5 * self._own(b, numbers)
+
+    def _own(self, b: int, numbers: Tensor) -> Tensor:
+        """(s, n) of numbers (draws, C, n) for all channels."""
+        return numbers.unflatten(1, (self.folded, -1))[:, b % self.folded].flatten(0, 1)
 
     def _prepared(self, b: int, i: int) -> tuple[Waves, Errors]:
         """All that a piece of a field needs but for the random numbers."""

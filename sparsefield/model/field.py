@@ -25,7 +25,7 @@ from sparsefield.device import has_float64
 from sparsefield.errors import UserError
 from sparsefield.flow.path import END
 from sparsefield.flow.sampling import POINTS, Noise
-from sparsefield.gaussian import LeaveOneOut, Posterior, condition
+from sparsefield.gaussian import Answer, LeaveOneOut, Posterior, condition
 from sparsefield.model.blocks import Block, cut_blocks, most_in_a_block, nearby, take
 from sparsefield.model.grid_unet import FlowContext, GridUNets, Lattice, grid_features
 from sparsefield.model.tokens import (
@@ -41,6 +41,7 @@ from sparsefield.place import Observed
 from sparsefield.progress import Count
 
 STEPS = {"fitted": 2, "none": 8}  # of Heun's rule, by prior; see docs/models.md
+TIME_STARTS = ("frame", "spacetime")
 FEATURE_LIMIT = 30.0  # in units of the closed form's sd: next to an observation sd is near 0
 HALO = 0.5  # queries seen around a block, of those answered
 
@@ -156,7 +157,7 @@ class State(NamedTuple):
 class GaussianModel(nn.Module):
     """The closed form alone: a network that predicts 0."""
 
-    num_steps = 1
+    num_steps, time = 1, 1
 
     def encode(
         self, observed: Observed, queries: Tensor, *, points: int = POINTS,
@@ -181,12 +182,9 @@ def fitted_form(
             observations predict for each; else its place is empty.
     """
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
-        on_cpu = observed._replace(
-            coords=observed.coords.cpu(), values=observed.values.cpu(),
-            noise_sd=None if observed.noise_sd is None else observed.noise_sd.cpu())
-        form = fitted_form(on_cpu, queries.cpu(), lattice, done, scored=scored)
+        form = fitted_form(observed.cpu(), queries.cpu(), lattice, done, scored=scored)
         return form.to(queries.device)
-    coords, values, noise_sd, domain, _, covariates, trend, timed = observed
+    coords, values, noise_sd, domain, _, covariates, trend, timed, _ = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
                           trend=trend, timed=timed)
     noise = posterior.noise(queries, done)
@@ -199,9 +197,44 @@ def fitted_form(
     if lattice is not None:
         cells = posterior.at(asked[1], done)
         features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
-                                 lattice)
+                                 lattice, observed.frames.count)
     return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
                       noise, posterior)
+
+
+@torch.no_grad()
+def spacetime_form(
+    observed: Observed, queries: Tensor, lattice: Lattice | None, done: Count | None = None
+) -> ClosedForm:
+    """One Gaussian posterior of all frames of each sequence, with time as a further coordinate
+    whose scale is fitted; arguments as in `fitted_form`. A draw of a sequence is that of the
+    generator of its first frame."""
+    if not has_float64(queries.device):
+        return spacetime_form(observed.cpu(), queries.cpu(), lattice, done).to(queries.device)
+    frames, (coords, values, noise_sd) = observed.frames, observed[:3]
+    posterior = condition(
+        frames.in_time(coords), frames.joined(values),
+        None if noise_sd is None else frames.joined(noise_sd), domain=observed.domain, covariates=1,
+        timed=True)
+    noise_of = posterior.noise(frames.in_time(queries), done)
+    asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
+    places = [frames.in_time(each) for each in asked]
+    if done is not None:
+        done.expect(sum(map(posterior.parts, places)) + noise_of.parts)
+    answers = [Answer(*map(frames.apart, posterior.at(each, done))) for each in places]
+    loo_sd, loo_z = (frames.apart(x) for x in posterior.leave_one_out[1:])
+
+    def noise(generators: Sequence[torch.Generator]) -> Tensor:
+        draws = len(generators) // len(queries)
+        first = [g for b in range(0, len(queries), frames.count)
+                 for g in generators[b * draws : (b + 1) * draws]]
+        drawn = noise_of(first).unflatten(0, (-1, draws))                 # (B / T, K, T N, C)
+        return drawn.unflatten(2, (frames.count, -1)).transpose(1, 2).flatten(0, 2)
+
+    features = None
+    if lattice is not None:
+        features = grid_features(answers[1], coords, values, loo_z, lattice, frames.count)
+    return ClosedForm(answers[0].mean, answers[0].sd, loo_sd, loo_z, features, noise, posterior)
 
 
 class FieldModel(nn.Module):
@@ -221,6 +254,11 @@ class FieldModel(nn.Module):
         order: scan order of the tokens, one of sparsefield.model.tokens.ORDERS.
         num_frequencies: of the Fourier features of places, 0 for none. max_frequency: see
             FourierFeatures.
+        time: frames of a sequence that it learns from; 1: it knows single fields alone.
+        time_start: what a sequence starts from: "frame", the closed form of every frame alone, or
+            "spacetime", that of all its observations. time_reader: name of what reads frames along
+            time, see sparsefield.model.readers. time_scale: of "spacetime" in training: sides of
+            the domain that a step counts as; in use it is fitted.
     Raises:
         UserError: a value that no model can be built from, with the reason.
     """
@@ -233,10 +271,15 @@ class FieldModel(nn.Module):
         self, *, channels: int, d_model: int, prior: str = "fitted", value_sd: float = 0.5,
         unet_width: int = 0, symmetries: int = 8, unet_dropout: float = 0.0,
         flow_unet_width: int = 0, neighbours: int = 24, order: str = "hilbert",
-        num_frequencies: int = 64, max_frequency: float = 16.0,
+        num_frequencies: int = 64, max_frequency: float = 16.0, time: int = 1,
+        time_start: str = "frame", time_reader: str = "gru", time_scale: float = 0.0,
     ):
         super().__init__()
-        require_positive(channels=channels, d_model=d_model)
+        require_positive(channels=channels, d_model=d_model, time=time)
+        if time_start not in TIME_STARTS:
+            raise UserError(f"time_start={time_start!r} is unknown: choose one of "
+                            f"{', '.join(TIME_STARTS)}")
+        self.time, self.time_start, self.time_scale = time, time_start, time_scale
         if prior not in STEPS:
             raise UserError(f"prior={prior!r} is unknown: choose one of {', '.join(STEPS)}")
         for name, size in {"neighbours": neighbours, "unet_width": unet_width,
@@ -252,7 +295,8 @@ class FieldModel(nn.Module):
         flow_width = flow_unet_width if unet_width else 0
         self.unet = None
         if unet_width:
-            self.unet = GridUNets(channels, unet_width, symmetries, unet_dropout, flow_width)
+            self.unet = GridUNets(channels, unet_width, symmetries, unet_dropout, flow_width,
+                                  time_reader if time > 1 else None)
         self.has_flow_unet = flow_width > 0
         self.fourier = FourierFeatures(num_frequencies, max_frequency) if num_frequencies else None
         self.time_embedding = TimeEmbedding(d_model)
@@ -297,7 +341,8 @@ class FieldModel(nn.Module):
         if self.has_flow_unet:
             assert self.unet is not None and form.features is not None
             assert start.output is not None and lattice is not None
-            context = self.unet.flow_context(form.features, start.output, queries, lattice)
+            context = self.unet.flow_context(form.features, start.output, queries, lattice,
+                                             observed.frames)
         if points == 0:
             if context is None:
                 raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
@@ -325,7 +370,9 @@ class FieldModel(nn.Module):
         """What the observations tell by themselves, at queries (B, N, 2)."""
         if self.prior == "none":
             return self._without_prior(observed, queries)
-        return fitted_form(observed, queries, self.lattice(observed), done)
+        in_time = self.time_start == "spacetime" and observed.frames.count > 1
+        form = spacetime_form if in_time else fitted_form
+        return form(observed, queries, self.lattice(observed), done)
 
     def _without_prior(self, observed: Observed, queries: Tensor) -> ClosedForm:
         lattice, values = self.lattice(observed), observed.values
@@ -339,7 +386,7 @@ class FieldModel(nn.Module):
         features = None
         if lattice is not None:
             features = grid_features(everywhere(lattice.height * lattice.width), observed.coords,
-                                     values, values / loo_sd, lattice)
+                                     values, values / loo_sd, lattice, observed.frames.count)
 
         def noise(generators: Sequence[torch.Generator]) -> Tensor:
             return torch.stack([torch.randn(mean.shape[1:], generator=g)
@@ -353,7 +400,7 @@ class FieldModel(nn.Module):
             return Start(form.mean, form.sd, form.mean[..., :0], form.loo_sd[..., :0])
         lattice, features = self.lattice(observed), form.features
         assert lattice is not None and features is not None
-        output = self.unet(features)                                      # (B, 2 C + W, h, w)
+        output = self.unet(features, observed.frames)                     # (B, 2 C + W, h, w)
         there = self.unet.at(output, queries, lattice, mask=features[:, :1])
         at_inputs = self.unet.at(output, observed.coords, lattice).features
         return Start(form.mean + form.sd * there.shift, form.sd * there.log_scale.exp(),

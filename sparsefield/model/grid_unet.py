@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsefield.place import Domain
+from sparsefield.model.readers import make_reader
+from sparsefield.place import SINGLE, Domain, Frames
 
 CELLS = 32 / 204**0.5  # in a mean distance between observations: each is 0.45 of it wide
 LEVELS = 3
@@ -32,6 +33,7 @@ FEWEST = 2 * MULTIPLE
 LOO_LIMIT = 10.0
 SAME = 1e-3  # of a cell, squared: distances that differ by less count as equal
 LEAST_SCALE = 0.01  # of values in [-1, 1], for fields that are nearly constant
+READ_LEVELS = (1, 2)  # at which frames are read along time
 WIDEST = 1.5  # of |log s|: sd between 0.22 and 4.5 times the closed form's
 
 
@@ -132,7 +134,7 @@ class FlowContext(NamedTuple):
     Attributes:
         first: (B, W, h, w), its first layer without z. coords: (B, N, 2) of z.
         observed: (B, 1, h, w), 1 in cells with observations. seen: (B, h w, 1), 1 in cells that
-            hold any z. shown: (B, h w), which z each of them shows.
+            hold any z. shown: (B, h w), which z each of them shows. frames: of the fields.
     """
 
     first: Tensor
@@ -140,20 +142,24 @@ class FlowContext(NamedTuple):
     observed: Tensor
     seen: Tensor
     shown: Tensor
+    frames: Frames = SINGLE
 
     def repeat(self, times: int) -> FlowContext:
         """Every field `times` times, side by side: for as many draws."""
-        return FlowContext(*(part.repeat_interleave(times, dim=0) for part in self))
+        first, coords, observed, seen, shown = (
+            part.repeat_interleave(times, dim=0) for part in self[:5])
+        frames = self.frames._replace(draws=times * self.frames.draws)
+        return FlowContext(first, coords, observed, seen, shown, frames)
 
 
 def grid_features(
     answer: tuple[Tensor, Tensor, Tensor], coords: Tensor, values: Tensor, loo_z: Tensor,
-    lattice: Lattice,
+    lattice: Lattice, frames: int = 1,
 ) -> Tensor:
     """What the U-Nets see: the closed form in every cell, and where observations lie.
 
     Values are relative to the mean of the observations, in units of their sd, so that fields of any
-    level and contrast look alike.
+    level and contrast look alike; of a sequence of `frames` fields those of all its observations.
 
     Args:
         answer: mean, sd (B, h w, C) and spread (B, h w, 1) of the closed form at `cell_queries`.
@@ -162,8 +168,10 @@ def grid_features(
         (B, feature_count(C), h, w) float32, the first of which is the mask.
     """
     mean, sd, spread = answer
-    level = values.mean(dim=(1, 2), keepdim=True)                         # (B, 1, 1)
-    scale = values.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
+    together = values.unflatten(0, (-1, frames)).flatten(1, 2)            # (B / T, T M, C)
+    level = together.mean(dim=(1, 2), keepdim=True)                       # (B / T, 1, 1)
+    scale = together.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
+    level, scale = (x.repeat_interleave(frames, dim=0) for x in (level, scale))
     mask, score = lattice.scatter_mean(loo_z.clamp(-LOO_LIMIT, LOO_LIMIT), coords)
     return lattice.as_picture(torch.cat([
         mask, score, (mean - level) / scale, (sd / scale).log(),
@@ -237,9 +245,11 @@ class UNet(nn.Module):
 
     Args:
         inputs, outputs: channels. width: W, of the finest level. dropout: of its blocks.
+        reader: along time on the way down, see sparsefield.model.readers; None: of single fields.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int, dropout: float = 0.0):
+    def __init__(self, inputs: int, outputs: int, width: int, dropout: float = 0.0,
+                 reader: str | None = None):
         super().__init__()
         widths = [width << level for level in range(LEVELS)]
         steps = list(pairwise(widths))
@@ -248,25 +258,30 @@ class UNet(nn.Module):
         self.coarser = nn.ModuleList(nn.Conv2d(w, v, 2, stride=2) for w, v in steps)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(v, w, 2, stride=2) for w, v in steps)
         self.up = nn.ModuleList(ResidualBlock(w, dropout) for w in widths[:-1])
+        self.readers = nn.ModuleDict(
+            {str(level): make_reader(reader, widths[level]) for level in READ_LEVELS}
+            if reader else {})
         self.norm = group_norm(width)
         self.last = nn.Conv2d(width, outputs, 1)
         for parameter in self.last.parameters():  # so that training starts at the closed form
             nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, frames: Frames = SINGLE) -> tuple[Tensor, Tensor]:
         """(B, inputs, h, w), h and w multiples of MULTIPLE, to (B, outputs, h, w) and what they
         are made of (B, W, h, w)."""
-        return self.go_on(self.first(x))
+        return self.go_on(self.first(x), frames)
 
-    def go_on(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def go_on(self, x: Tensor, frames: Frames = SINGLE) -> tuple[Tensor, Tensor]:
         """The same from what the first layer gave (B, W, h, w)."""
         fine = []
-        for block, coarser in zip(self.down[:-1], self.coarser, strict=True):
+        for level, block in enumerate(self.down):
             x = block(x)
-            fine.append(x)
-            x = coarser(x)
-        x = self.down[-1](x)
+            if str(level) in self.readers:
+                x = self.readers[str(level)](x, frames)
+            if level < LEVELS - 1:
+                fine.append(x)
+                x = self.coarser[level](x)
         for block, finer in zip(reversed(self.up), reversed(self.finer), strict=True):
             x = block(fine.pop() + finer(x))
         x = F.silu(self.norm(x))
@@ -284,36 +299,37 @@ class GridUNets(nn.Module):
         channels: C. width: W. symmetries: how many symmetries of the square the training data have:
             8, 4 (flips) or 1. The trained prediction before the flow is the mean over them.
         dropout: see ResidualBlock; of the first two. flow_width: of the third, 0: none.
+        reader: of all three along time, or None.
     """
 
     def __init__(
         self, channels: int, width: int, symmetries: int = 8, dropout: float = 0.0,
-        flow_width: int = 0,
+        flow_width: int = 0, reader: str | None = None,
     ):
         super().__init__()
         seen = feature_count(channels)
-        self.shift = UNet(seen, channels, width, dropout)
-        self.scale = UNet(seen + channels, channels, max(1, width // 2), dropout)
+        self.shift = UNet(seen, channels, width, dropout, reader)
+        self.scale = UNet(seen + channels, channels, max(1, width // 2), dropout, reader)
         self.flow = None
         if flow_width:  # features, prediction, z, the cells that hold any, and the angle
             seen += 2 * channels + width + channels + 1 + 2
-            self.flow = UNet(seen, channels, flow_width)
+            self.flow = UNet(seen, channels, flow_width, reader=reader)
         self.channels, self.width, self.symmetries = channels, width, symmetries
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, frames: Frames = SINGLE) -> Tensor:
         """Shift, raw log of the scale and features, (B, 2 C + W, h, w) float32."""
-        shift, raw, hidden = self._predict(features)
+        shift, raw, hidden = self._predict(features, frames)
         if not self.training:
             for number in range(1, self.symmetries):
-                other_shift, other_raw, _ = self._predict(turned(features, number))
+                other_shift, other_raw, _ = self._predict(turned(features, number), frames)
                 shift = shift + turned_back(other_shift, number)
                 raw = raw + turned_back(other_raw, number)
             shift, raw = shift / self.symmetries, raw / self.symmetries
         return torch.cat([shift, raw, hidden], dim=1)
 
-    def _predict(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shift, hidden = self.shift(features)
-        raw, _ = self.scale(torch.cat([features, shift.detach().to(features)], dim=1))
+    def _predict(self, features: Tensor, frames: Frames) -> tuple[Tensor, Tensor, Tensor]:
+        shift, hidden = self.shift(features, frames)
+        raw, _ = self.scale(torch.cat([features, shift.detach().to(features)], dim=1), frames)
         return shift.float(), raw.float(), hidden.float()
 
     def at(
@@ -331,7 +347,8 @@ class GridUNets(nn.Module):
         return Prediction(shift, WIDEST * (raw / WIDEST).tanh(), lattice.sample(hidden, coords))
 
     def flow_context(
-        self, features: Tensor, output: Tensor, coords: Tensor, lattice: Lattice
+        self, features: Tensor, output: Tensor, coords: Tensor, lattice: Lattice,
+        frames: Frames = SINGLE,
     ) -> FlowContext:
         """What all draws of a field share, up to the first layer, which is linear.
 
@@ -345,7 +362,7 @@ class GridUNets(nn.Module):
         known = torch.cat([features.float(), output], dim=1)
         weight = self.flow.first.weight[:, : known.shape[1]]
         return FlowContext(F.conv2d(known, weight, padding=1), coords, features[:, :1],
-                           *lattice.middlemost(coords))
+                           *lattice.middlemost(coords), frames)
 
     def velocity(self, z: Tensor, theta: Tensor, context: FlowContext, lattice: Lattice) -> Tensor:
         """The velocity, and the features that it is made of, at the places of z:
@@ -362,7 +379,7 @@ class GridUNets(nn.Module):
         first = self.flow.first
         of_draw = F.conv2d(lattice.as_picture(draw), first.weight[:, -draw.shape[2]:], first.bias,
                            padding=1)                                     # (B, W, h, w)
-        velocity, hidden = self.flow.go_on(context.first.to(of_draw) + of_draw)
+        velocity, hidden = self.flow.go_on(context.first.to(of_draw) + of_draw, context.frames)
         velocity = fill_observed(velocity.float(), context.observed)
         return lattice.sample(torch.cat([velocity, hidden.float()], dim=1), context.coords)
 

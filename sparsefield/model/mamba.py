@@ -44,14 +44,23 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on."""
+    def forward(
+        self, x: Tensor, reverse: bool = False, log_step: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D). With `reverse` the sequence is read from its last token on.
+
+        Args:
+            log_step: (B, L), logarithms of what the step sizes are multiplied by while they are
+                small, where softplus is exp: tokens that are not evenly spaced.
+        """
         # Two products: the backward of one, cut in two, would first copy both gradients together.
         x, z = (F.linear(x, half) for half in self.in_proj.weight.chunk(2))  # (B, L, E) each
         assert self.conv1d.bias is not None
         x = causal_conv_silu(x, self.conv1d.weight, self.conv1d.bias, reverse)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)               # (B, L, R | S | S)
         delta = F.linear(dt, self.dt_proj.weight)                         # (B, L, E)
+        if log_step is not None:
+            delta = delta + log_step[..., None].to(delta)
         A = -self.A_log.float().exp()                                     # (E, S)
         y = selective_scan(x.mT, delta.mT, A, B.mT, C.mT, self.D.float(), z.mT,
                            self.dt_proj.bias.float(), reverse).mT         # (B, L, E)

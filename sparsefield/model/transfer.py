@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsefield.errors import UserError
 from sparsefield.model.bundled import NAMES, V1
@@ -21,7 +21,8 @@ from sparsefield.model.checkpoint import build_model, check_weights, load_checkp
 from sparsefield.model.field import FieldModel
 
 # Arguments of a model that follow from its training and data: they tell no models apart.
-OF_TRAINING = {"dropout", "unet_dropout", "symmetries", "value_sd", "max_frequency"}
+OF_TRAINING = {"dropout", "unet_dropout", "symmetries", "value_sd", "max_frequency", "time_scale"}
+IN_TIME = {"time", "time_start", "time_reader"}  # a model of single fields may learn sequences
 
 
 CHANNEL = 0  # in a layout: as many features as there are channels
@@ -84,13 +85,22 @@ def take_weights(model: FieldModel, arguments: dict[str, Any], path: str | Path)
         raise UserError(f"init_from={path}: it holds a {theirs}, and this is a {own}: give "
                         f"another{instead}")
     fitting, words = _with_channels(checkpoint, arguments["channels"], f"init_from={path}")
+    free = OF_TRAINING | (IN_TIME if fitting["model_args"].get("time", 1) == 1 else set())
     differing = {name: value for name, value in fitting["model_args"].items()
-                 if name not in OF_TRAINING and arguments.get(name, value) != value}
+                 if name not in free and arguments.get(name, value) != value}
     if differing:
         flags = " ".join(f"--{name} {value}" for name, value in differing.items())
         raise UserError(f"init_from={path}: a model of other sizes: train with {flags}")
-    model.load_state_dict(build_model(fitting).state_dict())
-    return f"weights taken from {path}{words}"
+    learnt = build_model(fitting).state_dict()
+    new = _readers_beside(learnt, model)
+    model.load_state_dict(learnt | new)
+    return f"weights taken from {path}{words}{'; the readers along time are new' if new else ''}"
+
+
+def _readers_beside(learnt: dict[str, Tensor], part: nn.Module) -> dict[str, Tensor]:
+    """Weights of readers along time that a checkpoint of single fields lacks."""
+    return {name: weight for name, weight in part.state_dict().items()
+            if "readers." in name and name not in learnt}
 
 
 def _with_channels(
@@ -124,12 +134,13 @@ def take_start(model: FieldModel, path: str | Path) -> str:
         raise UserError(f"start_from={path}: {where} has no grid U-Nets")
     has_flow = any(name.startswith("flow.") for name in theirs)
     new = {} if has_flow else {k: v for k, v in unet.state_dict().items() if k.startswith("flow.")}
+    new |= _readers_beside(theirs, unet)
     try:
         unet.load_state_dict(theirs | new)
     except RuntimeError as error:
         raise UserError(f"start_from={path}: its grid U-Nets have another size: set UNET_WIDTH and "
                         "FLOW_UNET_WIDTH to its own") from error
-    return f"grid U-Nets taken from {path}{words}{'; that of the flow is new' if new else ''}"
+    return f"grid U-Nets taken from {path}{words}{'' if has_flow else '; that of the flow is new'}"
 
 
 # --- fewer channels ------------------------------------------------------------------------------

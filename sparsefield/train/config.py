@@ -20,6 +20,7 @@ from sparsefield.model.bundled import BUNDLED, PACKAGE, V2, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
 from sparsefield.model.checkpoint import load_checkpoint
 from sparsefield.model.transfer import OF_TRAINING
+from sparsefield.train.losses import time_scale
 
 # Settings of where, how fast and how loudly a training runs: what is learnt is the same.
 BESIDE_LEARNING = frozenset({
@@ -59,6 +60,14 @@ class TrainingConfig:
     """Arrays: units for reports and colour bars, one, or one for each channel with commas."""
     image_size: int = 32
     """Side in pixels of the pictures, where the data does not fix it."""
+    time: int = 1
+    """Frames of a sequence that training learns from, of data whose fields follow each other in
+    time (tracer, .nc, .npz, .npy); 1: single fields."""
+    time_start: Literal["frame", "spacetime"] = "frame"
+    """What a sequence starts from: kriging of each frame alone, or of all in space and time, which
+    is better, and slow where the frames of a sequence hold more than 500 measurements together."""
+    time_reader: str = "gru"
+    """What reads the frames along time in every cell of the grid U-Nets: gru or mamba."""
     observe: str = "random:0.2"
     """Which points are observed."""
     epochs: int = 1000
@@ -144,7 +153,7 @@ class TrainingConfig:
         require_seed(self.seed)
         rules = (
             (("epochs", "batch_size", "accumulate", "queries_min", "eval_every", "eval_pictures",
-              "visualize_every", "save_every", "keep_last", "image_size"),
+              "visualize_every", "save_every", "keep_last", "image_size", "time"),
              lambda value: value >= 1, "must be at least 1"),
             (("lr",), lambda value: 0 < value < math.inf, "must be above 0, and finite"),
             (("grad_clip",), lambda value: value > 0, "must be above 0 (inf: never)"),
@@ -190,6 +199,8 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
         **{name: value for name, value in asdict(config).items() if name in names},
         "channels": data.channels,
         "value_sd": _value_sd(data),
+        "time_scale": time_scale(data.train, parse_pattern(config.observe))
+        if config.time > 1 and config.time_start == "spacetime" else 0.0,
         "symmetries": count_symmetries(data.height, data.width) if is_symmetric else 1,
         "max_frequency": max(data.height, data.width) / 2,
     }

@@ -111,9 +111,10 @@ class Training:
         )
         share = len(self.batches.own_slots)
         self.at_once = share // config.accumulate
-        if share % config.accumulate:
+        if share % (config.accumulate * self.batches.frames):
             raise UserError(f"accumulate={config.accumulate} does not divide the {share} pictures "
-                            "of a process: change ACCUMULATE or BATCH_SIZE")
+                            f"of a process{' into sequences' if config.time > 1 else ''}: change "
+                            "ACCUMULATE or BATCH_SIZE")
         if self.total < ENOUGH_STEPS and config.init_from is None:
             log.info("WARNING: too few steps to learn: %d epochs are %d steps, give at least %d "
                      "(EPOCHS=%d, or a smaller BATCH_SIZE)", config.epochs, self.total,

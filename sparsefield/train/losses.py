@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sparsefield.data import Batch
+from sparsefield.data import Batch, Pattern, Split, frozen_case
+from sparsefield.data.scale import frames_of, time_of
 from sparsefield.device import has_float64
 from sparsefield.flow import path
-from sparsefield.gaussian.grid import GridPosterior
+from sparsefield.gaussian import condition
+from sparsefield.gaussian.grid import GridAnswer, GridPosterior
 from sparsefield.hashed import normal
 from sparsefield.model.blocks import take
 from sparsefield.model.field import ClosedForm, FieldModel
-from sparsefield.model.grid_unet import grid_features
-from sparsefield.place import Domain, Observed
+from sparsefield.model.grid_unet import LEAST_SCALE, grid_features
+from sparsefield.place import Domain, Frames, Observed, grid_coords
 
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
+
+SCALE_SEQUENCES = 16  # that the scale of time is found from
+LEAST_TIME_SCALE = 1e-3  # sides a step; at 0, repeats at a place could not be told apart
 
 
 class Known(NamedTuple):
@@ -30,7 +37,8 @@ class Known(NamedTuple):
     def part(self, rows: slice) -> Known:
         """Some of the fields."""
         observed = self.observed._replace(coords=self.observed.coords[rows],
-                                          values=self.observed.values[rows])
+                                          values=self.observed.values[rows],
+                                          frames=self.observed.frames.part(rows))
         return Known(observed, self.form.part(rows), self.z_0[rows])
 
 
@@ -40,14 +48,17 @@ class ClosedForms:
     def __init__(self, model: FieldModel, height: int, width: int, device: torch.device):
         self.model, self.domain = model, Domain.of_grid(height, width)
         self.shape = (height, width)
-        self.grid = None
+        self.grid, self.in_time = None, model.time > 1 and model.time_start == "spacetime"
         if model.prior != "none" and height * width <= LARGEST_GRID and has_float64(device):
-            self.grid = GridPosterior(height, width, device)
+            self.grid = GridPosterior(height, width, device, model.time if self.in_time else 1,
+                                      model.time_scale)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_draws: bool = True) -> Known:
-        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain)
-        if self.grid is not None:
+        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain,
+                            frames=Frames(self.model.time, batch.times))
+        is_even = not self.in_time or not bool(observed.frames.log_steps(batch.times).any())
+        if self.grid is not None and is_even:
             return self._on_grid(self.grid, observed, batch, with_draws)
         form = self.model.closed_form(observed, batch.query_coords)
         if not with_draws:
@@ -67,18 +78,64 @@ class ClosedForms:
         cells = None
         if lattice is not None and lattice[:2] != self.shape:
             cells = lattice.cell_queries(batch.input_coords)
-        answer = grid(batch.mask_id.tolist(), batch.input_index, batch.input_values,
-                      batch.draws if with_draws else None, cells)
+        seeds = batch.draws if with_draws else None
+        if self.in_time:
+            answer = _of_sequences(grid, observed.frames, batch, seeds, cells, pixels)
+        else:
+            answer = grid(batch.mask_id.tolist(), batch.input_index, batch.input_values, seeds,
+                          cells)
         features = None
         if lattice is not None:
             there = slice(0 if cells is None else pixels, None)
             features = grid_features(
                 (answer.mean[:, there], answer.sd[:, there], answer.spread[:, there]),
-                batch.input_coords, batch.input_values, answer.loo_z, lattice)
+                batch.input_coords, batch.input_values, answer.loo_z, lattice,
+                observed.frames.count)
         form = ClosedForm(take(answer.mean, batch.query_index), take(answer.sd, batch.query_index),
                           answer.loo_sd, answer.loo_z, features)
         z_0 = take(answer.draws, batch.query_index) if with_draws else answer.draws
         return Known(observed, form, z_0)
+
+
+def _of_sequences(
+    grid: GridPosterior, frames: Frames, batch: Batch, seeds: Tensor | None, cells: Tensor | None,
+    pixels: int,
+) -> GridAnswer:
+    """The posterior of sequences, frame by frame: the answer as that of single fields."""
+    even = Frames(frames.count)
+    ids = batch.mask_id.view(-1, frames.count)
+    keys = [-1 if -1 in own else tuple(own) for own in ids.tolist()]
+    frame = torch.arange(frames.count, device=batch.input_index.device).repeat(len(ids))
+    index = batch.input_index + pixels * frame[:, None]                   # (B, M), of T P points
+    found = grid(keys, frames.joined(index[..., None])[..., 0], frames.joined(batch.input_values),
+                 None if seeds is None else seeds[:: frames.count],
+                 None if cells is None else even.in_time(cells))
+    at_pixels, at_cells = ([x[:, part] for x in found[:3]] for part in (
+        slice(frames.count * pixels), slice(frames.count * pixels, None)))
+    answer = [torch.cat([even.apart(x), even.apart(y)], dim=1)
+              for x, y in zip(at_pixels, at_cells, strict=True)]
+    return GridAnswer(*answer, *(even.apart(x) for x in found[3:]))
+
+
+def time_scale(split: Split, pattern: Pattern) -> float:
+    """How many sides of the domain a step between frames counts as: the median of what the
+    restricted likelihood finds for some training sequences."""
+    frames, found = frames_of(split), []
+    every = range(0, len(split), frames)
+    for first in every[:: max(1, len(every) // SCALE_SEQUENCES)][:SCALE_SEQUENCES]:
+        places, values = [], []
+        for index in range(first, first + frames):
+            case = frozen_case(split, index, pattern, eval_seed=0)
+            height, width, channels = case["truth"].shape
+            coords = grid_coords(height, width)[torch.from_numpy(case["observed"])]
+            places.append(F.pad(coords, (0, 1), value=time_of(split, index)))
+            values.append(case["truth"].reshape(-1, channels)[case["observed"]])
+        known = torch.from_numpy(np.concatenate(values))
+        known = (known - known.mean()) / known.std().clamp_min(LEAST_SCALE)
+        posterior = condition(torch.cat(places)[None], known[None], covariates=1, timed=True,
+                              domain=Domain.of_grid(height, width))
+        found.append(posterior.uses()[0].scale)
+    return max(float(np.median(found)), LEAST_TIME_SCALE)
 
 
 def start_loss(model: FieldModel, batch: Batch, known: Known) -> Tensor:

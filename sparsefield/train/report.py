@@ -8,6 +8,7 @@ import math
 import platform
 import resource
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -19,14 +20,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sparsefield.data import Batch, Data, Pattern, Split
+from sparsefield.data.scale import frames_of
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics, plots
 from sparsefield.evaluate.calibration import METHOD, describe, pool
-from sparsefield.evaluate.cases import Cases, evaluating, spread
+from sparsefield.evaluate.cases import Cases, evaluating, spread_over
 from sparsefield.flow.path import END
 from sparsefield.model.checkpoint import write_atomically
-from sparsefield.model.field import FieldModel, State
-from sparsefield.place import Observed
+from sparsefield.model.field import TIME_STARTS, FieldModel, State, fitted_form, spacetime_form
+from sparsefield.place import Domain, Observed
 from sparsefield.scan import describe_backend
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.losses import ClosedForms, Known, start_loss, velocity_loss
@@ -148,17 +150,47 @@ class Validation:
         self, split: Split, pattern: Pattern, count: int, batch_size: int, device: torch.device,
         share: tuple[int, int] = (0, 1),
     ):
-        indices = spread(range(len(split)), count)
+        frames, indices = frames_of(split), spread_over(split, count)
         self.count = len(indices)
         points = batch_size * math.prod(split.example(0).shape[:2])
         self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
-        self.cases = self.every.subset(range(len(indices))[share[0] :: share[1]])
+        self.cases = self.every.subset(
+            [k for k in range(self.count) if k // frames % share[1] == share[0]])
         self._groups: list[_Group] = []
+        self._kriged: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
         """Numbers per field of the methods in SHOWN_BASELINES."""
         return {name: _numbers(self.cases, self.cases.interpolate(name).fields)
                 if len(self.cases) else [] for name in SHOWN_BASELINES}
+
+    def in_sequences(self, model: FieldModel) -> dict[str, list[dict[str, float]]]:
+        """Scores of the Gaussian before the flow for each of our sequences, see
+        `metrics.sequence_scores`: of a model and of kriging frame by frame and in space and time.
+        Of single fields nothing."""
+        frames = self.cases.frames
+        found: dict[str, list[dict[str, float]]] = defaultdict(list)
+        for which, batch, known in self.groups(model) if frames > 1 else ():
+            answers = {f"kriging, {start}": self.kriging(start, which, batch)
+                       for start in TIME_STARTS}
+            with evaluating(model), torch.no_grad():
+                answers["model"] = model.start(known.form, known.observed, batch.query_coords)[:2]
+            for name, answer in answers.items():
+                parts = (x.double().cpu().unflatten(0, (-1, frames)).numpy()
+                         for x in (*answer, batch.x_1))
+                found[name] += [metrics.sequence_scores(*each) for each in zip(*parts, strict=True)]
+        return found
+
+    def kriging(self, start: str, which: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and sd (B, N, C) of a closed form of sequences at the queries of a batch."""
+        key = start, which[0]
+        if key not in self._kriged:
+            observed = Observed(batch.input_coords, batch.input_values,
+                                domain=Domain.of_grid(*self.cases.shape(self.cases.rows)),
+                                frames=self.cases.frames_at(which))
+            form = spacetime_form if start == "spacetime" else fitted_form
+            self._kriged[key] = form(observed, batch.query_coords, None)[:2]
+        return self._kriged[key]
 
     def evaluate(self, model: FieldModel, stage: str) -> list[dict[str, float]]:
         """Numbers per field of the posterior mean, and the loss of a stage, with a frozen draw and
@@ -185,16 +217,21 @@ class Validation:
         queries, input_coords, input_values = self.cases.stack(which)
         cases = [self.cases[k] for k in which]
         rngs = [np.random.default_rng([EVAL_SEED, case.index, 1]) for case in cases]
-        index = [np.flatnonzero(case.asked(self.cases.rows)) for case in cases]
+        draws = np.array([rng.integers(2**63) for rng in rngs])
+        angles = np.array([END * rng.random() for rng in rngs], dtype=np.float32)
+        first = np.arange(len(cases)) // self.cases.frames * self.cases.frames
+        index = self.cases.asked(which)
         values = [case.inside.reshape(-1, case.inside.shape[2])[own]
                   for case, own in zip(cases, index, strict=True)]
         parts = (
             np.stack([case.observed for case in cases]), np.stack(index), np.stack(values),
-            np.array([rng.integers(2**63) for rng in rngs]), np.full(len(cases), -1),
+            draws, np.full(len(cases), -1),
             np.stack([np.arange(len(own)) for own in index]),
-            np.array([END * rng.random() for rng in rngs], dtype=np.float32),
+            angles[first],
+            np.array([case.time for case in cases], dtype=np.float32),
         )
-        names = ("input_index", "query_index", "x_1", "draws", "mask_id", "answered", "theta")
+        names = ("input_index", "query_index", "x_1", "draws", "mask_id", "answered", "theta",
+                 "times")
         tensors = dict(zip(names, map(torch.from_numpy, parts), strict=True))
         return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
                      **tensors).to(self.cases.device)
@@ -298,6 +335,11 @@ class Reporter:
                  "SSIM %.3f  |  %s",
                  len(results), stage, numbers["loss"], " *best*" if is_best else "",
                  numbers["psnr"], numbers["ssim"], beside)
+        scores = self.world.gather(self.validation.in_sequences(model))
+        for name in scores[0]:
+            mean = mean_numbers([numbers for part in scores for numbers in part[name]])
+            log.info("sequences, %s: error %.3f, CRPS %.3f (in sd of the field), 90 %% intervals "
+                     "hold %.1f %%", name, mean["error"], mean["crps"], 100 * mean["covered"])
         if self.world.is_first:
             self.folder.record(self.progress.step, epoch=self.epochs, stage=stage,
                                minutes=self.progress.seconds / 60,
@@ -320,7 +362,7 @@ class Reporter:
         if not self.world.is_first:
             return
         cases = self.validation.cases
-        shown = cases.subset(range(min(PICTURES_SHOWN, len(cases))))
+        shown = cases.spread(PICTURES_SHOWN)
         path = self.folder.path / f"pictures_epoch_{self.epochs:04d}.png"
         drawn = shown.sample(model, draws=DRAWS, method=METHOD)
         columns = {"posterior mean": shown.sample(model, **MEAN).fields, "one sample": drawn.fields}

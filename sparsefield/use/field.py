@@ -249,7 +249,7 @@ class Field:
             maps[key] = values, {"comment": f"from {self.answers_from}", **unit}
         *_, dims, axes = self._axes()
         variables = {}
-        for c, (name, prefix) in enumerate(zip(self.names, _prefixes(self.names), strict=True)):
+        for c, (name, prefix) in enumerate(zip(self.names, prefixes(self.names), strict=True)):
             for key, (values, attributes) in maps.items():
                 variables[prefix + key] = dims, values[..., c], {
                     "long_name": described(key, name, self.units), **attributes}
@@ -308,7 +308,7 @@ def described(key: str, name: str, units: str | None) -> str:
     return f"posterior {'standard deviation' if key == 'sd' else key} of {name}"
 
 
-def _prefixes(names: Sequence[str]) -> list[str]:
+def prefixes(names: Sequence[str]) -> list[str]:
     """Of the variables of each channel: none where there is one channel."""
     if len(names) == 1:
         return [""]

@@ -31,6 +31,7 @@ LARGEST = 1024  # rows or columns of a field that is asked for
 MOST_CELLS = 4_000_000  # of all frames
 UNLIKE = 10  # sides that differ by more are of different kinds, such as distance and depth
 ARRAY = "the DataArray"  # in messages
+RESOLUTION = r"\d{1,6}([xX]\d{1,6})?"
 POINTS_RESOLUTION = 64  # cells of the longer side, by default
 
 
@@ -203,7 +204,8 @@ def _edges(axis: np.ndarray) -> tuple[float, float]:
 
 
 def grid_shape(
-    resolution: int | Sequence[int], extent: Sequence[float], scaled_by: Sequence[float]
+    resolution: int | Sequence[int], extent: Sequence[float], scaled_by: Sequence[float],
+    most: int = LARGEST,
 ) -> tuple[int, int]:
     """(rows, columns) of a grid; scaled_by: see `Frame`.
 
@@ -211,15 +213,15 @@ def grid_shape(
         resolution: (rows, columns) as they are, or how many cells the longer side has; these are
             then square in the units that the model sees.
     Raises:
-        UserError: no whole numbers, or a side is not in 1 ... 1024.
+        UserError: no whole numbers, or a side is not in 1 ... most.
     """
     wanted = np.ravel(resolution)
     if wanted.dtype.kind not in "iu" or len(wanted) not in (1, 2):
         raise UserError(f"resolution {resolution!r}: give a whole number such as 64, or rows and "
                         "columns as (48, 96)")
-    if wanted.min() < 1 or wanted.max() > LARGEST:
+    if wanted.min() < 1 or wanted.max() > most:
         raise UserError(f"resolution {'x'.join(map(str, wanted))}: rows and columns are 1 to "
-                        f"{LARGEST}")
+                        f"{most}")
     if len(wanted) == 2:
         return tuple(wanted.tolist())
     width, height = np.divide(sides(extent), scaled_by)
@@ -340,7 +342,7 @@ def what_is_asked(
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
     frame = Frame.of(given, extent, aspect, lonlat)
     if like is None:
-        shape = grid_shape(_parse_resolution(resolution, given), extent, frame.scaled_by)
+        shape = grid_shape(parse_resolution(resolution, given), extent, frame.scaled_by)
         like = Grid.over(extent, shape, lonlat)
     asked = Asked(like.places, extent, frame, like)
     if given.known is not None and given.known.pixels is not None:
@@ -482,13 +484,13 @@ def _tell_of_order(coords: np.ndarray, extent: Extent) -> None:
                     low[0], high[0], low[1], high[1], *(extent[k] for k in (0, 2, 1, 3)))
 
 
-def _parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:
+def parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:
     """The argument `resolution` of `Reconstructor.reconstruct`."""
     if text == "auto" and given.shape is None:
         return POINTS_RESOLUTION
     if text == "auto":
         factor = -(-max(given.shape) // LARGEST)
         return tuple(max(1, side // factor) for side in given.shape)
-    if not re.fullmatch(r"\d{1,6}([xX]\d{1,6})?", text):
+    if not re.fullmatch(RESOLUTION, text):
         raise UserError(f"--resolution {text}: give a number such as 64, or ROWSxCOLUMNS as 48x96")
     return tuple(map(int, text.lower().split("x")))

@@ -14,7 +14,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import crps_of_values
+from sparsefield.evaluate.metrics import crps_of_values, gaussian_crps
 from sparsefield.use.blocks import Blocks, Stretches
 from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Extent, Measurements
@@ -117,12 +117,6 @@ class Score:
 def places_of(hidden: Measurements) -> np.ndarray:
     """(N,), the number of the place of each."""
     return np.unique(hidden.coords, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def gaussian_crps(z: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """CRPS of N(m, sd^2) at m + sd z (Gneiting & Raftery 2007, equation 21)."""
-    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return sd * (z * (2 * scipy.special.ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
 
 
 def table(scores: list[Score], units: str | None) -> list[str]:

@@ -89,6 +89,19 @@ class Measurements:
         return replace(self, coords=np.column_stack([lon, self.coords[:, 1]]))
 
 
+def joined(parts: Sequence[Measurements]) -> Measurements:
+    """Those of all parts, with the names of the first."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    coords, values, noise, known = (
+        None if own[0] is None else np.concatenate(own) for own in (
+            [part.coords for part in parts], [part.values for part in parts],
+            [part.noise for part in parts], [part.known and part.known.values for part in parts]))
+    return replace(first, coords=coords, values=values, noise=noise,
+                   known=None if known is None else replace(first.known, values=known))
+
+
 def as_given(
     coords: np.ndarray, values: np.ndarray, noise_sd: float | Sequence[float] = 0.0,
     missing: Sequence[float] | None = None, lonlat: bool = False,
@@ -129,7 +142,8 @@ def as_given(
 
 
 def clean(
-    source: str, found: Measurements, missing: Sequence[float] | None, lonlat: bool = False
+    source: str, found: Measurements, missing: Sequence[float] | None, lonlat: bool = False,
+    most: float = MOST_POINTS,
 ) -> Measurements:
     """Measurements without those that lack a number, which are counted in the log.
 
@@ -137,6 +151,7 @@ def clean(
         missing: values that mean: not measured. None refuses what looks like one, a list other
             codes than those in it, [] nothing.
         lonlat: whether places are on a globe; their longitudes are turned to be close together.
+        most: places that are taken.
     Raises:
         UserError: nothing is left, there are too many, or numbers that cannot be.
     """
@@ -178,11 +193,11 @@ def clean(
         found = replace(found, known=checked(found.known, len(found.coords)))
     for name, column in zip(names, found.values.T, strict=True):
         tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
-    places = found.coords if found.times is None else np.column_stack(
+    places = found.coords @ (1, 1j) if found.times is None else np.column_stack(
         [found.coords, found.times.values])
     count = np.unique(places, axis=0, return_counts=True)[1]
-    if len(count) > MOST_POINTS:
-        raise UserError(f"{source}: {len(found.coords):,} points, at most {MOST_POINTS:,} can be "
+    if len(count) > most:
+        raise UserError(f"{source}: {len(found.coords):,} points, at most {most:,} can be "
                         "used: average neighbours, or leave rows out")
     if (least := noise[kept].min()) < 0:
         raise UserError(f"{source}: the noise's sd is {least:g} in places; give 0 or more")

@@ -165,7 +165,12 @@ class Reconstructor:
         if str(path) == "none":
             return cls(GaussianModel(), {}, chosen)
         path = BUNDLED if str(path) in NAMES else path
-        return cls(*load_model(path, chosen), chosen, path)
+        model, checkpoint = load_model(path, chosen)
+        if model.time > 1:
+            raise UserError(f"{path} learnt sequences of {model.time} frames, which only trainings "
+                            "and eval_v1_vs_v2.py reconstruct so far: give another checkpoint, or "
+                            "none for kriging in space and time")
+        return cls(model, checkpoint, chosen, path)
 
     @property
     def is_closed_form(self) -> bool:

@@ -17,7 +17,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,15 @@ from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
-from sparsefield.use.points import MOST_POINTS, Measurements, clean, noise_of, pair_of, real_array
+from sparsefield.use.points import (
+    MOST_POINTS,
+    Measurements,
+    clean,
+    joined,
+    noise_of,
+    pair_of,
+    real_array,
+)
 from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
@@ -60,6 +68,10 @@ LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unname
 SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
 NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
 THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
+BLOCK = 1 << 25  # bytes of a text that are read at once
+ROWS = 1 << 20  # of a Parquet
+BLANK = " ,;|\t\N{NO-BREAK SPACE}"
+GZIP, UTF_16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 MOST_UNNAMED = 5  # columns without names, of which the first are x and y: else it may be a matrix
 CALENDAR = "calendar of {}"  # in the attributes of a table
 NO_VALUE = ("-", "--", "na", "none")  # beside those that pandas knows
@@ -70,6 +82,7 @@ def read_measurements(
     x: str | None = None, y: str | None = None, value: Sequence[str] | None = None,
     missing: Sequence[str] | None = None, noise_sd: str | None = None, decimal: str = ".",
     lonlat: bool = False, seed: int = 0, covariates: Sequence[str] = (), time: str | None = None,
+    most: float = MOST_POINTS,
 ) -> Measurements:
     """Measurements of a file, checked and cleaned; what was left out is logged.
 
@@ -83,8 +96,8 @@ def read_measurements(
         noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
             the name noise_sd; with a number or auto it is not read.
         seed: of `observe`. covariates: columns of a table; for a picture luminance or files of
-            pictures. time: a column, or the axis of a stack, see `read_stack`. All else as of
-            reconstruct.py.
+            pictures. time: a column, or the axis of a stack, see `read_stack`. most: places of a
+            table that are taken. All else as of reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
     """
@@ -116,12 +129,14 @@ def read_measurements(
         if kind == ".npz":
             found = _read_npz(path, reads_noise, covariates, time)
         else:
-            table = (_read_netcdf(path, time) if kind in ENDINGS else
-                     _read_parquet(path) if kind in (".parquet", ".pq") else
-                     _read_text(source, words, decimal))
-            found = Columns(source, table).measurements(x, y, value, column, reads_noise, lonlat,
-                                                         covariates, time)
-        found = clean(source, found, numbers, lonlat)
+            tables = (iter([_read_netcdf(path, time)]) if kind in ENDINGS else
+                      _read_parquet(path) if kind in (".parquet", ".pq") else
+                      _read_text(source, words, decimal))
+            if time is not None and kind not in ENDINGS:  # dates tell their units together
+                tables = iter([pandas.concat(list(tables), ignore_index=True)])
+            found = joined(list(_parts(source, tables, x, y, value, column, reads_noise, lonlat,
+                                       covariates, time)))
+        found = clean(source, found, numbers, lonlat, most)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
 
@@ -217,6 +232,18 @@ def _points(
     return points
 
 
+def _parts(
+    source: str, tables: Iterator[pandas.DataFrame], *chosen: object
+) -> Iterator[Measurements]:
+    """Those of each table: of all the columns that are `chosen` in the first, see `Columns`."""
+    columns = Columns(source, next(tables))
+    yield columns.measurements(*chosen)
+    before = len(columns.table)
+    for table in tables:
+        yield Columns(source, table, before).taken(*columns.places)
+        before += len(table)
+
+
 # --- tables: which column is what -----------------------------------------------------------------
 
 
@@ -235,10 +262,14 @@ def are_degrees(name: str) -> bool:
 
 
 class Columns:
-    """The columns of a table, by places from 0; axis_names: of x and y, once they are chosen."""
+    """The columns of a table, by places from 0; axis_names: of x and y, once they are chosen.
 
-    def __init__(self, source: str, table: pandas.DataFrame):
-        self.source, self.table = source, table
+    Args:
+        before: rows that were read before these.
+    """
+
+    def __init__(self, source: str, table: pandas.DataFrame, before: int = 0):
+        self.source, self.table, self.before = source, table, before
         self.names = [str(name).strip() for name in table.columns]
         self.seen = f"{source}: columns {', '.join(self.names)}"
         self.axis_names = ("x", "y")
@@ -282,16 +313,24 @@ class Columns:
                 log.warning("WARNING: %s: %s has %d different entries: if x and y are of several "
                             "systems (UTM zones), or values of several kinds or units, leave one",
                             self.source, name, count)
-        coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
+        self.places = k_x, k_y, chosen, k_noise, k_known, k_time
+        found = self.taken(*self.places)
         self.axis_names = self.names[k_x], self.names[k_y]
         if lonlat:
             globe.refuse_rotated(self.source, ", ".join(self.axis_names))
         elif lonlat is False and are_degrees(self.names[k_y]):
-            _tell_of_globe(self.source, coords, x is not None or y is not None)
+            _tell_of_globe(self.source, found.coords, x is not None or y is not None)
+        return found
+
+    def taken(self, k_x: int, k_y: int, chosen: Sequence[int], k_noise: int | None,
+              k_known: Sequence[int], k_time: int | None) -> Measurements:
+        """Those of x, y, values, noise, covariates and time."""
+        coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
+        names = tuple(self.names[k] for k in chosen)
         units = self.table.attrs.get(names[0]) if len(names) == 1 else None
         return Measurements(
-            coords, values, tuple(names), units=units, known=self._known(k_known),
+            coords, values, names, units=units, known=self._known(k_known),
             times=None if k_time is None else self._times(k_time),
             noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
 
@@ -389,8 +428,9 @@ class Columns:
             hint = " (a decimal comma? give --decimal ,)" if re.fullmatch(
                 r"[-+]?\d*(,|\s+)\d+([eE][-+]?\d+)?", entry) else ""
             raise UserError(f"{self.source}: {entry!r} in column {self.names[k]!r}, measurement "
-                            f"{row + 1}, is no number{hint}; mend it, put # before its line, "
-                            f"choose other columns with --{flag}, or name it with --missing")
+                            f"{self.before + row + 1}, is no number{hint}; mend it, put # before "
+                            f"its line, choose other columns with --{flag}, or name it with "
+                            "--missing")
         return numbers
 
 
@@ -423,16 +463,29 @@ def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
 # --- tables: files --------------------------------------------------------------------------------
 
 
-def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.DataFrame:
-    """The table in a text, whose columns are separated by tabs, semicolons, commas, bars or spaces.
+def _read_text(source: str, missing: Sequence[str], decimal: str) -> Iterator[pandas.DataFrame]:
+    """The table in a text, in parts of about BLOCK bytes."""
+    top = ""
+    for block in _blocks(source):
+        text = top + _text(source, block)
+        table = _table_of(source, text, missing, decimal)
+        yield table
+        if not top and table.attrs["is_named"]:
+            lines = (line.strip() for line in text.splitlines(keepends=True))
+            top = next(line for line in lines if line.strip(BLANK) and line[0] not in "#%") + "\n"
+
+
+def _table_of(
+    source: str, text: str, missing: Sequence[str], decimal: str
+) -> pandas.DataFrame:
+    """A table whose columns are separated by tabs, semicolons, commas, bars or spaces.
 
     The first row names them, unless it has two numbers or more: then they are x, y and values.
     """
     if decimal not in (".", ","):
         raise UserError(f"--decimal {decimal}: give . or ,")
-    lines = [line.strip(" ") for line in _content(source).splitlines()]
-    rows = [line for line in lines
-            if line.strip(" ,;|\t\N{NO-BREAK SPACE}") and line[0] not in "#%"]
+    lines = [line.strip(" ") for line in text.splitlines()]
+    rows = [line for line in lines if line.strip(BLANK) and line[0] not in "#%"]
     if not rows:
         raise UserError(f"{source}: no readable table of x,y,value rows: it is empty")
     separator = next((s for s in "\t;,|" if s in rows[0] and s != decimal), r"\s+")
@@ -464,7 +517,9 @@ def _read_text(source: str, missing: Sequence[str], decimal: str) -> pandas.Data
                 "give each column one name, in quotes if it has the separator in it")
         raise UserError(f"{source}: the line on top has {len(names)} names ({', '.join(names)}), "
                         f"the rows {table.shape[1]} entries; {hint}")
-    return table.set_axis(names, axis=1)
+    table = table.set_axis(names, axis=1)
+    table.attrs["is_named"] = has_header
+    return table
 
 
 def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
@@ -477,18 +532,38 @@ def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
                             f"read; remove its {line[0]}")
 
 
-def _content(source: str) -> str:
-    """The text of a source in UTF-8, UTF-16 or Latin-1, unpacked where it is gzip. Raises UserError
-    for what is no text."""
-    content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    if content.startswith(b"\x1f\x8b"):
+def _blocks(source: str) -> Iterator[bytes]:
+    """Whole lines of a source, unpacked where it is gzip: about BLOCK bytes, or all of it from a
+    pipe and in UTF-16."""
+    if source == "-":
+        yield _unpacked(source, sys.stdin.buffer.read())
+        return
+    with open(source, "rb") as raw:
+        beginning = raw.read(2)
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if beginning == GZIP else raw
+        most = -1 if beginning in UTF_16 else BLOCK
         try:
-            content = gzip.decompress(content)
+            block = file.read(most)
+            while True:
+                yield block + file.readline()
+                if not (block := file.read(most)):
+                    return
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: no readable gzip ({error})") from None
+
+
+def _unpacked(source: str, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content) if content.startswith(GZIP) else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: no readable gzip ({error})") from None
+
+
+def _text(source: str, content: bytes) -> str:
+    """A text in UTF-8, UTF-16 or Latin-1. Raises UserError for what is no text."""
     kind = files.kind_by_beginning(content)
-    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "latin-1"):
+    for encoding in ("utf-16",) if content[:2] in UTF_16 else ("utf-8-sig", "latin-1"):
         with contextlib.suppress(UnicodeDecodeError):
             text = content.decode(encoding)
             if kind is None and "\0" not in text:
@@ -496,12 +571,19 @@ def _content(source: str) -> str:
     raise UserError(f"{source}: no table of x,y,value rows but {kind or 'no text'}; give a CSV")
 
 
-def _read_parquet(path: Path) -> pandas.DataFrame:
+def _read_parquet(path: Path) -> Iterator[pandas.DataFrame]:
+    """ROWS at a time."""
     try:
-        return pandas.read_parquet(path)
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise UserError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give a CSV"
                         ) from None
+    try:
+        with ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                yield file.read().to_pandas()
+            for batch in file.iter_batches(ROWS):
+                yield batch.to_pandas()
     except Exception as error:  # pyarrow raises a great many kinds for a broken file
         raise UserError(f"{path}: no readable Parquet ({' '.join(str(error).split())})") from None
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 
 from sparsefield.data.scale import NARROW, Scale, pixel_scale
 from sparsefield.errors import UserError
@@ -50,6 +51,21 @@ def untransformed(name: str, values: np.ndarray) -> np.ndarray:
     """What `transformed` did, undone; a root below 0 counts as 0, so that nothing is negative."""
     with np.errstate(over="ignore"):
         return np.exp(values) if name == "log" else np.clip(values, 0, None) ** 2
+
+
+def moments(name: str, mean: np.ndarray, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd of what `untransformed` makes of a Gaussian with these."""
+    mean, variance = mean.astype(np.float64), sd.astype(np.float64) ** 2
+    if name == "log":
+        found = np.exp(mean + variance / 2)
+        return found, found * np.sqrt(np.expm1(variance))
+    sd = np.sqrt(np.maximum(variance, 1e-300))
+    above = scipy.special.ndtr(mean / sd)
+    edge = sd * np.exp(-((mean / sd) ** 2) / 2) / np.sqrt(2 * np.pi)
+    square = (mean**2 + variance) * above + mean * edge
+    fourth = (mean**4 + 6 * mean**2 * variance + 3 * variance**2) * above + edge * (
+        mean**3 + 5 * mean * variance)
+    return square, np.sqrt(np.maximum(fourth - square**2, 0))
 
 
 def transformed_limit(name: str | None, limit: np.ndarray) -> np.ndarray:

@@ -80,3 +80,25 @@ def test_leave_one_out_in_tiles_is_nearly_that_of_all(monkeypatch):
     assert (tiled.mean - whole.mean).square().mean().sqrt() < 0.1 * whole.sd.mean()
     torch.testing.assert_close(tiled.sd.median(), whole.sd.median(), rtol=0.05, atol=0)
     torch.testing.assert_close((values - tiled.mean) / tiled.sd, tiled.z, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("trend", [0, 1])
+def test_what_was_fitted_answers_a_part_of_the_observations_as_all_of_them(monkeypatch, trend):
+    """In the middle of a part, draws with noise included."""
+    for name, number in {"DENSE_POINTS": 999, "TILE": 32, "TOGETHER": 128}.items():
+        monkeypatch.setattr(posterior_module, name, number)
+    coords = points(4000)
+    waves = (40 * coords[:, :1]).sin() + (60 * coords.sum(dim=1, keepdim=True)).cos()
+    values = waves + 9 * coords[:, 1:]
+    noise = torch.full_like(values, 0.1)
+    whole = posterior_module.condition(coords[None], values[None], noise[None], trend=trend)
+    near = ((coords - 0.5).abs() < 0.25).all(dim=1)
+    part = posterior_module.condition(coords[None, near], values[None, near], noise[None, near],
+                                      trend=trend, priors=whole.priors)
+    places = 0.45 + 0.1 * points(200, seed=1)[None]
+    (mean, sd, _), found = whole.at(places), part.at(places)
+    assert ((found.mean - mean) / sd).square().mean().sqrt() < 0.1
+    assert (found.sd / sd - 1).square().mean().sqrt() < 0.08
+    one, other = (posterior.noise(places)([torch.Generator().manual_seed(3)])
+                  for posterior in (whole, part))
+    assert (one - other).square().mean().sqrt() < 0.1

@@ -150,13 +150,25 @@ def test_a_geotiff_with_gaps_comes_back_in_its_place(command, resolution):
     with rasterio.open("a.tif", "w", driver="GTiff", width=10, height=12, count=1, nodata=-9999,
                        dtype="float32", crs="EPSG:25832", transform=place) as file:
         file.write(np.where(gaps, -9999, values), 1)
-    assert command("a.tif", "--checkpoint", "none", "--resolution", resolution)[0] == 0
+    code, out, err = command("a.tif", "--checkpoint", "none", "--resolution", resolution)
+    assert code == 0 and "pixels are 1.5 times as wide as high" in out + err
     with rasterio.open("a.tif") as old, rasterio.open("out/field.tif") as new:
         assert new.bounds == old.bounds and new.crs == old.crs and np.isnan(new.nodata)
         if resolution == "auto":
             np.testing.assert_allclose(new.read(1)[~gaps], values[~gaps], atol=1e-4)
         else:
             assert new.shape == (24, 5) and new.read(1)[-1, -1] > 18
+
+
+@pytest.mark.parametrize("north, is_said", [(65.0, True), (5.0, False)])
+def test_pixels_of_degrees_are_narrow_in_the_north(command, north, is_said):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open("a.tif", "w", driver="GTiff", width=10, height=12, count=1, dtype="float32",
+                       crs="EPSG:4326", transform=rasterio.Affine(0.1, 0, 10, 0, -0.1, north)
+                       ) as file:
+        file.write(np.add.outer(np.arange(12.0), np.arange(10.0) ** 2).astype(np.float32), 1)
+    code, out, err = command("a.tif", "--checkpoint", "none", "--observe", "random:0.5")
+    assert code == 0 and ("0.43 times as wide as high" in out + err) == is_said
 
 
 def test_an_extent_across_the_180th_meridian(tables):
