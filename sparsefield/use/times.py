@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sparsefield")
 
 MOST_FRAMES = 10_000
+RESERVED = {"mean", "sd", "samples", "realization", "place"}  # in the files of a field
 LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}  # in seconds
 AS_DATES = r"((?:1[89]|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?"  # 20200301, 202003
 ZONE = r"[T ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
@@ -42,6 +43,10 @@ class Times:
     name: str = "time"
     units: str = ""
     calendar: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name in RESERVED:
+            object.__setattr__(self, "name", "time")
 
     @property
     def is_dated(self) -> bool:
@@ -210,6 +215,8 @@ def of_values(source: str, given: Any, name: str = "time") -> Times:
     """
     import pandas
 
+    if np.ndim(given) > 1 or np.size(given) == 0:
+        raise UserError(f"{source}: times {np.shape(given)}: give one or more, in one dimension")
     column = pandas.Series(given)
     is_there = column.notna().to_numpy()
     if column.dtype.kind in "iuf" or not is_there.any():

@@ -140,6 +140,8 @@ def test_places_have_times_of_their_own():
     (["2020-03-01T00:00Z", "2020-03-02"], None, "measurement 2, 2020-03-02, has no zone"),
     ([1.0], None, r"times (1,): give one for each of the 2"),
     ([True, False], None, "are no times"),
+    ([[1.0], [2.0]], None, "times (2, 1): give one or more, in one dimension"),
+    ([1.0, 2.0], [], "times (0,): give one or more"),
     (None, [1.0], "times and at_times go together"),
     ([1.0, 2.0], ["2020-03-01"], "time is given in numbers"),
     (["2020-03-01", "2020-03-02"], [3.0], "time is given in dates, such as 2020-03-01"),
@@ -148,6 +150,12 @@ def test_times_that_cannot_be_used_are_refused_in_one_line(times, at_times, word
     with pytest.raises(UserError) as refused:
         KRIGING.reconstruct([[0, 0], [1, 1]], [1.0, 2.0], 4, times=times, at_times=at_times)
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_column_of_times_may_have_the_name_of_a_map():
+    field = KRIGING.reconstruct(table().rename(columns={"date": "sd"}), value="heat", times="sd",
+                                resolution=3, **FEW)
+    assert list(field.to_dataframe()) == ["time", "x", "y", "mean", "sd"]
 
 
 def test_more_frames_than_fit_in_memory_are_refused():
