@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("sparsefield")
 
 MOST_FRAMES = 10_000
-LENGTHS = {"days": 86_400_000, "hours": 3_600_000, "minutes": 60_000, "seconds": 1000}  # in ms
-AS_DATES = r"(?:1[89]|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"  # 20200301
+RESERVED = {"mean", "sd", "samples", "realization", "place"}  # in the files of a field
+LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}  # in seconds
+AS_DATES = r"((?:1[89]|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?"  # 20200301, 202003
 ZONE = r"[T ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
 DATED_RANGE = re.compile(r"(.+?):(\d{4}-\d\d.*):([^:]+)")  # times of the day have colons, too
 OWN, SAME = 2.0, 0.05  # sides that a step counts as, from which, and all times, up to which
@@ -42,6 +43,10 @@ class Times:
     name: str = "time"
     units: str = ""
     calendar: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name in RESERVED:
+            object.__setattr__(self, "name", "time")
 
     @property
     def is_dated(self) -> bool:
@@ -87,8 +92,10 @@ class Times:
             found = xarray.decode_cf(xarray.Dataset({"t": ("t", self.values, attributes)}))["t"]
         except (ValueError, OverflowError, ImportError):
             return self.values
-        is_date = found.dtype.kind == "M"
-        return found.values.astype("datetime64[ms]") if is_date else self.values
+        if found.dtype.kind != "M":
+            return self.values
+        half = np.timedelta64(500 * (found.dtype == "datetime64[ns]"), "ns")  # days are rounded
+        return (found.values + half).astype("datetime64[us]")
 
     def as_variable(self, dim: str, decoded: bool = True) -> Variable:
         """By CF; numbers in these units and this calendar where they are not decoded."""
@@ -97,7 +104,7 @@ class Times:
         said = {"standard_name": "time", "axis": "T"}
         found = self.decoded() if decoded else self.values
         if found.dtype.kind == "M":
-            return xarray.Variable(dim, found.astype("datetime64[ns]"), said)
+            return xarray.Variable(dim, found, said)
         said |= {"units": self.units} if self.units else {}
         said |= {"calendar": self.calendar} if self.calendar else {}
         return xarray.Variable(dim, found, said, {"_FillValue": None})
@@ -106,7 +113,7 @@ class Times:
         """ISO 8601, or numbers with their unit."""
         found = self.decoded()
         if found.dtype.kind == "M":
-            unit = next(unit for unit in ("D", "m", "s", "ms")
+            unit = next(unit for unit in ("D", "m", "s", "ms", "us")
                         if (found == found.astype(f"datetime64[{unit}]")).all())
             return np.datetime_as_string(found, unit=unit).tolist()
         unit = f" {self.units}" if self.units else ""
@@ -208,6 +215,8 @@ def of_values(source: str, given: Any, name: str = "time") -> Times:
     """
     import pandas
 
+    if np.ndim(given) > 1 or np.size(given) == 0:
+        raise UserError(f"{source}: times {np.shape(given)}: give one or more, in one dimension")
     column = pandas.Series(given)
     is_there = column.notna().to_numpy()
     if column.dtype.kind in "iuf" or not is_there.any():
@@ -216,7 +225,9 @@ def of_values(source: str, given: Any, name: str = "time") -> Times:
         if not is_there.any() or not text.str.fullmatch(AS_DATES).all():
             return Times(np.where(np.isfinite(numbers), numbers, np.nan), name)
         log.info("%s: %s is read as dates, such as %s", source, name, text.iloc[0])
-        column = text.reindex(column.index)
+        column = text.str.replace(
+            AS_DATES, lambda found: "-".join(filter(None, found.groups())), regex=True
+        ).reindex(column.index)
     if column.dtype.kind == "b":
         raise UserError(f"{source}: {name} is true or false, which are no times")
     if column.dtype.kind != "M" and not isinstance(column.dtype, pandas.DatetimeTZDtype):
@@ -235,14 +246,14 @@ def of_values(source: str, given: Any, name: str = "time") -> Times:
         row = int(wrong.argmax())
         raise UserError(f"{source}: {name} of measurement {row + 1}, {column.iloc[row]!r}, is no "
                         "time: give numbers or ISO 8601, such as 2020-03-01 or 2020-03-01T12:00Z")
-    found = moments.dt.tz_localize(None).to_numpy("datetime64[ms]")
+    found = moments.dt.tz_localize(None).to_numpy("datetime64[us]")
     since = found[is_there].min().astype("datetime64[D]")
-    offsets = (found[is_there] - since).astype(np.int64)
-    unit = next((unit for unit, length in LENGTHS.items() if not (offsets % length).any()),
+    seconds = (found[is_there] - since).astype(np.int64) / 1e6
+    unit = next((unit for unit, length in LENGTHS.items() if not (seconds % length).any()),
                 "seconds")
     values = np.full(len(found), np.nan)
-    values[is_there] = offsets / LENGTHS[unit]
-    return Times(values, name, f"{unit} since {since}", "standard")
+    values[is_there] = seconds / LENGTHS[unit]
+    return Times(values, name, f"{unit} since {since}", "proleptic_gregorian")
 
 
 def of_axis(source: str, axis: DataArray) -> Times:

@@ -140,6 +140,8 @@ def test_places_have_times_of_their_own():
     (["2020-03-01T00:00Z", "2020-03-02"], None, "measurement 2, 2020-03-02, has no zone"),
     ([1.0], None, r"times (1,): give one for each of the 2"),
     ([True, False], None, "are no times"),
+    ([[1.0], [2.0]], None, "times (2, 1): give one or more, in one dimension"),
+    ([1.0, 2.0], [], "times (0,): give one or more"),
     (None, [1.0], "times and at_times go together"),
     ([1.0, 2.0], ["2020-03-01"], "time is given in numbers"),
     (["2020-03-01", "2020-03-02"], [3.0], "time is given in dates, such as 2020-03-01"),
@@ -150,6 +152,12 @@ def test_times_that_cannot_be_used_are_refused_in_one_line(times, at_times, word
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_column_of_times_may_have_the_name_of_a_map():
+    field = KRIGING.reconstruct(table().rename(columns={"date": "sd"}), value="heat", times="sd",
+                                resolution=3, **FEW)
+    assert list(field.to_dataframe()) == ["time", "x", "y", "mean", "sd"]
+
+
 def test_more_frames_than_fit_in_memory_are_refused():
     coords, values, _ = measured()
     with pytest.raises(UserError, match="75 times of 300 x 300 cells: at most 4,000,000 in all"):
@@ -157,8 +165,17 @@ def test_more_frames_than_fit_in_memory_are_refused():
 
 
 def test_dates_written_as_numbers_are_dates():
-    found = of_values("a table", [20200131, 20200201])
-    assert found.is_dated and np.diff(found.values) == 1
+    for days, gap in (([20200131, 20200201], 1), ([201912, 202001], 31)):
+        found = of_values("a table", days)
+        assert found.unit == "day" and np.diff(found.values) == gap
+
+
+def test_times_are_told_apart_to_the_microsecond_and_come_back():
+    texts = ["2020-03-01T10:00:00.000001", "2020-03-01T10:00:00.000002", "2020-03-04T08:00:00"]
+    found = of_values("a table", texts)
+    assert found.labels()[:2] == texts[:2]
+    thirds = Times(np.array([1 / 3, 1000 + 2 / 3]), "time", "days since 2020-01-01", "standard")
+    assert thirds.labels() == ["2020-01-01T08:00", "2022-09-27T16:00"]
 
 
 def test_a_calendar_that_cannot_be_decoded_stays_numbers():
