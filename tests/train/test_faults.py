@@ -234,6 +234,10 @@ def test_damaged_files_load_as_saved_or_get_one_line(whole, tmp_path, file):
             assert_same(dict(loaded.state_dict()), dict(saved.state_dict()))
 
 
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrated(
     copied, monkeypatch
 ):
@@ -243,7 +247,7 @@ def test_a_kill_between_the_two_files_of_the_best_weights_leaves_none_uncalibrat
     assert folder.save_best({k: v for k, v in calibrated.items() if k != "calibration"})
     for name in ("save_checkpoint", "save_safetensors"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(files, name, lambda *_: signal.raise_signal(signal.SIGINT))
+            patch.setattr(files, name, _interrupted)
             folder.save_best(calibrated)
         states = ["calibration" in load_checkpoint(best.with_suffix(ending))
                   for ending in (".pth", ".safetensors")]
