@@ -36,6 +36,7 @@ UNFILLED = 9.9e36  # what NetCDF writes where nothing was written, but for round
 HELD_OUT = 0.1  # share of years, times or columns that become validation, and again test
 LEAST_YEARS = 3
 UNEVEN = 0.05  # of a step, by which the steps of an axis may differ in training
+REGULAR = 1e-3  # in a GeoTIFF or a picture
 
 
 # --- reading --------------------------------------------------------------------------------------

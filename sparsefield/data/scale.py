@@ -56,18 +56,19 @@ class Scale:
 
     def to_inside(self, values: np.ndarray) -> np.ndarray:
         """Values of the file -> float32 in [-1, 1]; NaN stays NaN."""
-        return ((values - self._middle) / self._half_width).astype(np.float32)
+        return ((values - self._middle) / self.half_width).astype(np.float32)
 
     def to_physical(self, inside: np.ndarray) -> np.ndarray:
         """[-1, 1] -> values of the file, float64."""
-        return self._middle + np.asarray(inside, dtype=np.float64) * self._half_width
+        return self._middle + np.asarray(inside, dtype=np.float64) * self.half_width
 
     @cached_property
     def _middle(self) -> np.ndarray:
         return np.mean(self.value_range, axis=1)
 
     @cached_property
-    def _half_width(self) -> np.ndarray:
+    def half_width(self) -> np.ndarray:
+        """(C,), what 1 inside is in units of the file."""
         return np.diff(self.value_range, axis=1)[:, 0] / 2
 
 

@@ -20,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from sparsefield.data.netcdf import GEOTIFF, is_even
+from sparsefield.data.netcdf import GEOTIFF, REGULAR, is_even
 from sparsefield.data.pictures import ORIENTATION
 from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
@@ -37,7 +37,6 @@ log = logging.getLogger("sparsefield")
 
 OBLONG = 1.25  # times as wide as high: pixels that are said not to be squares
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
-REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF or of a picture may vary
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 LONGEST = 10  # sides of a map whose axes have one scale
 NAMES = ("field.npz", "field.html", "field.gif", "field.mp4", "mean.png",

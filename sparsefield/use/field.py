@@ -183,8 +183,8 @@ class Field:
     ) -> dict[str, np.ndarray]:
         """Probabilities above limits and quantiles, each (H, W, C), by their names in files."""
         limits, shares = require_limit(above).ravel(), real_array("quantiles", quantiles).ravel()
-        return {f"{ABOVE}{limit:.12g}": self.probability_above(limit) for limit in limits} | {
-            f"{QUANTILE}{share:.12g}": self.quantile(share) for share in shares}
+        return {named(ABOVE, limit): self.probability_above(limit) for limit in limits} | {
+            named(QUANTILE, share): self.quantile(share) for share in shares}
 
     @property
     def answers_from(self) -> str:
@@ -306,6 +306,11 @@ def described(key: str, name: str, units: str | None) -> str:
     if key.startswith(QUANTILE):
         return f"posterior quantile {key.removeprefix(QUANTILE)} of {name}"
     return f"posterior {'standard deviation' if key == 'sd' else key} of {name}"
+
+
+def named(kind: str, number: float) -> str:
+    """The name in files of an answer: ABOVE a limit, or the QUANTILE of a share."""
+    return f"{kind}{number:.12g}"
 
 
 def prefixes(names: Sequence[str]) -> list[str]:

@@ -316,7 +316,7 @@ def _closed_form() -> Reconstructor:
 
 def _tensors(measured, channels: slice, scale: Scale) -> tuple[torch.Tensor | None, ...]:
     """Places, values and noise of one field, for `condition`."""
-    noise = measured.noise[:, channels] / (np.diff(scale.value_range, axis=1)[:, 0] / 2)
+    noise = measured.noise[:, channels] / scale.half_width
     places, values, noise = (torch.as_tensor(part, dtype=torch.float32)[None] for part in (
         measured.places, scale.to_inside(measured.values[:, channels]), noise))
     return places, values, noise if noise.any() else None
@@ -362,7 +362,7 @@ def answer(plan: Plan, given: Measurements, x: np.ndarray, y: np.ndarray) -> np.
                                   trend=TRENDS[plan.settings.trend], priors=priors)
             found = posterior.at(places)
             mean[~is_known] = scale.to_physical(found.mean[0].numpy())
-            sd[~is_known] = found.sd[0].numpy() * (np.diff(scale.value_range, axis=1)[:, 0] / 2)
+            sd[~is_known] = found.sd[0].numpy() * scale.half_width
             seeds = [hashed.noise_seed(plan.settings.seed, own.start, k + 1)
                      for k in range(plan.samples)]
             if seeds:

@@ -39,11 +39,12 @@ import numpy as np
 
 from sparsefield import __version__, progress
 from sparsefield.data.files import one_line, parse_missing, require_file
-from sparsefield.data.netcdf import GEOTIFF, grid_axes, is_even, lazily
+from sparsefield.data.netcdf import GEOTIFF, REGULAR, grid_axes, is_even, lazily
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.tables import OutputFolder
+from sparsefield.model.checkpoint import write_atomically
 from sparsefield.use import large
-from sparsefield.use.field import prefixes, require_limit, require_samples
+from sparsefield.use.field import ABOVE, QUANTILE, named, prefixes, require_limit, require_samples
 from sparsefield.use.grids import LARGEST, RESOLUTION, Grid, grid_shape, parse_resolution
 from sparsefield.use.large import Index, Plan, Raster, answer, cut, opened, spread_over
 from sparsefield.use.points import (
@@ -61,7 +62,6 @@ log = logging.getLogger("sparsefield")
 
 TILE = 256  # pixels of a side, and of a block of the GeoTIFF
 CACHE = 256  # MB of rasters that GDAL keeps
-REGULAR = 1e-3  # of a step, by which the axes of a GeoTIFF may vary
 PATIENCE = "10 s"  # that a scheduler and its workers are waited for
 LIVES = 3  # times in a row that workers may die before a tile is done
 NAMES = ("field.tif", "tiles.json")
@@ -395,9 +395,9 @@ class Tiles:
         self.plan, self.target = plan, target
         self.bands = [prefix + key for part in plan.parts
                       for prefix in prefixes(plan.names)[part.channels] for key in (
-                          "mean", "sd", *(f"probability_above_{limit:.12g}" for limit in
+                          "mean", "sd", *(named(ABOVE, limit) for limit in
                                           dict.fromkeys(plan.above)),
-                          *(f"quantile_{share:.12g}" for share in dict.fromkeys(plan.quantiles)),
+                          *(named(QUANTILE, share) for share in dict.fromkeys(plan.quantiles)),
                           *(f"sample_{k + 1}" for k in range(plan.samples)))]
         there = [path.stat().st_size for path in self.done.glob("*.npy")]
         self.is_done = not there and self.is_continued and (self.folder / "field.tif").exists()
@@ -433,7 +433,7 @@ class Tiles:
             with filelock.FileLock(self.done / "lock", timeout=0):
                 if not self.is_continued:
                     (self.folder / "field.tif").unlink(missing_ok=True)
-                self._write(self.manifest, json.dumps(self.of, indent=1).encode())
+                write_atomically(self.manifest, json.dumps(self.of, indent=1).encode())
                 yield
         except filelock.Timeout:
             raise UserError(f"--out {self.folder}: another command works in it; wait for it, or "
@@ -465,19 +465,7 @@ class Tiles:
     def save(self, tile: tuple[slice, slice], found: np.ndarray) -> None:
         content = io.BytesIO()
         np.save(content, found)
-        self._write(self._path(tile), content.getvalue())
-
-    def _write(self, path: Path, content: bytes) -> None:
-        """All or nothing."""
-        new = path.with_suffix(".new")
-        try:
-            with new.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_atomically(self._path(tile), content.getvalue())
 
     def join(self, units: str | None) -> None:
         """All tiles become field.tif, and are read back before they are deleted."""

@@ -445,7 +445,7 @@ def _draw(
     scale = choose_scale(trained, values, ranges)
     if model.is_closed_form:  # whatever the range, its answer is the same
         scale = Scale(own_range(values))
-    half_widths = np.diff(scale.value_range, axis=1)[:, 0] / 2
+    half_widths = scale.half_width
     inside = torch.from_numpy(scale.to_inside(values))
     found, noise_found = 0.0, ""
     if settings.finds_noise:

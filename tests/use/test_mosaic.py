@@ -237,19 +237,19 @@ def test_a_large_table_takes_this_path_by_itself(tiled, monkeypatch):
 def test_a_full_disk_leaves_tiles_and_the_same_command_goes_on(tiled, monkeypatch):
     with_gaps()
     assert tiled("gaps.tif", "--workers", 1, "--out", "undisturbed")[0] == 0
-    whole, count = mosaic.Tiles._write, []
+    whole, count = mosaic.write_atomically, []
 
-    def full(self, path, content):
+    def full(path, content):
         count.append(path)
         if len(count) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(self, path, content)
+        whole(path, content)
 
-    monkeypatch.setattr(mosaic.Tiles, "_write", full)
+    monkeypatch.setattr(mosaic, "write_atomically", full)
     code, out, err = tiled("gaps.tif", "--workers", 1)
     assert code == 2 and "No space left on device; tiles that are done stay" in err
     assert err.count("\n") == 1
-    monkeypatch.setattr(mosaic.Tiles, "_write", whole)
+    monkeypatch.setattr(mosaic, "write_atomically", whole)
     code, out, err = tiled("gaps.tif", "--workers", 2)
     assert code == 0 and "2 of 4 tiles are done already" in out
     assert np.array_equal(bands("out/field.tif"), bands("undisturbed/field.tif"))
