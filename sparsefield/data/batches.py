@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.data.pictures import read_mask
-from sparsefield.data.scale import Split, frames_of, time_of
+from sparsefield.data.scale import Split, by_measured, frames_of, is_standard, time_of
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 from sparsefield.place import grid_coords
@@ -235,7 +235,8 @@ def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> F
         first = index - index % frames_of(split)
         level = generator(eval_seed, Purpose.FROZEN_SEQUENCE, first).random()
     observed = pattern.draw(~np.isnan(truth[..., 0]), rng, level)
-    return FrozenCase(truth=truth, observed=observed, noise_seed=noise_seed)
+    return FrozenCase(truth=by_measured(split, truth, observed), observed=observed,
+                      noise_seed=noise_seed)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ class TrainingBatches(Dataset):
     slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
 
     - Fields come in permutations of the split, one for each epoch. Those of a symmetric split are
-      augmented before they are observed.
+      augmented before they are observed; standardised ones change their sign, too.
     - Once for each step n is drawn from `queries` = (low, high), both included. M follows from the
       pattern. In data with gaps both shrink to what the poorest field of the global batch has.
     - N is n. For a model that `sees_whole` draws it is more, of which tokens answer n: in every
@@ -400,12 +401,15 @@ class _Slot:
         self.time = time_of(batches.split, field)
         if batches.split.is_symmetric:
             values = augmented(values, shared)
+        if is_standard(batches.split) and shared.random() < 0.5:
+            values = -values
         valid = ~np.isnan(values[..., 0])
         if batches.split.has_gaps:
             self.mask_id, self.observed = -1, batches.pattern.draw(valid, self.rng, level)
         else:
             self.mask_id = batches.mask_id(step, frame, shared)
             self.observed = batches.observed(self.mask_id)
+        values = by_measured(batches.split, values, self.observed)
         self.draws = int(self.rng.integers(2**63))
         self.coords = batches.coords
         self.values = values.reshape(-1, values.shape[2])
