@@ -3,7 +3,8 @@
     python benchmarks/mixture.py make --files debs --out mixture
     DATA=mixture/mixture_train.npz DATA_VAL=mixture/mixture_val.npz STANDARDISE=1 \\
         SAVE_DIR=runs/fields VALUE_RANGE="-40 40" ./run_mamba_v2_training.sh
-    python benchmarks/mixture.py score --data mixture/mixture_test.npz runs/fields/mamba_v2_best.pth
+    python benchmarks/mixture.py score --data mixture/mixture_test.npz bundled \\
+        fields=runs/fields/mamba_v2_best.pth
     python benchmarks/mixture.py draw
 
 `make` cuts crops of 32 x 32 of mean 0 and sd 1, equally many of each kind. No place, time,
@@ -292,7 +293,7 @@ def score(given: argparse.Namespace) -> None:
             images, kinds = file["images"], file["kind"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"--data {given.data}: no mixture_test.npz of `make`") from None
-    models = {"kriging": load("none"), "picture weights": load("bundled")}
+    models = {"kriging": load("none")}
     for text in given.checkpoints:
         name, _, path = text.rpartition("=")
         models[name or Path(path).parent.name or path] = load(path)
@@ -379,8 +380,9 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("--without", nargs="+", default=[], choices=KINDS, metavar="KIND",
                      help="kinds that are in the test alone")
     one.add_argument("--seed", type=int, default=0)
-    one = commands.add_parser("score", help="checkpoints beside kriging and the bundled weights")
-    one.add_argument("checkpoints", nargs="*", metavar="NAME=PATH")
+    one = commands.add_parser("score", help="checkpoints beside kriging")
+    one.add_argument("checkpoints", nargs="+", metavar="NAME=PATH",
+                     help="or a path; bundled: the picture weights, some seconds a field")
     one.add_argument("--data", type=Path, required=True, help="mixture_test.npz")
     one.add_argument("--fields", type=int, default=32, help="of each kind")
     one.add_argument("--kinds", nargs="+", choices=KINDS, metavar="KIND", help="default: all")
