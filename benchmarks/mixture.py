@@ -23,6 +23,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -145,37 +146,25 @@ def pressure(folders: Folders) -> list[Source]:
     return [crops(level[..., 45:125], 0.0), crops(level[..., 8:44]), crops(level[..., 128:180])]
 
 
-def fault(folders: Folders) -> list[Source]:
-    return [crops([terrain(FAULT)])]
-
-
 def sea_surface(folders: Folders) -> list[Source]:
     """Without the Pacific, from which winds and pressure are learnt."""
     sst = variable(folders, "coads_climatology.cdf", "SST")[:, 5:85]
     return [crops([*sst[..., 8:44], *sst[..., 128:180]])]
 
 
-def salinity(folders: Folders) -> list[Source]:
-    return [crops(variable(folders, "levitus_climatology.cdf", "SALT")[:15, 20:160])]
-
-
 # --- what is simulated ----------------------------------------------------------------------------
 
 
-def turbulence(which: int) -> Source:
+def turbulence(which: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Vorticity (0) or tracer (1) of flows of any age."""
-
-    def source(rng: np.random.Generator) -> Iterator[np.ndarray]:
-        while True:
-            flow = Turbulence(2 * SIDE, rng)
-            for age in range(4 * SPIN_UP):
-                flow.advance()
-                if age > SPIN_UP // 3 and age % 8 == 0:
-                    square = np.fft.irfft2(flow.state[which])
-                    for start in rng.integers(2 * SIDE, size=(TOGETHER, 2)):
-                        yield np.roll(square, tuple(start), axis=(0, 1))[:SIDE, :SIDE]
-
-    return source
+    while True:
+        flow = Turbulence(2 * SIDE, rng)
+        for age in range(4 * SPIN_UP):
+            flow.advance()
+            if age > SPIN_UP // 3 and age % 8 == 0:
+                square = np.fft.irfft2(flow.state[which])
+                for start in rng.integers(2 * SIDE, size=(TOGETHER, 2)):
+                    yield np.roll(square, tuple(start), axis=(0, 1))[:SIDE, :SIDE]
 
 
 def random_kernel(rng: np.random.Generator, smooth: bool) -> Kernel:
@@ -220,10 +209,16 @@ def patches(rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield rng.normal(size=count)[nearest].reshape(SIDE, SIDE)
 
 
-GRIDDED = {"photographs": photographs, "relief": relief, "winds": winds, "pressure": pressure,
-           "fault": fault, "sea surface": sea_surface, "salinity": salinity}
-SIMULATED = {"tracer": turbulence(1), "vorticity": turbulence(0), "gaussian": gaussian,
-             "exponential": exponential, "fronts": fronts, "patches": patches}
+GRIDDED: dict[str, Callable[[Folders], list[Source]]] = {
+    "photographs": photographs, "relief": relief, "winds": winds, "pressure": pressure,
+    "fault": lambda folders: [crops([terrain(FAULT)])], "sea surface": sea_surface,
+    "salinity": lambda folders: [crops(variable(folders, "levitus_climatology.cdf", "SALT")[
+        :15, 20:160])],
+}
+SIMULATED: dict[str, Source] = {
+    "tracer": partial(turbulence, 1), "vorticity": partial(turbulence, 0), "gaussian": gaussian,
+    "exponential": exponential, "fronts": fronts, "patches": patches,
+}
 KINDS = (*GRIDDED, *SIMULATED)
 
 
@@ -280,7 +275,7 @@ def scores(model: Reconstructor, field: np.ndarray, observed: np.ndarray) -> dic
     values = field.reshape(-1, 1)
     answer = model.reconstruct(grid_coords(SIDE, SIDE).double().numpy()[observed], values[observed],
                                (SIDE, SIDE), extent=(0, 1, 0, 1), num_samples=SAMPLES,
-                               tokens=tokens)
+                               tokens=tokens, missing=[])  # a step repeats its value
     found = evaluate_samples(answer.samples, field, observed)
     error = np.delete(answer.mean.reshape(-1, 1) - values, observed)
     return {"rmse": float(np.sqrt(np.nanmean(error**2))), "crps": found["crps"],
@@ -293,18 +288,23 @@ def score(given: argparse.Namespace) -> None:
             images, kinds = file["images"], file["kind"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"--data {given.data}: no mixture_test.npz of `make`") from None
+    if not given.json.absolute().parent.is_dir():
+        raise UserError(f"--json {given.json}: its folder is not there")
     models = {"kriging": load("none")}
     for text in given.checkpoints:
         name, _, path = text.rpartition("=")
-        models[name or Path(path).parent.name or path] = load(path)
+        name = name or Path(path).parent.name or path
+        if name in models:
+            raise UserError(f"{text}: there is another {name}; give NAME=PATH")
+        models[name] = load(path)
     chosen = [name for name in dict.fromkeys(kinds.tolist()) if name in (given.kinds or KINDS)]
-    tasks = [(kind, text) for kind in chosen for text in given.observe]
-    rows = []
+    patterns = {text: parse_pattern(text) for text in given.observe}
+    tasks, rows = [(kind, text) for kind in chosen for text in patterns], []
     for kind, text in progress.over(tasks, "scores", "kind and pattern"):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in models}
         for i in spread(np.flatnonzero(kinds == kind), given.fields):
-            observed = parse_pattern(text).draw(~np.isnan(images[i, ..., 0]),
-                                                np.random.default_rng(i))
+            exists = ~np.isnan(images[i, ..., 0])
+            observed = patterns[text].draw(exists, np.random.default_rng(i))
             for name, model in models.items():
                 found[name].append(scores(model, images[i], observed))
         rows += [{"kind": kind, "observed": text, "method": name, "fields": len(each),

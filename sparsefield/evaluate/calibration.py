@@ -48,8 +48,8 @@ def fit_spread(samples: np.ndarray, truth: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
-    """Fit the spread of samples on every second of at most PICTURES evenly spread cases, at the
+def calibrate(model: FieldModel, cases: Cases, most: int = PICTURES) -> dict[str, Any]:
+    """Fit the spread of samples on every second of at most `most` evenly spread cases, at the
     points that were not observed, and measure it on the others.
 
     Returns:
@@ -59,7 +59,7 @@ def calibrate(model: FieldModel, cases: Cases) -> dict[str, Any]:
         measured on (of none it is NaN), fitted_on, and num_steps of the samples; ranks, of these
         pictures with the factors, see `metrics.ensemble_scores`.
     """
-    chosen = cases.spread(PICTURES)
+    chosen = cases.spread(most)
     draws = chosen.sample(model, draws=MEMBERS, bar="calibration", method=METHOD).draws
     halves: list[list[int]] = [[], []]
     for k in range(len(chosen)):
