@@ -12,6 +12,8 @@ import eval_sde_multiscale
 import eval_v1_vs_v2
 import train_mamba
 import train_mamba_v2
+from sparsefield import load
+from sparsefield.errors import UserError
 
 UNITS, RNG = "degC", np.random.default_rng(0)
 SMALL = ["--epochs", "1", "--d_model", "16", "--num_layers", "2", "--batch_size", "12",
@@ -58,3 +60,20 @@ def test_train_and_evaluate(make, tmp_path):
     for report in reports:
         assert (f"-2 to 2 {UNITS}" in report.read_text()) == (make is sea)
     assert (tmp_path / "b/multiscale_comparison.png").stat().st_size > 10_000
+
+
+def test_a_model_of_any_quantity_learns_from_fields_with_gaps_and_reads_any_unit(tmp_path):
+    data = [*sea(tmp_path), *SMALL, "--standardise", "True", "--eval_pictures", "4"]
+    train_mamba_v2.main([*data, "--perceiver_heads", "2", "--save_dir", str(tmp_path / "v2")])
+    eval_sde_multiscale.main(["--checkpoint", str(tmp_path / "v2/mamba_v2_latest.pth"),
+                              "--num_steps", "2", "--num_samples", "2", "--resolutions", "16",
+                              "--ensemble", "2", "--device", "cpu",
+                              "--save_dir", str(tmp_path / "b")])
+    model = load(str(tmp_path / "v2/mamba_v2_best.pth"))
+    assert model.scale.is_standard and model.scale.units is None
+    coords, values = np.random.default_rng(0).random((2, 20, 2))
+    one, other = (model.reconstruct(coords, given, 4, num_samples=2)
+                  for given in (values, 5 + 1000 * values))
+    np.testing.assert_allclose((other.samples - 5) / 1000, one.samples, atol=1e-4)
+    with pytest.raises(UserError, match="set TIME=1"):
+        train_mamba_v2.main([*data, "--time", "2"])
