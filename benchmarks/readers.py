@@ -3,7 +3,11 @@
     python benchmarks/readers.py train gru mamba --start spacetime   # rows of readers.json
     python benchmarks/readers.py train --start spacetime             # its closed form alone
     python benchmarks/readers.py table
-    python benchmarks/readers.py use --checkpoint PATH   # a trained V2, as `reconstruct` uses it
+    python benchmarks/readers.py use --checkpoint PATH   # a trained V2, as `reconstruct` uses it:
+    python train_mamba_v2.py --data tracer --time 8 --time_start spacetime --observe random:0.05 \
+        --batch_size 16 --lr 5e-3 --epochs 3 --start_share 0.7 --d_model 32 --num_layers 2 \
+        --perceiver_iterations 1 --unet_width 24 --flow_unet_width 24 --queries_min 64 \
+        --queries_max 256 --ema_decay 0.998 --eval_every 1 --device cpu
 
 A grid U-Net learns the mean and sd of sequences of the tracer (2-D turbulence), 5 % new points a
 frame, and is scored on others at the points that were not seen: root mean square error relative to

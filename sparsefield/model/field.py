@@ -198,7 +198,8 @@ def fitted_form(
 
     answers = [Answer(*map(torch.cat, zip(*each, strict=True)))
                for each in zip(*(part.answers for part in parts), strict=True)]
-    loo_sd, loo_z = (_filled([field for part in parts for field in part.loo[k]]) for k in (1, 2))
+    loo_sd, loo_z = (_filled([field for part in parts for field in part.loo[k]], observed)
+                     for k in (1, 2))
     return _closed_form(answers, observed, loo_sd, loo_z, lattice, noise,
                         parts[0].posterior if len(parts) == 1 else None)
 
@@ -217,7 +218,7 @@ def spacetime_form(
     part = _answered(observed.in_time(), places, done)
     answers = [Answer(*map(frames.apart, answer)) for answer in part.answers]
     loo_sd, loo_z = (frames.apart(x) if observed.counts is None else
-                     _filled(x[0].split(observed.counts)) for x in part.loo[1:])
+                     _filled(x[0].split(observed.counts), observed) for x in part.loo[1:])
 
     def noise(generators: Sequence[torch.Generator]) -> Tensor:
         draws = len(generators) // len(queries)
@@ -258,9 +259,10 @@ def _answered(
     return _Answered(answers, loo, noise, posterior)
 
 
-def _filled(fields: Sequence[Tensor]) -> Tensor:
-    """(B, M, C) of fields (m, C), filled up with zeros."""
-    return nn.utils.rnn.pad_sequence(list(fields), batch_first=True)
+def _filled(fields: Sequence[Tensor], observed: Observed) -> Tensor:
+    """(B, M, C) of observations of fields (m, C), filled up with zeros."""
+    most = observed.coords.shape[1] if observed.counts else 0  # else as they are
+    return torch.stack([nn.functional.pad(x, (0, 0, 0, max(0, most - len(x)))) for x in fields])
 
 
 def _closed_form(

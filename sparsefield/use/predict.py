@@ -527,9 +527,11 @@ def _sample(
         queries_of, places = queries_of[:, :-1], places[:, :-1]
     of_queries, of_places = (Folded.of(own, frames.count) for own in np.split(
         which.reshape(-1), [len(queries_of)]))
+    counts = tuple(of_places.counts.tolist())
     if frames is not SINGLE:
-        further = {"frames": frames, "counts": tuple(of_places.counts.tolist())}
-        _check_frames(model, network, further["counts"])
+        further = {"frames": frames, "counts": counts}
+    if network.time > 1:
+        _check_frames(model, network, counts)
     parts = [torch.as_tensor(part[fold.index], dtype=torch.float32).to(device)
              for part, fold in ((queries_of, of_queries), (places, of_places),
                                 (values, of_places), (noise, of_places))]
@@ -589,5 +591,5 @@ def _check_frames(model: Reconstructor, network: nn.Module, counts: tuple[int, .
                         f"{model.path} starts from kriging of each (TIME_START=frame): ask for "
                         "times that were measured, or give --checkpoint none")
     if len(counts) != network.time:
-        log.info("%d times are read as one sequence; the model has learnt from %d", len(counts),
-                 network.time)
+        log.info("one sequence of %d frame(s), all times that were measured or are asked for; the "
+                 "model has learnt from %d at a time", len(counts), network.time)
