@@ -9,8 +9,6 @@ Symbols: M observations, C channels, K kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -216,15 +214,3 @@ def correlation_root(covariance: Tensor) -> Tensor:
     correlation.diagonal(dim1=-2, dim2=-1).add_(ROUNDING)  # channels may be equal
     root, _ = torch.linalg.cholesky_ex(correlation)  # on a GPU nothing is waited for
     return root.float()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it, PyTorch computes on one thread of the CPU: of many small matrices, where threads
-    wait for each other longer than they work, ten times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,6 @@ from sparsefield import hashed
 from sparsefield.gaussian.fit import (
     correlation_root,
     covariance_of_channels,
-    one_thread,
     promising,
     scores,
     screened_on,
@@ -45,6 +44,7 @@ from sparsefield.gaussian.kriging import (
     full_precision,
     local_amplitude,
 )
+from sparsefield.gaussian.threads import one_thread
 from sparsefield.place import Domain, Frames, grid_coords
 
 KEPT = 36  # masks: those in use and a few before

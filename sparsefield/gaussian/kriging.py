@@ -181,7 +181,7 @@ class Factored:
         to_first = gamma[..., :1, :]                                      # (..., K, 1, N)
         covariance = to_first - gamma[..., 1:, :]
         covariance += (self.first + own)[..., None]
-        whitened = _lower_times(self.inverse, covariance)                 # (..., K, M - 1, N)
+        whitened = self._whitened(covariance)                             # (..., K, M - 1, N)
         variance = nugget + 2 * to_first[..., 0, :] + own - whitened.square().sum(dim=-2)
         if self.root.shape[-1]:
             assert drift is not None
@@ -191,6 +191,13 @@ class Factored:
             variance += (along - self.basis.mT @ whitened).square().sum(dim=-2)
             whitened = torch.cat([whitened, along], dim=-2)
         return Kriged(whitened, torch.maximum(variance, nugget.clamp(max=LEAST_VARIANCE)))
+
+    def _whitened(self, covariance: Tensor) -> Tensor:
+        """Columns (..., K, M - 1, N) by the factor: of few by substitution, unless its inverse is
+        there already."""
+        if "inverse" in self.__dict__ or covariance.shape[-1] > covariance.shape[-2]:
+            return _lower_times(self.inverse, covariance)
+        return torch.linalg.solve_triangular(self.lower, covariance, upper=False)
 
     def _spread_out(self, weight: Tensor) -> Tensor:
         """Weights of contrasts (..., K, M - 1, F) as weights of observations (..., K, M, F)."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.design import Design, choose, some_of
-from sparsefield.gaussian.fit import climb, one_thread
+from sparsefield.gaussian.fit import climb
 from sparsefield.gaussian.kernels import FEW
 from sparsefield.gaussian.kriging import full_precision
+from sparsefield.gaussian.threads import one_thread
 
 MOST_POINTS = 300  # observations, at most, from which the noise is estimated
 LEVELS = (0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)  # of the sd

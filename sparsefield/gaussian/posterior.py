@@ -13,6 +13,7 @@ Symbols: B fields, M observations, N queries, C channels, S draws.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -26,7 +27,6 @@ from sparsefield.gaussian.design import Design, Use, at_random, choose, some_of
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import (
     BANK,
-    FEATURES,
     WAVES,
     Kernel,
     Waves,
@@ -43,6 +43,7 @@ from sparsefield.gaussian.kriging import (
     full_precision,
     local_amplitude,
 )
+from sparsefield.gaussian.threads import in_threads
 from sparsefield.gaussian.tiles import Boxes
 from sparsefield.place import UNIT_SQUARE, Domain
 from sparsefield.progress import Count
@@ -53,7 +54,6 @@ LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation 
 TILE = 64  # observations of a tile
 SOLID_TILE = 32  # in more than two dimensions, where more of them lie at its faces
 TOGETHER = 256  # with those around it
-WAVES_HELD = 1 << 26  # numbers in the waves of queries that are drawn together
 KEPT_NUMBERS = 1 << 26  # in what is kept for further draws at the same queries
 VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
 CLASSES = 12  # of distance, up to half of the largest
@@ -199,11 +199,9 @@ class Posterior:
         found = []
         with full_precision(self.device):
             for field, places in zip(self.fields, self._places(queries), strict=True):
-                rows, parts = field.pieces(places[0]), []
-                for piece in rows:
-                    parts.append(field.answer(*_part(places, piece)))
-                    if done is not None:
-                        done()
+                rows = field.pieces(places[0])
+                given = [_part(places, piece) for piece in rows]
+                parts = in_threads(field.answer, given, self.device, done)
                 back = torch.cat(rows).argsort()
                 found.append([torch.cat(column)[back] for column in zip(*parts, strict=True)])
         mean, sd, spread = (self._unfolded(column) for column in zip(*found, strict=True))
@@ -384,15 +382,15 @@ class _Field:
 
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
         """At (n, D), a piece, with (n, q): (n, C)."""
-        return self.weighed(queries, *self.fit.sites.krige(queries, drift))
+        z = self.leave_one_out.z  # first: the inverse factors that it needs serve queries, too
+        return self.weighed(queries, z, *self.fit.sites.krige(queries, drift))
 
-    def weighed(self, queries: Tensor, whitened: Tensor, variance: Tensor) -> Answer:
-        """What the kernels predict together at (n, D), where they were kriged."""
+    def weighed(self, queries: Tensor, z: Tensor, whitened: Tensor, variance: Tensor) -> Answer:
+        """What the kernels predict together at (n, D), where they were kriged; z: (M, C)."""
         found = self.fit.mixture.answer(self.observed.values[:1],
                                         (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
-        return found.scaled(local_amplitude(near, self.leave_one_out.z,
-                                            self.fit.mixture.rough(self.fit.kernels)))
+        return found.scaled(local_amplitude(near, z, self.fit.mixture.rough(self.fit.kernels)))
 
     @cached_property
     def _heaviest(self) -> Sites:
@@ -431,19 +429,21 @@ class _Tiles(_Field):
         most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
         self.tiles = Boxes(observed.coords, most)
         self.at_once = answered_at_once(len(fitted.kernels) * TOGETHER)
-        self._newest: tuple[int, Fit, _Field, Tensor] | None = None
+        self._newest = threading.local()  # (number, fit, field, index)
 
     def pieces(self, coords: Tensor) -> list[Tensor]:
         return [piece for rows in self.tiles.of(coords) for piece in rows.split(self.at_once)]
 
     def _tile(self, number: int, fitted: Fit) -> tuple[_Field, Tensor]:
         """The field of a tile, without the drift, and which observations it is answered from."""
-        if self._newest is None or self._newest[0] != number or self._newest[1] is not fitted:
+        newest = getattr(self._newest, "tile", None)
+        if newest is None or newest[0] != number or newest[1] is not fitted:
             index = self.tiles.nearest(number, TOGETHER)
             there = self.left.take(index)
             own = fitted.at(there.coords, there.values, there.noise_variance)
-            self._newest = number, fitted, _Field(self.design, there, own, self.spacing), index
-        return self._newest[2:]
+            newest = number, fitted, _Field(self.design, there, own, self.spacing), index
+            self._newest.tile = newest
+        return newest[2:]
 
     @cached_property
     def _of_heaviest(self) -> Fit:
@@ -469,13 +469,13 @@ class _Tiles(_Field):
         tile, _ = self._tile(self.tiles.number(queries[0]), self.fit)
         if drift is None:
             return tile.answer(queries, None)
-        sites, known = tile.fit.sites, tile.observed.drift
+        sites, known, z = tile.fit.sites, tile.observed.drift, tile.leave_one_out.z
         assert known is not None
         whitened, variance = sites.krige(queries)
         kriged = known[:1, :, None] + sites.whiten(known).mT @ whitened   # (K, q, n)
         off = drift.mT - kriged.squeeze(0)
         variance = variance + (self.root.mT @ off).square().sum(dim=-2)
-        answer = tile.weighed(queries, whitened, variance)
+        answer = tile.weighed(queries, z, whitened, variance)
         return answer._replace(mean=answer.mean + drift @ self.slope)
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
@@ -498,14 +498,14 @@ class PosteriorNoise:
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
         self.at_observed = [Waves(kernel, field.observed.coords)
                             for kernel, field in zip(self.kernels, self.fields, strict=True)]
-        points = places[0][0].shape[0]
-        most = max(64, WAVES_HELD // (len(places) * FEATURES))
-        self.rows = [[part for piece in field.pieces(own[0]) for part in piece.split(most)]
-                     for field, own in zip(self.fields, places, strict=True)]
         self.places = places
-        each = min(TOGETHER, len(self.fields[0].observed.coords)) + FEATURES  # numbers of a query
-        self.keep = len(places) * points * each <= KEPT_NUMBERS
-        self._kept: dict[tuple[int, int], tuple[Waves, Errors]] = {}
+        self.at_queries = [Waves(kernel, coords)
+                           for kernel, (coords, _) in zip(self.kernels, places, strict=True)]
+        self.rows = [field.pieces(coords)
+                     for field, (coords, _) in zip(self.fields, places, strict=True)]
+        most = min(TOGETHER, len(self.fields[0].observed.coords))  # numbers of a query
+        self.keep = len(places) * len(places[0][0]) * most <= KEPT_NUMBERS
+        self._kept: dict[tuple[int, int], Errors] = {}
 
     @property
     def parts(self) -> int:
@@ -544,21 +544,20 @@ class PosteriorNoise:
 
     def _drawn(self, b: int, numbers: Tensor, seeds: Tensor) -> Tensor:
         """(s, N) of numbers (s, F), and of seeds (draws, C) of nugget and errors of measurement."""
-        field, places = self.fields[b], self.fields[b].observed.coords
-        numbers = numbers[:, : 2 * WAVES + places.shape[1]]
-        known = self.at_observed[b].fields(numbers) + self._nugget(b, seeds, places)
+        field = self.fields[b]
+        numbers = numbers[:, : 2 * WAVES + field.observed.coords.shape[1]]
+        known, drawn = (waves.fields(numbers) + self._nugget(b, seeds, waves.coords)
+                        for waves in (self.at_observed[b], self.at_queries[b]))
         noise = field.fit.relative(field.observed.noise_variance)
         if noise is not None:
-            errors = hashed.normal_at(hashed.scrambled(seeds), places)
+            errors = hashed.normal_at(hashed.scrambled(seeds), field.observed.coords)
             known = known + self._own(b, errors) * noise[field.fit.heaviest].sqrt()
-        parts = []
-        for i in range(len(self.rows[b])):
-            waves, errors_of = self._prepared(b, i)
-            drawn = waves.fields(numbers) + self._nugget(b, seeds, waves.coords)
-            parts.append(errors_of(drawn, known))
-            if self.done is not None:
-                self.done()
-        return torch.cat(parts, dim=1)[:, torch.cat(self.rows[b]).argsort()]
+
+        def part(i: int, rows: Tensor) -> Tensor:
+            return self._errors(b, i)(drawn[:, rows], known)
+
+        parts = in_threads(part, list(enumerate(self.rows[b])), known.device, self.done)
+        return torch.cat(list(parts), dim=1)[:, torch.cat(self.rows[b]).argsort()]
 
     def _nugget(self, b: int, seeds: Tensor, coords: Tensor) -> Tensor:
         """What is not correlated between places (n, D), as kriging counts it: (s, n)."""
@@ -569,12 +568,11 @@ class PosteriorNoise:
         """(s, n) of numbers (draws, C, n) for all channels."""
         return numbers.unflatten(1, (self.folded, -1))[:, b % self.folded].flatten(0, 1)
 
-    def _prepared(self, b: int, i: int) -> tuple[Waves, Errors]:
-        """All that a piece of a field needs but for the random numbers."""
+    def _errors(self, b: int, i: int) -> Errors:
+        """Of a piece of a field; kept for further draws where that is small."""
         if (b, i) in self._kept:
             return self._kept[b, i]
-        piece = _part(self.places[b], self.rows[b][i])
-        prepared = Waves(self.kernels[b], piece[0]), self.fields[b].errors(*piece)
+        found = self.fields[b].errors(*_part(self.places[b], self.rows[b][i]))
         if self.keep:
-            self._kept[b, i] = prepared
-        return prepared
+            self._kept[b, i] = found
+        return found

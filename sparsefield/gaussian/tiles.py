@@ -41,6 +41,7 @@ class Boxes:
     def __init__(self, coords: Tensor, most: int):
         self.coords, self.most = coords, most
         self.own: list[Tensor] = []
+        self._near: dict[tuple[int, int], Tensor] = {}
         self.root = self._cut(torch.arange(len(coords), device=coords.device))
         first = torch.stack([rows[0] for rows in self.own])
         self.all, self.first = self._tree(torch.arange(len(coords)).to(first)), self._tree(first)
@@ -87,6 +88,11 @@ class Boxes:
         """Which observations a box is answered from, in their order, `count` in all or as many as
         there are: its own, the nearest among the first of each box, up to a share FAR, and then the
         nearest of all. A place between clusters or tracks is so answered from all around it."""
+        if (number, count) not in self._near:
+            self._near[number, count] = self._around(number, count)
+        return self._near[number, count]
+
+    def _around(self, number: int, count: int) -> Tensor:
         own = self.own[number]
         count = min(len(self.coords), max(count, 2 * len(own)))
         far = self._nearest(own, self.first, max(1, int(FAR * count)))

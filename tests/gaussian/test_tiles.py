@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from sparsefield.gaussian import condition
 from sparsefield.gaussian import posterior as posterior_module
 from sparsefield.gaussian.tiles import Boxes
+from sparsefield.progress import Count
 
 
 def points(count: int, dimensions: int = 2, seed: int = 0) -> torch.Tensor:
@@ -103,3 +105,26 @@ def test_what_was_fitted_answers_a_part_of_the_observations_as_all_of_them(monke
     one, other = (posterior.noise(places)([torch.Generator().manual_seed(3)])
                   for posterior in (whole, part))
     assert (one - other).square().mean().sqrt() < 0.1
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    for name, number in {"DENSE_POINTS": 199, "TILE": 30, "TOGETHER": 100}.items():
+        monkeypatch.setattr(posterior_module, name, number)
+    coords = torch.rand(1, 300, 2, generator=torch.Generator().manual_seed(0))
+    posterior = condition(coords, torch.sin(7 * coords.sum(dim=2, keepdim=True)))
+    at = torch.rand(1, 500, 2, generator=torch.Generator().manual_seed(1))
+    assert posterior.parts(at) > 4
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            counted = Count()
+            answer = posterior.at(at, counted)
+            draws = posterior.noise(at)([torch.Generator().manual_seed(2)])
+            found.append([*answer, draws])
+            assert counted.done == posterior.parts(at)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for alone, together in zip(*found, strict=True):
+        assert torch.equal(alone, together)
