@@ -73,10 +73,9 @@ def test_use_and_evaluation_give_the_same_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(predict, "noise_seed",
                         lambda seed, channel, draw, frame=0: cases[frame].seed(draw - 1))
-    given = Measurements(np.concatenate([case.coords for case in cases]).astype(float),
-                         np.concatenate([case.values for case in cases]).astype(float),
-                         times=Times(np.repeat([case.time for case in cases],
-                                               [len(case.observed) for case in cases])))
+    coords, values = (np.concatenate([getattr(case, name) for case in cases]).astype(float)
+                      for name in ("coords", "values"))
+    given = Settings().given(coords, values, times=np.repeat(range(FRAMES), len(coords) // FRAMES))
     field = made.answer(given, on_unit_square(8, given.times.distinct()), Settings(num_samples=2))
     np.testing.assert_allclose(field.samples[0], expected, atol=2e-3)
     assert np.abs(expected - still).max() > 0.1, "the network says nothing"
@@ -103,27 +102,25 @@ def test_what_fills_up_a_frame_tells_nothing(tmp_path):
 
 
 def test_frames_may_start_from_kriging_of_each(tmp_path):
-    made = model(tmp_path, "frame")
-    coords, values, when = measured()
-    field = made.reconstruct(coords, values, 6, times=when)
-    for k, (time, count) in enumerate(zip(TIMES, COUNTS, strict=True)):
+    made, (coords, values, when) = model(tmp_path, "frame"), measured()
+    given = Settings().given(coords, values, times=when)
+    field = made.answer(given, on_unit_square(6, given.times.distinct()), Settings())
+    for k, time in enumerate(TIMES):
         own = Measurements(coords[when == time], values[when == time, None])
-        expected = KRIGING.answer(own, Asked(field.grid.places, UNIT, Frame.of(
-            Measurements(coords, values[:, None]), UNIT)), Settings())
-        np.testing.assert_allclose(field.mean[k], expected.mean, atol=1e-3, err_msg=str(count))
+        expected = KRIGING.answer(own, on_unit_square(6, None), Settings())
+        np.testing.assert_allclose(field.mean[k], expected.mean, atol=1e-3)
     with pytest.raises(UserError, match="1 of 5 times have no measurement"):
         made.reconstruct(coords, values, 6, times=when, at_times=[0.5])
 
 
 def test_a_stack_with_gaps_becomes_a_film_and_a_page(command, tmp_path):
-    values = open_data("tracer", image_size=8, frames=5).test
-    array = np.stack([values.example(k)[..., 0] for k in range(5)])
+    model(tmp_path)
+    split = open_data("tracer", image_size=8, frames=5).test
+    array = np.stack([split.example(k)[..., 0] for k in range(5)])
     array[np.random.default_rng(0).random(array.shape) > 0.3] = np.nan
     array[3] = np.nan  # nothing was measured
-    axis = np.arange(8) / 8
-    xarray.DataArray(array, {"time": [0, 1, 2, 4, 7], "y": axis, "x": axis}, ("time", "y", "x"),
-                     "tracer").to_netcdf(tmp_path / "sea.nc", engine="scipy")
-    model(tmp_path)
+    axes = {"time": [0, 1, 2, 4, 7], "y": np.arange(8), "x": np.arange(8)}
+    xarray.DataArray(array, axes, name="tracer").to_netcdf(tmp_path / "sea.nc", engine="scipy")
     flags = "sea.nc", "--time", "time", "--resolution", "auto"
     code, out, _ = command(*flags, "--checkpoint", "model.pth", "--page")
     assert code == 0 and "one sequence of 5 frame(s), all times that" in out
@@ -137,12 +134,11 @@ def test_a_stack_with_gaps_becomes_a_film_and_a_page(command, tmp_path):
 
 
 def test_a_hold_out_shows_it_beside_kriging(command, tmp_path):
-    coords, values, when = measured()
-    pandas.DataFrame({"x": coords[:, 0], "y": coords[:, 1], "t": when, "v": values}).to_csv(
-        tmp_path / "table.csv", index=False)
     model(tmp_path)
-    code, out, _ = command("table.csv", "--time", "t", "--checkpoint", "model.pth",
-                           "--holdout", 0.2)
+    (x, y), *others = (part.T for part in measured())
+    pandas.DataFrame(dict(zip("xyvt", (x, y, *others), strict=True))).to_csv("table.csv")
+    flags = "--time", "t", "--value", "v", "--checkpoint", "model.pth"
+    code, out, _ = command("table.csv", *flags, "--holdout", 0.2)
     assert code == 0
     names = out[out.index("method "):].splitlines()[1:4]
     assert [line.split("  ")[0] for line in names] == [
