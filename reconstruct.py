@@ -65,7 +65,7 @@ from sparsefield.use import holdout, mosaic
 from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
 from sparsefield.use.grids import Asked, what_is_asked
-from sparsefield.use.labelled import read_stack
+from sparsefield.use.labelled import read_grid
 from sparsefield.use.points import MOST_POINTS, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
@@ -79,7 +79,8 @@ class Config:
     """Settings of a reconstruction."""
 
     input: Annotated[str, tyro.conf.Positional]
-    """A picture, .csv, .parquet, .nc, .zarr, .npz, or - for CSV on standard input."""
+    """A picture, .csv, .parquet, .nc or .zarr (a list or a grid with gaps), .npz, or - for CSV on
+    standard input."""
     checkpoint: str | None = None
     """Trained model: a file of V1 or V2; bundled: the V2 of this project; none: the closed form
     alone, for any values. Default: bundled for colour pictures, else none."""
@@ -197,14 +198,12 @@ def reconstruct(config: Config, command: str = "") -> None:
         mosaic.run(config)
         return
     chosen = None if config.checkpoint is None else load(config.checkpoint, config.device)
-    stack = None
-    if config.time is not None:
-        if config.mask or config.observe:
-            raise UserError("--mask and --observe are for a picture, --time is for what moves: "
-                            "leave one of them out")
-        stack = read_stack(config.input, config.time, config.value, config.x, config.y,
-                           config.noise_sd, config.missing, config.lonlat)
-    given = stack.given if stack is not None else read_measurements(
+    cells = read_grid(config.input, config.time, config.value, config.x, config.y,
+                      config.noise_sd, config.missing, config.lonlat)
+    if (cells or config.time) and (config.mask or config.observe):
+        raise UserError("--mask and --observe are for a picture: leave them out; in a grid what is "
+                        "missing is NaN")
+    given = cells.given if cells is not None else read_measurements(
         config.input, channels=(chosen and chosen.channels) or 3, mask=config.mask,
         observe=config.observe, x=config.x, y=config.y, value=config.value,
         missing=config.missing, noise_sd=config.noise_sd, decimal=config.decimal,
@@ -219,17 +218,18 @@ def reconstruct(config: Config, command: str = "") -> None:
     given, asked = what_is_asked(
         given, resolution=config.resolution, grid=config.grid, extent=config.extent,
         aspect=config.aspect, lonlat=config.lonlat, reach=config.reach, times=config.times,
-        stack=stack,
+        cells=cells,
     )
-    if config.covariates and stack is not None:
+    if config.covariates and cells is not None:
         raise UserError(f"--covariates {' '.join(config.covariates)}: they are for tables, not for "
-                        "a stack")
+                        "a grid")
     if config.covariates and asked.known is None and (config.holdout is None or config.page):
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
                         "or --holdout 0.2 without --page to see what they are worth")
-    if stack is not None and stack.is_full and not config.noise_sd and (
-        asked.grid is stack.grid and np.isin(asked.times.values, stack.times.values).all()
+    if cells is not None and cells.is_full and not config.noise_sd and (
+        asked.grid is cells.grid
+        and (asked.times is None or np.isin(asked.times.values, cells.times.values).all())
     ):
         raise UserError(f"{config.input}: has no gap, so nothing is to be filled; ask for other "
                         "--times or --resolution")

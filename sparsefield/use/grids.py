@@ -308,13 +308,13 @@ class Asked:
 def what_is_asked(
     given: Measurements, *, resolution: str = "auto", grid: str | None = None,
     extent: Sequence[float] | None = None, aspect: str = "auto", lonlat: bool = False,
-    reach: float | None = None, times: Sequence[str] = (), stack: Labelled | None = None,
+    reach: float | None = None, times: Sequence[str] = (), cells: Labelled | None = None,
 ) -> tuple[Measurements, Asked]:
     """What settings of the command ask for, and the measurements turned to lie around it.
 
     Args:
-        extent: with lonlat x1 may be below x0, across the 180th meridian. stack: that the
-            measurements come from, whose grid and times are the default.
+        extent: with lonlat x1 may be below x0, across the 180th meridian. cells: those of
+            a grid that the measurements come from; it and its times are the default.
     Raises:
         UserError: what does not go together, or cannot be had.
     """
@@ -326,7 +326,7 @@ def what_is_asked(
         raise UserError(f"--grid {grid}: it sets resolution and extent; leave those out")
     if reach is not None and not reach > 0:
         raise UserError(f"--reach {reach:g}: give a distance above 0")
-    like = stack.grid if stack is not None and is_free else None
+    like = cells.grid if cells is not None and is_free else None
     if grid is not None and (lonlat or is_free):
         axes = grid_axes(Path(grid))
         if lonlat:
@@ -334,7 +334,7 @@ def what_is_asked(
                 f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
         like = Grid.like(grid, axes, lonlat) if is_free else None
     if like is not None or extent is not None:
-        extent = (extent_of(like, f"--grid {grid}" if grid else "the stack", lonlat) if like else
+        extent = (extent_of(like, f"--grid {grid}" if grid else "the grid", lonlat) if like else
                   _growing(extent, lonlat))
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
@@ -352,7 +352,7 @@ def what_is_asked(
         asked = with_known(given.known, asked, values)
         given = replace(given, known=replace(given.known, units=given.known.units_or(units)))
     if given.times is not None:
-        whole = stack.times if stack is not None else given.times
+        whole = given.times if cells is None else cells.times
         asked = replace(asked, times=whole.asked(times))
         given.times.tell_of_outside(asked.times)
     if reach is None:

@@ -28,7 +28,7 @@ from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.grids import ARRAY, GLOBAL, LARGEST, Grid, Labelled
 from sparsefield.use.points import Measurements, clean, noise_of, real_array
-from sparsefield.use.read import Columns, are_degrees, number_or_column
+from sparsefield.use.read import Columns, are_degrees, number_or_column, tell_of_globe
 from sparsefield.use.times import of_axis, require_frames
 
 if TYPE_CHECKING:
@@ -159,15 +159,16 @@ def of_array(
     return Labelled(found, lonlat, like=array, grid=grid, times=times)
 
 
-def read_stack(
-    source: str, time: str, value: Sequence[str] | None, x: str | None, y: str | None,
+def read_grid(
+    source: str, time: str | None, value: Sequence[str] | None, x: str | None, y: str | None,
     noise_sd: str | None, missing: Sequence[str] | None, lonlat: bool,
 ) -> Labelled | None:
-    """The known cells of a variable of (time, y, x) in a NetCDF file or a zarr; None of files of
-    other kinds, and of those that hold lists. Arguments as of reconstruct.py.
+    """The known cells of a variable of (y, x), or with a time axis of (time, y, x), in a NetCDF
+    file or a zarr; None of files of other kinds, and of those that hold lists. Arguments as of
+    reconstruct.py.
 
     Raises:
-        UserError: which variable is meant is not clear, none has this axis, or as `of_array`.
+        UserError: which variable is meant is not clear, none has these axes, or as `of_array`.
     """
     path = Path(source)
     if path.suffix.lower() not in (*ENDINGS, ZARR):
@@ -175,22 +176,25 @@ def read_stack(
     dataset = read_dataset(path)
     fields = {str(name): variable for name, variable in dataset.items()
               if variable.dtype.kind in "iuf" and variable.ndim > 1}
-    stacks = {name: variable for name, variable in fields.items() if variable.ndim > 2}
-    found = value or list(stacks)
-    if len(found) != 1 and stacks:
-        raise UserError(f"{source}: which variable? give one with --value, of "
-                        f"{', '.join(map(describe, stacks.values()))}")
-    if (not stacks and any(time in variable.dims for variable in fields.values())) or not fields:
+    grids = {name: variable for name, variable in fields.items()
+             if (variable.ndim > 2 if time else _is_plane(variable, (x, y)))}
+    found = value or list(grids)
+    is_list = any(time in variable.dims for variable in fields.values()) if time else (
+        not set(found) & set(fields))
+    if (not grids and is_list) or not fields:
         return None
+    if len(found) != 1 and grids:
+        raise UserError(f"{source}: which variable? give one with --value, of "
+                        f"{', '.join(map(describe, grids.values()))}")
     chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
-    if time not in chosen.dims:
+    if time and time not in chosen.dims:
         raise UserError(f"{source}: {describe(chosen)} has no axis {time}: give the name of its "
                         "time axis with --time; what has none needs no --time")
     chosen = chosen.squeeze([dim for dim, count in chosen.sizes.items() if count == 1
                              and axis_of(chosen[dim]) is None and dim != time], drop=True)
-    if chosen.ndim != 3:
-        raise UserError(f"{source}: {describe(chosen)}: a stack has the axes (time, y, x); choose "
-                        "one step of the others first")
+    if chosen.ndim != (3 if time else 2):
+        raise UserError(f"{source}: {describe(chosen)}: a grid has the axes y and x, with --time "
+                        "also that of time; choose one step of the others first")
     numbers, _ = parse_missing(missing)
     number, column = number_or_column(noise_sd)
     if column is not None:
@@ -199,7 +203,15 @@ def read_stack(
     log.info("%s: %s: %s of %s cells are known", source, describe(chosen),
              f"{len(found.given.coords):,}", f"{chosen.size:,}")
     on_x, on_y = (chosen[name].astype(float) for name in found.grid.names)
+    if not lonlat and (is_longitude(on_x) or are_degrees(str(on_y.name))):
+        tell_of_globe(source, found.given.coords, x is not None)
     return found._replace(grid=Grid.like(source, (on_x, on_y), lonlat))
+
+
+def _is_plane(variable: DataArray, chosen: Sequence[str | None]) -> bool:
+    """Whether it has two axes, x and y by the file or as they were chosen, but for single steps."""
+    axes = [dim for dim, count in variable.sizes.items() if count > 1]
+    return len(axes) == 2 and all(dim in chosen or axis_of(variable[dim]) for dim in axes)
 
 
 def _is_geographic(array: DataArray) -> bool:

@@ -96,7 +96,7 @@ def read_measurements(
         noise_sd: a number, the name of a column, or auto: it is to be found. Default a column of
             the name noise_sd; with a number or auto it is not read.
         seed: of `observe`. covariates: columns of a table; for a picture luminance or files of
-            pictures. time: a column, or the axis of a stack, see `read_stack`. most: places of a
+            pictures. time: a column, or the axis of a stack, see `read_grid`. most: places of a
             table that are taken. All else as of reconstruct.py.
     Raises:
         UserError: what is wrong with it, and what to do.
@@ -319,7 +319,7 @@ class Columns:
         if lonlat:
             globe.refuse_rotated(self.source, ", ".join(self.axis_names))
         elif lonlat is False and are_degrees(self.names[k_y]):
-            _tell_of_globe(self.source, found.coords, x is not None or y is not None)
+            tell_of_globe(self.source, found.coords, x is not None or y is not None)
         return found
 
     def taken(self, k_x: int, k_y: int, chosen: Sequence[int], k_noise: int | None,
@@ -441,7 +441,7 @@ def _as_numbers(column: pandas.Series) -> np.ndarray:
     return pandas.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
-def _tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
+def tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
     """Say what names of longitude and latitude allow; raises UserError where they are exchanged, or
     no degrees."""
     lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
@@ -600,8 +600,8 @@ def _read_netcdf(path: Path, time: str | None) -> pandas.DataFrame:
     counts = collections.Counter(v.dims for v in variables if len(v.dims) == 1)
     if not counts or max(counts.values()) < 3:
         fields = ", ".join(describe(v) for v in variables if len(v.dims) > 1)
-        training = (f"; fields ({fields}) are for training: DATA={path}; gaps in (time, y, x) are "
-                    "filled with --time") if fields else ""
+        training = (f"; of fields ({fields}) those with axes named as x and y are filled, and with "
+                    "--time those of time, too") if fields else ""
         raise UserError(f"{path}: no list of stations: give variables x, y and value of one "
                         f"dimension{training}")
     lists = [v for v in variables if v.dims == max(counts, key=counts.get)]

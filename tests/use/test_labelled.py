@@ -224,3 +224,34 @@ def test_the_page_on_python_runs_and_is_right(monkeypatch):
     assert is_hole.any() and (filled["sd"] > 0).equals(is_hole)
     assert abs(filled["mean"] - names["data"]["mean"]).max() < 6
     assert names["there"].mean.shape == (1, 1)
+
+
+# --- a grid with gaps in a file -------------------------------------------------------------------
+
+
+def test_the_command_fills_a_grid_as_python_does(command, tmp_path):
+    array = gappy(falling=True).drop_vars("crs")
+    for name, own in (("grid.nc", array), ("turned.nc", array.expand_dims("time").T)):
+        own.to_dataset().to_netcdf(tmp_path / name, engine="scipy")
+        code, out, _ = command(name, "--resolution", "auto", "--overwrite")
+        assert code == 0 and "105 of 120 cells are known" in out
+        with xarray.open_dataset(tmp_path / "out/field.nc") as found:
+            filled = KRIGING.reconstruct(array, num_samples=2)
+            np.testing.assert_allclose(found["mean"].values, filled.mean[..., 0], rtol=1e-6)
+            np.testing.assert_array_equal(found["y"], array["y"])
+            assert found["mean"].units == "degC"
+
+
+@pytest.mark.parametrize("flags, change, words", [
+    ((), lambda array: array.fillna(0).to_dataset(), "has no gap"),
+    ((), lambda array: array.to_dataset().assign(other=array), "which variable? give one"),
+    ((), lambda array: xarray.concat([array] * 2, "time").to_dataset(), "with --time"),
+    (("--value", "lst"), lambda array: xarray.concat([array] * 2, "time").to_dataset(),
+     "with --time also"),
+    (("--value", "sst"), lambda array: array.to_dataset(), "sst"),
+    (("--observe", "random:0.5"), lambda array: array.to_dataset(), "are for a picture"),
+])
+def test_grids_that_cannot_be_filled_are_refused(command, tmp_path, flags, change, words):
+    change(gappy().drop_vars(["crs", "time"])).to_netcdf(tmp_path / "grid.nc", engine="scipy")
+    code, _, err = command("grid.nc", "--resolution", "auto", *flags)
+    assert code == 2 and words in err and err.count("\n") == 1
