@@ -111,7 +111,8 @@ class Config:
     mask: str | None = None
     """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
-    """For a picture, to try: take random:0.2, grid:4, block:0.3 or lines:8 of it as known."""
+    """For a picture, to try: take random:0.2, clusters:0.1, tracks:0.1, grid:4, block:0.3 or
+    lines:8 of it as known."""
     extent: tuple[float, float, float, float] | None = None
     """For points: x0 x1 y0 y1 of the field. Default: the smallest rectangle around the points.
     Points outside it are used, too."""

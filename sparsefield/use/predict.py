@@ -154,7 +154,7 @@ class Reconstructor:
         try:
             self.channels = int(data["channels"])
             pairs = tuple((float(low), float(high)) for low, high in data["value_range"])
-            self.scale = Scale(pairs, data.get("units"))
+            self.scale = Scale(pairs, data.get("units"), bool(data.get("is_standard", False)))
         except (KeyError, TypeError, ValueError):
             raise UserError("the checkpoint does not say what its data were (channels, "
                             "value_range): it is damaged, or of another version") from None
@@ -176,6 +176,11 @@ class Reconstructor:
     @property
     def is_of_pictures(self) -> bool:
         return is_of_pictures(self.scale)
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether any number of channels is read, if need be each on its own."""
+        return self.scale is None or self.is_of_pictures or self.scale.is_standard
 
     def reads(self, given: Measurements) -> dict[str, Any]:
         """The `Settings` by which it reads measurements of a file: whether channels are different
@@ -315,9 +320,8 @@ class Reconstructor:
 
     def _groups(self, channels: int, settings: Settings) -> list[slice]:
         """Channels that are read together: all, or each on its own, as different things."""
-        takes_any = self.is_closed_form or self.is_of_pictures
         is_one_field = self.is_closed_form or channels == self.channels
-        if is_one_field and not (settings.separately and takes_any):
+        if is_one_field and not (settings.separately and self.takes_any):
             return [slice(0, channels)]
         return [slice(channel, channel + 1) for channel in range(channels)]
 
@@ -386,7 +390,7 @@ def observe(
 ) -> Measured:
     """Measurements for a model. Raises UserError where it cannot read them."""
     channels = given.values.shape[1]
-    if not (model.is_closed_form or model.is_of_pictures or channels == model.channels):
+    if not (model.takes_any or channels == model.channels):
         raise UserError(f"{channels} value(s) a point, the model was trained on {model.channels}: "
                         "choose columns with --value, or another checkpoint")
     if asked.frame.lonlat and not model.is_closed_form:
