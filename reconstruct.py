@@ -111,7 +111,8 @@ class Config:
     mask: str | None = None
     """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
-    """For a picture, to try: take random:0.2, grid:4, block:0.3 or lines:8 of it as known."""
+    """For a picture, to try: take random:0.2, clusters:0.1, tracks:0.1, grid:4, block:0.3 or
+    lines:8 of it as known."""
     extent: tuple[float, float, float, float] | None = None
     """For points: x0 x1 y0 y1 of the field. Default: the smallest rectangle around the points.
     Points outside it are used, too."""
@@ -134,7 +135,7 @@ class Config:
     time: str | None = None
     """The column of times: numbers, or dates by ISO 8601; or the time axis of a NetCDF file or zarr
     of (time, y, x), whose gaps are filled. How much other times tell is found by the likelihood.
-    For the closed form only."""
+    For the closed form, and models that learnt sequences (TIME=8)."""
     times: tuple[str, ...] = ()
     """Times of the field: start:stop:step (0:10:0.5, 2020-01-01:2020-02-01:1D) or a list. Default:
     those of the input."""

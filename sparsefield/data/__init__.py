@@ -10,7 +10,7 @@ from sparsefield.data.batches import Batch, Pattern, TrainingBatches, frozen_cas
 from sparsefield.data.crops import open_folder, open_photos, open_terrain
 from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS, GEOTIFF, open_netcdf
-from sparsefield.data.scale import Data, Scale, Split
+from sparsefield.data.scale import Data, Scale, Split, standardised
 from sparsefield.data.tracer import open_tracer
 from sparsefield.errors import UserError
 
@@ -104,5 +104,6 @@ def open_as_configured(config: dict) -> Data:
     chosen = {name: config.get(name) for name in ("data_dir", "value_range", "units", "variables",
                                                 "split_by")}
     chosen |= {name: config.get(f"data_{name}") for name in ("channels", "val", "test")}
-    return open_data(config["data"], image_size=config["image_size"],
+    data = open_data(config["data"], image_size=config["image_size"],
                      frames=config.get("time", 1), **chosen)
+    return standardised(data) if config.get("standardise") else data

@@ -5,6 +5,8 @@
     grid:4             every 4th point of every 4th row
     block:0.3          everything but a block of 0.3 of the area (inpainting)
     lines:8            8 whole rows
+    clusters:0.1       a tenth of the points, most of them near a few places
+    tracks:0.1         a tenth, along straight lines of any direction; shares of all three may vary
     mask.png           what is white, and opaque, in a picture of the size of the fields
     random:0.2,lines:8 one of several rules, equally often: for who will measure in several ways
 """
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.data.pictures import read_mask
-from sparsefield.data.scale import Split, frames_of, time_of
+from sparsefield.data.scale import Split, by_measured, frames_of, is_standard, time_of
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 from sparsefield.place import grid_coords
@@ -35,6 +37,9 @@ RENEWED = 8
 COUNTS = 4
 MOST_STARTING = 1024
 MOST_SEEN = 4096
+SHARES = ("random", "clusters", "tracks")  # rules of so many points, in no direction of the grid
+CLUSTERS, WIDTHS = (2, 8), (0.03, 0.1)  # how many, and their sd in longer sides
+SINGLE = 0.01  # weight of a point far from all clusters, beside 1 in their middle
 TURNS = 8  # flips and quarter turns of a square; the first 4 map any rectangle onto itself
 
 # --- patterns -------------------------------------------------------------------------------------
@@ -45,9 +50,10 @@ class Rule:
     """One rule of a pattern.
 
     Attributes:
-        kind: random, grid, block, lines or mask.
-        argument: (least, most) share of the points; step of the grid; share of the area in the
-            block, in the proportions of the field; number of lines; (H, W) bool of the mask.
+        kind: random, clusters, tracks, grid, block, lines or mask.
+        argument: (least, most) share of the points for the first three; step of the grid; share of
+            the area in the block, in the proportions of the field; number of lines; (H, W) bool of
+            the mask.
     """
 
     text: str
@@ -56,22 +62,33 @@ class Rule:
 
     def draw(self, valid: np.ndarray, rng: np.random.Generator, level: float) -> np.ndarray:
         """See `Pattern.draw`. Of a share that varies, the logarithm is uniform."""
-        existing = np.flatnonzero(valid)
-        if self.kind == "random":
+        existing, count = np.flatnonzero(valid), 0
+        if self.kind in SHARES:
             least, most = self.argument
             count = int(least * (most / least) ** level * len(existing))
             count = min(max(count, 1), len(existing) - 1)
-            return np.sort(rng.choice(existing, count, replace=False, shuffle=False))
-        points = np.flatnonzero(self._observed(valid.shape, rng) & valid)
+        points = np.flatnonzero(self._observed(valid, rng, count) & valid)
         if len(points) == 0:
             return rng.choice(existing, 1)
         if len(points) == len(existing):
             return np.sort(rng.choice(existing, len(existing) - 1, replace=False))
         return points
 
-    def _observed(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        observed = np.zeros(shape, dtype=bool)
+    def _observed(self, valid: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
+        shape = valid.shape
+        observed, existing = np.zeros(shape, dtype=bool), np.flatnonzero(valid)
         match self.kind:
+            case "random":
+                observed.flat[rng.choice(existing, count, replace=False, shuffle=False)] = True
+            case "clusters":
+                weight = _near_clusters(shape, rng).flat[existing]
+                observed.flat[rng.choice(existing, count, replace=False,
+                                         p=weight / weight.sum())] = True
+            case "tracks":
+                while (left := count - np.count_nonzero(observed)) > 0:
+                    track = _track(shape, rng)
+                    track = track[valid.flat[track] & ~observed.flat[track]]
+                    observed.flat[track[:left]] = True
             case "grid" if self.argument <= min(shape):
                 every = slice(self.argument // 2, None, self.argument)
                 observed[every, every] = True
@@ -93,6 +110,26 @@ class Rule:
         return observed
 
 
+def _near_clusters(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """How likely each point is observed beside the others, (H, W)."""
+    place = np.stack(np.indices(shape), axis=-1) / max(shape)
+    weight = np.full(shape, SINGLE)
+    for _ in range(rng.integers(*CLUSTERS, endpoint=True)):
+        middle = rng.random(2) * shape / max(shape)
+        square = ((place - middle) ** 2).sum(axis=-1)
+        weight += np.exp(-square / (2 * rng.uniform(*WIDTHS) ** 2))
+    return weight
+
+
+def _track(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Flat indices along a straight line through any point in any direction, in their order."""
+    rows, columns = np.indices(shape).reshape(2, -1)
+    angle, start = rng.uniform(0, np.pi), rng.integers(len(rows))
+    rows, columns = rows - rows[start], columns - columns[start]
+    track = np.flatnonzero(np.abs(rows * np.cos(angle) - columns * np.sin(angle)) < 0.5)
+    return track[np.argsort((rows * np.sin(angle) + columns * np.cos(angle))[track])]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """Rules that choose observed points, equally often. `str(pattern)` gives its text back."""
@@ -106,14 +143,14 @@ class Pattern:
     def is_fixed(self) -> bool:
         """Whether it draws equally many points on every whole field."""
         first = self.rules[0]
-        varies = first.kind == "random" and first.argument[0] < first.argument[1]
+        varies = first.kind in SHARES and first.argument[0] < first.argument[1]
         return len(self.rules) == 1 and not varies
 
     @property
     def is_symmetric(self) -> bool:
         """Whether its points turned with the field are as likely; taken to be so of several rules,
         since who names several has no direction of the grid in mind."""
-        return len(self.rules) > 1 or self.rules[0].kind == "random"
+        return len(self.rules) > 1 or self.rules[0].kind in SHARES
 
     def draw(
         self, valid: np.ndarray, rng: np.random.Generator, level: float | None = None
@@ -158,7 +195,7 @@ def _parse_rule(text: str) -> Rule:
     kind, _, given = text.partition(":")
     try:
         match kind:
-            case "random":
+            case "random" | "clusters" | "tracks":
                 least, _, most = given.partition("-")
                 argument = float(least), float(most or least)
                 is_sound = 0 < argument[0] <= argument[1] < 1
@@ -171,7 +208,7 @@ def _parse_rule(text: str) -> Rule:
     except ValueError:
         raise UserError(
             f"--observe {text}: neither a picture nor a rule; use random:0.2, random:0.05-0.5, "
-            "grid:4, block:0.3, lines:8 or mask.png") from None
+            "clusters:0.1, tracks:0.1, grid:4, block:0.3, lines:8 or mask.png") from None
     if not is_sound:
         raise UserError(
             f"--observe {text}: observes nothing or everything; shares lie between 0 and 1, the "
@@ -198,7 +235,8 @@ def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> F
         first = index - index % frames_of(split)
         level = generator(eval_seed, Purpose.FROZEN_SEQUENCE, first).random()
     observed = pattern.draw(~np.isnan(truth[..., 0]), rng, level)
-    return FrozenCase(truth=truth, observed=observed, noise_seed=noise_seed)
+    return FrozenCase(truth=by_measured(split, truth, observed), observed=observed,
+                      noise_seed=noise_seed)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -253,7 +291,7 @@ class TrainingBatches(Dataset):
     slots r * batch_size / R ... (r + 1) * batch_size / R of the batch that one process would get.
 
     - Fields come in permutations of the split, one for each epoch. Those of a symmetric split are
-      augmented before they are observed.
+      augmented before they are observed; standardised ones change their sign, too.
     - Once for each step n is drawn from `queries` = (low, high), both included. M follows from the
       pattern. In data with gaps both shrink to what the poorest field of the global batch has.
     - N is n. For a model that `sees_whole` draws it is more, of which tokens answer n: in every
@@ -363,12 +401,15 @@ class _Slot:
         self.time = time_of(batches.split, field)
         if batches.split.is_symmetric:
             values = augmented(values, shared)
+        if is_standard(batches.split) and shared.random() < 0.5:
+            values = -values
         valid = ~np.isnan(values[..., 0])
         if batches.split.has_gaps:
             self.mask_id, self.observed = -1, batches.pattern.draw(valid, self.rng, level)
         else:
             self.mask_id = batches.mask_id(step, frame, shared)
             self.observed = batches.observed(self.mask_id)
+        values = by_measured(batches.split, values, self.observed)
         self.draws = int(self.rng.integers(2**63))
         self.coords = batches.coords
         self.values = values.reshape(-1, values.shape[2])

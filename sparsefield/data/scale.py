@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeVar
 
@@ -23,6 +23,8 @@ LEAST_GAPS = 0.01  # share of values that are one and the same, far from all oth
 # Units of one quantity that are mixed: a factor, an offset, names.
 UNITS = ((1, 273.15, "degC and K"), (100, 0, "hPa and Pa, m and cm"), (1000, 0, "km and m"))
 LEAST_ALIKE, SORTED, FAR_STEPS = 3, 2**16, 20  # values; steps between others
+STANDARD = 3.0  # sd of the measurements that 1 inside is, of standardised fields
+LEAST_SD = 0.1  # of measurements that such a field is divided by, in its own sd
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
 
 Part = TypeVar("Part")
@@ -35,10 +37,13 @@ class Scale:
     Attributes:
         value_range: (lo, hi) of each channel, which become (-1, 1).
         units: text for colour bars, "K", or "m/s,m/s,K" for each channel; None for pictures.
+        is_standard: values are those of `standardised` fields, in sd of the measurements from their
+            mean.
     """
 
     value_range: tuple[tuple[float, float], ...]
     units: str | None = None
+    is_standard: bool = False
 
     @property
     def channels(self) -> int:
@@ -229,6 +234,8 @@ class Split(Protocol):
         has_gaps: whether points of some field do not exist. These are NaN in all channels.
         is_symmetric: whether a field flipped, turned by quarters, or with channels exchanged is as
             likely as it is, as in pictures.
+
+    Of `standardised` data `is_standard` is True, and each field is to be seen `by_measured`.
     """
 
     has_gaps: bool
@@ -270,6 +277,21 @@ def frames_of(split: Split) -> int:
 def time_of(split: Split, index: int) -> float:
     """The time of a field of a split of sequences, else 0."""
     return split.time(index) if frames_of(split) > 1 else 0.0
+
+
+def by_measured(split: Split, field: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """A field (H, W, C) as a model sees it: one of standardised data by the mean and sd of what is
+    observed of it (M,), which is all that is known in use; others as they are."""
+    if not is_standard(split):
+        return field
+    measured = field.reshape(-1, field.shape[-1])[observed]
+    sd = np.maximum(measured.std(axis=0), LEAST_SD * np.nanstd(field, axis=(0, 1)))
+    return (field - measured.mean(axis=0)) / (STANDARD * np.where(sd > 0, sd, 1))
+
+
+def is_standard(split: Split) -> bool:
+    """Whether a split is of `standardised` data."""
+    return getattr(split, "is_standard", False)
 
 
 @dataclass(frozen=True)
@@ -315,5 +337,15 @@ class Data:
             "name": self.name, "channels": self.channels, "height": self.height,
             "width": self.width, "value_range": [list(pair) for pair in self.value_range],
             "units": self.units, "fingerprint": self.fingerprint, "rows_up": self.rows_up,
+            "is_standard": self.scale.is_standard,
             "sizes": [len(self.train), len(self.val), len(self.test)],
         }
+
+
+def standardised(data: Data) -> Data:
+    """Data as fields of any quantity: a model sees each in sd of its measurements from their mean,
+    and learns it in all orientations and with both signs."""
+    for split in (data.train, data.val, data.test):
+        split.is_standard = split.is_symmetric = True  # type: ignore[attr-defined]
+    bounds = ((-STANDARD, STANDARD),) * data.channels
+    return replace(data, scale=Scale(bounds, is_standard=True))

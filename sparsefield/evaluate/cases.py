@@ -31,7 +31,7 @@ from sparsefield.data.arrays import ArraySplit
 from sparsefield.data.crops import FolderSplit
 from sparsefield.data.files import are_one
 from sparsefield.data.netcdf import ENDINGS
-from sparsefield.data.scale import Scale, frames_of, time_of, to_unit
+from sparsefield.data.scale import Scale, frames_of, is_standard, standardised, time_of, to_unit
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES, keep_observations
@@ -163,7 +163,7 @@ class Cases:
         self.rows, self.columns, self.channels = split.example(0).shape
         self.points, self.device = points, torch.device(device)
         self.cases = [Case.open(split, i, pattern, seed, resolutions) for i in indices]
-        self.frames = frames_of(split)
+        self.frames, self.clip = frames_of(split), not is_standard(split)
         for i in range(0, len(self.cases) if self.frames > 1 else 0, self.frames):
             self.cases[i : i + self.frames] = _alike(self.cases[i : i + self.frames])
 
@@ -300,7 +300,8 @@ class Cases:
         with evaluating(model):
             return sample(model, *self.stack(which, rows), seeds=seeds, points=self.points,
                           frames=self.frames_at(which),
-                          domain=Domain.of_grid(self.rows, self.columns), **settings)
+                          domain=Domain.of_grid(self.rows, self.columns), clip=self.clip,
+                          **settings)
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
@@ -368,8 +369,8 @@ def _finer(split: Split, index: int, rows: int) -> np.ndarray | None:
                         "fields have, so that results can be averaged down to them")
     if rows == len(coarse):
         return coarse
-    is_square = coarse.shape[0] == coarse.shape[1]
-    return split.high_resolution(index, rows) if is_square else None
+    is_alike = coarse.shape[0] == coarse.shape[1] and not is_standard(split)
+    return split.high_resolution(index, rows) if is_alike else None
 
 
 # --- data of a checkpoint ------------------------------------------------------------------------
@@ -424,12 +425,15 @@ def open_test_data(
             named, val=val_of, test=test_of, image_size=config["image_size"],
             frames=config.get("time", 1),
             # Of pixels the type of their numbers says it, unless it was said.
-            value_range=None if bounds in of_pixels and not config.get("value_range") else bounds,
+            value_range=None if config.get("standardise") or (
+                bounds in of_pixels and not config.get("value_range")) else bounds,
             channels=trained["channels"] if trained["channels"] in (1, 3) else None,
             data_dir=config.get("data_dir"), units=config.get("units"),
             split_by=config.get("split_by"),
             variables=config.get("variables") if named.lower().endswith(ENDINGS) else None,
         )
+        if config.get("standardise"):
+            opened = standardised(opened)
         if not is_same:
             _tell_of_learnt(opened, config)
     else:
@@ -444,7 +448,8 @@ def open_test_data(
     if opened.channels != trained["channels"]:
         raise UserError(f"{opened.name} has {opened.channels} channels, the model was trained with "
                         f"{trained['channels']}: choose other --data")
-    learnt = Scale(tuple(map(tuple, trained["value_range"])), trained["units"])
+    learnt = Scale(tuple(map(tuple, trained["value_range"])), trained["units"],
+                   trained.get("is_standard", False))
     is_alike = opened.value_range == learnt.value_range
     found = replace(opened.scale, units=opened.units or (learnt.units if is_alike else None))
     if found.describe() != learnt.describe():

@@ -56,6 +56,9 @@ class TrainingConfig:
     """NetCDF: which variables are the channels; not needed where there is one field."""
     value_range: tuple[float, ...] | None = None
     """Arrays: the values that the model sees as -1 and 1, low high, or so for each channel."""
+    standardise: bool = False
+    """Learn fields as of any quantity: each in sd of its measurements from their mean, in all
+    orientations and with both signs. The model then reads numbers in any unit."""
     units: str | None = None
     """Arrays: units for reports and colour bars, one, or one for each channel with commas."""
     image_size: int = 32
@@ -169,6 +172,8 @@ class TrainingConfig:
             for name in names:
                 if not is_fine(getattr(self, name)):
                     raise UserError(f"{name}={getattr(self, name)}: {words}")
+        if self.standardise and self.time > 1:
+            raise UserError("standardise: frames would be standardised each on its own; set TIME=1")
         log = self.log_file
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
             given = getattr(self, name)

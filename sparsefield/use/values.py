@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 
-from sparsefield.data.scale import NARROW, Scale, pixel_scale
+from sparsefield.data.scale import NARROW, STANDARD, Scale, pixel_scale
 from sparsefield.errors import UserError
 from sparsefield.use.points import Measurements
 
@@ -109,7 +109,8 @@ def unlike_training(
     shares = [float(share) for rule in re.findall(
         r"random:([\d.]+)(?:-([\d.]+))?(?:,|$)", observe) for share in rule if share]
     rows, columns = given.shape or shape  # a picture counts by its own pixels
-    share = len(given.coords) / (rows * columns)
+    frames = 1 if given.times is None else len(given.times.distinct().values)
+    share = len(given.coords) / (frames * rows * columns)
     if not shares or min(shares) / UNUSUAL <= share <= max(shares) * UNUSUAL:
         return None
     trained = " to ".join(f"{share:g}" for share in sorted({min(shares), max(shares)}))
@@ -131,12 +132,19 @@ def is_of_pictures(trained: Scale | None) -> bool:
 
 def choose_scale(trained: Scale | None, values: np.ndarray, ranges: Ranges | None) -> Scale:
     """How a model sees values (M, C), all finite, by the ranges of the user, or by the scale of its
-    training data; None: it takes any values.
+    training data; None: it takes any values. A model of standardised fields sees values by their
+    own mean and sd.
 
     Raises:
-        UserError: values that lie far outside of the range, are too large, or cannot be colours.
+        UserError: a range where none counts; values that lie far outside of the range, are too
+            large, or cannot be colours.
     """
     found = f"values from {values.min():.6g} to {values.max():.6g}"
+    if trained is not None and trained.is_standard:
+        if ranges is not None:
+            raise UserError("--value_range: this model takes values in any unit, by their own mean "
+                            "and sd; leave it out")
+        return Scale(standard_range(values))
     if ranges is not None:
         scale = Scale(tuple(ranges), trained and trained.units)
         outside = excess(values, scale)
@@ -179,6 +187,16 @@ def own_range(values: np.ndarray) -> Ranges:
     alike = np.where(low == 0, 0.5, 0.5 * np.abs(low))
     margin = np.where(high > low, MARGIN * (high - low), alike)
     return tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+
+
+def standard_range(values: np.ndarray) -> Ranges:
+    """For each channel of (M, C), STANDARD sd on either side of the mean; as `own_range` where all
+    are alike. Raises as that."""
+    mean, sd = values.mean(axis=0), values.std(axis=0)
+    return tuple(own if np.ptp(column) == 0 else (middle - half, middle + half)
+                 for own, column, middle, half in zip(
+                     own_range(values), values.T, mean.tolist(), (STANDARD * sd).tolist(),
+                     strict=True))
 
 
 def excess(values: np.ndarray, scale: Scale) -> float:

@@ -11,6 +11,7 @@ import torch
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import COUNTS, MASKS, RENEWED, augmented
 from sparsefield.data.crops import Box, Picture
+from sparsefield.data.scale import LEAST_SD, STANDARD, by_measured, standardised
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords
 
@@ -197,3 +198,38 @@ def test_frozen_cases_depend_on_seed_and_index_alone(photos):
     np.testing.assert_array_equal(  # the same grid of other pictures
         frozen_case(photos.test, 2, pattern, 5)["observed"], cases[2]["observed"]
     )
+
+
+# --- standardised fields --------------------------------------------------------------------------
+
+
+def test_standardised_fields_are_seen_by_their_measurements_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    fields = np.cumsum(rng.normal(size=(40, 8, 8, 1)), axis=1).astype(np.float32)
+    seen = []
+    for name, values in (("a", fields), ("b", 250 + 8 * fields)):
+        np.savez(tmp_path / f"{name}.npz", images=values)
+        data = standardised(open_data(str(tmp_path / f"{name}.npz")))
+        assert data.value_range == ((-STANDARD, STANDARD),) and data.describe()["is_standard"]
+        case = frozen_case(data.val, 1, parse_pattern("random:0.2"), 0)
+        seen.append((batches(data.train, pattern="random:0.2-0.4")[5], case))
+    for batch, case in seen:
+        measured = case["truth"].reshape(-1, 1)[case["observed"]]
+        for values in (*batch.input_values.numpy(), measured):
+            np.testing.assert_allclose(values.mean(), 0, atol=1e-5)
+            np.testing.assert_allclose(values.std(), 1 / STANDARD, rtol=1e-4)
+    np.testing.assert_allclose(seen[0][0].x_1, seen[1][0].x_1, atol=1e-4)
+    np.testing.assert_allclose(seen[0][1]["truth"], seen[1][1]["truth"], atol=1e-4)
+
+
+def test_standardised_fields_have_either_sign_and_flat_measurements_are_no_fault(tmp_path):
+    peaked = np.exp(np.arange(64) / 9).reshape(1, 8, 8, 1).repeat(40, axis=0)
+    np.savez(tmp_path / "a.npz", images=peaked)
+    split = standardised(open_data(str(tmp_path / "a.npz"))).train
+    peaks = [field.max() > -field.min() for step in range(4) for field in batches(split)[step].x_1]
+    field = split.example(0)
+    turned = {augmented(field, np.random.default_rng(seed))[0, 0, 0] for seed in range(40)}
+    assert len(turned) == 4 and 0.2 < np.mean(peaks) < 0.8
+    for points in ([3], [3, 4]):  # one value has no spread; two neighbours hardly any
+        seen = by_measured(split, field, np.array(points))
+        assert np.isfinite(seen).all() and np.abs(seen).max() < 2 / LEAST_SD

@@ -63,7 +63,40 @@ def test_one_of_several_rules_equally_often(tmp_path):
     assert len(pattern.draw(FULL, rng, 0.125)) == int(0.03**0.5 * FULL.size)
 
 
-@pytest.mark.parametrize("text", ["random:0.2", "random:0.9", "grid:3", "block:0.5", "lines:2"])
+def test_clusters_and_tracks_have_their_share_and_their_shape():
+    """Neighbours of an observed point are observed more often than of a random one."""
+    field, alone = np.ones((32, 32), bool), {}
+    for kind in ("random", "clusters", "tracks"):
+        pattern = parse_pattern(f"{kind}:0.05-0.2")
+        assert pattern.is_symmetric and not pattern.is_fixed
+        shares = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            assert len(pattern.draw(field, rng, level=0.5)) == int(0.1 * field.size)
+            points = np.unravel_index(pattern.draw(field, rng, level=0.0), field.shape)
+            steps = np.abs(np.subtract.outer(points[0], points[0])) + np.abs(
+                np.subtract.outer(points[1], points[1]))
+            shares.append((steps <= 2).sum(axis=1).mean() - 1)
+        alone[kind] = np.mean(shares)
+    assert alone["clusters"] > 2 * alone["random"] < alone["tracks"]
+
+
+def test_tracks_run_in_all_directions_along_lines():
+    spread = []
+    for seed in range(60):
+        points = parse_pattern("tracks:0.02").draw(np.ones((32, 32), bool),
+                                                   np.random.default_rng(seed))
+        places = np.stack(np.unravel_index(points, (32, 32)), axis=1).astype(float)
+        spread.append(np.linalg.svd(places - places.mean(axis=0))[1:])
+    straight = [sizes[1] < 3 for sizes, _ in spread]
+    assert np.mean(straight) > 0.6  # 20 points: a whole line, or one and a piece of another
+    angles = [np.arctan2(*axes[0]) % np.pi for (_, axes), is_one in zip(
+        spread, straight, strict=True) if is_one]
+    assert np.histogram(angles, bins=4, range=(0, np.pi))[0].min() > 2
+
+
+@pytest.mark.parametrize("text", ["random:0.2", "random:0.9", "clusters:0.3", "tracks:0.9",
+                                  "grid:3", "block:0.5", "lines:2"])
 def test_gaps_are_never_observed_and_both_sides_keep_a_point(text):
     rng = np.random.default_rng(1)
     for seed in range(50):

@@ -6,8 +6,10 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import netcdf_file
 
+from small import write_untrained
 from sparsefield import load
 from sparsefield.errors import UserError
 
@@ -43,6 +45,37 @@ def test_a_range_that_is_said_changes_nothing_of_the_closed_form(caplog):
     np.testing.assert_array_equal(*answers)
     with pytest.raises(UserError, match="far outside --value_range"):
         load("none").reconstruct(ROWS, 100 + WAVE, 8, num_samples=2, value_range=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def of_any(tmp_path_factory):
+    """A model of standardised fields whose decoder does something."""
+    def change(weights):
+        return weights | {"decoder.3.weight": torch.randn_like(weights["decoder.3.weight"]) / 5}
+
+    return load(write_untrained(
+        tmp_path_factory.mktemp("any") / "model.pth", change=change, channels=1,
+        data={"channels": 1, "value_range": [[-3.0, 3.0]], "units": None, "is_standard": True}))
+
+
+@pytest.mark.parametrize("scale, offset", [(1e-9, 0.0), (200.0, -1e4), (0.01, 980665.0)])
+def test_a_model_of_standardised_fields_answers_alike_in_all_units(of_any, scale, offset):
+    rough = np.random.default_rng(1).normal(size=60)
+    one = of_any.reconstruct(ROWS, rough, 8, num_samples=3)
+    kriged = load("none").reconstruct(ROWS, rough, 8, num_samples=3)
+    assert np.abs(one.mean - kriged.mean).max() > 0.1
+    other = of_any.reconstruct(ROWS, offset + scale * rough, 8, num_samples=3)
+    for key, shift in (("mean", offset), ("sd", 0.0), ("samples", offset)):
+        np.testing.assert_allclose((getattr(other, key) - shift) / scale, getattr(one, key),
+                                   atol=1e-4)
+
+
+def test_a_model_of_standardised_fields_reads_each_channel_and_no_range(of_any):
+    both = of_any.reconstruct(ROWS, np.column_stack([WAVE, 1000 * WAVE]), 8, num_samples=2)
+    np.testing.assert_allclose(both.mean[..., 1], 1000 * both.mean[..., 0], rtol=1e-4)
+    assert np.isfinite(of_any.reconstruct(ROWS, 7 + 0 * WAVE, 8, num_samples=2).samples).all()
+    with pytest.raises(UserError, match="in any unit"):
+        of_any.reconstruct(ROWS, WAVE, 8, num_samples=2, value_range=(0, 1))
 
 
 @pytest.mark.parametrize("values", [[8.888], [7e-9] * 60])
