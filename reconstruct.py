@@ -135,7 +135,7 @@ class Config:
     time: str | None = None
     """The column of times: numbers, or dates by ISO 8601; or the time axis of a NetCDF file or zarr
     of (time, y, x), whose gaps are filled. How much other times tell is found by the likelihood.
-    For the closed form only."""
+    For the closed form, and models that learnt sequences (TIME=8)."""
     times: tuple[str, ...] = ()
     """Times of the field: start:stop:step (0:10:0.5, 2020-01-01:2020-02-01:1D) or a list. Default:
     those of the input."""

@@ -3,6 +3,11 @@
     python benchmarks/readers.py train gru mamba --start spacetime   # rows of readers.json
     python benchmarks/readers.py train --start spacetime             # its closed form alone
     python benchmarks/readers.py table
+    python benchmarks/readers.py use --checkpoint PATH   # a trained V2, as `reconstruct` uses it:
+    python train_mamba_v2.py --data tracer --time 8 --time_start spacetime --observe random:0.05 \
+        --batch_size 16 --lr 5e-3 --epochs 3 --start_share 0.7 --d_model 32 --num_layers 2 \
+        --perceiver_iterations 1 --unet_width 24 --flow_unet_width 24 --queries_min 64 \
+        --queries_max 256 --ema_decay 0.998 --eval_every 1 --device cpu
 
 A grid U-Net learns the mean and sd of sequences of the tracer (2-D turbulence), 5 % new points a
 frame, and is scored on others at the points that were not seen: root mean square error relative to
@@ -49,6 +54,7 @@ TEST_FRAMES = 256
 DECAY, WARMUP = 0.998, 0.05
 CLOSED_FORM = "closed form"
 HEADS, DILATIONS = 4, (1, 2, 4)
+USED = 8  # test sequences
 
 
 class NoReader(TimeReader, name="none"):
@@ -173,7 +179,7 @@ SCALE = 0.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("what", choices=("train", "table", "use"))
     parser.add_argument("readers", nargs="*", choices=(*READERS, []))
     parser.add_argument("--start", default="frame", choices=TIME_STARTS)
     parser.add_argument("--seconds", type=float, default=120)
@@ -184,9 +190,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="frames, at least a sequence")
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", default="none")
     given = parser.parse_args()
     if given.what == "table":
         show()
+        return
+    if given.what == "use":
+        use(given.checkpoint, given.frames, given.seed)
         return
     from sparsefield.model import grid_unet
     grid_unet.READ_LEVELS = tuple(given.levels)
@@ -219,6 +229,37 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+def use(checkpoint: str, frames: int, seed: int) -> None:
+    """Print the error of USED test sequences by a model and by kriging in space and time, and how
+    much samples change from frame to frame, of the change of the truth."""
+    import xarray
+
+    from sparsefield import load
+
+    torch.set_num_threads(1)
+    split = TracerSplit(range(RUNS + FROZEN_RUNS, RUNS + 2 * FROZEN_RUNS), SIZE, frames, 0)
+    pattern, models = parse_pattern(PATTERN), {name: load(name) for name in (checkpoint, "none")}
+    found = {name: [] for name in models}
+    for number in np.linspace(0, len(split) // frames - 1, USED).astype(int).tolist():
+        truth = np.stack([split.example(number * frames + k)[..., 0] for k in range(frames)])
+        known = np.zeros(truth.shape, dtype=bool)
+        for k, own in enumerate(known.reshape(frames, -1)):
+            own[pattern.draw(np.ones(truth.shape[1:], dtype=bool),
+                             np.random.default_rng((seed, number, k)))] = True
+        axes = {dim: np.arange(n) for dim, n in zip(("time", "y", "x"), truth.shape, strict=True)}
+        gappy = xarray.DataArray(np.where(known, truth, np.nan), axes, name="tracer")
+        for name, model in models.items():
+            field = model.reconstruct(gappy, num_samples=8, seed=seed)
+            off = (field.mean[..., 0] - truth)[~known]
+            changes = np.abs(np.diff(field.samples[..., 0], axis=1)).mean()
+            found[name].append((np.sqrt((off**2).mean()) / truth.std(),
+                                changes / np.abs(np.diff(truth, axis=0)).mean()))
+            print(f"sequence {number}, {name}: error {found[name][-1][0]:.3f}", file=sys.stderr)
+    table(["model", "error", "change from frame to frame"],
+          [[name, *(f"{number:.3f}" for number in np.mean(rows, axis=0))]
+           for name, rows in found.items()])
 
 
 def show() -> None:

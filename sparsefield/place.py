@@ -48,7 +48,7 @@ class Domain(NamedTuple):
         """The longer side."""
         return max(self.width, self.height)
 
-    def spacing(self, count: int) -> float:
+    def spacing(self, count: float) -> float:
         """Mean distance between so many points: on a square that of a square grid, on a line that
         of points along it."""
         return max(self.width * self.height / count, (self.side / count) ** 2) ** 0.5
@@ -134,6 +134,8 @@ class Observed(NamedTuple):
         covariates: how many columns of coords, here and of queries, are no places in space: only
             the closed form reads them. trend: degree of its polynomial drift, 0 to 2.
         timed: whether the last of the covariates is time.
+        counts: (B,), of the frames of one sequence, how many of their M observations there are: the
+            others fill up those that have fewer. None: all.
     """
 
     coords: Tensor
@@ -145,6 +147,40 @@ class Observed(NamedTuple):
     trend: int = 0
     timed: bool = False
     frames: Frames = SINGLE
+    counts: tuple[int, ...] | None = None
+
+    @property
+    def there(self) -> Tensor | None:
+        """(B, M, 1) bool: which observations there are; None: all."""
+        if self.counts is None:
+            return None
+        counts = torch.tensor(self.counts, device=self.coords.device)
+        number = torch.arange(self.coords.shape[1], device=self.coords.device)
+        return (number < counts[:, None])[..., None]
+
+    @property
+    def usual_count(self) -> float:
+        """Observations of a field, on the mean of those that have any."""
+        counts = [count for count in self.counts or () if count]
+        return sum(counts) / len(counts) if counts else self.coords.shape[1]
+
+    def in_time(self) -> Observed:
+        """Sequences as one field each, with time as a further coordinate."""
+        frames, there = self.frames, self.there
+        parts = [frames.in_time(self.coords), frames.joined(self.values)]
+        parts += [] if self.noise_sd is None else [frames.joined(self.noise_sd)]
+        parts = parts if there is None else [part[:, there.flatten()] for part in parts]
+        return Observed(*parts, domain=self.domain, covariates=1, timed=True)
+
+    def alike(self) -> list[tuple[slice, Observed]]:
+        """Fields with equally many observations, and which these are: all of them, or each that
+        has any on its own, where some are filled up."""
+        if self.counts is None:
+            return [(slice(None), self)]
+        return [(slice(b, b + 1), self._replace(
+            **{name: None if x is None else x[b : b + 1, :count]
+               for name, x in zip(self._fields[:3], self[:3], strict=True)},
+            frames=SINGLE, counts=None)) for b, count in enumerate(self.counts) if count]
 
     def cpu(self) -> Observed:
         """On the CPU, all but the times of frames."""

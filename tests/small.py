@@ -94,12 +94,12 @@ def assert_same(a: object, b: object) -> None:
 
 def write_untrained(
     path: Path, channels: int = 3, value_range: tuple[float, float] = (0.0, 255.0),
-    change=lambda weights: weights, **more,
+    change=lambda weights: weights, sizes: dict | None = None, **more,
 ) -> str:
     """The smallest V2 there is, for data of a range; `change` is made to its weights."""
     torch.manual_seed(0)
     arguments = dict(channels=channels, d_model=8, num_layers=2, perceiver_heads=2,
-                     perceiver_iterations=1, neighbours=4, num_frequencies=4)
+                     perceiver_iterations=1, neighbours=4, num_frequencies=4) | (sizes or {})
     save_checkpoint(path, {
         "format": FORMAT, "model_class": "MAMBADiffusionV2", "model_args": arguments,
         "weights": change(train_mamba_v2.MAMBADiffusionV2(**arguments).state_dict()),

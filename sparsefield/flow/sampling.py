@@ -91,6 +91,7 @@ def sample(
     trend: int = 0,
     timed: bool = False,
     frames: Frames = SINGLE,
+    counts: tuple[int, ...] | None = None,
     clip: bool = True,
     points: int = POINTS,
     most_inputs: int | None = None,
@@ -112,8 +113,8 @@ def sample(
         seeds: of K draws of each field. method: one of SAMPLERS. num_steps: of the sampler;
             None: the model's own number.
         noise_sd: (B, M, C) of the noise in the values; None: they are exact.
-        domain: the rectangle that the observations stand for. covariates, trend, timed, frames: see
-            sparsefield.place.Observed.
+        domain: the rectangle that the observations stand for. covariates, trend, timed, frames,
+            counts: see sparsefield.place.Observed.
         clip: limit the result to [-1, 1]. points: most queries of a field that go through the
             tokens together; bounds memory; 0: without tokens, see FieldModel.encode.
         most_inputs: observations that a block sees; where there are more, the nearest, enlarged.
@@ -135,7 +136,7 @@ def sample(
     count = Count(progress)
     box = domain.around(query_coords, input_coords)
     observed = Observed(input_coords, input_values, noise_sd, domain, box, covariates, trend,
-                        timed, frames)
+                        timed, frames, counts)
     state = model.encode(observed, query_coords, points=points, most_inputs=most_inputs,
                          done=count)
 
@@ -168,7 +169,8 @@ class _Velocity:
     def __init__(self, model: FlowModel, state: Any, draws: int, points: int, bfloat16: bool,
                  count: Count):
         self.model, self.state, self.draws, self.bfloat16 = model, state, draws, bfloat16
-        self.count, self.blocks = count, max(1, len(state.blocks))
+        own = [block for block in state.blocks if block.fields == state.blocks[0].fields]
+        self.count, self.blocks = count, max(1, len(own))  # of a field
         fields, queries, _ = state.mean.shape
         size = max((block.index.shape[1] for block in state.blocks), default=queries)
         held = max(1, points // (size * fields))

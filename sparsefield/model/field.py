@@ -104,12 +104,14 @@ class TokenBlock:
     """Tokens of some queries, the first `core` of which are answered, and of observations.
 
     Attributes:
-        index: (B, n), which queries. core: as in `Block`.
+        fields: whose they are, of those of a state. index: (B, n), which queries. core: as in
+            `Block`.
         input_features: (B, m, F_in). query_features: (B, n, F_q): all but z and the angle.
         scan: order of the tokens [context, queries], or None for as they are.
         input_coords, query_coords: (B, m, 2), (B, n, 2).
     """
 
+    fields: slice
     index: Tensor
     core: int
     input_features: Tensor
@@ -123,7 +125,8 @@ class TokenBlock:
         def wide(x: Tensor) -> Tensor:
             return x.repeat_interleave(times, dim=0)
 
-        return TokenBlock(wide(self.index), self.core, wide(self.input_features),
+        ends = (end and times * end for end in (self.fields.start, self.fields.stop))
+        return TokenBlock(slice(*ends), wide(self.index), self.core, wide(self.input_features),
                           wide(self.query_features), self.scan and self.scan.repeat(times),
                           wide(self.input_coords), wide(self.query_coords))
 
@@ -184,22 +187,21 @@ def fitted_form(
     if not has_float64(queries.device):  # which the fit needs: all of it is done on the CPU
         form = fitted_form(observed.cpu(), queries.cpu(), lattice, done, scored=scored)
         return form.to(queries.device)
-    coords, values, noise_sd, domain, _, covariates, trend, timed, _ = observed
-    posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
-                          trend=trend, timed=timed)
-    noise = posterior.noise(queries, done)
-    asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
-    if done is not None:
-        done.expect(sum(map(posterior.parts, asked)) + noise.parts)
-    answer = posterior.at(queries, done)
-    loo = posterior.leave_one_out if scored else LeaveOneOut(*(values[:, :0] for _ in range(3)))
-    features = None
-    if lattice is not None:
-        cells = posterior.at(asked[1], done)
-        features = grid_features((cells.mean, cells.sd, cells.spread), coords, values, loo.z,
-                                 lattice, observed.frames.count)
-    return ClosedForm(answer.mean, answer.sd, loo.sd, loo.z, features,
-                      noise, posterior)
+    asked = _asked(observed, queries, lattice)
+    parts = [_answered(own, [places[rows] for places in asked], done, scored)
+             for rows, own in observed.alike()]
+
+    def noise(generators: Sequence[torch.Generator]) -> Tensor:
+        count = len(generators) // len(parts)
+        return torch.cat([part.noise(generators[k * count : (k + 1) * count])
+                          for k, part in enumerate(parts)])
+
+    answers = [Answer(*map(torch.cat, zip(*each, strict=True)))
+               for each in zip(*(part.answers for part in parts), strict=True)]
+    loo_sd, loo_z = (_filled([field for part in parts for field in part.loo[k]], observed)
+                     for k in (1, 2))
+    return _closed_form(answers, observed, loo_sd, loo_z, lattice, noise,
+                        parts[0].posterior if len(parts) == 1 else None)
 
 
 @torch.no_grad()
@@ -211,29 +213,63 @@ def spacetime_form(
     generator of its first frame."""
     if not has_float64(queries.device):
         return spacetime_form(observed.cpu(), queries.cpu(), lattice, done).to(queries.device)
-    frames, (coords, values, noise_sd) = observed.frames, observed[:3]
-    posterior = condition(
-        frames.in_time(coords), frames.joined(values),
-        None if noise_sd is None else frames.joined(noise_sd), domain=observed.domain, covariates=1,
-        timed=True)
-    noise_of = posterior.noise(frames.in_time(queries), done)
-    asked = [queries] if lattice is None else [queries, lattice.cell_queries(coords)]
-    places = [frames.in_time(each) for each in asked]
-    if done is not None:
-        done.expect(sum(map(posterior.parts, places)) + noise_of.parts)
-    answers = [Answer(*map(frames.apart, posterior.at(each, done))) for each in places]
-    loo_sd, loo_z = (frames.apart(x) for x in posterior.leave_one_out[1:])
+    frames = observed.frames
+    places = [frames.in_time(each) for each in _asked(observed, queries, lattice)]
+    part = _answered(observed.in_time(), places, done)
+    answers = [Answer(*map(frames.apart, answer)) for answer in part.answers]
+    loo_sd, loo_z = (frames.apart(x) if observed.counts is None else
+                     _filled(x[0].split(observed.counts), observed) for x in part.loo[1:])
 
     def noise(generators: Sequence[torch.Generator]) -> Tensor:
         draws = len(generators) // len(queries)
         first = [g for b in range(0, len(queries), frames.count)
                  for g in generators[b * draws : (b + 1) * draws]]
-        drawn = noise_of(first).unflatten(0, (-1, draws))                 # (B / T, K, T N, C)
+        drawn = part.noise(first).unflatten(0, (-1, draws))               # (B / T, K, T N, C)
         return drawn.unflatten(2, (frames.count, -1)).transpose(1, 2).flatten(0, 2)
 
-    features = None
-    if lattice is not None:
-        features = grid_features(answers[1], coords, values, loo_z, lattice, frames.count)
+    return _closed_form(answers, observed, loo_sd, loo_z, lattice, noise, part.posterior)
+
+
+class _Answered(NamedTuple):
+    """What a posterior tells: `answers` at each of what is asked for, draws at the first."""
+
+    answers: list[Answer]
+    loo: LeaveOneOut
+    noise: Noise
+    posterior: Posterior
+
+
+def _asked(observed: Observed, queries: Tensor, lattice: Lattice | None) -> list[Tensor]:
+    """The queries and, with a lattice, its cells."""
+    return [queries] if lattice is None else [
+        queries, lattice.cell_queries(observed.coords, observed.there)]
+
+
+def _answered(
+    observed: Observed, asked: list[Tensor], done: Count | None, scored: bool = True
+) -> _Answered:
+    coords, values, noise_sd, domain, _, covariates, trend, timed, *_ = observed
+    posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
+                          trend=trend, timed=timed)
+    noise = posterior.noise(asked[0], done)
+    if done is not None:
+        done.expect(sum(map(posterior.parts, asked)) + noise.parts)
+    answers = [posterior.at(places, done) for places in asked]
+    loo = posterior.leave_one_out if scored else LeaveOneOut(*(values[:, :0] for _ in range(3)))
+    return _Answered(answers, loo, noise, posterior)
+
+
+def _filled(fields: Sequence[Tensor], observed: Observed) -> Tensor:
+    """(B, M, C) of observations of fields (m, C), filled up with zeros."""
+    most = observed.coords.shape[1] if observed.counts else 0  # else as they are
+    return torch.stack([nn.functional.pad(x, (0, 0, 0, max(0, most - len(x)))) for x in fields])
+
+
+def _closed_form(
+    answers: list[Answer], observed: Observed, loo_sd: Tensor, loo_z: Tensor,
+    lattice: Lattice | None, noise: Noise, posterior: Posterior | None,
+) -> ClosedForm:
+    features = None if lattice is None else grid_features(answers[1], observed, loo_z, lattice)
     return ClosedForm(answers[0].mean, answers[0].sd, loo_sd, loo_z, features, noise, posterior)
 
 
@@ -348,21 +384,24 @@ class FieldModel(nn.Module):
                 raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
                                 "for its flow (FLOW_UNET_WIDTH)")
             return State(start.mean, start.sd, form.noise, form.posterior, context, lattice)
-        if answered is not None:
-            blocks = [Block(answered, answered.shape[1])]
-        else:
-            count, observations = queries.shape[1], observed.coords.shape[1]
-            size = most_in_a_block(count, observations, points, most_inputs)
-            blocks = cut_blocks(queries, size, halo=0 if count <= size else int(HALO * size))
-        tokens = [self._tokens(block, start, form, observed, queries, most_inputs)
-                  for block in blocks]
+        tokens = []
+        for rows, own in observed.alike():
+            if answered is not None:
+                blocks = [Block(answered, answered.shape[1])]
+            else:
+                count, observations = queries.shape[1], own.coords.shape[1]
+                size = most_in_a_block(count, observations, points, most_inputs)
+                blocks = cut_blocks(queries[rows], size,
+                                    halo=0 if count <= size else int(HALO * size))
+            tokens += [self._tokens(block, rows, start, form, own, queries[rows], most_inputs)
+                       for block in blocks]
         return State(start.mean, start.sd, form.noise, form.posterior, context, lattice, tokens)
 
     def lattice(self, observed: Observed) -> Lattice | None:
         """The lattice of the U-Nets, None without any."""
         if self.unet is None:
             return None
-        return Lattice.of(observed.coords.shape[1], observed.domain, observed.box)
+        return Lattice.of(observed.usual_count, observed.domain, observed.box)
 
     def closed_form(
         self, observed: Observed, queries: Tensor, done: Count | None = None
@@ -385,8 +424,8 @@ class FieldModel(nn.Module):
         loo_sd = torch.full_like(values, self.value_sd)
         features = None
         if lattice is not None:
-            features = grid_features(everywhere(lattice.height * lattice.width), observed.coords,
-                                     values, values / loo_sd, lattice, observed.frames.count)
+            features = grid_features(everywhere(lattice.height * lattice.width), observed,
+                                     values / loo_sd, lattice)
 
         def noise(generators: Sequence[torch.Generator]) -> Tensor:
             return torch.stack([torch.randn(mean.shape[1:], generator=g)
@@ -407,18 +446,20 @@ class FieldModel(nn.Module):
                      there.features, at_inputs, output)
 
     def _tokens(
-        self, block: Block, start: Start, form: ClosedForm, observed: Observed, queries: Tensor,
-        most_inputs: int | None,
+        self, block: Block, rows: slice, start: Start, form: ClosedForm, observed: Observed,
+        queries: Tensor, most_inputs: int | None,
     ) -> TokenBlock:
-        """Tokens of the queries of a block, and of the observations that it sees."""
+        """Tokens of the queries of a block, and of the observations that it sees; rows: which of
+        the fields of the start and the form these are."""
         coords, input_coords, which = nearby(
             take(queries, block.index), observed.coords, most_inputs
         )
-        of_inputs = [observed.values, start.at_inputs, form.loo_z, form.loo_sd]
+        of_inputs = [observed.values, *(part[rows, : observed.values.shape[1]] for part in (
+            start.at_inputs, form.loo_z, form.loo_sd))]
         if which is not None:
             of_inputs = [take(part, which) for part in of_inputs]
         values, at_inputs, loo_z, loo_sd = of_inputs
-        mean, sd, at_queries = (take(part, block.index)
+        mean, sd, at_queries = (take(part[rows], block.index)
                                 for part in (start.mean, start.sd, start.at_queries))
         inputs, asked = [values, at_inputs], [at_queries]
         if self.fourier is not None:
@@ -432,7 +473,7 @@ class FieldModel(nn.Module):
                        else input_coords.shape[1] ** -0.5)  # then enlarged to the unit square
             asked.append(self._nearest_observations(coords, input_coords, values, mean, sd,
                                                     spacing))
-        return TokenBlock(block.index, block.core, torch.cat(inputs, dim=-1),
+        return TokenBlock(rows, block.index, block.core, torch.cat(inputs, dim=-1),
                           torch.cat(asked, dim=-1), scan_order(input_coords, coords, self.order),
                           input_coords, coords)
 
@@ -457,24 +498,22 @@ class FieldModel(nn.Module):
         Returns:
             (B, N, C) float32, or (B, n, C) with `answered`.
         """
-        seen = z                                                          # (B, N, C)
+        seen, whole = z, torch.zeros_like(z)                              # (B, N, C)
         if state.context is not None:
             assert self.unet is not None and state.lattice is not None
             first = self.unet.velocity(z, theta, state.context, state.lattice)
             seen = torch.cat([z, first], dim=2)                           # (B, N, 2 C + W)
-            if not state.blocks:
-                return first[..., : self.channels]
-        found = []
+            whole = first[..., : self.channels]  # where there are no tokens
         for block in state.blocks:
-            answer = self(take(seen, block.index), theta, block)          # (B, n, C)
-            found.append(answer[:, : block.core])
+            answer = self(take(seen[block.fields], block.index), theta[block.fields], block)
+            answer = answer[:, : block.core]                              # (b, n, C)
             if done is not None:
                 done()
-        if len(found) == 1:
-            return found[0]
-        index = torch.cat([block.index[:, : block.core] for block in state.blocks], dim=1)
-        whole = torch.cat(found, dim=1)
-        return torch.zeros_like(whole).scatter_(1, index[..., None].expand_as(whole), whole)
+            if len(state.blocks) == 1 and len(answer) == len(z):
+                return answer
+            index = block.index[:, : block.core, None].expand_as(answer)
+            whole[block.fields].scatter_(1, index, answer.to(whole))
+        return whole
 
     def forward(self, seen: Tensor, theta: Tensor, block: TokenBlock) -> Tensor:
         """F at the queries of a block, (B, n, C) float32.

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsefield.model.readers import make_reader
-from sparsefield.place import SINGLE, Domain, Frames
+from sparsefield.place import SINGLE, Domain, Frames, Observed
 
 CELLS = 32 / 204**0.5  # in a mean distance between observations: each is 0.45 of it wide
 LEVELS = 3
@@ -49,7 +49,7 @@ class Lattice(NamedTuple):
     box: Domain
 
     @classmethod
-    def of(cls, observations: int, domain: Domain, box: Domain) -> Lattice:
+    def of(cls, observations: float, domain: Domain, box: Domain) -> Lattice:
         """Cells of 0.45 mean distances: 32 x 32 for 204 observations of a square."""
         per_length = CELLS / domain.spacing(observations)
         height, width = (round(max(FEWEST, per_length * side) / MULTIPLE) * MULTIPLE
@@ -63,20 +63,24 @@ class Lattice(NamedTuple):
         yy, xx = torch.meshgrid(y, x, indexing="ij")
         return torch.stack([xx, yy], dim=-1).flatten(0, 1)
 
-    def cell_queries(self, coords: Tensor) -> Tensor:
+    def cell_queries(self, coords: Tensor, there: Tensor | None = None) -> Tensor:
         """Where the closed form is asked for each cell, (B, h w, 2): in its middle, or in the
-        middle of its observations, which lie at coords (B, M, 2)."""
-        mask, place = self.scatter_mean(coords, coords)
+        middle of its observations, which lie at coords (B, M, 2); there: as in `scatter_mean`."""
+        mask, place = self.scatter_mean(coords, coords, there)
         return torch.where(mask > 0, place, self.coords(coords.device).to(coords))
 
-    def scatter_mean(self, values: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    def scatter_mean(
+        self, values: Tensor, coords: Tensor, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Which cells hold any of the values (B, N, F) at coords (B, N, 2), as 0 and 1
-        (B, h w, 1), and their mean in each (B, h w, F), 0 where there is none."""
+        (B, h w, 1), and their mean in each (B, h w, F), 0 where there is none; of those that are
+        there, (B, N, 1) bool, None: all."""
         cell = self.cell(coords)[..., None]                               # (B, N, 1)
+        own = torch.ones_like(values[..., :1]) if there is None else there.to(values)
         count = values.new_zeros(len(values), self.height * self.width, 1)
-        count = count.scatter_add(1, cell, torch.ones_like(values[..., :1]))
+        count = count.scatter_add(1, cell, own)
         total = values.new_zeros(len(values), self.height * self.width, values.shape[2])
-        total = total.scatter_add(1, cell.expand_as(values), values)
+        total = total.scatter_add(1, cell.expand_as(values), values * own)
         return count.clamp(max=1), total / count.clamp_min(1)
 
     def cell(self, coords: Tensor) -> Tensor:
@@ -153,26 +157,26 @@ class FlowContext(NamedTuple):
 
 
 def grid_features(
-    answer: tuple[Tensor, Tensor, Tensor], coords: Tensor, values: Tensor, loo_z: Tensor,
-    lattice: Lattice, frames: int = 1,
+    answer: tuple[Tensor, Tensor, Tensor], observed: Observed, loo_z: Tensor, lattice: Lattice
 ) -> Tensor:
     """What the U-Nets see: the closed form in every cell, and where observations lie.
 
     Values are relative to the mean of the observations, in units of their sd, so that fields of any
-    level and contrast look alike; of a sequence of `frames` fields those of all its observations.
+    level and contrast look alike; of a sequence those of all its observations.
 
     Args:
         answer: mean, sd (B, h w, C) and spread (B, h w, 1) of the closed form at `cell_queries`.
-        coords: (B, M, 2). values, loo_z: (B, M, C); observations of one cell are averaged.
+        loo_z: (B, M, C); that of observations of one cell is averaged.
     Returns:
         (B, feature_count(C), h, w) float32, the first of which is the mask.
     """
     mean, sd, spread = answer
-    together = values.unflatten(0, (-1, frames)).flatten(1, 2)            # (B / T, T M, C)
+    together = observed.in_time().values                                  # (B / T, T M, C)
     level = together.mean(dim=(1, 2), keepdim=True)                       # (B / T, 1, 1)
     scale = together.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
-    level, scale = (x.repeat_interleave(frames, dim=0) for x in (level, scale))
-    mask, score = lattice.scatter_mean(loo_z.clamp(-LOO_LIMIT, LOO_LIMIT), coords)
+    level, scale = (x.repeat_interleave(observed.frames.count, dim=0) for x in (level, scale))
+    mask, score = lattice.scatter_mean(loo_z.clamp(-LOO_LIMIT, LOO_LIMIT), observed.coords,
+                                       observed.there)
     return lattice.as_picture(torch.cat([
         mask, score, (mean - level) / scale, (sd / scale).log(),
         spread / sd.mean(dim=2, keepdim=True), scale.log().expand_as(spread),

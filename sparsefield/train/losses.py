@@ -89,8 +89,7 @@ class ClosedForms:
             there = slice(0 if cells is None else pixels, None)
             features = grid_features(
                 (answer.mean[:, there], answer.sd[:, there], answer.spread[:, there]),
-                batch.input_coords, batch.input_values, answer.loo_z, lattice,
-                observed.frames.count)
+                observed, answer.loo_z, lattice)
         form = ClosedForm(take(answer.mean, batch.query_index), take(answer.sd, batch.query_index),
                           answer.loo_sd, answer.loo_z, features)
         z_0 = take(answer.draws, batch.query_index) if with_draws else answer.draws

@@ -287,18 +287,19 @@ def all_methods(
     said = [transform, "noise found" if find_noise else None, trend and f"{trend} trend",
             "covariates" if given.known is not None else None,
             "time" if given.times is not None else None]
+    kind = "closed form" if model.is_closed_form else Path(model.path).name
+    this = f"this ({', '.join(filter(None, [kind, *said]))})"
+    methods = {this: by(model, transform, find_noise, trend)}
+    if given.times is not None:
+        in_time = by(closed_form, transform, find_noise, trend)
+        if not model.is_closed_form:
+            methods["kriging in space and time"] = in_time
+        return methods | {FRAME_BY_FRAME: frame_by_frame(in_time),
+                          "linear in time": linear_in_time(frame), "constant": constant}
     if model.is_closed_form and not any(said):
         methods = {"this (fitted kriging)": kriging}
-    elif given.times is not None:
-        this = by(model, transform, find_noise, trend)
-        return {f"this ({', '.join(filter(None, ['closed form', *said]))})": this,
-                FRAME_BY_FRAME: frame_by_frame(this), "linear in time": linear_in_time(frame),
-                "constant": constant}
     else:
-        kind = "closed form" if model.is_closed_form else Path(model.path).name
-        this = ", ".join(filter(None, [kind, *said]))
-        methods = {f"this ({this})": by(model, transform, find_noise, trend),
-                   "fitted kriging": kriging}
+        methods["fitted kriging"] = kriging
     if also is not None:
         methods[f"--checkpoint {also.path}"] = by(also, transform, find_noise)
     if not find_noise and given.noise is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import scipy
@@ -25,6 +25,7 @@ from sparsefield.model.bundled import BUNDLED, NAMES
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
+from sparsefield.place import SINGLE, Frames
 from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
@@ -166,10 +167,6 @@ class Reconstructor:
             return cls(GaussianModel(), {}, chosen)
         path = BUNDLED if str(path) in NAMES else path
         model, checkpoint = load_model(path, chosen)
-        if model.time > 1:
-            raise UserError(f"{path} learnt sequences of {model.time} frames, which only trainings "
-                            "and eval_v1_vs_v2.py reconstruct so far: give another checkpoint, or "
-                            "none for kriging in space and time")
         return cls(model, checkpoint, chosen, path)
 
     @property
@@ -235,7 +232,8 @@ class Reconstructor:
             times: (M,), when each was measured: numbers, datetime64 or texts by ISO 8601, of a
                 DataFrame the name of a column; and at_times: (T,) of the frames, by default each of
                 these once. `Field.mean` is then (T, H, W, C). How far times count is found by the
-                likelihood (`Field.in_time` tells). For the closed form alone.
+                likelihood (`Field.in_time` tells). For the closed form, and models of sequences:
+                these read all times, measured or asked for, as one, with frames of any size.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
             `Field`; where a cell's middle is a measured point, the measured value.
@@ -398,9 +396,12 @@ def observe(
     if asked.frame.lonlat and not model.is_closed_form:
         raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or give "
                         "--checkpoint none")
-    if not model.is_closed_form and (given.known is not None or settings.trend or given.times):
-        raise UserError("covariates, times and trend are for the closed form alone: leave "
-                        "--checkpoint out, or give --checkpoint none")
+    if not model.is_closed_form and (given.known is not None or settings.trend):
+        raise UserError("covariates and trend are for the closed form alone: leave --checkpoint "
+                        "out, or give --checkpoint none")
+    if given.times and not model.is_closed_form and model.network.time == 1:
+        raise UserError("times are for models that learnt sequences (TIME=8), which this has not, "
+                        "and the closed form: leave --checkpoint out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
     for own in given.values.T if not settings.finds_noise else ():
@@ -419,6 +420,9 @@ def observe(
         spacing = frame.domain.spacing(len(places))
         places, values, noise = points.merge_twins(places, values, noise, spacing)
         noise = transformed_noise(settings.transform, noise, values)
+    if given.times and not model.is_closed_form:  # as frames come
+        order = places[:, -1].argsort(kind="stable")
+        places, values, noise = places[order], values[order], noise[order]
     if model.is_closed_form and 1 < len(places) <= FEW:
         log.warning("WARNING: %d places hardly tell how a field varies: expect intervals of 90 %% "
                     "to hold 50 to 80 %%", len(places))
@@ -482,7 +486,7 @@ def _draw(
             measured.known, posterior.uses()[: len(measured.known.names)], half_widths,
             f"of the {settings.transform}" if settings.transform else measured.units or "",
             side, frame.unit_of_length)))
-    if measured.times is not None and posterior is not None:
+    if measured.times is not None and posterior is not None and posterior.uses():
         drawn = replace(drawn, in_time=measured.times.in_words(
             posterior.uses()[-1].scale, side, frame.unit_of_length))
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
@@ -518,27 +522,78 @@ def _sample(
     if is_known.all():
         return Field(queries, mean, sd, samples, "every cell is a measured point"), None
     asked, device = ~is_known, model.device
-    parts = [torch.as_tensor(part, dtype=torch.float32)[None].to(device)
-             for part in (queries[asked], measured.places, values, noise)]
-    seeds = [noise_seed(settings.seed, channel, k + 1) for k in range(settings.num_samples)]
+    queries_of, places, further = queries[asked], measured.places, measured.further
+    frames, which = SINGLE, np.zeros(len(queries_of) + len(places), dtype=int)
+    if measured.times is not None and not model.is_closed_form:
+        moments = np.concatenate([queries_of, places])[:, -1].round(6)
+        moments, which = np.unique(moments, return_inverse=True)
+        frames = Frames(len(moments), torch.tensor(moments, dtype=torch.float32))
+        queries_of, places = queries_of[:, :-1], places[:, :-1]
+    of_queries, of_places = (Folded.of(own, frames.count) for own in np.split(
+        which.reshape(-1), [len(queries_of)]))
+    counts = tuple(of_places.counts.tolist())
+    if frames is not SINGLE:
+        further = {"frames": frames, "counts": counts}
+    if network.time > 1:
+        _check_frames(model, network, counts)
+    parts = [torch.as_tensor(part[fold.index], dtype=torch.float32).to(device)
+             for part, fold in ((queries_of, of_queries), (places, of_places),
+                                (values, of_places), (noise, of_places))]
+    seeds = [[noise_seed(settings.seed, channel, k + 1, *([t] if t else []))
+              for k in range(settings.num_samples)] for t in range(frames.count)]
     with_tokens = settings.tokens
     if with_tokens is None:
         with_tokens = len(queries) <= TOKENS or not getattr(network, "has_flow_unet", False)
     result = sample(
-        network, *parts[:3], seeds=[seeds], num_steps=settings.num_steps,
+        network, *parts[:3], seeds=seeds, num_steps=settings.num_steps,
         noise_sd=parts[3] if noise.any() else None,
         points=POINTS if with_tokens else 0,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
-        domain=measured.frame.domain, trend=TRENDS[settings.trend],
-        **measured.further,
+        domain=measured.frame.domain, trend=TRENDS[settings.trend], **further,
     )
-    mean[asked], sd[asked] = result.mean[0].cpu().numpy(), result.start_sd[0].cpu().numpy()
+    mean[asked], sd[asked] = map(of_queries.apart, (result.mean, result.start_sd))
     # One channel of a model of several is any of them.
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
-    samples[:, asked] = widen(result.values[0].cpu().numpy(), spread)
+    drawn = of_queries.apart(result.values.transpose(1, 2)).swapaxes(0, 1)  # (K, N, C)
+    samples[:, asked] = widen(drawn, spread)
     how = "draws of the closed form" if model.is_closed_form else result.how
     if not (model.is_closed_form or with_tokens):
         how += ", tokens left out"
     words = result.posterior.describe() if result.posterior else ""
     return Field(queries, mean, sd, samples, how, words), result.posterior
+
+
+class Folded(NamedTuple):
+    """Points (N, ...) as those of T frames (T, n, ...).
+
+    Attributes:
+        index: (T, n), which points; again its own, or any, in a frame that has fewer. counts: (T,).
+    """
+
+    index: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, which: np.ndarray, frames: int) -> Self:
+        """Of points that lie in frames `which` (N,)."""
+        counts = np.bincount(which, minlength=frames)
+        own = np.split(which.argsort(kind="stable"), counts.cumsum()[:-1])
+        return cls(np.stack([np.resize(part, counts.max()) for part in own]), counts)
+
+    def apart(self, x: Tensor) -> np.ndarray:
+        """What the frames have (T, n, ...) as the points have it (N, ...)."""
+        there = np.arange(self.index.shape[1]) < self.counts[:, None]
+        return x.cpu().numpy()[there][self.index[there].argsort()]
+
+
+def _check_frames(model: Reconstructor, network: nn.Module, counts: tuple[int, ...]) -> None:
+    """Log how a sequence of frames with so many measurements is read. Raises UserError for one that
+    cannot be."""
+    if 0 in counts and network.time_start == "frame" and network.prior != "none":
+        raise UserError(f"{counts.count(0)} of {len(counts)} times have no measurement, and "
+                        f"{model.path} starts from kriging of each (TIME_START=frame): ask for "
+                        "times that were measured, or give --checkpoint none")
+    if len(counts) != network.time:
+        log.info("one sequence of %d frame(s), all times that were measured or are asked for; the "
+                 "model has learnt from %d at a time", len(counts), network.time)

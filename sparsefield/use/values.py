@@ -109,7 +109,8 @@ def unlike_training(
     shares = [float(share) for rule in re.findall(
         r"random:([\d.]+)(?:-([\d.]+))?(?:,|$)", observe) for share in rule if share]
     rows, columns = given.shape or shape  # a picture counts by its own pixels
-    share = len(given.coords) / (rows * columns)
+    frames = 1 if given.times is None else len(given.times.distinct().values)
+    share = len(given.coords) / (frames * rows * columns)
     if not shares or min(shares) / UNUSUAL <= share <= max(shares) * UNUSUAL:
         return None
     trained = " to ".join(f"{share:g}" for share in sorted({min(shares), max(shares)}))

@@ -236,7 +236,7 @@ def test_stations_that_report_on_one_time_axis_are_a_table(command, tmp_path):
     (("--time", "date", "--times", "2020-03-01:2020-03-02:soon"), "no dates with a step"),
     (("--time", "date", "--observe", "random:0.5"), "are for a picture"),
     (("--time", "x"), "which are x and y?"),
-    (("--time", "date", "--checkpoint", "bundled", "--value", "heat"), "closed form alone"),
+    (("--time", "date", "--checkpoint", "bundled", "--value", "heat"), "learnt sequences"),
 ])
 def test_flags_of_time_that_make_no_sense_are_refused(command, tmp_path, flags, words):
     table().to_csv(tmp_path / "heat.csv", index=False)
