@@ -48,9 +48,9 @@ def fit_spread(samples: np.ndarray, truth: np.ndarray) -> float:
     return (low + high) / 2
 
 
-def calibrate(model: FieldModel, cases: Cases, most: int = PICTURES) -> dict[str, Any]:
-    """Fit the spread of samples on every second of at most `most` evenly spread cases, at the
-    points that were not observed, and measure it on the others.
+def calibrate(model: FieldModel, cases: Cases, most: int | None = None) -> dict[str, Any]:
+    """Fit the spread of samples on every second of at most `most` evenly spread cases (None:
+    PICTURES), at the points that were not observed, and measure it on the others.
 
     Returns:
         what a checkpoint holds: for each channel spread, a factor on the distance of samples from
@@ -59,7 +59,7 @@ def calibrate(model: FieldModel, cases: Cases, most: int = PICTURES) -> dict[str
         measured on (of none it is NaN), fitted_on, and num_steps of the samples; ranks, of these
         pictures with the factors, see `metrics.ensemble_scores`.
     """
-    chosen = cases.spread(most)
+    chosen = cases.spread(most or PICTURES)
     draws = chosen.sample(model, draws=MEMBERS, bar="calibration", method=METHOD).draws
     halves: list[list[int]] = [[], []]
     for k in range(len(chosen)):

@@ -22,7 +22,7 @@ from sparsefield import cli
 from sparsefield.data import Batch, Data, TrainingBatches, open_as_configured, parse_pattern
 from sparsefield.device import has_fast_bfloat16
 from sparsefield.errors import UserError
-from sparsefield.evaluate.calibration import PICTURES, calibrate, describe
+from sparsefield.evaluate.calibration import calibrate, describe
 from sparsefield.flow.path import draw_angles
 from sparsefield.hashed import noise_seed, seeds_of
 from sparsefield.model.checkpoint import FORMAT, build_model, load_checkpoint
@@ -380,7 +380,7 @@ class Training:
         if "calibration" in checkpoint:
             return None
         model = build_model(checkpoint, self.world.device)
-        most = self.validation.count if self.config.standardise else PICTURES  # of many kinds
+        most = self.validation.count if self.config.standardise else None  # of many kinds
         calibration = calibrate(model, self.validation.every, most)
         log.info("calibration: %s", describe(calibration))
         self.folder.save_best({**checkpoint, "calibration": calibration})
