@@ -6,7 +6,7 @@ import logging
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -66,9 +66,10 @@ def read_dataset(path: Path) -> Dataset:
 
 @contextmanager
 def lazily(path: Path) -> Iterator[Dataset]:
-    """A NetCDF file or a GeoTIFF whose values are read when they are asked for. Raises as
+    """A NetCDF file, a zarr or a GeoTIFF whose values are read when they are asked for. Raises as
     `read_dataset`."""
-    require_file(path)
+    if not (path.suffix.lower() == ZARR and path.is_dir()):
+        require_file(path)
     try:
         if path.suffix.lower() in GEOTIFF:
             with _open_geotiff(path) as file:
@@ -86,12 +87,29 @@ def _read_netcdf(path: Path) -> Dataset:
     import xarray
 
     with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
-        stored = file.load()
+        return _decoded(file.load())
+
+
+def _decoded(stored: Dataset) -> Dataset:
+    """Of variables in memory as they are stored."""
+    import xarray
+
     gaps = {name: _gaps(str(name), variable) for name, variable in stored.variables.items()
             if variable.dtype.kind in "iuf"}
     decoded = xarray.decode_cf(stored, decode_times=False, decode_coords=False)
     return decoded.assign({name: decoded[name].where(~gap) for name, gap in gaps.items()
                            if gap.any() and name not in decoded.dims})
+
+
+def read_part(path: Path, name: str, where: Mapping[str, slice]) -> DataArray:
+    """A part of a variable of a NetCDF file or a zarr, in memory. Raises as `read_dataset`."""
+    import xarray
+
+    try:
+        with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
+            return _decoded(file[[name]].isel(where).load())[name]
+    except _BROKEN as error:
+        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
 
 
 def _engine(path: Path) -> dict[str, object]:

@@ -26,16 +26,16 @@ from sparsefield.evaluate.plots import MISSING, as_png, plt
 from sparsefield.use import globe
 from sparsefield.use.field import ABOVE, MOST_SAMPLES, QUANTILE, Field, described
 from sparsefield.use.grids import Asked, Grid, sides
+from sparsefield.use.large import tell_of_oblong_pixels
 from sparsefield.use.points import Extent, Measurements
 
 if TYPE_CHECKING:
-    from rasterio import Affine, DatasetReader
+    from rasterio import Affine
     from rasterio.crs import CRS
     from xarray import Dataset
 
 log = logging.getLogger("sparsefield")
 
-OBLONG = 1.25  # times as wide as high: pixels that are said not to be squares
 PRECISION = "%.12g"  # a small sd beside a large mean, metres of large northings
 MOST_SHOWN = 0.99  # share of the cells whose sd the colours resolve
 LONGEST = 10  # sides of a map whose axes have one scale
@@ -146,24 +146,12 @@ def _georeference(source: str, given: Measurements, asked: Asked) -> tuple[Affin
         warnings.simplefilter("ignore")
         with rasterio.open(source) as file:
             if is_upright and not file.transform.is_identity:
-                _tell_of_oblong_pixels(source, file)
+                tell_of_oblong_pixels(source, file.transform, file.crs, file.height)
                 shrunk = -(-max(file.shape) // max(given.shape))  # where `measure_picture` reduced
                 rows, columns = (shrunk * old / new for old, new in zip(
                     given.shape, asked.shape, strict=True))
                 return file.transform * file.transform.scale(columns, rows), file.crs
     return None
-
-
-def _tell_of_oblong_pixels(source: str, file: DatasetReader) -> None:
-    """Log where pixels, which are taken as squares, are much wider or narrower on the ground."""
-    across, down = file.transform.a, file.transform.e
-    middle = (file.bounds.top + file.bounds.bottom) / 2
-    shrunk = np.cos(np.radians(middle)) if file.crs and file.crs.is_geographic else 1.0
-    width = abs(across * shrunk / down) if down else 1.0
-    if not 1 / OBLONG < width < OBLONG:
-        log.warning("WARNING: %s: its pixels are %.2g times as wide as high on the ground, and "
-                    "were taken as squares: bring it to square metres (gdalwarp -t_srs), or give "
-                    "its pixels as a table, with --lonlat for degrees", source, width)
 
 
 def _as_geotiff(data: Dataset, transform: Affine, crs: CRS | str | None) -> bytes:

@@ -32,7 +32,7 @@ from sparsefield.use.read import Columns, are_degrees, number_or_column, tell_of
 from sparsefield.use.times import of_axis, require_frames
 
 if TYPE_CHECKING:
-    from xarray import DataArray
+    from xarray import DataArray, Dataset
 
 log = logging.getLogger("sparsefield")
 
@@ -122,12 +122,7 @@ def of_array(
     """The known cells of an array of two dimensions, or three, one of which is time."""
     if isinstance(noise_sd, str) and not _is_auto(noise_sd):
         raise UserError(f"noise_sd {noise_sd!r}: give a number or auto for {source}")
-    chosen = {name: axis for name, axis in ((x, "X"), (y, "Y"), (time, "T")) if name is not None}
-    if unknown := set(chosen) - set(array.dims):
-        raise UserError(f"{source} {describe(array)} has no dimension {', '.join(unknown)}")
-    marked = array.assign_coords({name: array[name].assign_attrs(axis=axis)
-                                  for name, axis in chosen.items()})
-    on_x, on_y = grid_axes(Path(source), marked.coords.to_dataset())
+    marked, on_x, on_y = with_axes(source, array, x, y, time)
     names = str(on_x.name), str(on_y.name)
     if max(on_x.size, on_y.size) > LARGEST:
         raise UserError(f"{source} {describe(array)}: at most {LARGEST} rows and columns can be "
@@ -159,6 +154,19 @@ def of_array(
     return Labelled(found, lonlat, like=array, grid=grid, times=times)
 
 
+def with_axes(
+    source: str, array: DataArray, x: str | None, y: str | None, time: str | None = None
+) -> tuple[DataArray, DataArray, DataArray]:
+    """An array whose axes are marked as they were chosen, and those of x and y. Raises UserError
+    for a name that none has, or as `grid_axes`."""
+    chosen = {name: axis for name, axis in ((x, "X"), (y, "Y"), (time, "T")) if name is not None}
+    if unknown := set(chosen) - set(array.dims):
+        raise UserError(f"{source} {describe(array)} has no dimension {', '.join(unknown)}")
+    marked = array.assign_coords({name: array[name].assign_attrs(axis=axis)
+                                  for name, axis in chosen.items()})
+    return marked, *grid_axes(Path(source), marked.coords.to_dataset())
+
+
 def read_grid(
     source: str, time: str | None, value: Sequence[str] | None, x: str | None, y: str | None,
     noise_sd: str | None, missing: Sequence[str] | None, lonlat: bool,
@@ -173,28 +181,9 @@ def read_grid(
     path = Path(source)
     if path.suffix.lower() not in (*ENDINGS, ZARR):
         return None
-    dataset = read_dataset(path)
-    fields = {str(name): variable for name, variable in dataset.items()
-              if variable.dtype.kind in "iuf" and variable.ndim > 1}
-    grids = {name: variable for name, variable in fields.items()
-             if (variable.ndim > 2 if time else _is_plane(variable, (x, y)))}
-    found = value or list(grids)
-    is_list = any(time in variable.dims for variable in fields.values()) if time else (
-        not set(found) & set(fields))
-    if (not grids and is_list) or not fields:
+    chosen = grid_in(path, read_dataset(path), time, value, (x, y))
+    if chosen is None:
         return None
-    if len(found) != 1 and grids:
-        raise UserError(f"{source}: which variable? give one with --value, of "
-                        f"{', '.join(map(describe, grids.values()))}")
-    chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
-    if time and time not in chosen.dims:
-        raise UserError(f"{source}: {describe(chosen)} has no axis {time}: give the name of its "
-                        "time axis with --time; what has none needs no --time")
-    chosen = chosen.squeeze([dim for dim, count in chosen.sizes.items() if count == 1
-                             and axis_of(chosen[dim]) is None and dim != time], drop=True)
-    if chosen.ndim != (3 if time else 2):
-        raise UserError(f"{source}: {describe(chosen)}: a grid has the axes y and x, with --time "
-                        "also that of time; choose one step of the others first")
     numbers, _ = parse_missing(missing)
     number, column = number_or_column(noise_sd)
     if column is not None:
@@ -206,6 +195,41 @@ def read_grid(
     if not lonlat and (is_longitude(on_x) or are_degrees(str(on_y.name))):
         tell_of_globe(source, found.given.coords, x is not None)
     return found._replace(grid=Grid.like(source, (on_x, on_y), lonlat))
+
+
+def grid_in(
+    path: Path, dataset: Dataset, time: str | None, value: Sequence[str] | None,
+    axes: Sequence[str | None],
+) -> DataArray | None:
+    """The variable of a file that is meant, without axes of one step; None of one with lists.
+
+    Args:
+        time, axes: the names of its axes, x and y, as far as they were given.
+    Raises:
+        UserError: which is meant is not clear, or it has other axes.
+    """
+    fields = {str(name): variable for name, variable in dataset.items()
+              if variable.dtype.kind in "iuf" and variable.ndim > 1}
+    grids = {name: variable for name, variable in fields.items()
+             if (variable.ndim > 2 if time else _is_plane(variable, axes))}
+    found = value or list(grids)
+    is_list = any(time in variable.dims for variable in fields.values()) if time else (
+        not set(found) & set(fields))
+    if (not grids and is_list) or not fields:
+        return None
+    if len(found) != 1 and grids:
+        raise UserError(f"{path}: which variable? give one with --value, of "
+                        f"{', '.join(map(describe, grids.values()))}")
+    chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
+    if time and time not in chosen.dims:
+        raise UserError(f"{path}: {describe(chosen)} has no axis {time}: give the name of its "
+                        "time axis with --time; what has none needs no --time")
+    chosen = chosen.squeeze([dim for dim, count in chosen.sizes.items() if count == 1
+                             and axis_of(chosen[dim]) is None and dim != time], drop=True)
+    if chosen.ndim != (3 if time else 2):
+        raise UserError(f"{path}: {describe(chosen)}: a grid has the axes y and x, with --time "
+                        "also that of time; choose one step of the others first")
+    return chosen
 
 
 def _is_plane(variable: DataArray, chosen: Sequence[str | None]) -> bool:

@@ -15,7 +15,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy
@@ -23,16 +24,22 @@ import torch
 
 from sparsefield import hashed, progress
 from sparsefield.data.files import one_line, refuse_lone_extreme, without
+from sparsefield.data.netcdf import REGULAR, is_even, is_longitude, read_part, units_of
 from sparsefield.data.scale import Scale
 from sparsefield.errors import UserError
 from sparsefield.gaussian import Prior, condition
 from sparsefield.gaussian.posterior import DENSE_POINTS
 from sparsefield.place import UNIT_SQUARE, Domain
 from sparsefield.use.field import Field, Gaussian
-from sparsefield.use.grids import Asked, Frame
+from sparsefield.use.grids import Asked, Frame, Grid
 from sparsefield.use.points import SAME_PLACE, Extent, Measurements, joined
 from sparsefield.use.predict import TRENDS, Reconstructor, Settings, observe
 from sparsefield.use.values import moments, own_range, untransformed
+
+if TYPE_CHECKING:
+    from rasterio import Affine
+    from rasterio.crs import CRS
+    from xarray import DataArray
 
 log = logging.getLogger("sparsefield")
 
@@ -42,6 +49,7 @@ THINNED = 16  # of so many measurements one is seen four times as far away, and 
 CELL = 64  # measurements of a cell of the index
 KEPT = 1 << 20  # pixels of a raster, at most, that are kept in memory for what is far away
 WINDOW = 2048  # pixels of a side that are read at once
+OBLONG = 1.25  # times as wide as high: pixels that are said not to be squares
 NEIGHBOURHOODS, EACH = 16, 62  # half of what is fitted to; the other half is at random
 
 
@@ -101,6 +109,85 @@ def _is_within(places: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndar
 # --- rasters --------------------------------------------------------------------------------------
 
 
+class Picture:
+    """A GeoTIFF, or another raster that GDAL reads, whose windows are read when they are asked for.
+
+    Attributes:
+        shape: (H, W). transform, crs: where pixels lie. names, units: of its C bands.
+    Raises:
+        UserError: broken, or its numbers are places in a palette.
+    """
+
+    def __init__(self, path: str):
+        self.path, self.file = path, opened(path)
+        self.shape, self.transform, self.crs = self.file.shape, self.file.transform, self.file.crs
+        kinds = [kind.name for kind in self.file.colorinterp]
+        if "palette" in kinds:
+            raise UserError(f"{path}: its numbers are places in a palette: save it in colours, as "
+                            "by gdal_translate -expand rgb")
+        self.bands = [k for k, kind in zip(self.file.indexes, kinds, strict=True)
+                      if kind != "alpha"]
+        self.names = tuple(self.file.descriptions[k - 1] or (
+            kinds[k - 1] if kinds[k - 1] in ("red", "green", "blue") else
+            "grey" if len(self.bands) == 1 else f"band {k}") for k in self.bands)
+        self.units = self.file.units[0]
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """(C, h, w) float64, NaN where nothing was measured."""
+        values = _read(self.file, (rows, columns), self.bands)
+        return np.where(_read(self.file, (rows, columns), None) > 0, values, np.nan)
+
+
+class Cells:
+    """A variable of (y, x) in a NetCDF file or a zarr, as `Picture`, from the north downward.
+
+    Args:
+        variable, x, y: as it lies in the file, and its axes, see `labelled.grid_in`, `with_axes`.
+    Raises:
+        UserError: the steps of an axis are uneven.
+    """
+
+    def __init__(self, path: str, variable: DataArray, x: DataArray, y: DataArray):
+        from rasterio.crs import CRS
+        from rasterio.transform import from_bounds
+
+        self.path, self.name = path, str(variable.name)
+        self.x, self.y = str(x.name), str(y.name)
+        if not (is_even(x.values, REGULAR) and is_even(y.values, REGULAR)):
+            raise UserError(f"{path}: the steps of {self.x} or {self.y} are uneven, and tiles need "
+                            "even ones: bring it to an even grid")
+        self.shape = y.size, x.size
+        x0, x1, y0, y1 = Grid(x.values, y.values).extent
+        self.transform = from_bounds(x0, y0, x1, y1, x.size, y.size)
+        self.crs = CRS.from_epsg(4326) if is_longitude(x) else None
+        self.turned = bool(y.values[0] < y.values[-1]), bool(x.values[0] > x.values[-1])
+        self.names, self.units = (self.name,), units_of(variable)
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """(1, h, w) float64, NaN where nothing was measured."""
+        where = {axis: slice(size - own.stop, size - own.start) if turned else own
+                 for axis, size, own, turned in zip(
+                     (self.y, self.x), self.shape, (rows, columns), self.turned, strict=True)}
+        with _quiet():
+            part = read_part(Path(self.path), self.name, where)
+        values = part.squeeze(set(part.dims) - {self.x, self.y}).transpose(self.y, self.x).values
+        steps = (slice(None, None, -1 if turned else 1) for turned in self.turned)
+        return values[tuple(steps)].astype(np.float64)[None]
+
+
+def tell_of_oblong_pixels(source: str, transform: Affine, crs: CRS | None, rows: int) -> None:
+    """Log where pixels, which are taken as squares, are much wider or narrower on the ground."""
+    across, down = transform.a, transform.e
+    middle = transform.f + down * rows / 2
+    is_geographic = crs is not None and crs.is_geographic
+    shrunk = np.cos(np.radians(middle)) if is_geographic else 1.0
+    width = abs(across * shrunk / down) if down else 1.0
+    if not 1 / OBLONG < width < OBLONG:
+        log.warning("WARNING: %s: its pixels are %.2g times as wide as high on the ground, and "
+                    "were taken as squares: bring it to square metres (gdalwarp -t_srs), or give "
+                    "its pixels as a table, with --lonlat for degrees", source, width)
+
+
 class Raster:
     """The known pixels of a raster that is read window by window.
 
@@ -113,19 +200,10 @@ class Raster:
         UserError: broken, cut off, of another size than the mask, or without a known pixel.
     """
 
-    def __init__(self, path: str, mask: str | None, missing: Sequence[float] | None):
-        self.path, self.missing = path, missing
-        self.file, self.mask, self.white = opened(path), None, 0.0
-        self.shape, self.transform, self.crs = self.file.shape, self.file.transform, self.file.crs
-        self.bands = [k for k, kind in zip(self.file.indexes, self.file.colorinterp, strict=True)
-                      if kind.name != "alpha"]
-        kinds = [kind.name for kind in self.file.colorinterp]
-        if "palette" in kinds:
-            raise UserError(f"{path}: its numbers are places in a palette: save it in colours, as "
-                            "by gdal_translate -expand rgb")
-        self.names = tuple(self.file.descriptions[k - 1] or (
-            kinds[k - 1] if kinds[k - 1] in ("red", "green", "blue") else
-            "grey" if len(self.bands) == 1 else f"band {k}") for k in self.bands)
+    def __init__(self, source: Picture | Cells, mask: str | None, missing: Sequence[float] | None):
+        self.source, self.missing, path = source, missing, source.path
+        self.shape, self.transform, self.crs = source.shape, source.transform, source.crs
+        self.mask, self.white = None, 0.0
         windows = list(cut(self.shape, WINDOW))
         if mask:
             self.mask = opened(mask)
@@ -159,8 +237,8 @@ class Raster:
 
     def within(self, rows: slice, columns: slice) -> Measurements:
         """The known pixels of a window, each at its middle."""
-        values = _read(self.file, (rows, columns), self.bands)
-        known = np.isfinite(values).all(axis=0) & (_read(self.file, (rows, columns), None) > 0)
+        values = self.source.read(rows, columns)
+        known = np.isfinite(values).all(axis=0)
         if self.missing:
             known &= np.isfinite(without(values, self.missing)).all(axis=0)
         if self.mask is not None:
@@ -168,9 +246,8 @@ class Raster:
             known &= (bright > 0) & (bright >= self.white / 2)
         row, column = np.nonzero(known)
         coords = np.stack([column + columns.start + 0.5, row + rows.start + 0.5], axis=1)
-        return Measurements(coords, values[:, row, column].T, self.names, shape=self.shape,
-                            units=self.file.units[0])
-
+        return Measurements(coords, values[:, row, column].T, self.source.names, shape=self.shape,
+                            units=self.source.units)
 
     def reaching(self, halo: np.ndarray) -> Index | Raster:
         """What has `near` with a halo (2,) in pixels: of a raster whose known pixels are all in

@@ -39,14 +39,26 @@ import numpy as np
 
 from sparsefield import __version__, progress
 from sparsefield.data.files import one_line, parse_missing, require_file
-from sparsefield.data.netcdf import GEOTIFF, REGULAR, grid_axes, is_even, lazily
+from sparsefield.data.netcdf import ENDINGS, GEOTIFF, REGULAR, ZARR, grid_axes, is_even, lazily
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.checkpoint import write_atomically
 from sparsefield.use import large
 from sparsefield.use.field import ABOVE, QUANTILE, named, prefixes, require_limit, require_samples
 from sparsefield.use.grids import LARGEST, RESOLUTION, Grid, grid_shape, parse_resolution
-from sparsefield.use.large import Index, Plan, Raster, answer, cut, opened, spread_over
+from sparsefield.use.labelled import grid_in, with_axes
+from sparsefield.use.large import (
+    Cells,
+    Index,
+    Picture,
+    Plan,
+    Raster,
+    answer,
+    cut,
+    opened,
+    spread_over,
+    tell_of_oblong_pixels,
+)
 from sparsefield.use.points import (
     MOST_POINTS,
     Extent,
@@ -89,11 +101,26 @@ def is_beyond(config: Any) -> bool:
     with contextlib.suppress(UserError, ImportError):  # of what is raised where it is read
         if config.grid is not None and not config.covariates:
             return max(axis.size for axis in _axes(config.grid)) > LARGEST
-        if Path(config.input).suffix.lower() in GEOTIFF and not any(
+        is_gridded = Path(config.input).suffix.lower() in (*GEOTIFF, *ENDINGS, ZARR)
+        if is_gridded and config.checkpoint in (None, "none") and not any(
             getattr(config, name) for name in WITHOUT
-        ) and config.checkpoint in (None, "none"):
-            return max(opened(config.input).shape) > LARGEST
+        ):
+            raster = _raster(config)
+            return raster is not None and max(raster.shape) > LARGEST
     return False
+
+
+def _raster(config: Any) -> Picture | Cells | None:
+    """The input, if it is one that is read in windows: a picture, or a grid in a file."""
+    path = Path(config.input)
+    if path.suffix.lower() in PICTURES:
+        return Picture(config.input)
+    if path.suffix.lower() not in (*ENDINGS, ZARR):
+        return None
+    with lazily(path) as dataset:
+        found = grid_in(path, dataset, None, config.value, (config.x, config.y))
+        return None if found is None else Cells(
+            config.input, *with_axes(config.input, found, config.x, config.y))
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -173,12 +200,13 @@ def _run(config: Any, given: Measurements | None) -> None:
     tiles = Tiles(out.path, config, samples)
     raster = None
     numbers, _ = parse_missing(config.missing)
-    if given is None and Path(config.input).suffix.lower() in PICTURES:
-        for name in ("x", "y", "value", "extent", "grid", "noise_sd"):
+    if given is None and (source := _raster(config)) is not None:
+        of_others = ("x", "y", "value") if isinstance(source, Picture) else ("mask",)
+        for name in (*of_others, "extent", "grid", "noise_sd"):
             if getattr(config, name):
-                raise UserError(f"--{name} is for lists of points, and {config.input} is a raster: "
-                                "leave it out")
-        raster = Raster(config.input, config.mask, numbers)
+                raise UserError(f"--{name} is not for {config.input}, a raster: leave it out")
+        tell_of_oblong_pixels(config.input, source.transform, source.crs, source.shape[0])
+        raster = Raster(source, config.mask, numbers)
         given = raster.given
     elif given is None:
         given = _read(config)
@@ -364,6 +392,11 @@ def _outlive_nobody() -> None:
 
 
 def _digest_of(path: str) -> str:
+    """Of a file, or of all files of a zarr."""
+    if Path(path).is_dir():
+        each = sorted(file for file in Path(path).rglob("*") if file.is_file())
+        digests = "".join(f"{file.relative_to(path)} {_digest_of(str(file))}\n" for file in each)
+        return hashlib.sha256(digests.encode()).hexdigest()
     require_file(Path(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

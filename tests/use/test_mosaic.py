@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import xarray
 from scipy.ndimage import map_coordinates
 
 from small import ROOT
@@ -145,10 +146,10 @@ def test_the_index_sees_all_that_is_near_and_some_of_what_is_far():
 def test_a_raster_read_in_windows_gives_what_memory_gives(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with_gaps()
-    whole = large.Raster("gaps.tif", None, None)
+    whole = large.Raster(large.Picture("gaps.tif"), None, None)
     monkeypatch.setattr(large, "WINDOW", 40)
     monkeypatch.setattr(large, "KEPT", 400)
-    thinned = large.Raster("gaps.tif", None, None)
+    thinned = large.Raster(large.Picture("gaps.tif"), None, None)
     assert thinned.count == whole.count == len(whole.given.coords)
     assert 100 < len(thinned.given.coords) <= 400
     halo = np.full(2, 5.0)
@@ -215,6 +216,36 @@ def test_workers_do_not_change_a_bit(tiled):
         assert file.transform == like.transform and file.crs == like.crs and file.overviews(1)
     code, out, err = tiled("gaps.tif", "--workers", 1, "--out", "by1")
     assert code == 0 and "4 of 4 tiles are done already" in out
+
+
+@pytest.mark.parametrize("ending", ["nc", "zarr"])
+def test_a_grid_in_a_file_is_the_raster_of_its_cells(tiled, monkeypatch, ending):
+    """Whichever way its axes go, packed, with gaps of two kinds; and it takes this path by size."""
+    if ending == "zarr":
+        pytest.importorskip("zarr")
+    with_gaps()
+    with rasterio.open("gaps.tif") as file:
+        cells = np.round(file.read(1), 1)
+    raster("gaps.tif", cells, nodata=np.nan)
+    axes = {"x": 505.0 + 10 * np.arange(SIDE), "y": 895.0 - 10 * np.arange(SIDE)}
+    array = xarray.DataArray(cells, axes, ("y", "x"), "heat", {"units": "K"})
+    packed = (array.fillna(-99).where(array.notnull() | (array.x > 600), 900) * 10).round()
+    packed = packed.astype(np.int16).sortby("y").transpose("x", "y").expand_dims("time")
+    packed.attrs |= {"scale_factor": 0.1, "_FillValue": np.int16(-990), "valid_max": np.int16(2000)}
+    monkeypatch.setattr(large, "WINDOW", 40)
+    monkeypatch.setattr(mosaic, "LARGEST", SIDE - 1)
+    if ending == "nc":
+        packed.to_netcdf("cells.nc", engine="scipy")
+    else:
+        packed.to_dataset().to_zarr("cells.zarr")
+    fields = []
+    for name in ("gaps.tif", f"cells.{ending}"):
+        code, _, err = tiled(name, "--out", f"of_{name}")
+        assert code == 0, err
+        with rasterio.open(f"of_{name}/field.tif") as file:
+            fields.append((file.read(), file.transform, file.units))
+    np.testing.assert_allclose(fields[0][0], fields[1][0], atol=1e-3)
+    assert fields[0][1].almost_equals(fields[1][1]) and set(fields[1][2]) == {"K"}
 
 
 def test_a_large_table_takes_this_path_by_itself(tiled, monkeypatch):
@@ -308,7 +339,7 @@ def test_a_worker_that_is_killed_loses_its_job_alone(tmp_path):
     ("code.tif --workers 2", "give --missing -9999"),
     ("missing.tif --workers 2", "missing.tif: no such file"),
     ("a.csv.tif --workers 2", "no raster that can be read"),
-    ("gaps.tif --workers 2 --x 1", "--x is for lists of points"),
+    ("gaps.tif --workers 2 --x 1", "--x is not for gaps.tif, a raster"),
     ("a.csv --workers 2 --out a.csv", "--out a.csv"),
     ("a.csv --resolution 500000x500000", "are free"),
     ("gaps.tif --scheduler tcp://127.0.0.1:1", "does not answer within 1 s"),
