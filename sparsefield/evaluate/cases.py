@@ -300,8 +300,8 @@ class Cases:
         with evaluating(model):
             return sample(model, *self.stack(which, rows), seeds=seeds, points=self.points,
                           frames=self.frames_at(which),
-                          domain=Domain.of_grid(self.rows, self.columns), clip=self.clip,
-                          **settings)
+                          domain=Domain.of_grid(self.rows, self.columns),
+                          **{"clip": self.clip, **settings})
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
