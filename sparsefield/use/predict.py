@@ -30,6 +30,7 @@ from sparsefield.use import globe, points
 from sparsefield.use.covariates import Known, in_words
 from sparsefield.use.field import MOST_SAMPLES, Checks, Field, Gaussian
 from sparsefield.use.grids import (
+    MOST_CELLS,
     Asked,
     Frame,
     Labelled,
@@ -535,7 +536,7 @@ def _sample(
     if frames is not SINGLE:
         further = {"frames": frames, "counts": counts}
     if network.time > 1:
-        _check_frames(model, network, counts)
+        _check_frames(model, network, counts, of_queries.index.shape[1])
     parts = [torch.as_tensor(part[fold.index], dtype=torch.float32).to(device)
              for part, fold in ((queries_of, of_queries), (places, of_places),
                                 (values, of_places), (noise, of_places))]
@@ -587,9 +588,15 @@ class Folded(NamedTuple):
         return x.cpu().numpy()[there][self.index[there].argsort()]
 
 
-def _check_frames(model: Reconstructor, network: nn.Module, counts: tuple[int, ...]) -> None:
-    """Log how a sequence of frames with so many measurements is read. Raises UserError for one that
-    cannot be."""
+def _check_frames(
+    model: Reconstructor, network: nn.Module, counts: tuple[int, ...], places: int
+) -> None:
+    """Log how a sequence of frames with so many measurements is read, and up to so many places
+    asked for in each. Raises UserError for one that cannot be."""
+    if len(counts) * places > MOST_CELLS:
+        raise UserError(f"{len(counts)} times, measured or asked for, of {places} places: at most "
+                        f"{MOST_CELLS:,} in all can be read; round the times of the measurements, "
+                        "ask for fewer cells, or give --checkpoint none")
     if 0 in counts and network.time_start == "frame" and network.prior != "none":
         raise UserError(f"{counts.count(0)} of {len(counts)} times have no measurement, and "
                         f"{model.path} starts from kriging of each (TIME_START=frame): ask for "

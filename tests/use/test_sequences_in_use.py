@@ -101,7 +101,7 @@ def test_what_fills_up_a_frame_tells_nothing(tmp_path):
             assert one.abs().min() > 0 and torch.equal(one, other)
 
 
-def test_frames_may_start_from_kriging_of_each(tmp_path):
+def test_frames_may_start_from_kriging_of_each(tmp_path, monkeypatch):
     made, (coords, values, when) = model(tmp_path, "frame"), measured()
     given = Settings().given(coords, values, times=when)
     field = made.answer(given, on_unit_square(6, given.times.distinct()), Settings())
@@ -111,6 +111,9 @@ def test_frames_may_start_from_kriging_of_each(tmp_path):
         np.testing.assert_allclose(field.mean[k], expected.mean, atol=1e-3)
     with pytest.raises(UserError, match="1 of 5 times have no measurement"):
         made.reconstruct(coords, values, 6, times=when, at_times=[0.5])
+    monkeypatch.setattr(predict, "MOST_CELLS", 99)
+    with pytest.raises(UserError, match="4 times, measured or asked for, of 36 places: at most 99"):
+        made.reconstruct(coords, values, 6, times=when, at_times=[0.0])
 
 
 def test_a_stack_with_gaps_becomes_a_film_and_a_page(command, tmp_path):
