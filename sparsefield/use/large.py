@@ -227,8 +227,9 @@ class Raster:
         if missing is None:
             refuse_lone_extreme(path, self.given.values.reshape(-1))
         if self.count == self.shape[0] * self.shape[1]:
+            by = "--missing" if isinstance(source, Cells) else "--mask mask.tif or --missing"
             raise UserError(f"{path}: every pixel is known, so nothing is to be reconstructed; say "
-                            "which are not with --mask mask.tif or --missing")
+                            f"which are not with {by}")
 
     def _draw(self, coords: np.ndarray) -> np.ndarray:
         """A number in 0 ... 1 for each pixel."""
