@@ -37,13 +37,17 @@ def in_threads(
     Args:
         done: called after each.
     """
-    threads = min(torch.get_num_threads(), len(given)) if device.type == "cpu" else 1
-    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads,
-                            initargs=(1,)) as pool:
-        run = torch.no_grad()(function)
-        each = (pool.map(lambda arguments: run(*arguments), given) if threads > 1 else
-                (run(*arguments) for arguments in given))
-        for result in each:
-            if done is not None:
-                done()
-            yield result
+    before = torch.get_num_threads()
+    threads = min(before, len(given)) if device.type == "cpu" else 1
+    run = torch.no_grad()(function)
+    try:
+        with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads,
+                                initargs=(1,)) as pool:
+            each = (pool.map(lambda arguments: run(*arguments), given) if threads > 1 else
+                    (run(*arguments) for arguments in given))
+            for result in each:
+                if done is not None:
+                    done()
+                yield result
+    finally:
+        torch.set_num_threads(before)  # else threads that begin later would have one

@@ -1,5 +1,7 @@
 """Large fields are answered in tiles, which depend on the observations alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -123,7 +125,9 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
             draws = posterior.noise(at)([torch.Generator().manual_seed(2)])
             found.append([*answer, draws])
             assert counted.done == posterior.parts(at)
-            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as other:  # a thread that begins later
+                seen = other.submit(torch.get_num_threads).result()
+            assert seen == torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
     for alone, together in zip(*found, strict=True):
