@@ -430,6 +430,7 @@ class _Tiles(_Field):
         self.tiles = Boxes(observed.coords, most)
         self.at_once = answered_at_once(len(fitted.kernels) * TOGETHER)
         self._newest = threading.local()  # (number, fit, field, index)
+        self._scores: dict[int, tuple[Tensor, LeaveOneOut]] = {}
 
     def pieces(self, coords: Tensor) -> list[Tensor]:
         return [piece for rows in self.tiles.of(coords) for piece in rows.split(self.at_once)]
@@ -456,17 +457,26 @@ class _Tiles(_Field):
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
         found = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
-        for number, own in enumerate(self.tiles.own):
-            tile, index = self._tile(number, self.fit)
-            mine = torch.isin(index, own)
-            for whole, part in zip(found, tile.leave_one_out, strict=True):
-                whole[index[mine]] = part[mine]
+        for number in range(len(self.tiles.own)):
+            if number not in self._scores:
+                self._score(number, *self._tile(number, self.fit))
+            rows, scores = self._scores[number]
+            for whole, part in zip(found, scores, strict=True):
+                whole[rows] = part
         if self.observed.drift is not None:
             found.mean.add_(self.observed.drift @ self.slope)
         return found
 
+    def _score(self, number: int, tile: _Field, index: Tensor) -> None:
+        """Keep what the others predict for the observations of a tile, while it is factored."""
+        mine = torch.isin(index, self.tiles.own[number])
+        self._scores[number] = index[mine], LeaveOneOut(*(x[mine] for x in tile.leave_one_out))
+
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        tile, _ = self._tile(self.tiles.number(queries[0]), self.fit)
+        number = self.tiles.number(queries[0])
+        tile, index = self._tile(number, self.fit)
+        if number not in self._scores:
+            self._score(number, tile, index)
         if drift is None:
             return tile.answer(queries, None)
         sites, known, z = tile.fit.sites, tile.observed.drift, tile.leave_one_out.z

@@ -251,10 +251,12 @@ def _answered(
     coords, values, noise_sd, domain, _, covariates, trend, timed, *_ = observed
     posterior = condition(coords, values, noise_sd, domain=domain, covariates=covariates,
                           trend=trend, timed=timed)
-    noise = posterior.noise(asked[0], done)
+    noise, every = posterior.noise(asked[0], done), torch.cat(asked, dim=1)
     if done is not None:
-        done.expect(sum(map(posterior.parts, asked)) + noise.parts)
-    answers = [posterior.at(places, done) for places in asked]
+        done.expect(posterior.parts(every) + noise.parts)
+    each = (x.split([places.shape[1] for places in asked], dim=1)
+            for x in posterior.at(every, done))
+    answers = [Answer(*parts) for parts in zip(*each, strict=True)]
     loo = posterior.leave_one_out if scored else LeaveOneOut(*(values[:, :0] for _ in range(3)))
     return _Answered(answers, loo, noise, posterior)
 
