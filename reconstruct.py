@@ -25,8 +25,9 @@ INPUT is one of:
 A field of more than 1,024 rows, a larger GeoTIFF with gaps, or more than a million points are
 answered in tiles, on all cores or on a cluster, into field.tif.
 
-Without --checkpoint, colour pictures are reconstructed by the bundled model, and everything else by
-the closed form: kriging fitted to the measurements, with samples and uncertainty, without training.
+Without --checkpoint, colour pictures are reconstructed by the bundled model, other measurements by
+that of any quantity where it has shown to be better, else by the closed form: kriging fitted to the
+measurements, with samples and uncertainty, without training.
 
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
@@ -60,18 +61,27 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
-from sparsefield.model.bundled import BUNDLED
+from sparsefield.model.bundled import BUNDLED, FIELDS
 from sparsefield.use import holdout, mosaic
 from sparsefield.use.blocks import blocks_of, clustering, stretches_of
 from sparsefield.use.field import Field, require_limit, require_samples
-from sparsefield.use.grids import Asked, what_is_asked
+from sparsefield.use.grids import Asked, Labelled, what_is_asked
 from sparsefield.use.labelled import read_grid
 from sparsefield.use.points import MOST_POINTS, Measurements
 from sparsefield.use.predict import Reconstructor, Settings
 from sparsefield.use.read import read_measurements
-from sparsefield.use.values import are_within_bytes, own_range, transformed, unlike_training
+from sparsefield.use.values import (
+    are_within_bytes,
+    is_in_colour,
+    own_range,
+    transformed,
+    unlike_training,
+)
 
 BUNDLED_OBSERVES = "random:0.2"  # measured points in its training
+# What the model of any quantity answers by itself: places that are measured, their share of the
+# cells, places that are asked for.
+FEWEST_POINTS, MOST_KNOWN, MOST_PLACES = 50, 0.5, 256 * 256
 
 
 @dataclass
@@ -82,8 +92,9 @@ class Config:
     """A picture, .csv, .parquet, .nc or .zarr (a list or a grid with gaps), .npz, or - for CSV on
     standard input."""
     checkpoint: str | None = None
-    """Trained model: a file of V1 or V2; bundled: the V2 of this project; none: the closed form
-    alone, for any values. Default: bundled for colour pictures, else none."""
+    """Trained model: a file of V1 or V2; bundled: the V2 of this project, of photographs; fields:
+    one of any quantity; none: the closed form alone. Default: bundled for colour pictures, fields
+    for other numbers where it has shown to be better, else none; a line says which."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
@@ -107,7 +118,7 @@ class Config:
     probability_above_30. It concerns the field, not a further measurement of it with its noise."""
     quantiles: tuple[float, ...] = ()
     """Write these quantiles of the field, such as 0.05 0.5 0.95. They and --above come from the
-    exact Gaussian of the closed form; with a trained model from the samples."""
+    exact Gaussian of the closed form or of fields; with another model from the samples."""
     mask: str | None = None
     """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
@@ -240,10 +251,10 @@ def reconstruct(config: Config, command: str = "") -> None:
         raise UserError(f"{config.mask or config.input}: every pixel is known, so nothing is to be "
                         "reconstructed; make unknown pixels black in the mask, or ask for more "
                         "with --resolution")
-    model = choose_model(config, chosen, given, asked)
+    model = choose_model(config, chosen, given, asked, cells)
     require_limit(config.above)
     for share in config.quantiles:
-        require_samples(share, None if model.is_closed_form else config.num_samples)
+        require_samples(share, None if model.is_gaussian else config.num_samples)
     if config.holdout is None or config.page:
         write(config, model, given, asked, command)
     else:
@@ -251,10 +262,11 @@ def reconstruct(config: Config, command: str = "") -> None:
 
 
 def choose_model(
-    config: Config, chosen: Reconstructor | None, given: Measurements, asked: Asked
+    config: Config, chosen: Reconstructor | None, given: Measurements, asked: Asked,
+    cells: Labelled | None = None,
 ) -> Reconstructor:
     """The model that was chosen, with a warning where it has not learnt such measurements; else
-    the bundled one where it has, and the closed form where not."""
+    the bundled one of pictures or of any quantity where it has, and the closed form where not."""
     if chosen is not None:
         observe = str(chosen.checkpoint.get("config", {}).get("observe", ""))
         of_colours = chosen.is_of_pictures and chosen.channels == 3
@@ -266,11 +278,39 @@ def choose_model(
         return chosen
     if config.lonlat or config.covariates or config.trend or config.time:
         return load("none", config.device)
-    if why := unlike_training(given, asked.shape, BUNDLED_OBSERVES, of_colours=True):
-        cli.log.info("the bundled model is not used: %s; --checkpoint %s uses it all the same, "
-                     "check it with --holdout 0.2", why, BUNDLED)
-        return load("none", config.device)
-    return load(BUNDLED, config.device)
+    why = unlike_training(given, asked.shape, BUNDLED_OBSERVES, of_colours=True)
+    if why is None:
+        return load(BUNDLED, config.device)
+    name = BUNDLED if is_in_colour(given) else FIELDS
+    if name == FIELDS and (
+        why := unlike_fields(config, given, asked, cells)
+    ) is None:
+        cli.log.info("the model of any quantity answers; --checkpoint none: kriging alone")
+        return load(FIELDS, config.device)
+    cli.log.info("kriging answers: %s; --checkpoint %s uses a bundled model all the same, check it "
+                 "with --holdout 0.2", why, name)
+    return load("none", config.device)
+
+
+def unlike_fields(
+    config: Config, given: Measurements, asked: Asked, cells: Labelled | None
+) -> str | None:
+    """Why the model of any quantity has not shown to be better than kriging of such measurements
+    (docs/fields.md); None: it has."""
+    count, places = len(np.unique(given.coords, axis=0)), math.prod(asked.shape)
+    of_grid = cells.like.size if cells else math.prod(given.shape) if given.shape else math.inf
+    reasons = (
+        (config.transform, "the model of any quantity has learnt none with --transform"),
+        (config.noise_sd not in (None, "0") or given.noise is not None,
+         "the model of any quantity has learnt none with noise"),
+        (count < FEWEST_POINTS, f"{count} places are measured, and the model of any quantity "
+                                f"takes {FEWEST_POINTS} or more"),
+        (count > MOST_KNOWN * of_grid,
+         "most cells are measured, and the model of any quantity has learnt fewer"),
+        (places > MOST_PLACES, f"the model of any quantity takes long for {places:,} places"),
+        (clustering(asked.frame, given.coords) is not None, "the measurements are clustered"),
+    )
+    return next((why for applies, why in reasons if applies), None)
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -337,8 +377,8 @@ def hold_out(
     can_be_grey = given.are_quantities or given.values.shape[1] != 3
     methods = holdout.all_methods(
         model, given, asked, transform=config.transform, find_noise=config.noise_sd == "auto",
-        trend=config.trend, also=load(BUNDLED, config.device) if is_by_default and (
-            can_be_grey or are_within_bytes(given.values)) else None,
+        trend=config.trend, also=load(FIELDS if can_be_grey else BUNDLED, config.device)
+        if is_by_default and (can_be_grey or are_within_bytes(given.values)) else None,
         **settings_of(config),
     )
     scores = holdout.compare_folds(methods, progress.over(folds, "hold-out", "fold"))

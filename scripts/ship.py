@@ -3,13 +3,15 @@
     python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.safetensors
 
 The samples are calibrated on the validation data of the training if they are not yet with as many
-steps as the model takes, so these must be where the training found them.
+steps as the model takes, so these must be where the training found them. A model that was trained
+with START_SHARE=1 is written without a flow, which had no part in it.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +23,14 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import PICTURES, calibrate, describe
 from sparsefield.model.checkpoint import (
     build_model,
+    find_model,
     load_checkpoint,
     save_safetensors,
 )
 from sparsefield.train.report import Validation
 
+STILL = {"d_model": 16, "num_layers": 0, "perceiver_iterations": 0, "perceiver_heads": 2,
+         "neighbours": 0, "flow_unet_width": 0}  # of a model without a flow
 PATHS = ("data", "data_val", "data_test", "data_dir", "save_dir", "log_file", "init_from",
          "init_from_v1", "start_from")
 TOGETHER = 4  # pictures per model call
@@ -40,12 +45,16 @@ def ship(source: Path, target: Path) -> None:
     if target.exists():
         load_checkpoint(target)  # what is replaced must be one, too
     checkpoint = load_checkpoint(source)
+    if checkpoint["config"].get("start_share") == 1:
+        checkpoint = without_flow(checkpoint)
     config = checkpoint["config"]
     model = build_model(checkpoint)
     if checkpoint.get("calibration", {}).get("num_steps") != model.num_steps:
-        validation = Validation(open_as_configured(config).val, parse_pattern(config["observe"]),
-                                PICTURES, TOGETHER, torch.device("cpu"))
-        found = calibrate(model, validation.cases)
+        val = open_as_configured(config).val
+        most = len(val) if config.get("standardise") else PICTURES  # of many kinds: all
+        validation = Validation(val, parse_pattern(config["observe"]), most, TOGETHER,
+                                torch.device("cpu"))
+        found = calibrate(model, validation.cases, most=most)
         print(describe(found))
         checkpoint["calibration"] = found
     slim = {key: value for key, value in checkpoint.items() if key != "resume"}
@@ -55,6 +64,16 @@ def ship(source: Path, target: Path) -> None:
                       for key, value in config.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_safetensors(target, slim)
+
+
+def without_flow(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The grid U-Nets for mean and sd alone, whose samples are Gaussian; to be calibrated again."""
+    fresh = checkpoint["model_args"] | STILL
+    weights = find_model(checkpoint["model_class"])(**fresh).state_dict()
+    kept = {name: checkpoint["weights"][name] for name in weights if name.startswith("unet.")}
+    config = checkpoint["config"] | {k: v for k, v in STILL.items() if k in checkpoint["config"]}
+    return {**checkpoint, "model_args": fresh, "weights": weights | kept, "config": config,
+            "calibration": {}}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ RENAMED = {"CANVAS_WIDTH": "UNET_WIDTH", "CANVAS_DROPOUT": "UNET_DROPOUT",
 GONE = ("CANVAS_FLOW",)
 PATHS = ("DATA", "DATA_VAL", "DATA_TEST", "DATA_DIR", "SAVE_DIR", "INIT_FROM", "INIT_FROM_V1",
          "START_FROM", "CANVAS_FROM", "OBSERVE")
-NO_PATHS = ("photos", "terrain", "tracer", "cifar10", "bundled", "shipped")  # nor what has a colon
+NO_PATHS = ("photos", "terrain", "tracer", "cifar10", "bundled", "shipped", "fields")  # nor "a:b"
 SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), "True"),
           **dict.fromkeys(("0", "false", "no", "off"), "False")}
 

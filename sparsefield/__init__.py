@@ -14,8 +14,9 @@ def load(path: str, device: str = "auto") -> Reconstructor:
     """A trained model, ready to reconstruct fields; see `Reconstructor.reconstruct`.
 
     Args:
-        path: checkpoint, .pth or .safetensors; "bundled" for the V2 of this project; "none" for
-            the closed form alone, without training.
+        path: checkpoint, .pth or .safetensors; "bundled" for the V2 of this project, which has seen
+            photographs, "fields" for that of many kinds of field; "none" for the closed form alone,
+            without training.
         device: auto, cpu, cuda, cuda:1 or mps.
     Raises:
         sparsefield.errors.UserError: the file is missing, damaged or no checkpoint.

@@ -74,7 +74,7 @@ def test_every_folder_is_a_wing_and_the_ground_stands_alone():
 def test_the_package_holds_every_wing_and_command():
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     assert listed == {"sparsefield", *(f"sparsefield.{wing}" for wing in FLOORS),
-                      "sparsefield.weights_v1", "sparsefield.weights_v2"}
+                      *(f"sparsefield.weights_{name}" for name in ("v1", "v2", "fields"))}
     assert set(PROJECT["tool"]["setuptools"]["py-modules"]) == set(COMMANDS)
     shipped = {ROOT / package.replace(".", "/") / name for package, names
                in PROJECT["tool"]["setuptools"]["package-data"].items() for name in names}

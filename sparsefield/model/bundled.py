@@ -9,12 +9,16 @@ from safetensors import SafetensorError, safe_open
 
 from sparsefield.errors import UserError
 
-BUNDLED = "bundled"  # in place of a checkpoint's path: the V2 that is part of the project
-NAMES = (BUNDLED, "shipped")  # the second is the name of earlier versions
+# In place of a checkpoint's path: the V2 of pictures that is part of the project, and its name in
+# earlier versions, and a V2 that has learnt many kinds of field, for one quantity of any unit.
+BUNDLED, FIELDS = "bundled", "fields"
+NAMES = (BUNDLED, "shipped", FIELDS)
 V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
 V1_WITH_START = "checkpoints_mamba/mamba_with_v2_start.pth"  # and V2's grid U-Nets
+OF_FIELDS = "checkpoints_fields/fields.pth"
 # Defaults of the commands: their folders in an installed package.
-DEFAULTS = {V1: "weights_v1", V1_WITH_START: "weights_v1", V2: "weights_v2"}
+DEFAULTS = {V1: "weights_v1", V1_WITH_START: "weights_v1", V2: "weights_v2",
+            OF_FIELDS: "weights_fields"}
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -29,7 +33,7 @@ def find_bundled(path: str | Path) -> Path:
         UserError: the bundled weights are asked for by that word and are not there.
     """
     if str(path) in NAMES:
-        return _bundled_v2()
+        return _bundled(OF_FIELDS if str(path) == FIELDS else V2)
     path = Path(path)
     places = [path]
     if folder := DEFAULTS.get(path.as_posix()):
@@ -41,10 +45,10 @@ def find_bundled(path: str | Path) -> Path:
     return path
 
 
-def _bundled_v2() -> Path:
-    """Where the bundled V2 is: a training in its folder moves it."""
-    own = (PACKAGE.parent / V2).with_suffix(".safetensors")
-    for there in (own, *own.parent.glob(f"old_*/{own.name}"), PACKAGE / DEFAULTS[V2] / own.name):
+def _bundled(path: str) -> Path:
+    """Where bundled weights are: a training in their folder moves them."""
+    own = (PACKAGE.parent / path).with_suffix(".safetensors")
+    for there in (own, *own.parent.glob(f"old_*/{own.name}"), PACKAGE / DEFAULTS[path] / own.name):
         if there.exists() and _is_ours(there):
             return there
     raise UserError(f"the bundled weights are not at {own}: restore them there, give "

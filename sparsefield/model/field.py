@@ -350,6 +350,14 @@ class FieldModel(nn.Module):
             nn.LayerNorm(d_model), nn.Linear(d_model, d_model), nn.GELU(), last
         )
 
+    @property
+    def is_still(self) -> bool:
+        """Whether its velocity is 0 everywhere, as that of a flow that has not been trained: its
+        samples are Gaussian, and tokens need not be read."""
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Linear)
+        return not (self.has_flow_unet or bool(last.weight.any()) or bool(last.bias.any()))
+
     def mix(self, context: Tensor, queries: Tensor, block: TokenBlock) -> Tensor:
         """Let tokens inform each other: (B, m, D), (B, n, D) to queries (B, n, D)."""
         raise NotImplementedError
@@ -381,8 +389,9 @@ class FieldModel(nn.Module):
             assert start.output is not None and lattice is not None
             context = self.unet.flow_context(form.features, start.output, queries, lattice,
                                              observed.frames)
-        if points == 0:
-            if context is None:
+        is_idle = answered is None and not self.training and self.is_still
+        if points == 0 or is_idle:
+            if context is None and not is_idle:
                 raise UserError("the tokens of this model cannot be left out: it has no grid U-Net "
                                 "for its flow (FLOW_UNET_WIDTH)")
             return State(start.mean, start.sd, form.noise, form.posterior, context, lattice)

@@ -190,7 +190,7 @@ class Field:
     def answers_from(self) -> str:
         """What probabilities and quantiles come from, in words."""
         return f"{len(self.samples)} samples" if self.gaussian is None else (
-            "the exact Gaussian of the closed form")
+            "the exact Gaussian")
 
     def _where_known(self, found: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(self.mean), np.nan, found)

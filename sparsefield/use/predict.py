@@ -21,7 +21,7 @@ from sparsefield.evaluate.calibration import widen
 from sparsefield.flow.sampling import POINTS, Progress, sample
 from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
-from sparsefield.model.bundled import BUNDLED, NAMES
+from sparsefield.model.bundled import BUNDLED
 from sparsefield.model.checkpoint import build_model, load_model
 from sparsefield.model.field import GaussianModel
 from sparsefield.model.transfer import for_channels
@@ -166,13 +166,18 @@ class Reconstructor:
         chosen = pick_device(device)
         if str(path) == "none":
             return cls(GaussianModel(), {}, chosen)
-        path = BUNDLED if str(path) in NAMES else path
+        path = BUNDLED if str(path) == "shipped" else path
         model, checkpoint = load_model(path, chosen)
         return cls(model, checkpoint, chosen, path)
 
     @property
     def is_closed_form(self) -> bool:
         return self.scale is None
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether its samples are Gaussian, as those of a model without a flow."""
+        return self.is_closed_form or self.network.is_still
 
     @property
     def is_of_pictures(self) -> bool:
@@ -300,7 +305,7 @@ class Reconstructor:
                              for name in ("mean", "sd", "samples"))
         mean, sd = (part.reshape(*asked.shape, -1) for part in (mean, sd))
         samples = samples.reshape(len(samples), *mean.shape)
-        gaussian = Gaussian(mean, sd, settings.transform) if self.is_closed_form else None
+        gaussian = Gaussian(mean, sd, settings.transform) if self.is_gaussian else None
         if settings.transform is not None:
             samples = untransformed(settings.transform, samples)
             mean, sd = samples.mean(axis=0), samples.std(axis=0, ddof=1)
@@ -497,7 +502,7 @@ def _draw(
         rng = np.random.default_rng((settings.seed, channels.start))
         samples, sd = samples + found * rng.normal(size=samples.shape), np.hypot(sd, found)
     samples = scale.to_physical(samples)
-    sd = sd * half_widths if model.is_closed_form else samples.std(axis=0, ddof=1)
+    sd = sd * half_widths if model.is_gaussian else samples.std(axis=0, ddof=1)
     return replace(drawn, mean=scale.to_physical(mean), sd=sd, samples=samples)
 
 
@@ -558,8 +563,10 @@ def _sample(
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
     drawn = of_queries.apart(result.values.transpose(1, 2)).swapaxes(0, 1)  # (K, N, C)
     samples[:, asked] = widen(drawn, spread)
-    how = "draws of the closed form" if model.is_closed_form else result.how
-    if not (model.is_closed_form or with_tokens):
+    sd[asked] *= spread
+    how = ("draws of the closed form" if model.is_closed_form else
+           "Gaussian draws" if model.is_gaussian else result.how)
+    if not (model.is_gaussian or with_tokens):
         how += ", tokens left out"
     words = result.posterior.describe() if result.posterior else ""
     return Field(queries, mean, sd, samples, how, words), result.posterior

@@ -100,8 +100,7 @@ def unlike_training(
         shape: rows and columns that are asked for. observe: the rule of its training.
         of_colours: whether it was trained on colour pictures of 8 bits.
     """
-    is_in_colour = given.value_range or (given.are_colours and are_within_bytes(given.values))
-    if of_colours and not is_in_colour:
+    if of_colours and not is_in_colour(given):
         channels = given.values.shape[1]
         return (f"these are {channels} channel{'s' * (channels > 1)} of numbers from "
                 f"{given.values.min():.4g} to {given.values.max():.4g}, and it was trained on "
@@ -115,6 +114,11 @@ def unlike_training(
         return None
     trained = " to ".join(f"{share:g}" for share in sorted({min(shares), max(shares)}))
     return f"{share:.2%} of the cells are measured, and in its training {trained} of them were"
+
+
+def is_in_colour(given: Measurements) -> bool:
+    """Whether these are pixels of a picture in colour, as of 8 bits."""
+    return bool(given.value_range or (given.are_colours and are_within_bytes(given.values)))
 
 
 def are_within_bytes(values: np.ndarray) -> bool:

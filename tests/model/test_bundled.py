@@ -11,7 +11,7 @@ from sparsefield.model.bundled import DEFAULTS, V2, find_bundled
 from sparsefield.model.checkpoint import load_model, save_safetensors
 
 
-@pytest.mark.parametrize("path", [*DEFAULTS, "bundled", "shipped"])
+@pytest.mark.parametrize("path", [*DEFAULTS, "bundled", "shipped", "fields"])
 def test_the_defaults_load_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, checkpoint = load_model(path)

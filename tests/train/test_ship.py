@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from small import settings, train
+from small import settings, train, write_untrained
 from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import open_test_data
-from sparsefield.model.checkpoint import load_checkpoint, load_model
+from sparsefield.model.checkpoint import build_model, load_checkpoint, load_model
 from sparsefield.place import Observed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -79,3 +79,19 @@ def test_shipping_onto_itself_or_onto_what_is_no_checkpoint(shipped, tmp_path):
     with pytest.raises(UserError, match=r"b\.safetensors"):
         ship.ship(source, tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_text() == "mine"
+
+
+def test_a_start_alone_is_written_without_a_flow(tmp_path):
+    def awake(weights):
+        return {name: weight + 0.1 if "last" in name or "decoder.3" in name else weight
+                for name, weight in weights.items()}
+
+    path = write_untrained(tmp_path / "start.pth", 1, (-3.0, 3.0), change=awake,
+                           sizes={"unet_width": 8, "flow_unet_width": 8})
+    trained = load_checkpoint(path)
+    trained["config"] = {"start_share": 1.0}
+    still = ship.without_flow(trained)
+    before, after = build_model(trained), build_model(still)
+    assert after.is_still and not before.is_still
+    for name, weight in after.unet.state_dict().items():
+        assert torch.equal(weight, before.unet.state_dict()[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas
 import pytest
 import tifffile
 from scipy import stats
@@ -264,9 +265,9 @@ def test_holdout_prints_scores_and_writes_nothing(tables, tmp_path):
     assert "this (closed form, log)" in out and "\nfitted kriging" in out
 
 
-def test_holdout_tries_the_bundled_model(tables):
+def test_holdout_tries_the_model_of_any_quantity(tables):
     """Where it is not used by itself, and can be."""
-    row = "\n--checkpoint bundled "
+    row = "\n--checkpoint fields "
     code, out, err = tables("a.csv", "--holdout", "0.2", "--num_steps", "1")
     assert code == 0 and row in out, err
     assert "check it with --holdout 0.2" in out
@@ -280,7 +281,7 @@ def test_holdout_of_three_values_that_are_no_colours(tables):
     np.savetxt("c.csv", rows, delimiter=",")
     code, out, err = tables("c.csv", "--holdout", "0.2")
     assert code == 0 and "this (fitted kriging)" in out, err
-    assert "not used: these are 3 channels of numbers" in out and "\n--checkpoint" not in out
+    assert "kriging answers: 30 places are measured" in out and "\n--checkpoint" not in out
 
 
 def test_holdout_of_a_picture_of_16_bits(tables):
@@ -293,8 +294,29 @@ def test_holdout_of_a_picture_of_16_bits(tables):
 
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
     code, out, _ = tables("a.csv")
-    assert code == 0 and "the bundled model is not used: these are 1 channel" in out
+    assert code == 0 and "kriging answers: 30 places are measured" in out
     assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out
+
+
+@pytest.mark.parametrize("spread, flags, answers", [
+    (100, (), "the model of any quantity answers"),
+    (100, ("--checkpoint", "none"), "no trained model"),
+    (100, ("--noise_sd", "0.1"), "kriging answers: the model of any quantity has learnt none with"),
+    (100, ("--transform", "log"), "kriging answers"),
+    (0.5, (), "kriging answers: the measurements are clustered"),
+])
+def test_the_model_of_any_quantity_answers_where_it_is_better(tables, spread, flags, answers):
+    rng = np.random.default_rng(0)
+    middles = 100 * rng.random((5, 2))
+    x, y = (middles[rng.integers(5, size=80)] + spread * rng.random((80, 2))).T
+    pandas.DataFrame({"x": x, "y": y, "v": 300 + np.sin(x / 20) + y / 50}).to_csv(
+        "b.csv", index=False)
+    code, out, err = tables("b.csv", "--above", "300.5", *flags)
+    assert code == 0 and answers in out, err
+    assert ("model: fields" in out) == answers.endswith("quantity answers")
+    assert "are of the exact Gaussian" in out
+    field = pandas.read_csv("out/field.csv")
+    assert (field["sd"] > 0).mean() > 0.9 and field["mean"].between(295, 310).all()
 
 
 def test_axes_in_degrees_that_do_not_say_so_are_written_as_such(tables):
@@ -312,7 +334,7 @@ def test_probabilities_and_quantiles_are_written_in_every_form(tables, tmp_path)
     code, out, err = tables("b.csv", "--lonlat", "--value", "u wind", "--units", "m/s", "--above",
                             "325", "-1.5", "--quantiles", "0.05")
     assert code == 0, err
-    assert "above 325: expected of" in out and "exact Gaussian of the closed form" in out
+    assert "above 325: expected of" in out and "are of the exact Gaussian" in out
     with np.load("out/field.npz") as field:
         expected = stats.norm(field["mean"], field["sd"])
         np.testing.assert_allclose(field["probability_above_325"], expected.sf(325), atol=1e-6)
