@@ -565,7 +565,7 @@ def _sample(
     samples[:, asked] = widen(drawn, spread)
     sd[asked] *= spread
     how = ("draws of the closed form" if model.is_closed_form else
-           "Gaussian draws" if model.is_gaussian else result.how)
+           "draws of the corrected closed form" if model.is_gaussian else result.how)
     if not (model.is_gaussian or with_tokens):
         how += ", tokens left out"
     words = result.posterior.describe() if result.posterior else ""

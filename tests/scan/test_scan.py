@@ -39,7 +39,8 @@ def test_torch_backend_in_float64(reverse):
     assert max(errors(*found).values()) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [
+    torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)])
 def test_operators_are_what_they_tell_autograd_and_compile(dtype):
     numba = scan.load_backend("numba")
     inputs = [x.float() for x in make_inputs(40, channels=64).values()]

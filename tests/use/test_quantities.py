@@ -95,7 +95,7 @@ def test_files_hold_small_differences_of_large_numbers(command):
     np.testing.assert_allclose(listed, mean, rtol=0, atol=1e-5)
     with netcdf_file("out/field.nc", mmap=False) as file:
         np.testing.assert_allclose(file.variables["mean"][:], mean, rtol=0, atol=1e-8)
-        assert file.source == b"draws of the closed form"
+        assert file.source == b"draws of the corrected closed form"
 
 
 def test_quantities_are_scored_and_told_one_by_one(command):
@@ -103,7 +103,7 @@ def test_quantities_are_scored_and_told_one_by_one(command):
     code, out, err = command(many, "--holdout", "0.2")
     assert code == 0, err
     assert "12 of 60 measurements hidden" in out and "\ntemp:\n" in out and "\nsalt:\n" in out
-    assert out.count("this (fitted kriging) ") >= 4  # a row and a verdict each
+    assert out.count("this (fields) ") >= 4  # a row and a verdict each
     alone = command(table("t.csv", {"temp": WAVE}), "--holdout", "0.2")[1]
     of_linear = [line.split()[1:3] for text in (out, alone) for line in text.splitlines()
                  if line.startswith("linear")]
