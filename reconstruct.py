@@ -263,7 +263,7 @@ def reconstruct(config: Config, command: str = "") -> None:
 
 def choose_model(
     config: Config, chosen: Reconstructor | None, given: Measurements, asked: Asked,
-    cells: Labelled | None = None,
+    cells: Labelled | None,
 ) -> Reconstructor:
     """The model that was chosen, with a warning where it has not learnt such measurements; else
     the bundled one of pictures or of any quantity where it has, and the closed form where not."""
@@ -282,9 +282,9 @@ def choose_model(
     if why is None:
         return load(BUNDLED, config.device)
     name = BUNDLED if is_in_colour(given) else FIELDS
-    if name == FIELDS and (
-        why := unlike_fields(config, given, asked, cells)
-    ) is None:
+    if name == FIELDS:
+        why = unlike_fields(config, given, asked, cells)
+    if why is None:
         cli.log.info("the model of any quantity answers; --checkpoint none: kriging alone")
         return load(FIELDS, config.device)
     cli.log.info("kriging answers: %s; --checkpoint %s uses a bundled model all the same, check it "
@@ -308,9 +308,11 @@ def unlike_fields(
         (count > MOST_KNOWN * of_grid,
          "most cells are measured, and the model of any quantity has learnt fewer"),
         (places > MOST_PLACES, f"the model of any quantity takes long for {places:,} places"),
-        (clustering(asked.frame, given.coords) is not None, "the measurements are clustered"),
     )
-    return next((why for applies, why in reasons if applies), None)
+    why = next((why for applies, why in reasons if applies), None)
+    if why is None and clustering(asked.frame, given.coords) is not None:
+        return "the measurements are clustered"
+    return why
 
 
 def settings_of(config: Config) -> dict[str, Any]:

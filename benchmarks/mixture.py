@@ -49,7 +49,7 @@ from sparsefield.data.tracer import SPIN_UP, Turbulence
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.cases import spread
 from sparsefield.evaluate.metrics import evaluate_samples, paired_bootstrap
-from sparsefield.gaussian.kernels import WAVES, Kernel, Waves
+from sparsefield.gaussian.kernels import FEATURES, Kernel, Waves
 from sparsefield.place import grid_coords
 from sparsefield.use.predict import Reconstructor
 
@@ -182,7 +182,7 @@ def gaussian(rng: np.random.Generator, smooth: bool = False) -> Iterator[np.ndar
     """Of mean 0 and sd 1."""
     coords = grid_coords(SIDE, SIDE).double()
     while True:
-        numbers = torch.from_numpy(rng.normal(size=(TOGETHER, 2 * WAVES + 2))).float()
+        numbers = torch.from_numpy(rng.normal(size=(TOGETHER, FEATURES))).float()
         for field in Waves(random_kernel(rng, smooth), coords).fields(numbers).double().numpy():
             yield ((field - field.mean()) / field.std()).reshape(SIDE, SIDE)
 

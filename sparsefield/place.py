@@ -166,11 +166,19 @@ class Observed(NamedTuple):
 
     def in_time(self) -> Observed:
         """Sequences as one field each, with time as a further coordinate."""
-        frames, there = self.frames, self.there
-        parts = [frames.in_time(self.coords), frames.joined(self.values)]
-        parts += [] if self.noise_sd is None else [frames.joined(self.noise_sd)]
-        parts = parts if there is None else [part[:, there.flatten()] for part in parts]
-        return Observed(*parts, domain=self.domain, covariates=1, timed=True)
+        noise_sd = self.noise_sd
+        return Observed(
+            self._found(self.frames.in_time(self.coords)), self.joined_values(),
+            None if noise_sd is None else self._found(self.frames.joined(noise_sd)),
+            domain=self.domain, covariates=1, timed=True)
+
+    def joined_values(self) -> Tensor:
+        """Those of sequences, (B / T, T M, C), without what fills up frames."""
+        return self._found(self.frames.joined(self.values))
+
+    def _found(self, joined: Tensor) -> Tensor:
+        """What is there, of what sequences have (B / T, T M, F)."""
+        return joined if self.there is None else joined[:, self.there.flatten()]
 
     def alike(self) -> list[tuple[slice, Observed]]:
         """Fields with equally many observations, and which these are: all of them, or each that

@@ -51,26 +51,29 @@ def read_dataset(path: Path) -> Dataset:
     Raises:
         UserError: no such file, no permission, broken, another format, or a package is not there.
     """
+    with _readable(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _read_geotiff(path) if path.suffix.lower() in GEOTIFF else _read_netcdf(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within it, what engines raise is said in one line, and before, that there is no such file."""
     if not (path.suffix.lower() == ZARR and path.is_dir()):
         require_file(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _read_geotiff(path) if path.suffix.lower() in GEOTIFF else _read_netcdf(path)
+        yield
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; chmod +r or choose another") from None
     except _BROKEN as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: broken or cut off ({reason}); copy it again") from None
+        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
 
 
 @contextmanager
 def lazily(path: Path) -> Iterator[Dataset]:
     """A NetCDF file, a zarr or a GeoTIFF whose values are read when they are asked for. Raises as
     `read_dataset`."""
-    if not (path.suffix.lower() == ZARR and path.is_dir()):
-        require_file(path)
-    try:
+    with _readable(path):
         if path.suffix.lower() in GEOTIFF:
             with _open_geotiff(path) as file:
                 yield file
@@ -79,8 +82,22 @@ def lazily(path: Path) -> Iterator[Dataset]:
 
             with xarray.open_dataset(path, decode_times=False, **_engine(path)) as file:
                 yield file
-    except _BROKEN as error:
-        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
+
+
+class Stored:
+    """One variable of a NetCDF file or a zarr, which stays open. Raises as `read_dataset`."""
+
+    def __init__(self, path: Path, name: str):
+        import xarray
+
+        self.path, self.name = path, name
+        with _readable(path):
+            self.file = xarray.open_dataset(path, decode_cf=False, **_engine(path))[[name]]
+
+    def part(self, where: Mapping[str, slice]) -> DataArray:
+        """Some of its cells, in memory and decoded, as of `read_dataset`."""
+        with _readable(self.path):
+            return _decoded(self.file.isel(where).load())[self.name]
 
 
 def _read_netcdf(path: Path) -> Dataset:
@@ -99,17 +116,6 @@ def _decoded(stored: Dataset) -> Dataset:
     decoded = xarray.decode_cf(stored, decode_times=False, decode_coords=False)
     return decoded.assign({name: decoded[name].where(~gap) for name, gap in gaps.items()
                            if gap.any() and name not in decoded.dims})
-
-
-def read_part(path: Path, name: str, where: Mapping[str, slice]) -> DataArray:
-    """A part of a variable of a NetCDF file or a zarr, in memory. Raises as `read_dataset`."""
-    import xarray
-
-    try:
-        with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
-            return _decoded(file[[name]].isel(where).load())[name]
-    except _BROKEN as error:
-        raise UserError(f"{path}: broken or cut off ({one_line(error)}); copy it again") from None
 
 
 def _engine(path: Path) -> dict[str, object]:

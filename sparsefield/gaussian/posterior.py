@@ -506,16 +506,19 @@ class PosteriorNoise:
         self.fields, self.folded, self.done = posterior.fields, posterior.folded, done
         self.root = posterior.channel_root()                              # (B, C, C)
         self.kernels = [field.fit.kernels[field.fit.heaviest] for field in self.fields]
-        self.at_observed = [Waves(kernel, field.observed.coords)
-                            for kernel, field in zip(self.kernels, self.fields, strict=True)]
         self.places = places
-        self.at_queries = [Waves(kernel, coords)
-                           for kernel, (coords, _) in zip(self.kernels, places, strict=True)]
         self.rows = [field.pieces(coords)
                      for field, (coords, _) in zip(self.fields, places, strict=True)]
         most = min(TOGETHER, len(self.fields[0].observed.coords))  # numbers of a query
         self.keep = len(places) * len(places[0][0]) * most <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], Errors] = {}
+
+    @cached_property
+    def _waves(self) -> list[tuple[Waves, Waves]]:
+        """Of each field, at its observations and at the queries."""
+        return [(Waves(kernel, field.observed.coords), Waves(kernel, coords))
+                for kernel, field, (coords, _) in zip(
+                    self.kernels, self.fields, self.places, strict=True)]
 
     @property
     def parts(self) -> int:
@@ -557,7 +560,7 @@ class PosteriorNoise:
         field = self.fields[b]
         numbers = numbers[:, : 2 * WAVES + field.observed.coords.shape[1]]
         known, drawn = (waves.fields(numbers) + self._nugget(b, seeds, waves.coords)
-                        for waves in (self.at_observed[b], self.at_queries[b]))
+                        for waves in self._waves[b])
         noise = field.fit.relative(field.observed.noise_variance)
         if noise is not None:
             errors = hashed.normal_at(hashed.scrambled(seeds), field.observed.coords)

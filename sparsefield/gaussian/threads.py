@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import starmap
 from typing import Any, TypeVar
 
 import torch
@@ -43,8 +44,7 @@ def in_threads(
     try:
         with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads,
                                 initargs=(1,)) as pool:
-            each = (pool.map(lambda arguments: run(*arguments), given) if threads > 1 else
-                    (run(*arguments) for arguments in given))
+            each = pool.map(run, *zip(*given, strict=True)) if threads > 1 else starmap(run, given)
             for result in each:
                 if done is not None:
                     done()

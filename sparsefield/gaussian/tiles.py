@@ -93,6 +93,7 @@ class Boxes:
         return self._near[number, count]
 
     def _around(self, number: int, count: int) -> Tensor:
+        """See `nearest`, which keeps it."""
         own = self.own[number]
         count = min(len(self.coords), max(count, 2 * len(own)))
         far = self._nearest(own, self.first, max(1, int(FAR * count)))

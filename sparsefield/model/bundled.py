@@ -12,10 +12,10 @@ from sparsefield.errors import UserError
 # In place of a checkpoint's path: the V2 of pictures that is part of the project, and its name in
 # earlier versions, and a V2 that has learnt many kinds of field, for one quantity of any unit.
 BUNDLED, FIELDS = "bundled", "fields"
-NAMES = (BUNDLED, "shipped", FIELDS)
 V1, V2 = "checkpoints_mamba/mamba_best.pth", "checkpoints_mamba_v2/mamba_v2_best.pth"
 V1_WITH_START = "checkpoints_mamba/mamba_with_v2_start.pth"  # and V2's grid U-Nets
 OF_FIELDS = "checkpoints_fields/fields.pth"
+NAMES = {BUNDLED: V2, "shipped": V2, FIELDS: OF_FIELDS}
 # Defaults of the commands: their folders in an installed package.
 DEFAULTS = {V1: "weights_v1", V1_WITH_START: "weights_v1", V2: "weights_v2",
             OF_FIELDS: "weights_fields"}
@@ -32,8 +32,8 @@ def find_bundled(path: str | Path) -> Path:
     Raises:
         UserError: the bundled weights are asked for by that word and are not there.
     """
-    if str(path) in NAMES:
-        return _bundled(OF_FIELDS if str(path) == FIELDS else V2)
+    if own := NAMES.get(str(path)):
+        return _bundled(own)
     path = Path(path)
     places = [path]
     if folder := DEFAULTS.get(path.as_posix()):

@@ -171,7 +171,7 @@ def grid_features(
         (B, feature_count(C), h, w) float32, the first of which is the mask.
     """
     mean, sd, spread = answer
-    together = observed.in_time().values                                  # (B / T, T M, C)
+    together = observed.joined_values()                                   # (B / T, T M, C)
     level = together.mean(dim=(1, 2), keepdim=True)                       # (B / T, 1, 1)
     scale = together.std(dim=(1, 2), keepdim=True, correction=0).clamp_min(LEAST_SCALE)
     level, scale = (x.repeat_interleave(observed.frames.count, dim=0) for x in (level, scale))

@@ -15,13 +15,14 @@ from sparsefield.data.files import parse_missing, tell_of_classes, without
 from sparsefield.data.netcdf import (
     ENDINGS,
     ZARR,
+    Stored,
     axis_of,
     describe,
     find,
     grid_axes,
     is_longitude,
     is_time,
-    read_dataset,
+    lazily,
     units_of,
 )
 from sparsefield.errors import UserError
@@ -181,9 +182,12 @@ def read_grid(
     path = Path(source)
     if path.suffix.lower() not in (*ENDINGS, ZARR):
         return None
-    chosen = grid_in(path, read_dataset(path), time, value, (x, y))
-    if chosen is None:
+    with lazily(path) as dataset:
+        found = grid_in(path, dataset, time, value, (x, y))
+    if found is None:
         return None
+    chosen = Stored(path, str(found.name)).part({})
+    chosen = chosen.squeeze(set(chosen.dims) - set(found.dims), drop=True)
     numbers, _ = parse_missing(missing)
     number, column = number_or_column(noise_sd)
     if column is not None:

@@ -24,7 +24,7 @@ import torch
 
 from sparsefield import hashed, progress
 from sparsefield.data.files import one_line, refuse_lone_extreme, without
-from sparsefield.data.netcdf import REGULAR, is_even, is_longitude, read_part, units_of
+from sparsefield.data.netcdf import REGULAR, Stored, is_even, is_longitude, units_of
 from sparsefield.data.scale import Scale
 from sparsefield.errors import UserError
 from sparsefield.gaussian import Prior, condition
@@ -151,8 +151,7 @@ class Cells:
         from rasterio.crs import CRS
         from rasterio.transform import from_bounds
 
-        self.path, self.name = path, str(variable.name)
-        self.x, self.y = str(x.name), str(y.name)
+        self.path, self.x, self.y = path, str(x.name), str(y.name)
         if not (is_even(x.values, REGULAR) and is_even(y.values, REGULAR)):
             raise UserError(f"{path}: the steps of {self.x} or {self.y} are uneven, and tiles need "
                             "even ones: bring it to an even grid")
@@ -161,7 +160,8 @@ class Cells:
         self.transform = from_bounds(x0, y0, x1, y1, x.size, y.size)
         self.crs = CRS.from_epsg(4326) if is_longitude(x) else None
         self.turned = bool(y.values[0] < y.values[-1]), bool(x.values[0] > x.values[-1])
-        self.names, self.units = (self.name,), units_of(variable)
+        self.names, self.units = (str(variable.name),), units_of(variable)
+        self.stored = Stored(Path(path), str(variable.name))
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """(1, h, w) float64, NaN where nothing was measured."""
@@ -169,7 +169,7 @@ class Cells:
                  for axis, size, own, turned in zip(
                      (self.y, self.x), self.shape, (rows, columns), self.turned, strict=True)}
         with _quiet():
-            part = read_part(Path(self.path), self.name, where)
+            part = self.stored.part(where)
         values = part.squeeze(set(part.dims) - {self.x, self.y}).transpose(self.y, self.x).values
         steps = (slice(None, None, -1 if turned else 1) for turned in self.turned)
         return values[tuple(steps)].astype(np.float64)[None]
