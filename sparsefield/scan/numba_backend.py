@@ -27,42 +27,15 @@ from numba.np.numpy_support import from_dtype
 from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
-from sparsefield.scan import register_gradients
+from sparsefield.scan import with_gradients
 
 MAX_TAPS = kernels.CHUNK + 1  # of the convolution
-
-
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool = False,
-) -> Tensor:
-    """See `sparsefield.scan.selective_scan`."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    forward = _forward if _needs_operator() else _scan
-    return forward(*inputs, reverse, keep)[0]
-
-
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
-    return (_conv_forward if _needs_operator() else _convolve)(x, weight, bias, reverse)
-
-
-def _needs_operator() -> bool:
-    """Whether a kernel must be called as an operator of torch, which gradients and compilers see.
-
-    Otherwise it is called directly: the first call of an operator loads torch's compiler (seconds).
-    """
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 # --- the scan ------------------------------------------------------------------------------------
 
 
-def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan(u, delta, A, B, C, D, z, delta_bias, reverse, keep) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
     dtype = _memory_dtype(u, delta, z)
     out, starts = _empty_like(u, dtype), _empty_starts(u, A, keep)
@@ -71,41 +44,32 @@ def _scan(
     return out.to(u.dtype), starts
 
 
-_operator = functools.partial(torch.library.custom_op, mutates_args=(), device_types="cpu")
-_forward = _operator("sparsefield::selective_scan", _scan)
-
-
-@_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, reverse, keep):
-    return _empty_like(u, _memory_dtype(u, delta, z)).to(u.dtype), _empty_starts(u, A, keep)
-
-
-@_operator("sparsefield::selective_scan_backward")
-def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, starts: Tensor, dout: Tensor,
-) -> list[Tensor]:
+def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -> list[Tensor]:
     """Gradients of the eight tensors: of u, delta and z in the precision that the kernel reads them
     in, of the others in float32."""
     (batch, channels, length), states = u.shape, A.shape[1]
-    du, ddelta, dz = _empty_gradients(u, delta, z)
+    dtype = _memory_dtype(u, delta, z)
+    du, ddelta, dz = (_empty_like(x, dtype) for x in (u, delta, z))
     dA = np.empty((batch, channels, states), np.float32)
     dB, dC = (np.empty((_tiles(u), batch, length, states), np.float32) for _ in "BC")
     dD, dbias = (np.empty((batch, channels, 1), np.float32) for _ in range(2))
-    arrays = _arrays(du.dtype, u, delta, A, B, C, D, z, delta_bias)
-    dout, *sequences = (_as_array(x, du.dtype) for x in (dout, du, ddelta, dz))
+    arrays = _arrays(dtype, u, delta, A, B, C, D, z, delta_bias)
+    dout, *sequences = (_as_array(x, dtype) for x in (dout, du, ddelta, dz))
     _run(kernels.backward, u, *arrays, reverse, starts.numpy(), dout, *sequences,
          dA, dB, dC, dD, dbias)
     dA, dB, dC, dD, dbias = map(_summed, (dA, dB, dC, dD, dbias))
     return [du, ddelta, dA, dB.mT, dC.mT, dD[:, 0], dz, dbias[:, 0]]
 
 
-def _empty_gradients(u: Tensor, delta: Tensor, z: Tensor) -> list[Tensor]:
-    dtype = _memory_dtype(u, delta, z)
-    return [_empty_like(x, dtype) for x in (u, delta, z)]
+_scan_with_gradients = with_gradients(_scan, _scan_backward)
 
 
-register_gradients(_forward, _backward, _empty_gradients)
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
+    delta_bias: Tensor, reverse: bool = False,
+) -> Tensor:
+    """See `sparsefield.scan.selective_scan`."""
+    return _scan_with_gradients(u, delta, A, B, C, D, z, delta_bias, reverse)
 
 
 def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
@@ -123,24 +87,17 @@ def _arrays(dtype, u, delta, A, B, C, D, z, delta_bias) -> list[np.ndarray]:
 # --- the convolution -----------------------------------------------------------------------------
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, keep: bool
+) -> tuple[Tensor]:
     dtype = _memory_dtype(x)
     out = _empty_like(x, dtype)
     _run(kernels.conv_forward, x, _as_array(x, dtype), _as_array(weight), _as_array(bias[:, None]),
          reverse, _as_array(out, dtype))
-    return out.to(x.dtype)
+    return (out.to(x.dtype),)
 
 
-_conv_forward = _operator("sparsefield::causal_conv_silu", _convolve)
-
-
-@_conv_forward.register_fake
-def _(x, weight, bias, reverse):
-    return _empty_like(x, _memory_dtype(x)).to(x.dtype)
-
-
-@_operator("sparsefield::causal_conv_silu_backward")
-def _conv_backward(
+def _convolve_backward(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, dout: Tensor
 ) -> list[Tensor]:
     """Gradients of x, weight and bias."""
@@ -154,22 +111,12 @@ def _conv_backward(
     return [dx, _summed(dweight), _summed(dbias)[:, 0]]
 
 
-@_conv_backward.register_fake
-def _(x, weight, bias, reverse, dout):
-    parts = (y.new_empty(y.shape, dtype=torch.float32) for y in (weight, bias))
-    return [_empty_like(x, _memory_dtype(x)), *parts]
+_convolve_with_gradients = with_gradients(_convolve, _convolve_backward)
 
 
-def _save(ctx, inputs, output):
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradients(ctx, dout):
-    return *_conv_backward(*ctx.saved_tensors, ctx.reverse, dout), None
-
-
-_conv_forward.register_autograd(_gradients, setup_context=_save)
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
+    return _convolve_with_gradients(x, weight, bias, reverse)
 
 
 # --- how kernels run -----------------------------------------------------------------------------
