@@ -75,12 +75,6 @@ def refuse_foreign(path: Path, instead: str) -> None:
             raise UserError(f"{path}: {kind} ({instead})")
 
 
-def tell_of_masks(path: Path, names: Sequence[str]) -> None:
-    """Log where an .npz holds a mask, which is not read."""
-    if masks := [name for name in names if _MASK.search(name.lower())]:
-        log.warning("WARNING: %s: %s is not read: put NaN where nothing is known", path, masks[0])
-
-
 def kind_by_beginning(content: bytes) -> str | None:
     """What a file is, in words, by how it begins; None if nothing is known of it."""
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
@@ -181,7 +175,6 @@ _DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drc
 _DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
 _CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?(cover|use)|"
                     r"types?|labels?|codes?|clusters?)(?![a-z])")
-_MASK = re.compile(r"mask|(?<![a-z])(valid|known)(?![a-z])")
 MOST_CLASSES = 64
 
 

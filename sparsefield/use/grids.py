@@ -338,7 +338,6 @@ def what_is_asked(
                   _growing(extent, lonlat))
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
-        _tell_of_order(given.coords, extent)
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
     frame = Frame.of(given, extent, aspect, lonlat)
     if like is None:
@@ -377,7 +376,6 @@ def grid_for(
         extent = extent_of(grid, ARRAY, lonlat)
     elif extent is not None:
         extent = checked_extent("extent", extent, lonlat)
-        _tell_of_order(given.coords, extent)
     elif lonlat or found.names is not None:
         extent = bounds("coords", given.coords, lonlat)
     else:
@@ -463,25 +461,6 @@ def tell_of_far(coords: np.ndarray, places: np.ndarray, lonlat: bool) -> None:
         log.warning("WARNING: all places that are asked for are far from the measurements, which "
                     "have x from %.6g to %.6g and y from %.6g to %.6g: x and y exchanged, or other "
                     "units?", low[0], high[0], low[1], high[1])
-
-
-def _tell_of_order(coords: np.ndarray, extent: Extent) -> None:
-    """Log where an extent fits the measurements (M, 2) badly that would fit them well as bounds are
-    given elsewhere, x0 y0 x1 y1."""
-    low, high = coords.min(axis=0), coords.max(axis=0)
-
-    def fit(x0: float, x1: float, y0: float, y1: float) -> float:
-        """The common part of both rectangles in that around both."""
-        first, last = np.array([x0, y0]), np.array([x1, y1])
-        common = (np.minimum(high, last) - np.maximum(low, first)).clip(0)
-        return float((common / (np.maximum(high, last) - np.minimum(low, first))).prod())
-
-    if (first := fit(*extent)) < 0.1 and fit(*(extent[k] for k in (0, 2, 1, 3))) > max(
-        0.3, 5 * first
-    ):
-        log.warning("WARNING: extent %g %g %g %g is x0 x1 y0 y1, and the measurements have x from "
-                    "%.6g to %.6g and y from %.6g to %.6g: did you mean %g %g %g %g?", *extent,
-                    low[0], high[0], low[1], high[1], *(extent[k] for k in (0, 2, 1, 3)))
 
 
 def parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:

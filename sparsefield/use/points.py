@@ -23,7 +23,6 @@ MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
-LEAST_LOST = 0.03  # share of measurements that fall on others
 STRAY = (0.2, 5)  # share of the places, and how many spans of all others they are off
 LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
@@ -195,8 +194,7 @@ def clean(
         tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
     places = found.coords @ (1, 1j) if found.times is None else np.column_stack(
         [found.coords, found.times.values])
-    count = np.unique(places, axis=0, return_counts=True)[1]
-    if len(count) > most:
+    if len(np.unique(places, axis=0)) > most:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {most:,} can be "
                         "used: average neighbours, or leave rows out")
     if (least := noise[kept].min()) < 0:
@@ -204,12 +202,10 @@ def clean(
     is_zero = (found.coords == 0).all(axis=1)
     if lonlat:
         globe.require_degrees(source, found.coords)
-        globe.tell_of_radians(source, found.coords)
         found = found.turned()
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
     _tell_of_strays(source, ("x", "y", *names), np.column_stack([found.coords, found.values]))
-    _tell_of_rounding(source, found.coords, count)
     tell_of_values(source, found.values)
     return found
 
@@ -233,22 +229,6 @@ def _tell_of_strays(source: str, names: Sequence[str], numbers: np.ndarray) -> N
             log.warning("WARNING: %s: %d of %d rows have %s from %.7g to %.7g, all others %.7g to "
                         "%.7g: other units, a total, or a slip? then mend them", source, len(few),
                         len(own), name, few[0], few[-1], most[0], most[-1])
-
-
-def _tell_of_rounding(source: str, coords: np.ndarray, count: np.ndarray) -> None:
-    """Log where places fall on a raster and on each other as by chance, not as by design: as often
-    as at random, and with numbers whose variance is their mean (Fisher's index of dispersion);
-    count: of the measurements at each place."""
-    total, (across, along) = len(coords), (len(np.unique(own)) for own in coords.T)
-    mean = total / (across * along)
-    by_chance = total - across * along * (1 - np.exp(-mean))
-    index = (count**2).sum() / total - mean
-    lost = total - len(count)
-    if lost > LEAST_LOST * total and 0.5 < lost / by_chance < 2 and 0.5 < index < 1.5:
-        log.warning("WARNING: %s: %d of %d measurements share a place with another, with %d "
-                    "different x and %d different y: rounded coordinates? then give more digits "
-                    "(not float16), or --noise_sd auto", source, count[count > 1].sum(), total,
-                    across, along)
 
 
 def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:

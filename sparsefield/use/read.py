@@ -63,11 +63,9 @@ KIND = {"parameter", "variable", "element", "pollutant", "quantity", "unit", "un
 LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
           "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
           "month", "day", "hour", "minute", "second", "utm", *SYSTEM}
-# Words of the uncertainty of another column, those that make of x no place, and those of a third
-# coordinate.
+# Words of the uncertainty of another column, and those that make of x no place.
 SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
 NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
-THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
 BLOCK = 1 << 25  # bytes of a text that are read at once
 ROWS = 1 << 20  # of a Parquet
 BLANK = " ,;|\t\N{NO-BREAK SPACE}"
@@ -302,11 +300,6 @@ class Columns:
                  + ("" if k_time is None else f", time = {self.names[k_time]}")
                  + (f", covariates = {', '.join(known)}" if known else ""),
                  f"; left out: {', '.join(left)}" if left else "")
-        third = [name for k, name in enumerate(self.names)
-                 if k not in (k_x, k_y, *k_known) and set(words_of(name)) & THIRD]
-        if third and set(names) - set(third):
-            log.info("the field is one of x and y alone; if %s is a third coordinate, or the field "
-                     "follows it: --covariates %s", third[0], third[0])
         for name in left:
             if (SYSTEM | KIND) & set(words_of(name)) and (
                 count := self.table.iloc[:, self.names.index(name)].nunique()) > 1:
@@ -620,7 +613,6 @@ def _read_npz(
 ) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
-            files.tell_of_masks(path, file.files)
             names = ("coords", "values", "noise_sd", *covariates, time)
             arrays = {name: file[name] for name in names if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
