@@ -116,28 +116,42 @@ def as_given(
     masked_times = times if np.ma.isMaskedArray(times) else None
     masks = [np.ma.getmaskarray(array)
              for array in (coords, values, noise_sd, covariates, masked_times)]
-    coords, values = pair_of("", coords, values)
+    found = measured("", coords, values, covariates=covariates, times=(
+        times if masked_times is None else masked_times.data))
+    coords, values = found.coords, found.values
     hidden = np.any([mask.reshape(len(values), -1).any(axis=1) for mask in masks
                      if mask.shape[:1] == values.shape[:1]], axis=0)
     if not (np.isfinite(coords[~hidden]).all() and np.isfinite(values[~hidden]).all()):
         raise UserError("coords or values hold NaN or infinity: leave those points out")
     values[hidden] = np.nan
-    known = None
-    if covariates is not None:
-        columns = unmasked("covariates", covariates)
-        columns = columns[:, None] if columns.ndim == 1 else columns
-        if columns.ndim != 2 or len(columns) != len(values) or columns.size == 0:
-            raise UserError(f"covariates {columns.shape}: give (M, p), p > 0, a row for each of "
-                            f"the {len(values)} measurements")
-        known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
-    when = None if times is None else of_values(
-        "times", times if masked_times is None else masked_times.data)
-    if when is not None and when.values.shape != (len(values),):
-        raise UserError(f"times {when.values.shape}: give one for each of the {len(values)} "
-                        "measurements")
-    found = Measurements(coords, values, known=known, times=when,
-                         noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
+    found = replace(found, noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
     return clean("measurements", found, missing, lonlat)
+
+
+def measured(
+    source: str, coords: np.ndarray, values: np.ndarray, *, covariates: np.ndarray | None = None,
+    names: Sequence[str] = (), times: Any = None, time: str = "time",
+    noise: np.ndarray | None = None,
+) -> Measurements:
+    """Measurements of arrays; names: of covariates, time: of the times. Raises UserError for what
+    is no array of numbers, and for shapes that do not agree."""
+    coords, values = pair_of(source, coords, values)
+    count, known = len(values), None
+    if covariates is not None:
+        columns = unmasked(f"{source}covariates", covariates)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.ndim != 2 or len(columns) != count or columns.size == 0:
+            raise UserError(f"{source}covariates {columns.shape}: give (M, p), p > 0, a row for "
+                            f"each of the {count} measurements")
+        known = Known(columns, tuple(names or (f"covariate {j + 1}"
+                                               for j in range(columns.shape[1]))))
+    when = None if times is None else of_values(f"{source}times", times, time)
+    noise = None if noise is None else real_array(f"{source}noise_sd", noise)
+    for name, own in (("times", when and when.values), ("noise_sd", noise)):
+        if own is not None and own.shape != (count,):
+            raise UserError(f"{source}{name} {own.shape}: give one for each of the {count} "
+                            "measurements")
+    return Measurements(coords, values, noise=noise, known=known, times=when)
 
 
 def clean(

@@ -33,15 +33,7 @@ from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
-from sparsefield.use.points import (
-    MOST_POINTS,
-    Measurements,
-    clean,
-    joined,
-    noise_of,
-    pair_of,
-    real_array,
-)
+from sparsefield.use.points import MOST_POINTS, Measurements, clean, joined, measured, noise_of
 from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
@@ -528,14 +520,11 @@ def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
 def _blocks(source: str) -> Iterator[bytes]:
     """Whole lines of a source, unpacked where it is gzip: about BLOCK bytes, or all of it from a
     pipe and in UTF-16."""
-    if source == "-":
-        yield _unpacked(source, sys.stdin.buffer.read())
-        return
-    with open(source, "rb") as raw:
+    with io.BytesIO(sys.stdin.buffer.read()) if source == "-" else open(source, "rb") as raw:
         beginning = raw.read(2)
         raw.seek(0)
         file = gzip.GzipFile(fileobj=raw) if beginning == GZIP else raw
-        most = -1 if beginning in UTF_16 else BLOCK
+        most = -1 if beginning in UTF_16 or source == "-" else BLOCK
         try:
             block = file.read(most)
             while True:
@@ -544,13 +533,6 @@ def _blocks(source: str) -> Iterator[bytes]:
                     return
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: no readable gzip ({error})") from None
-
-
-def _unpacked(source: str, content: bytes) -> bytes:
-    try:
-        return gzip.decompress(content) if content.startswith(GZIP) else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: no readable gzip ({error})") from None
 
 
 def _text(source: str, content: bytes) -> str:
@@ -621,21 +603,10 @@ def _read_npz(
     if lacking := {"coords", "values", *covariates, time or "coords"} - set(arrays):
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
-    coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
-    noise = arrays.get("noise_sd") if reads_noise else None
-    if noise is not None and noise.shape != (len(values),):
-        raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
-                        f"({len(values)},)")
-    known = None
-    if covariates:
-        columns = [real_array(f"{path}: {name}", arrays[name]) for name in covariates]
-        if any(column.shape != (len(values),) for column in columns):
-            raise UserError(f"{path}: each covariate must be a number for each point: "
-                            f"({len(values)},)")
-        known = Known(np.stack(columns, axis=1), tuple(covariates))
-    times = None if time is None else of_values(str(path), arrays[time], time)
-    if times is not None and times.values.shape != (len(values),):
-        raise UserError(f"{path}: {time} {times.values.shape} must be a time for each point: "
-                        f"({len(values)},)")
-    return Measurements(coords, values, noise=None if noise is None else real_array(
-        f"{path}: noise_sd", noise), known=known, times=times)
+    known = [arrays[name] for name in covariates]
+    if len({column.shape for column in known}) > 1:
+        raise UserError(f"{path}: covariates must be a number for each point, (M,)")
+    return measured(f"{path}: ", arrays["coords"], arrays["values"], names=covariates,
+                    covariates=np.stack(known, axis=-1) if known else None,
+                    times=arrays.get(time), time=time or "time",
+                    noise=arrays.get("noise_sd") if reads_noise else None)
