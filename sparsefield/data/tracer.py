@@ -79,11 +79,6 @@ class Turbulence:
         """Mean of |u|^2 / 2."""
         return float((self.velocity() ** 2).sum(axis=0).mean() / 2)
 
-    @property
-    def divergence(self) -> np.ndarray:
-        """(n, n) of the velocity: 0 but for rounding."""
-        return np.fft.irfft2((1j * self.wave * np.fft.rfft2(self.velocity())).sum(axis=0))
-
     def _change(self, state: np.ndarray) -> np.ndarray:
         """Of advection, a frame."""
         slopes = np.fft.irfft2(1j * self.wave * state[:, None])           # (2, 2, n, n)

@@ -63,7 +63,7 @@ def selective_scan(
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {shape}, got {(*tensor.shape,)}")
     _, backend = choose_backend(u.device.type, u.dtype)
-    return backend.selective_scan(u, delta, A, B, C, D, z, delta_bias, reverse)
+    return backend.selective_scan(u, delta, A, B, C, D, z, delta_bias, reverse=reverse)
 
 
 def describe_backend(device: torch.device | str) -> str:
@@ -122,7 +122,7 @@ def load_backend(name: str) -> ModuleType | str:
 def with_gradients(
     forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., list[Tensor]]
 ) -> Callable[..., Tensor]:
-    """A function of (*tensors, reverse) with gradients that `backward` computes.
+    """A function of (*tensors, reverse=False) with gradients that `backward` computes.
 
     Args:
         forward: (*tensors, reverse, keep) to the output and, with `keep`, what the backward needs.
@@ -142,8 +142,7 @@ def with_gradients(
             saved = ctx.saved_tensors
             return None, *backward(*saved[:ctx.count], ctx.reverse, *saved[ctx.count:], dout)
 
-    def run(*arguments):
-        *tensors, reverse = arguments
+    def run(*tensors, reverse=False):
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             return Kernel.apply(reverse, *tensors)
         return forward(*tensors, reverse, False)[0]

@@ -37,8 +37,11 @@ MAX_TAPS = kernels.CHUNK + 1  # of the convolution
 
 def _scan(u, delta, A, B, C, D, z, delta_bias, reverse, keep) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
+    (batch, _, length), states = u.shape, A.shape[1]
     dtype = _memory_dtype(u, delta, z)
-    out, starts = _empty_like(u, dtype), _empty_starts(u, A, keep)
+    out = _empty_like(u, dtype)
+    starts = u.new_empty(batch if keep else 0, -(-length // kernels.CHUNK), _tiles(u),
+                         states * kernels.TILE, dtype=torch.float32)
     arrays = _arrays(dtype, u, delta, A, B, C, D, z, delta_bias)
     _run(kernels.forward, u, *arrays, reverse, _as_array(out, dtype), starts.numpy())
     return out.to(u.dtype), starts
@@ -61,21 +64,7 @@ def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -
     return [du, ddelta, dA, dB.mT, dC.mT, dD[:, 0], dz, dbias[:, 0]]
 
 
-_scan_with_gradients = with_gradients(_scan, _scan_backward)
-
-
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool = False,
-) -> Tensor:
-    """See `sparsefield.scan.selective_scan`."""
-    return _scan_with_gradients(u, delta, A, B, C, D, z, delta_bias, reverse)
-
-
-def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    chunks = -(-u.shape[2] // kernels.CHUNK)
-    return u.new_empty(u.shape[0] if keep else 0, chunks, _tiles(u), A.shape[1] * kernels.TILE,
-                       dtype=torch.float32)
+selective_scan = with_gradients(_scan, _scan_backward)
 
 
 def _arrays(dtype, u, delta, A, B, C, D, z, delta_bias) -> list[np.ndarray]:
@@ -90,6 +79,7 @@ def _arrays(dtype, u, delta, A, B, C, D, z, delta_bias) -> list[np.ndarray]:
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, keep: bool
 ) -> tuple[Tensor]:
+    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
     dtype = _memory_dtype(x)
     out = _empty_like(x, dtype)
     _run(kernels.conv_forward, x, _as_array(x, dtype), _as_array(weight), _as_array(bias[:, None]),
@@ -111,12 +101,7 @@ def _convolve_backward(
     return [dx, _summed(dweight), _summed(dbias)[:, 0]]
 
 
-_convolve_with_gradients = with_gradients(_convolve, _convolve_backward)
-
-
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
-    return _convolve_with_gradients(x, weight, bias, reverse)
+causal_conv_silu = with_gradients(_convolve, _convolve_backward)
 
 
 # --- how kernels run -----------------------------------------------------------------------------

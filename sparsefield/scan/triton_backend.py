@@ -31,8 +31,9 @@ PER_WARP = 256    # states that a warp holds, 8 a thread: with more the backward
 
 def _scan(u, delta, A, B, C, D, z, delta_bias, reverse, keep) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
-    out, starts = _empty_like(u), _empty_starts(u, A, keep)
     grid, sizes, constants = _plan(u, A)
+    out, chunks = _empty_like(u), sizes[-1]
+    starts = u.new_empty(len(u) if keep else 0, chunks, *A.shape, dtype=torch.float32)
     with torch.cuda.device_of(u):
         _forward_kernel[grid](*_arguments(u, delta, A, B, C, D, z, delta_bias), out, starts, *sizes,
                               REVERSE=reverse, KEEP=keep, **constants)
@@ -60,15 +61,7 @@ def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -
     return [du, ddelta, dA, dB.mT, dC.mT, dD, dz, dbias]
 
 
-_scan_with_gradients = with_gradients(_scan, _scan_backward)
-
-
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool = False,
-) -> Tensor:
-    """See `sparsefield.scan.selective_scan`."""
-    return _scan_with_gradients(u, delta, A, B, C, D, z, delta_bias, reverse)
+selective_scan = with_gradients(_scan, _scan_backward)
 
 
 def _plan(u: Tensor, A: Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int]]:
@@ -79,11 +72,6 @@ def _plan(u: Tensor, A: Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[
                  "num_warps": max(1, min(8, BLOCK * padded // PER_WARP))}
     return ((batch, -(-channels // BLOCK)), (channels, length, states, -(-length // CHUNK)),
             constants)
-
-
-def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    chunks = -(-u.shape[2] // CHUNK)
-    return u.new_empty(u.shape[0] if keep else 0, chunks, *A.shape, dtype=torch.float32)
 
 
 def _by_channel(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def found_in_the_interpreter() -> dict:
         found[case] = errors(run("triton", inputs, torch.float32, reverse=reverse),
                              run("reference", inputs, reverse=reverse))
     inputs = {key: x.bfloat16() for key, x in make_inputs(6).items()}
-    got, want = triton_backend.selective_scan(**inputs), reference.selective_scan(**inputs)
+    got, want = triton_backend.selective_scan(*inputs.values()), reference.selective_scan(**inputs)
     assert got.dtype == torch.bfloat16
     return found | {"bfloat16": ((got - want).float().norm() / want.float().norm()).item()}
 
