@@ -388,7 +388,7 @@ def _refuse_codes(part: Part) -> None:
     """Raises UserError where a number stands for points that do not exist, such as -9999."""
     for start, field in _searched(part):
         for values in field.reshape(-1, field.shape[-1]).T.astype(np.float64):
-            code = lone_extreme(values, codes_only=True)
+            code = lone_extreme(values)
             if code is not None:
                 raise UserError(
                     f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in "

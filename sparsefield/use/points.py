@@ -175,7 +175,7 @@ def clean(
     names = found.names or ("values",) * found.values.shape[1]
     if missing != []:
         for name, column in zip(names, found.values.T, strict=True):
-            refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
+            refuse_lone_extreme(f"{source}: {name}", column)
         for axis, column in zip("xy", found.coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, is_axis=True)
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
