@@ -483,18 +483,11 @@ def open_netcdf(
                                 for k, steps in ((1, other.steps), (0, path), (1, main.steps))))
             parts[number] = Part(str(file), other.values, 0, len(other.values))
             times[number] = other.times
-    if frames > 1:
-        for own in times:
-            _require_order(path, own)
-    return array_data(path.name, parts, value_range, units or main.units, tile=size,
-                      rows_up=main.rows_up, frames=frames, times=times)
-
-
-def _require_order(path: Path, times: np.ndarray | None) -> None:
-    """Raises UserError for times that do not grow."""
-    if times is not None and not (np.diff(times) > 0).all():
+    if frames > 1 and not all(own is None or (np.diff(own) > 0).all() for own in times):
         raise UserError(f"{path}: its times do not grow from step to step, and TIME asks for "
                         "fields that follow each other: sort them first")
+    return array_data(path.name, parts, value_range, units or main.units, tile=size,
+                      rows_up=main.rows_up, frames=frames, times=times)
 
 
 Parts = tuple[list[np.ndarray], list[np.ndarray | None]]

@@ -204,7 +204,9 @@ class Split(Protocol):
         is_symmetric: whether a field flipped, turned by quarters, or with channels exchanged is as
             likely as it is, as in pictures.
 
-    Of `standardised` data `is_standard` is True, and each field is to be seen `by_measured`.
+    Of `standardised` data `is_standard` is True, and each field is to be seen `by_measured`. A
+    split of sequences also has `frames`, T: its fields i T ... i T + T - 1 are the frames of one,
+    in their order, at `time(index)` in mean steps, and are augmented alike by equal random numbers.
     """
 
     has_gaps: bool
@@ -221,21 +223,6 @@ class Split(Protocol):
     def high_resolution(self, index: int, size: int) -> np.ndarray | None:
         """(size, size, C), of which `example(index)` is the area average; None if the source has
         fewer points."""
-
-
-class Sequences(Split, Protocol):
-    """A split whose fields i T ... i T + T - 1 are the frames of a sequence, in their order.
-
-    A training field is augmented alike for all of them by equal random numbers.
-
-    Attributes:
-        frames: T.
-    """
-
-    frames: int
-
-    def time(self, index: int) -> float:
-        """Of field `index`, in mean steps between frames."""
 
 
 def frames_of(split: Split) -> int:

@@ -113,7 +113,7 @@ def _run(seed: int, number: int, frames: int, size: int) -> np.ndarray:
 
 
 class TracerSplit:
-    """Sequences of some runs, see `scale.Sequences`: simulated when they are first asked for.
+    """Sequences of some runs, see `scale.Split`: simulated when they are first asked for.
 
     Sequence i is of run i modulo their number, a training sequence at any place and time of it.
     """

@@ -138,7 +138,9 @@ def of_array(
         times = of_axis(source, array[dim])
         require_frames(f"{source}: {dim}", array.sizes[dim])
     if lonlat is None:
-        lonlat = is_longitude(on_x) or are_degrees(names[1]) or _is_geographic(array)
+        system = array.coords["spatial_ref"].attrs if "spatial_ref" in array.coords else {}
+        lonlat = is_longitude(on_x) or are_degrees(names[1]) or (  # as rioxarray says it
+            str(system.get("crs_wkt", "")).startswith(("GEOGCS", "GEOGCRS")))
     elif lonlat:
         globe.refuse_rotated(source, ", ".join(names))
     grid = Grid(on_x.values.astype(float), on_y.values.astype(float), names,
@@ -240,10 +242,3 @@ def _is_plane(variable: DataArray, chosen: Sequence[str | None]) -> bool:
     """Whether it has two axes, x and y by the file or as they were chosen, but for single steps."""
     axes = [dim for dim, count in variable.sizes.items() if count > 1]
     return len(axes) == 2 and all(dim in chosen or axis_of(variable[dim]) for dim in axes)
-
-
-def _is_geographic(array: DataArray) -> bool:
-    """Whether the reference system that rioxarray gave it is one of degrees."""
-    text = str(array.coords["spatial_ref"].attrs.get("crs_wkt", "")) if (
-        "spatial_ref" in array.coords) else ""
-    return text.startswith(("GEOGCS", "GEOGCRS"))

@@ -345,26 +345,18 @@ def merge_repeats(
     Returns:
         places (P, D), values and noise (P, C).
     """
-    keys = np.round(places / SAME_PLACE).astype(np.int64)
-    _, first, which, count = np.unique(keys, axis=0, return_index=True, return_inverse=True,
-                                       return_counts=True)
+    first, which, count = _grouped(places)
     if len(first) == len(places):
         return places, values, noise
     log.info("%d of %d measurements share %s with another: averaged to %d points",
              count[count > 1].sum(), len(places), what, len(first))
-    which = which.reshape(-1)
-
-    def summed(numbers: np.ndarray) -> np.ndarray:
-        total = np.zeros((len(first), values.shape[1]))
-        np.add.at(total, which, numbers)
-        return total
-
     is_exact = noise == 0
-    exact = summed(is_exact)                                               # (P, C)
+    exact = _summed(is_exact, which)                                       # (P, C)
     weights = np.where(exact[which] > 0, is_exact, np.maximum(noise, 1e-100) ** -2.0)
-    total = summed(weights)
-    means = summed(weights * values) / total
-    scatters = np.sqrt(summed(is_exact * (values - means[which]) ** 2) / np.maximum(exact - 1, 1))
+    total = _summed(weights, which)
+    means = _summed(weights * values, which) / total
+    squares = _summed(is_exact * (values - means[which]) ** 2, which)
+    scatters = np.sqrt(squares / np.maximum(exact - 1, 1))
     differ = scatters > SAME_PLACE * np.ptp(values, axis=0)
     if differ.any():
         worst = np.sqrt((scatters**2).sum(axis=0) / np.maximum(differ.sum(axis=0), 1))
@@ -377,12 +369,24 @@ def merge_repeats(
 def scatter(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
     """How repeats at one place differ: the summed squares (C,) of their differences from the mean
     there, and the degrees of freedom, measurements (M, D), (M, C) minus places."""
-    keys = np.round(places / SAME_PLACE).astype(np.int64)
-    _, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    means = np.zeros((len(count), values.shape[1]))
-    np.add.at(means, which.reshape(-1), values)
-    off = values - (means / count[:, None])[which.reshape(-1)]
+    _, which, count = _grouped(places)
+    off = values - (_summed(values, which) / count[:, None])[which]
     return (off**2).sum(axis=0), len(values) - len(count)
+
+
+def _grouped(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first measurement at each of P places, the place of each (M,), and how many are at it."""
+    keys = np.round(places / SAME_PLACE).astype(np.int64)
+    _, first, which, count = np.unique(keys, axis=0, return_index=True, return_inverse=True,
+                                       return_counts=True)
+    return first, which.reshape(-1), count
+
+
+def _summed(numbers: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Numbers (M, C) summed over each place, (P, C)."""
+    total = np.zeros((which.max() + 1, numbers.shape[1]))
+    np.add.at(total, which, numbers)
+    return total
 
 
 def merge_twins(

@@ -313,25 +313,23 @@ class Columns:
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
         names = tuple(self.names[k] for k in chosen)
-        units = self.table.attrs.get(names[0]) if len(names) == 1 else None
+        said, known, times = self.table.attrs, None, None
+        if k_known:
+            columns = [self.numbers(k, "covariates") for k in k_known]
+            of_known = tuple(self.names[k] for k in k_known)
+            known = Known(np.stack(columns, axis=1), of_known,
+                          tuple(said.get(name) or "" for name in of_known))
+        if k_time is not None:
+            name, column = self.names[k_time], self.table.iloc[:, k_time]
+            if (units := said.get(name)) and column.dtype.kind in "iuf":
+                times = Times(self.numbers(k_time, "time"), name, units,
+                              said.get(CALENDAR.format(name)) or "standard")
+            else:
+                times = of_values(self.source, column, name)
         return Measurements(
-            coords, values, names, units=units, known=self._known(k_known),
-            times=None if k_time is None else self._times(k_time),
+            coords, values, names, units=said.get(names[0]) if len(names) == 1 else None,
+            known=known, times=times,
             noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
-
-    def _known(self, columns: Sequence[int]) -> Known | None:
-        if not columns:
-            return None
-        names = tuple(self.names[k] for k in columns)
-        return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
-                     tuple(self.table.attrs.get(name) or "" for name in names))
-
-    def _times(self, k: int) -> Times:
-        name, column = self.names[k], self.table.iloc[:, k]
-        units, calendar = (self.table.attrs.get(key) for key in (name, CALENDAR.format(name)))
-        if units and column.dtype.kind in "iuf":
-            return Times(self.numbers(k, "time"), name, units, calendar or "standard")
-        return of_values(self.source, column, name)
 
     def find(self, wanted: str | int, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
