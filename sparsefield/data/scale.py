@@ -204,7 +204,7 @@ class Split(Protocol):
         is_symmetric: whether a field flipped, turned by quarters, or with channels exchanged is as
             likely as it is, as in pictures.
 
-    Of `standardised` data `is_standard` is True, and each field is to be seen `by_measured`. A
+    Of `standardised` data `is_standard` is True: see sparsefield.data.batches.Pattern.measure. A
     split of sequences also has `frames`, T: its fields i T ... i T + T - 1 are the frames of one,
     in their order, at `time(index)` in mean steps, and are augmented alike by equal random numbers.
     """
@@ -235,14 +235,12 @@ def time_of(split: Split, index: int) -> float:
     return split.time(index) if frames_of(split) > 1 else 0.0
 
 
-def by_measured(split: Split, field: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """A field (H, W, C) as a model sees it: one of standardised data by the mean and sd of what is
-    observed of it (M,), which is all that is known in use; others as they are."""
-    if not is_standard(split):
-        return field
+def measured_moments(field: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (C,) of what is observed (M,) of a field (H, W, C); the sd is at least LEAST_SD
+    of the field's."""
     measured = field.reshape(-1, field.shape[-1])[observed]
     sd = np.maximum(measured.std(axis=0), LEAST_SD * np.nanstd(field, axis=(0, 1)))
-    return (field - measured.mean(axis=0)) / (STANDARD * np.where(sd > 0, sd, 1))
+    return measured.mean(axis=0), sd
 
 
 def is_standard(split: Split) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
@@ -9,7 +11,9 @@ import tifffile
 from scipy import stats
 from scipy.io import netcdf_file
 
+from reconstruct import FIELDS, load, unlike_noise
 from sparsefield.data.netcdf import grid_axes
+from sparsefield.use import points
 from sparsefield.use.grids import Grid
 from sparsefield.use.read import read_measurements
 
@@ -317,6 +321,19 @@ def test_the_model_of_any_quantity_answers_where_it_is_better(tables, spread, fl
     assert "are of the exact Gaussian" in out
     field = pandas.read_csv("out/field.csv")
     assert (field["sd"] > 0).mean() > 0.9 and field["mean"].between(295, 310).all()
+
+
+def test_the_model_of_any_quantity_answers_noise_that_it_has_learnt(monkeypatch):
+    coords = np.random.default_rng(0).random((80, 2))
+    exact = points.Measurements(coords, np.sin(9 * coords[:, :1]))
+    model = load(FIELDS)
+    for learnt, shares in (("0", (0,)), ("0-0.3", (0, 0.1, 0.29)), ("0.05-0.3", (0.1, 0.29))):
+        monkeypatch.setitem(model.checkpoint["config"], "noise", learnt)
+        for share in (0, 0.1, 0.29, 0.5):
+            noise = np.full(80, share * exact.values.std())
+            why = unlike_noise(model, replace(exact, noise=noise))
+            assert (why is None) == (share in shares), (learnt, share)
+    assert "has learnt noise of 0.05 to 0.3 of the sd" in unlike_noise(model, exact)
 
 
 def test_axes_in_degrees_that_do_not_say_so_are_written_as_such(tables):
