@@ -229,12 +229,16 @@ def is_longitude(variable: DataArray) -> bool:
 
 
 def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, DataArray]:
-    """The x and y axes of a file's grid; dataset: what it holds, if it was read already.
+    """The x and y axes of a file's grid; dataset: what it holds, if it was opened already. Nothing
+    else of it is read.
 
     Raises:
         UserError: not one of each, or one that neither grows nor falls.
     """
-    dataset = read_dataset(path) if dataset is None else dataset
+    if dataset is None:
+        with lazily(path) as opened:
+            x, y = grid_axes(path, opened)
+            return x.load(), y.load()
     axes = {"x": [], "y": []}
     for name in dataset.indexes:
         if dataset[name].dtype.kind in "iuf" and (axis := axis_of(dataset[name])):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import tifffile
+import xarray
 from scipy import stats
 from scipy.io import netcdf_file
 
@@ -215,6 +216,17 @@ def test_axes_of_a_projection(tmp_path):
     grid = Grid.like(str(path), grid_axes(path))
     assert grid.extent == (-5, 15, 2, 6) and grid.y[0] == 5 and not grid.is_global
     assert grid.attributes[0]["units"] == "m"
+
+
+def test_of_a_grid_the_axes_alone_are_read(tmp_path):
+    h5py, path = pytest.importorskip("h5py"), tmp_path / "large.nc"
+    axes = {"x": np.arange(4.0), "y": np.arange(4.0)}
+    pytest.importorskip("h5netcdf")
+    xarray.Dataset({"t": (("y", "x"), np.ones((4, 4)), {}, {"zlib": True})}, axes).to_netcdf(
+        path, engine="h5netcdf")
+    with h5py.File(path, "r+") as file:
+        file["t"].id.write_direct_chunk((0, 0), b"not compressed")
+    assert [axis.size for axis in grid_axes(path)] == [4, 4]
 
 
 def test_stations_of_a_netcdf(tables):
