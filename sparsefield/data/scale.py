@@ -15,12 +15,15 @@ from sparsefield.errors import UserError
 log = logging.getLogger(__name__)
 
 SEARCHED = 2**22  # how many values of a data set are searched for spikes and codes
-# Shares of values, and of the range that all others take: spikes, and what spans many decades.
+# Warn where leaving out the first share of the values leaves less than the second of their range:
+# spikes, and values of many decades.
 SPIKES = ((0.001, 0.1), (0.1, 0.01))
 NARROW = 0.01  # of a range: values within so little look alike to a model
 PIXELS, NARROW_PIXELS = ((0.0, 255.0), (0.0, 65535.0)), 0.1  # where the type gives the range
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
-LEAST_ALIKE, SORTED, FAR_STEPS = 3, 2**16, 20  # values; steps between others
+LEAST_ALIKE = 3  # equal values that may be a gap
+SORTED = 2**16  # values, at most, that are searched for gaps
+FAR_STEPS = 20  # a gap is so many times as wide as usual steps between values
 STANDARD = 3.0  # sd of the measurements that 1 inside is, of standardised fields
 LEAST_SD = 0.1  # of measurements that such a field is divided by, in its own sd
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test

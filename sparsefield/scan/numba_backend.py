@@ -123,8 +123,8 @@ def _compiled(kernel, *kinds):
 
 
 def _run(kernel, x: Tensor, *args: np.ndarray | bool) -> None:
-    """Share the tasks of x (B, E, L) among the threads, in four helpings each so that a slow core
-    gets fewer."""
+    """Share the tasks of x (B, E, L) among the threads, in four portions for each, of which a slow
+    core takes fewer."""
     function = _compiled(kernel, *(bool if isinstance(given, bool) else (given.dtype, given.ndim)
                                    for given in args))
     tasks = x.shape[0] * _tiles(x)

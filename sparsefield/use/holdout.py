@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import crps_of_values, gaussian_crps
+from sparsefield.evaluate.metrics import LEVEL, crps_of_values, gaussian_crps
 from sparsefield.use.blocks import Blocks, Stretches
 from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Extent, Measurements
@@ -23,7 +23,6 @@ from sparsefield.use.predict import Reconstructor, Settings
 
 log = logging.getLogger("sparsefield")
 
-LEVEL = 0.9
 SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
 RESAMPLES = 2000

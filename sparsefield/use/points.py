@@ -23,7 +23,8 @@ MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
-STRAY = (0.2, 5)  # share of the places, and how many spans of all others they are off
+# At most this share of the numbers, farther from all others than so many times their span, strays.
+STRAY = (0.2, 5)
 LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
 
