@@ -35,9 +35,9 @@ def selective_scan(
             arguments = h, *chunk, A, delta_bias, reverse
             y, h = _walk(*arguments) if not torch.is_grad_enabled() else checkpoint(
                 _walk, *arguments, use_reentrant=False, preserve_rng_state=False)
-            outputs.append(y)
-        y = torch.cat(outputs[::-1] if reverse else outputs) + D * u          # (L, B, E)
-        return (y * F.silu(z)).permute(1, 2, 0).to(memory)
+            outputs.append(y.transpose(0, 1))
+        y = torch.cat(outputs[::-1] if reverse else outputs, dim=1)           # (B, L, E)
+        return ((y + D * u.transpose(0, 1)) * F.silu(z.transpose(0, 1))).mT.to(memory)
 
 
 def _walk(
