@@ -58,7 +58,8 @@ def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -
     _run(kernels.backward, dout, *arrays, reverse, starts.numpy(), dout, du, ddelta, dz,
          dA, dB, dC, dD, dbias)
     dA, dB, dC, dD, dbias = map(_summed, (dA, dB, dC, dD, dbias))
-    du, ddelta, dz = (_as_tensor(x, dtype, u) for x in (du, ddelta, dz))
+    du, ddelta, dz = (_as_tensor(x, dtype, own)
+                      for x, own in ((du, u), (ddelta, delta), (dz, z)))
     own = slice(u.shape[1])
     return [du, ddelta, dA[:, own].T, dB.mT, dC.mT, dD[0, own], dz, dbias[0, own]]
 

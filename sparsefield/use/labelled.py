@@ -218,15 +218,16 @@ def grid_in(
               if variable.dtype.kind in "iuf" and variable.ndim > 1}
     grids = {name: variable for name, variable in fields.items()
              if (variable.ndim > 2 if time else _is_plane(variable, axes))}
-    found = value or list(grids)
-    is_list = any(time in variable.dims for variable in fields.values()) if time else (
-        not set(found) & set(fields))
-    if (not grids and is_list) or not fields:
-        return None
-    if len(found) != 1 and grids:
+    if not grids:
+        is_list = any(time in variable.dims for variable in fields.values()) if time else (
+            not set(value or ()) & set(fields))
+        if is_list or not fields:
+            return None
+    named = value or list(grids)
+    if grids and len(named) != 1:
         raise UserError(f"{path}: which variable? give one with --value, of "
                         f"{', '.join(map(describe, grids.values()))}")
-    chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
+    chosen = find(path, fields, named[0] if named else next(iter(fields)), "--value")
     if time and time not in chosen.dims:
         raise UserError(f"{path}: {describe(chosen)} has no axis {time}: give the name of its "
                         "time axis with --time; what has none needs no --time")

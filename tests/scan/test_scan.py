@@ -81,6 +81,17 @@ def test_bfloat16_in_memory_is_float32_inside(name, channels, reverse):
     assert found.pop("out") < 2**-8 and max(found.values()) < 2**-7
 
 
+@pytest.mark.parametrize("name", CPU)
+def test_gradients_have_the_precision_of_their_tensors(name):
+    found = []
+    for scan_by in (scan_of(name), scan_of("reference")):
+        inputs = {key: x.float() for key, x in make_inputs(20).items()}
+        inputs["u"] = inputs["u"].bfloat16()
+        out = scan_by(**inputs | {"delta": inputs["delta"].requires_grad_()})
+        found.append(torch.autograd.grad(out.sum(), inputs["delta"])[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name, dtype, channels", [
     ("torch", torch.float32, 5), ("numba", torch.float32, 5), ("numba", torch.bfloat16, 64)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
