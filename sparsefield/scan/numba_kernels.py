@@ -182,6 +182,12 @@ def sigmoid(x):
 
 
 @njit
+def silu_slope(x, gate):
+    """Derivative of x sigmoid(x), of gate = sigmoid(x)."""
+    return gate * (1.0 + x * (1.0 - gate))
+
+
+@njit
 def softplus(x):
     """max(x, 0) + log(1 + w), w = exp(-|x|), with log(1 + w) = 2 artanh(w / (2 + w))."""
     w = exp2(maximum(x, x * -1.0) * -LOG2_E)
@@ -354,8 +360,7 @@ def _gate_backward(dy, dz, y, z, n):
     for at in range(0, n * ROW, VECTOR):
         z_i, grad = load(z.ctypes.data + at), load(dy.ctypes.data + at)
         gate = sigmoid(z_i)
-        d_gate = gate * (1.0 + z_i * (1.0 - gate))
-        store(dz.ctypes.data + at, grad * load(y.ctypes.data + at) * d_gate)
+        store(dz.ctypes.data + at, grad * load(y.ctypes.data + at) * silu_slope(z_i, gate))
         store(dy.ctypes.data + at, grad * z_i * gate)
 
 
@@ -493,16 +498,6 @@ def conv_forward(x, weight, bias, reverse, out, begin, end):
 
 
 @njit
-def _silu_backward(y, dy, n):
-    """dy from the gradient of silu(y), in place."""
-    for at in range(0, n * ROW, VECTOR):
-        y_i = load(y.ctypes.data + at)
-        gate = sigmoid(y_i)
-        grad = load(dy.ctypes.data + at) * gate * (1.0 + y_i * (1.0 - gate))
-        store(dy.ctypes.data + at, grad)
-
-
-@njit
 def _add_weight_gradients(x, dy, taps, n, dw, db):
     """dw[k] += sum_i dy[i] x[i + k] and db += sum_i dy[i]."""
     for offset in range(0, ROW, VECTOR):
@@ -542,7 +537,9 @@ def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end
             _read_rows(x, b, e0, start - taps + 1, n + taps - 1, reverse, x_rows)
             _read_rows(dout, b, e0, start, n, reverse, dy_rows)
             _convolve(x_rows, w, d, taps, n, y_rows)
-            _silu_backward(y_rows, dy_rows, n)
+            for at in range(0, n * ROW, VECTOR):
+                y_i, dy_at = load(y_rows.ctypes.data + at), dy_rows.ctypes.data + at
+                store(dy_at, load(dy_at) * silu_slope(y_i, sigmoid(y_i)))
             _add_weight_gradients(x_rows, dy_rows, taps, n, dw, db)
             _convolve(dy_rows, flipped, zero, taps, n, dx_rows)
             _write_rows(dx, b, e0, start, n, reverse, dx_rows)

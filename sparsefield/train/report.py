@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,12 +131,6 @@ class Progress:
         return {**means, "skipped": int(self.sums["skipped"])}
 
 
-class _Group(NamedTuple):
-    which: list[int]
-    batch: Batch
-    known: Known
-
-
 class Validation:
     """At most `count` fields of a validation split, evenly spread, for models of one architecture:
     their closed forms are computed once.
@@ -157,7 +151,7 @@ class Validation:
         self.every = Cases(split, pattern, indices, seed=EVAL_SEED, points=points, device=device)
         self.cases = self.every.subset(
             [k for k in range(self.count) if k // frames % share[1] == share[0]])
-        self._groups: list[_Group] = []
+        self._groups: list[tuple[list[int], Batch, Known]] = []
         self._kriged: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def baselines(self) -> dict[str, list[dict[str, float]]]:
@@ -208,11 +202,12 @@ class Validation:
                 results[k] = {"loss": loss, **numbers}
         return results
 
-    def groups(self, model: FieldModel) -> list[_Group]:
+    def groups(self, model: FieldModel) -> list[tuple[list[int], Batch, Known]]:
+        """Which cases go together, as a batch, and what is known of them."""
         if not self._groups:
             forms = ClosedForms(model, *self.cases.shape(self.cases.rows), self.cases.device)
             batches = [(which, self._batch(which)) for which in self.cases.groups()]
-            self._groups = [_Group(which, batch, forms(batch)) for which, batch in batches]
+            self._groups = [(which, batch, forms(batch)) for which, batch in batches]
         return self._groups
 
     def _batch(self, which: list[int]) -> Batch:
