@@ -108,8 +108,9 @@ def photograph() -> list[list[str]]:
         posterior.noise(grid[hidden][None])(
             [torch.Generator().manual_seed(k) for k in range(SAMPLES)])
         times.append(time.perf_counter())
-        error = (answer.mean[0].clamp(-1, 1) - pixels[hidden]).square().sum() / pixels.numel()
-        rows.append([f"{step:.2f}" for step in np.diff(times)] + [f"{10 * np.log10(4 / error):.2f}"])
+        square = (answer.mean[0].clamp(-1, 1) - pixels[hidden]).square().sum() / pixels.numel()
+        rows.append([f"{step:.2f}" for step in np.diff(times)]
+                    + [f"{10 * np.log10(4 / float(square)):.2f}"])
     return rows
 
 

@@ -30,6 +30,7 @@ PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
 FEATURES = 2 * WAVES + 2  # numbers that a field in the plane takes
 KEPT_POINTS = 4096  # off a grid, whose features are kept for further draws
+SUMMED_POINTS = 512  # otherwise, whose features are there at once
 GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which all are summed
 
 
@@ -313,7 +314,7 @@ class Waves:
         if len(self.coords) <= KEPT_POINTS:
             return numbers @ self._features.T
         return torch.cat([numbers @ features(self.kernel, part).T
-                          for part in self.coords.split(KEPT_POINTS)], dim=1)
+                          for part in self.coords.split(SUMMED_POINTS)], dim=1)
 
     def _from_sides(self, numbers: Tensor) -> Tensor:
         x, y = self._sides

@@ -55,7 +55,7 @@ TILE = 64  # observations of a tile
 SOLID_TILE = 32  # in more than two dimensions, where more of them lie at its faces
 TOGETHER = 256  # with those around it
 ABREAST = 8  # tiles, at most, that are factored side by side: their matrices fit into a cache
-KEPT_NUMBERS = 1 << 22  # queries times observations, up to which what draws need is kept
+KEPT_NUMBERS = 1 << 25  # up to which what draws need is kept for further ones: 128 MiB
 VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
 CLASSES = 12  # of distance, up to half of the largest
 LEAST_PAIRS = 10  # in a class that is shown
@@ -382,6 +382,11 @@ class _Field:
         """Which of coords (N, D) are answered together, each once."""
         return list(torch.arange(len(coords), device=coords.device).split(self.at_once))
 
+    def held(self, pieces: list[Tensor]) -> int:
+        """How many numbers the `errors` of all pieces hold."""
+        size = len(self.observed.coords)
+        return size * (size + sum(map(len, pieces)))
+
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
         """At (n, D), a piece, with (n, q): (n, C)."""
         z = self.leave_one_out.z  # first: the inverse factors that it needs serve queries, too
@@ -453,6 +458,10 @@ class _Tiles(_Field):
                 group.append((number, part))
         if group:
             yield group
+
+    def held(self, pieces: list[Tensor]) -> int:
+        return sum(TOGETHER * (min(ABREAST, len(piece)) * TOGETHER + len(piece))
+                   for piece in pieces)
 
     def _size(self, number: int) -> int:
         """How many observations a tile is answered from."""
@@ -550,8 +559,8 @@ class PosteriorNoise:
         self.places = places
         self.rows = [field.pieces(coords)
                      for field, (coords, _) in zip(self.fields, places, strict=True)]
-        most = min(TOGETHER, len(self.fields[0].observed.coords))  # numbers of a query
-        self.keep = len(places) * len(places[0][0]) * most <= KEPT_NUMBERS
+        held = sum(field.held(rows) for field, rows in zip(self.fields, self.rows, strict=True))
+        self.keep = held <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], Errors] = {}
 
     @cached_property
