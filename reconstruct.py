@@ -57,6 +57,7 @@ import numpy as np
 import tyro
 
 from sparsefield import __version__, cli, load, progress
+from sparsefield.data.batches import parse_noise
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import interval_name, largest_coverage
@@ -285,8 +286,11 @@ def choose_model(
     if name == FIELDS:
         why = unlike_fields(config, given, asked, cells)
     if why is None:
+        model = load(FIELDS, config.device)
+        why = unlike_noise(model, given)
+    if why is None:
         cli.log.info("the model of any quantity answers; --checkpoint none: kriging alone")
-        return load(FIELDS, config.device)
+        return model
     cli.log.info("kriging answers: %s; --checkpoint %s uses a bundled model all the same, check it "
                  "with --holdout 0.2", why, name)
     return load("none", config.device)
@@ -301,8 +305,7 @@ def unlike_fields(
     of_grid = cells.like.size if cells else math.prod(given.shape) if given.shape else math.inf
     reasons = (
         (config.transform, "the model of any quantity has learnt none with --transform"),
-        (config.noise_sd not in (None, "0") or given.noise is not None,
-         "the model of any quantity has learnt none with noise"),
+        (config.noise_sd == "auto", "the model of any quantity takes noise that is known alone"),
         (count < FEWEST_POINTS, f"{count} places are measured, and the model of any quantity "
                                 f"takes {FEWEST_POINTS} or more"),
         (count > MOST_KNOWN * of_grid,
@@ -313,6 +316,17 @@ def unlike_fields(
     if why is None and clustering(asked.frame, given.coords) is not None:
         return "the measurements are clustered"
     return why
+
+
+def unlike_noise(model: Reconstructor, given: Measurements) -> str | None:
+    """Why a model has not learnt measurements with such noise; None: it has."""
+    least, most = parse_noise(model.checkpoint["config"].get("noise", "0"))
+    noise = np.zeros(1) if given.noise is None else given.noise
+    sd = given.values.std(axis=0).clip(min=np.finfo(float).tiny)
+    if least <= noise.min() / sd.max() and noise.max() / sd.min() <= most:
+        return None
+    learnt = f"noise of {least:g} to {most:g} of the sd" if most else "none with noise"
+    return f"the model of any quantity has learnt {learnt}"
 
 
 def settings_of(config: Config) -> dict[str, Any]:

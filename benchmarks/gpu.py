@@ -118,10 +118,10 @@ def scan_row(name: str, sizes: tuple[int, int, int], dtype: torch.dtype, peak: f
 
     def ahead() -> None:
         with torch.no_grad():
-            function(**inputs)
+            function(*inputs.values())
 
     def both() -> None:
-        out = function(**leaves)
+        out = function(*leaves.values())
         torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
 
     cell = torch.finfo(dtype).bits // 8

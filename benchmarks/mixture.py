@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 from sparsefield import cli, load, progress
 from sparsefield.data import parse_pattern
 from sparsefield.data.arrays import read_array
+from sparsefield.data.batches import Measured
 from sparsefield.data.crops import COAST, FAULT, PHOTOS, Picture, random_box
 from sparsefield.data.netcdf import read_fields
 from sparsefield.data.tracer import SPIN_UP, Turbulence
@@ -269,15 +270,17 @@ def make(given: argparse.Namespace) -> None:
 # --- score ----------------------------------------------------------------------------------------
 
 
-def scores(model: Reconstructor, field: np.ndarray, observed: np.ndarray) -> dict[str, float]:
-    """Of a field (SIDE, SIDE, 1) from some of its points."""
+def scores(model: Reconstructor, measured: Measured, observed: np.ndarray) -> dict[str, float]:
+    """Of a field (SIDE, SIDE, 1) from some of its points; with noise at these, too."""
     tokens = False if getattr(model.network, "has_flow_unet", False) else None
-    values = field.reshape(-1, 1)
-    answer = model.reconstruct(grid_coords(SIDE, SIDE).double().numpy()[observed], values[observed],
-                               (SIDE, SIDE), extent=(0, 1, 0, 1), num_samples=SAMPLES,
+    noise_sd = float(measured.noise_sd[0])
+    answer = model.reconstruct(grid_coords(SIDE, SIDE).double().numpy()[observed],
+                               measured.noisy.reshape(-1, 1)[observed], (SIDE, SIDE),
+                               extent=(0, 1, 0, 1), num_samples=SAMPLES, noise_sd=noise_sd,
                                tokens=tokens, missing=[])  # a step repeats its value
-    found = evaluate_samples(answer.samples, field, observed)
-    error = np.delete(answer.mean.reshape(-1, 1) - values, observed)
+    known = observed[: 0 if noise_sd else None]
+    found = evaluate_samples(answer.samples, measured.truth, known)
+    error = np.delete(answer.mean - measured.truth, known)
     return {"rmse": float(np.sqrt(np.nanmean(error**2))), "crps": found["crps"],
             "covered": found["coverage_90"], "covered_4x4": found["coverage_90_4x4"]}
 
@@ -298,15 +301,17 @@ def score(given: argparse.Namespace) -> None:
             raise UserError(f"{text}: there is another {name}; give NAME=PATH")
         models[name] = load(path)
     chosen = [name for name in dict.fromkeys(kinds.tolist()) if name in (given.kinds or KINDS)]
-    patterns = {text: parse_pattern(text) for text in given.observe}
+    patterns = {text + (f", noise {noise}" if noise != "0" else ""): parse_pattern(text, noise)
+                for noise in given.noise for text in given.observe}
     tasks, rows = [(kind, text) for kind in chosen for text in patterns], []
     for kind, text in progress.over(tasks, "scores", "kind and pattern"):
         found: dict[str, list[dict[str, float]]] = {name: [] for name in models}
         for i in spread(np.flatnonzero(kinds == kind), given.fields):
             exists = ~np.isnan(images[i, ..., 0])
             observed = patterns[text].draw(exists, np.random.default_rng(i))
+            measured = patterns[text].measure(images[i], observed, np.random.default_rng((i, 1)))
             for name, model in models.items():
-                found[name].append(scores(model, images[i], observed))
+                found[name].append(scores(model, measured, observed))
         rows += [{"kind": kind, "observed": text, "method": name, "fields": len(each),
                   **compared(each, found["kriging"])} for name, each in found.items()]
     given.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=0))
@@ -387,6 +392,8 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("--fields", type=int, default=32, help="of each kind")
     one.add_argument("--kinds", nargs="+", choices=KINDS, metavar="KIND", help="default: all")
     one.add_argument("--observe", nargs="+", default=PATTERNS)
+    one.add_argument("--noise", nargs="+", default=["0"], metavar="SHARE",
+                     help="its sd, in sd of the measured values; kriging is told it, too")
     one.add_argument("--json", type=Path, default=RESULTS)
     one = commands.add_parser("draw", help="a picture of what `score` found")
     one.add_argument("--json", type=Path, default=RESULTS)

@@ -92,7 +92,8 @@ def others() -> dict[str, Callable[..., Tensor]]:
 
 
 def own(name: str) -> Callable[..., Tensor]:
-    return (reference if name == "reference" else scan.load_backend(name)).selective_scan
+    backend = reference if name == "reference" else scan.load_backend(name)
+    return lambda **inputs: backend.selective_scan(*inputs.values())
 
 
 def forward(method: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:

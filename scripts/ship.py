@@ -52,8 +52,8 @@ def ship(source: Path, target: Path) -> None:
     if checkpoint.get("calibration", {}).get("num_steps") != model.num_steps:
         val = open_as_configured(config).val
         most = len(val) if config.get("standardise") else PICTURES  # of many kinds: all
-        validation = Validation(val, parse_pattern(config["observe"]), most, TOGETHER,
-                                torch.device("cpu"))
+        pattern = parse_pattern(config["observe"], config.get("noise", "0"))
+        validation = Validation(val, pattern, most, TOGETHER, torch.device("cpu"))
         found = calibrate(model, validation.cases, most=most)
         print(describe(found))
         checkpoint["calibration"] = found

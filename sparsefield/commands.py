@@ -6,6 +6,7 @@ comes after them: this module is light, and sees to it that Ctrl-C is no defect 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -28,27 +29,14 @@ def end_in_one_line_on_interrupt() -> None:
     sys.excepthook = hook
 
 
-def train_v1() -> int:
-    return _run("train_mamba")
-
-
-def train_v2() -> int:
-    return _run("train_mamba_v2")
-
-
-def compare() -> int:
-    return _run("eval_v1_vs_v2")
-
-
-def multiscale() -> int:
-    return _run("eval_sde_multiscale")
-
-
-def reconstruct() -> int:
-    return _run("reconstruct")
-
-
 def _run(module: str) -> int:
     end_in_one_line_on_interrupt()
     main = importlib.import_module(module).main
     return importlib.import_module("sparsefield.cli").run(main)
+
+
+train_v1 = functools.partial(_run, "train_mamba")
+train_v2 = functools.partial(_run, "train_mamba_v2")
+compare = functools.partial(_run, "eval_v1_vs_v2")
+multiscale = functools.partial(_run, "eval_sde_multiscale")
+reconstruct = functools.partial(_run, "reconstruct")

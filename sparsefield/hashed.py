@@ -80,6 +80,8 @@ class Purpose(IntEnum):
     TRACER = 9
     TRAINING_SEQUENCE = 10
     FROZEN_SEQUENCE = 11
+    TRAINING_NOISE = 12
+    FROZEN_NOISE = 13
 
 
 def generator(seed: int, purpose: Purpose, first: int, second: int = 0) -> Generator:

@@ -89,6 +89,12 @@ def test_a_network_that_has_learnt_nothing_scores_as_kriging(mixture, tmp_path, 
     assert np.abs(rows["new"]["crps_change"][0]) < 0.03 < rows["new"]["crps"]
     assert rows["kriging"]["crps_change"] == [0, 0, 0] != rows["new"]["crps_change"]
     assert "| gaussian | " in capsys.readouterr().out
+    mixture.main(["score", f"new={path}", "--data", str(tmp_path / "test.npz"), "--fields", "3",
+                  "--observe", "random:0.2", "--noise", "0", "0.3", "--json", str(found)])
+    exact, same, noisy, other = json.loads(found.read_text())["rows"]
+    assert exact == rows["kriging"] and same == rows["new"]
+    assert noisy["observed"] == "random:0.2, noise 0.3" and np.abs(other["crps_change"][0]) < 0.05
+    assert noisy["crps"] > exact["crps"] and 0.75 < noisy["covered"] < 0.99
     mixture.main(["draw", "--json", str(found), "--out", str(tmp_path / "found.png")])
     assert (tmp_path / "found.png").stat().st_size > 1000
 

@@ -24,7 +24,6 @@ from sparsefield.data.files import (
     refuse_foreign,
     require_file,
     tell_of_classes,
-    tell_of_masks,
 )
 from sparsefield.data.overlaps import hashes, middle, mixed, tell_of_overlaps, whole_hashes
 from sparsefield.data.scale import (
@@ -36,7 +35,6 @@ from sparsefield.data.scale import (
     in_three,
     pixel_scale,
     require_units,
-    tell_of_shift,
     tell_of_spikes,
     tell_of_values,
     wide_enough,
@@ -49,7 +47,6 @@ MAPPED_BYTES = 2**28  # a larger .npy stays on disk and is mapped into memory
 CHUNK_BYTES = 2**22  # how much of an array is surveyed at a time
 LEAST_SHARE = 0.5  # of the points of a tile that exist
 MOST_FROZEN = 256  # tiles of validation and of test
-LEAST_FLAT = 0.05  # share of fields to validate or to test on that are alike everywhere
 SEEN_FOR_CLASSES = 16  # fields of training
 MOST_SEARCHED = 100  # fields of validation, and of test, for pixels of training fields
 TRIES = 8  # to find a tile for training
@@ -219,11 +216,6 @@ def array_data(
         if tile is None:
             _check_alike(part, parts[0])
     surveys = [_survey(part, is_whole=tile is None) for part in parts]
-    count, *others = parts[0].array.shape
-    if len(others) == 2 and count == others[0] != others[1]:
-        log.warning("WARNING: %s: read as %d fields of %d x %d; if they are %d of %d x %d, give "
-                    "numpy.moveaxis(fields, 2, 0)", parts[0].source, count, *others, others[1],
-                    count, others[0])
     *shape, channels = parts[0].fields(0, 1).shape[1:]
     is_uint8 = parts[0].array.dtype == np.uint8
     if value_range is not None:
@@ -237,10 +229,6 @@ def array_data(
         some = np.concatenate([f.reshape(-1, channels) for _, f in _searched(parts[0])])
         tell_of_spikes(parts[0].source, some, surveys[0].low, surveys[0].high)
         tell_of_values(parts[0].source, some)
-        for part in parts[1:]:
-            if part.source != parts[0].source:
-                own = np.concatenate([f.reshape(-1, channels) for _, f in _searched(part)])
-                tell_of_shift(part.source, own, parts[0].source, some)
     tell_of_classes(parts[0].source, np.stack([
         middle(field) for _, field in _searched(parts[0], SEEN_FOR_CLASSES)]))
     scale = Scale(bounds, units)
@@ -250,11 +238,6 @@ def array_data(
                      np.fmax.reduce([survey.high for survey in own]), scale,
                      value_range is not None)
     learnt, *held_out = (survey.fields for survey in surveys)
-    flat, held = sum(survey.flat for survey in surveys[1:]), sum(map(len, parts[1:]))
-    if flat > LEAST_FLAT * held and surveys[0].flat < len(parts[0]):
-        log.warning("WARNING: %s: %d of %d fields to validate or to test on are alike everywhere, "
-                    "which any method answers: they make mean scores too good", parts[1].source,
-                    flat, held)
     leaks = learnt & frozenset.union(*held_out)
     if len({survey.digest for survey in surveys}) == 1:
         pass  # nothing is trained
@@ -298,7 +281,6 @@ def read_array(path: Path) -> tuple[np.ndarray, str | None]:
             _check_fits_memory(path)
             names = [name for name in archive.files if name != "units"]
             units = str(archive["units"]) if "units" in archive.files else None
-            tell_of_masks(path, names)
             if "images" in names or len(names) == 1:
                 return archive["images" if "images" in names else names[0]], units
     except BROKEN as error:
@@ -371,7 +353,6 @@ class _Survey(NamedTuple):
     digest: str
     fields: frozenset[int]  # a hash of each, see `overlaps.whole_hashes`
     squares: list[np.ndarray]
-    flat: int  # how many are alike everywhere
 
 
 def _survey(part: Part, is_whole: bool) -> _Survey:
@@ -400,14 +381,14 @@ def _survey(part: Part, is_whole: bool) -> _Survey:
                 where = part.first + start + int(is_bad.argmax())
                 raise UserError(f"{part.source}: field {where} {what}")
     return _Survey(np.fmin.reduce(lows), np.fmax.reduce(highs), has_gaps, digest.hexdigest(),
-                   frozenset(each) - {0}, squares, each.count(0))
+                   frozenset(each) - {0}, squares)
 
 
 def _refuse_codes(part: Part) -> None:
     """Raises UserError where a number stands for points that do not exist, such as -9999."""
     for start, field in _searched(part):
         for values in field.reshape(-1, field.shape[-1]).T.astype(np.float64):
-            code = lone_extreme(values, codes_only=True)
+            code = lone_extreme(values)
             if code is not None:
                 raise UserError(
                     f"{part.source}: {code:.10g} stands {int((values == code).sum())} times in "

@@ -9,6 +9,12 @@
     tracks:0.1         a tenth, along straight lines of any direction; shares of all three may vary
     mask.png           what is white, and opaque, in a picture of the size of the fields
     random:0.2,lines:8 one of several rules, equally often: for who will measure in several ways
+
+and behind `--noise`, the sd of what the measurements are off by, as a share of that of the values:
+
+    0.1                on every field
+    0.05-0.3           uniform, another on every field
+    0-0.3              half of the fields are measured exactly, the others so
 """
 
 from __future__ import annotations
@@ -26,7 +32,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsefield.data.pictures import read_mask
-from sparsefield.data.scale import Split, by_measured, frames_of, is_standard, time_of
+from sparsefield.data.scale import (
+    STANDARD,
+    Split,
+    frames_of,
+    is_standard,
+    measured_moments,
+    time_of,
+)
 from sparsefield.errors import UserError
 from sparsefield.hashed import Purpose, generator
 from sparsefield.place import grid_coords
@@ -40,6 +53,7 @@ MOST_SEEN = 4096
 SHARES = ("random", "clusters", "tracks")  # rules of so many points, in no direction of the grid
 CLUSTERS, WIDTHS = (2, 8), (0.03, 0.1)  # how many, and their sd in longer sides
 SINGLE = 0.01  # weight of a point far from all clusters, beside 1 in their middle
+EXACT = 0.5  # share of fields measured without noise, where its range begins at 0
 TURNS = 8  # flips and quarter turns of a square; the first 4 map any rectangle onto itself
 
 # --- patterns -------------------------------------------------------------------------------------
@@ -130,11 +144,28 @@ def _track(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return track[np.argsort((rows * np.sin(angle) + columns * np.cos(angle))[track])]
 
 
+class Measured(NamedTuple):
+    """A field as a model sees it.
+
+    Attributes:
+        truth: (H, W, C). noisy: the same as it is measured. noise_sd: (C,) of their difference.
+    """
+
+    truth: np.ndarray
+    noisy: np.ndarray
+    noise_sd: np.ndarray
+
+
 @dataclass(frozen=True)
 class Pattern:
-    """Rules that choose observed points, equally often. `str(pattern)` gives its text back."""
+    """Rules that choose observed points, equally often. `str(pattern)` gives its text back.
+
+    Attributes:
+        noise: least and most of the sd of the noise, in sd of what is observed of a field.
+    """
 
     rules: tuple[Rule, ...]
+    noise: tuple[float, float] = (0.0, 0.0)
 
     def __str__(self) -> str:
         return ",".join(rule.text for rule in self.rules)
@@ -173,15 +204,47 @@ class Pattern:
         return self.rules[int(which)].draw(valid, rng, level)
 
 
-def parse_pattern(text: str) -> Pattern:
-    """The pattern that `--observe` names (see the top of this file).
+    def measure(
+        self, field: np.ndarray, observed: np.ndarray, rng: np.random.Generator,
+        standard: bool = False,
+    ) -> Measured:
+        """A field (H, W, C) of which (M,) points are observed, with noise of rng; standard: one of
+        standardised data, seen by the mean and sd of its measurements, all that is known in use."""
+        noisy, noise_sd = field, np.zeros(field.shape[2], dtype=np.float32)
+        least, most = self.noise
+        if most > 0 and not (least == 0 and rng.random() < EXACT):
+            share = np.float32(rng.uniform(least, most))
+            noise_sd = share * measured_moments(field, observed)[1]
+            noisy = field + noise_sd * rng.standard_normal(field.shape, dtype=np.float32)
+        if not standard:
+            return Measured(field, noisy, noise_sd)
+        mean, sd = measured_moments(noisy, observed)
+        unit = STANDARD * np.where(sd > 0, sd, 1)
+        return Measured((field - mean) / unit, (noisy - mean) / unit, noise_sd / unit)
+
+
+def parse_pattern(text: str, noise: str = "0") -> Pattern:
+    """The pattern that `--observe` and `--noise` name (see the top of this file).
 
     Raises:
-        UserError: unknown rule, a mask that cannot be read, or a rule that observes nothing or
-            everything.
+        UserError: unknown rule, a mask that cannot be read, a rule that observes nothing or
+            everything, or noise that is no share.
     """
     texts = [text] if os.path.isfile(text) else text.split(",")
-    return Pattern(tuple(map(_parse_rule, texts)))
+    return Pattern(tuple(map(_parse_rule, texts)), parse_noise(noise))
+
+
+def parse_noise(text: str) -> tuple[float, float]:
+    """Least and most share that `--noise` names. Raises UserError for what is none."""
+    least, _, most = text.partition("-")
+    try:
+        found = float(least), float(most or least)
+    except ValueError:
+        found = np.nan, np.nan
+    if not 0 <= found[0] <= found[1] <= 1:
+        raise UserError(f"--noise {text}: give its sd as a share of that of the measured values, "
+                        "from 0 to 1: 0.1, or 0-0.3 for a range")
+    return found
 
 
 def _parse_rule(text: str) -> Rule:
@@ -221,6 +284,8 @@ def _parse_rule(text: str) -> Rule:
 
 class FrozenCase(TypedDict):
     truth: np.ndarray     # (H, W, C) float32 in [-1, 1], NaN where no point exists
+    noisy: np.ndarray     # (H, W, C), the same as it is measured
+    noise_sd: np.ndarray  # (C,) of their difference
     observed: np.ndarray  # (M,) int64, sorted indices i * W + j
     noise_seed: int       # seed of the noise of every sampler on this case
 
@@ -235,8 +300,9 @@ def frozen_case(split: Split, index: int, pattern: Pattern, eval_seed: int) -> F
         first = index - index % frames_of(split)
         level = generator(eval_seed, Purpose.FROZEN_SEQUENCE, first).random()
     observed = pattern.draw(~np.isnan(truth[..., 0]), rng, level)
-    return FrozenCase(truth=by_measured(split, truth, observed), observed=observed,
-                      noise_seed=noise_seed)
+    measured = pattern.measure(truth, observed, generator(eval_seed, Purpose.FROZEN_NOISE, index),
+                               is_standard(split))
+    return FrozenCase(**measured._asdict(), observed=observed, noise_seed=noise_seed)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -271,15 +337,16 @@ class Batch(NamedTuple):
     draws: Tensor         # (B,) int64, seed of the draw that a path starts from
     mask_id: Tensor       # (B,) int64, on the CPU: which shared mask, -1 for one of its own
     answered: Tensor      # (B, n) int64, which of the N queries the tokens answer
+    noise_sd: Tensor      # (B, C), on the CPU: of the noise in the input values
     theta: Tensor         # (B,) angles in [0, pi/2]
     times: Tensor         # (B,) of frames of a sequence, see sparsefield.place.Frames
 
     def to(self, device: torch.device) -> Batch:
-        """On a device, but for the mask ids, which choose what the host keeps."""
+        """On a device, but for what decides how the host computes: mask ids and noise."""
         moved = Batch(*(part.to(device, non_blocking=True) for part in self))
-        return moved._replace(mask_id=self.mask_id)
+        return moved._replace(mask_id=self.mask_id, noise_sd=self.noise_sd)
 
-    def part(self, rows: slice) -> Batch:
+    def part(self, rows: slice | Tensor) -> Batch:
         """Some of the fields."""
         return Batch(*(part[rows] for part in self))
 
@@ -298,7 +365,8 @@ class TrainingBatches(Dataset):
       other step, by chance, all unobserved points, up to the MOST_SEEN around a random place, else
       any number at random places.
     - Queries are unobserved points, uniformly without replacement. Observed points, whose answer
-      can be copied, fill up only where fewer than n are unobserved.
+      can be copied, fill up only where fewer than n are unobserved; of a field with noise they are
+      asked for like all others, and the data there are without noise.
     - In the first `starting` steps, in which no tokens learn, all unobserved points are queries, up
       to MOST_STARTING.
     - `draw_angles(rng, size)` gives the angles of the global batch, (size,) in [0, pi/2].
@@ -409,10 +477,12 @@ class _Slot:
         else:
             self.mask_id = batches.mask_id(step, frame, shared)
             self.observed = batches.observed(self.mask_id)
-        values = by_measured(batches.split, values, self.observed)
+        noise_rng = generator(batches.seed, Purpose.TRAINING_NOISE, step, slot)
+        truth, noisy, self.noise_sd = batches.pattern.measure(
+            values, self.observed, noise_rng, is_standard(batches.split))
         self.draws = int(self.rng.integers(2**63))
         self.coords = batches.coords
-        self.values = values.reshape(-1, values.shape[2])
+        self.values, self.noisy = (x.reshape(-1, x.shape[2]) for x in (truth, noisy))
         self.valid = valid.ravel()
         self.num_valid = int(np.count_nonzero(valid))
 
@@ -428,15 +498,16 @@ class _Slot:
         keys = self.rng.random(len(self.valid))
         if is_compact:  # the points nearest to a random place
             keys = ((self.coords - self.rng.random(2) * self.coords.max(axis=0)) ** 2).sum(axis=1)
-        keys[self.observed] += 2
+        if not self.noise_sd.any():
+            keys[self.observed] += 2
         keys[~self.valid] = np.inf
         queried = np.sort(np.argpartition(keys, num_queries - 1)[:num_queries])
         answered = np.arange(num_answered)
         if num_answered < num_queries:
             answered = np.sort(self.rng.choice(num_queries, num_answered, replace=False))
-        return (observed, self.coords[observed], self.values[observed], queried,
+        return (observed, self.coords[observed], self.noisy[observed], queried,
                 self.coords[queried], self.values[queried], np.int64(self.draws),
-                np.int64(self.mask_id), answered)
+                np.int64(self.mask_id), answered, self.noise_sd)
 
 
 @lru_cache(maxsize=4)

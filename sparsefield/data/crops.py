@@ -477,7 +477,7 @@ def _read(
         return "has points without a value; save such fields as one .npz with NaN there"
     if picture.white is None and has_codes:
         for values in np.moveaxis(picture.values, 2, 0):
-            if (code := lone_extreme(values, codes_only=True)) is not None:
+            if (code := lone_extreme(values)) is not None:
                 return (f"holds {code:.10g}, which means: not measured; save such fields as one "
                         ".npz with NaN there, or say with --value_range low high that it was "
                         "measured")

@@ -75,12 +75,6 @@ def refuse_foreign(path: Path, instead: str) -> None:
             raise UserError(f"{path}: {kind} ({instead})")
 
 
-def tell_of_masks(path: Path, names: Sequence[str]) -> None:
-    """Log where an .npz holds a mask, which is not read."""
-    if masks := [name for name in names if _MASK.search(name.lower())]:
-        log.warning("WARNING: %s: %s is not read: put NaN where nothing is known", path, masks[0])
-
-
 def kind_by_beginning(content: bytes) -> str | None:
     """What a file is, in words, by how it begins; None if nothing is known of it."""
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
@@ -91,36 +85,26 @@ def kind_by_beginning(content: bytes) -> str | None:
 # The ends of integers. Numbers of nines (-9999, -99.9) and beyond HUGE (1e20, 1e30, 9.97e36) too.
 CODES = {-32768, -32767, 32767, -2147483648, 2147483647, 65535, 4294967295}
 HUGE = 1e15
-FAR = 10  # times the spread of all others: a value that repeats there is no outlier
 
 
-def lone_extreme(
-    values: np.ndarray, codes_only: bool = False, is_axis: bool = False
-) -> float | None:
-    """The smallest or largest value where it may mean: not measured; None if neither may.
+def lone_extreme(values: np.ndarray, is_axis: bool = False) -> float | None:
+    """The smallest or largest of values (N,) where it is a code that may mean: not measured; None
+    if neither is. NaN is left out.
 
     A code counts farther from all others than they spread; negative nines (-999) also where
-    nothing else is negative or where they repeat; another number (-1) where it alone is
-    negative, repeats, and most others are not whole; any other value where it repeats, FAR times as
-    far from all others as they spread.
-
-    Args:
-        values: (N,), NaN is left out. codes_only: whether other values than codes are left alone.
-        is_axis: whether they are coordinates, which repeat: on a grid -99 is a longitude.
+    nothing else is negative or where they repeat, unless values are coordinates (`is_axis`), which
+    repeat: on a grid -99 is a longitude.
     """
     values = values[np.isfinite(values)]
     for extreme in (values.min(initial=np.inf), values.max(initial=-np.inf)):
         others = values[values != extreme]
         if len(others) == 0:
             return None
-        gap, spread = np.abs(others - extreme).min(), np.ptp(others)
+        is_far = np.abs(others - extreme).min() > np.ptp(others)
         repeats = len(values) - len(others) > 1 and not is_axis
-        if (is_code(extreme) and gap > spread) or (
+        if (is_code(extreme) and is_far) or (
             extreme < 0 and _is_nines(extreme) and (repeats or others.min() >= 0)
-        ) or (
-            extreme < 0 <= others.min() and (others % 1 > 0).mean() > 0.5
-            and len(values) - len(others) > 2 and not is_axis
-        ) or (repeats and not codes_only and 0 < FAR * spread < gap):
+        ):
             return float(extreme)
     return None
 
@@ -134,15 +118,13 @@ def _is_nines(value: float) -> bool:
     return bool(re.fullmatch(r"-99(\.9+)?|-?999+(\.9+)?", f"{value:.10g}"))
 
 
-def refuse_lone_extreme(
-    where: str, values: np.ndarray, codes_only: bool = False, is_axis: bool = False
-) -> None:
+def refuse_lone_extreme(where: str, values: np.ndarray, is_axis: bool = False) -> None:
     """Raises UserError where the user must say whether a value was measured; see `lone_extreme`."""
     found = np.unique(values[np.isfinite(values)])
     if len(found) == 1 and is_code(found[0]) and not 0 <= found[0] < HUGE:
         raise UserError(f"{where}: all are {found[0]:.10g}, which means: not measured; if not, "
                         "give --missing none (in Python missing=[])")
-    extreme = lone_extreme(values, codes_only, is_axis)
+    extreme = lone_extreme(values, is_axis)
     if extreme is None:
         return
     times, others, text = (values == extreme).sum(), found[found != extreme], f"{extreme:.10g}"
@@ -181,7 +163,6 @@ _DIRECTION = re.compile(r"direction|azimuth|bearing|heading|(?<![a-z])(w?dir|drc
 _DEGREES = re.compile(r"(deg|degrees?|°)([ _](true|north|from[ _]north))?")
 _CLASS = re.compile(r"(?<![a-z])(qc|flags?|quality|class(es)?|categor(y|ies)|land_?(cover|use)|"
                     r"types?|labels?|codes?|clusters?)(?![a-z])")
-_MASK = re.compile(r"mask|(?<![a-z])(valid|known)(?![a-z])")
 MOST_CLASSES = 64
 
 

@@ -53,7 +53,9 @@ def read_dataset(path: Path) -> Dataset:
     """
     with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _read_geotiff(path) if path.suffix.lower() in GEOTIFF else _read_netcdf(path)
+        with _opened(path, decode_cf=False) as file:
+            found = file.load()
+        return found if path.suffix.lower() in GEOTIFF else _decoded(found)
 
 
 @contextmanager
@@ -73,38 +75,22 @@ def _readable(path: Path) -> Iterator[None]:
 def lazily(path: Path) -> Iterator[Dataset]:
     """A NetCDF file, a zarr or a GeoTIFF whose values are read when they are asked for. Raises as
     `read_dataset`."""
-    with _readable(path):
-        if path.suffix.lower() in GEOTIFF:
-            with _open_geotiff(path) as file:
-                yield file
-        else:
-            import xarray
-
-            with xarray.open_dataset(path, decode_times=False, **_engine(path)) as file:
-                yield file
+    with _readable(path), _opened(path, decode_times=False) as file:
+        yield file
 
 
 class Stored:
     """One variable of a NetCDF file or a zarr, which stays open. Raises as `read_dataset`."""
 
     def __init__(self, path: Path, name: str):
-        import xarray
-
         self.path, self.name = path, name
         with _readable(path):
-            self.file = xarray.open_dataset(path, decode_cf=False, **_engine(path))[[name]]
+            self.file = _opened(path, decode_cf=False)[[name]]
 
     def part(self, where: Mapping[str, slice]) -> DataArray:
         """Some of its cells, in memory and decoded, as of `read_dataset`."""
         with _readable(self.path):
             return _decoded(self.file.isel(where).load())[self.name]
-
-
-def _read_netcdf(path: Path) -> Dataset:
-    import xarray
-
-    with xarray.open_dataset(path, decode_cf=False, **_engine(path)) as file:
-        return _decoded(file.load())
 
 
 def _decoded(stored: Dataset) -> Dataset:
@@ -136,12 +122,12 @@ def _engine(path: Path) -> dict[str, object]:
     return {"engine": "h5netcdf"}
 
 
-def _read_geotiff(path: Path) -> Dataset:
-    with _open_geotiff(path) as file:
-        return file.load()
+def _opened(path: Path, **how: bool) -> Dataset:
+    """The file, open; how: its variables are decoded, but for a GeoTIFF."""
+    if path.suffix.lower() not in GEOTIFF:
+        import xarray
 
-
-def _open_geotiff(path: Path) -> Dataset:
+        return xarray.open_dataset(path, **how, **_engine(path))
     if find_spec("rioxarray") is None:
         raise UserError(f"{path}: a GeoTIFF needs rioxarray: pip install rioxarray; pictures to "
                         "train on are given as a folder")
@@ -243,12 +229,16 @@ def is_longitude(variable: DataArray) -> bool:
 
 
 def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, DataArray]:
-    """The x and y axes of a file's grid; dataset: what it holds, if it was read already.
+    """The x and y axes of a file's grid; dataset: what it holds, if it was opened already. Nothing
+    else of it is read.
 
     Raises:
         UserError: not one of each, or one that neither grows nor falls.
     """
-    dataset = read_dataset(path) if dataset is None else dataset
+    if dataset is None:
+        with lazily(path) as opened:
+            x, y = grid_axes(path, opened)
+            return x.load(), y.load()
     axes = {"x": [], "y": []}
     for name in dataset.indexes:
         if dataset[name].dtype.kind in "iuf" and (axis := axis_of(dataset[name])):
@@ -418,7 +408,7 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
                         + ("choose one step of the others first" if field.ndim > 3 else
                            "lists of stations are for reconstruct.py"))
     axes = {axis_of(field[dim]): dim for dim in field.dims}
-    times = [dim for dim in field.dims if _time_rule(field[dim]) or dim == "time"]
+    times = [dim for dim in field.dims if is_time(field[dim])]
     if "x" in axes and "y" in axes:
         field = field.transpose(..., axes["y"], axes["x"])
     elif times:
@@ -431,7 +421,8 @@ def _upright(path: Path, variable: DataArray) -> DataArray:
     return field
 
 
-# The number of days in units of time; months and years are those of a calendar of 360 days.
+# Unit, year, month and day of a time axis, and the number of days in units of time; months and
+# years are those of a calendar of 360 days.
 _DAYS = {"s": 1 / 86400, "sec": 1 / 86400, "second": 1 / 86400, "min": 1 / 1440,
          "minute": 1 / 1440, "h": 1 / 24, "hr": 1 / 24, "hour": 1 / 24, "d": 1, "day": 1,
          "mon": 30, "month": 30, "yr": 360, "year": 360}
@@ -440,14 +431,10 @@ _TIME = re.compile(rf"\s*({'|'.join(_DAYS)})s?\s+(?:since|after|from)"
                    r"\s+(\d{1,4})-(\d{1,2})(?:-(\d{1,2}))?")
 
 
-def _time_rule(axis: DataArray) -> re.Match | None:
-    """Unit, year, month and day of a time axis; None if it is none."""
-    return _TIME.match(str(axis.attrs.get("units", "")).lower())
-
-
 def _years(time: DataArray) -> np.ndarray | None:
     """The year of every step of an axis, None where it is no time (CF, 4.4)."""
-    if not (rule := _time_rule(time)) or np.isnan(time.values).any():
+    rule = _TIME.match(str(time.attrs.get("units", "")).lower())
+    if not rule or np.isnan(time.values).any():
         return None
     year, month, day = int(rule[2]), int(rule[3]), int(rule[4] or 1)
     days = time.values.astype(np.float64) * _DAYS[rule[1]]
@@ -500,18 +487,11 @@ def open_netcdf(
                                 for k, steps in ((1, other.steps), (0, path), (1, main.steps))))
             parts[number] = Part(str(file), other.values, 0, len(other.values))
             times[number] = other.times
-    if frames > 1:
-        for own in times:
-            _require_order(path, own)
-    return array_data(path.name, parts, value_range, units or main.units, tile=size,
-                      rows_up=main.rows_up, frames=frames, times=times)
-
-
-def _require_order(path: Path, times: np.ndarray | None) -> None:
-    """Raises UserError for times that do not grow."""
-    if times is not None and not (np.diff(times) > 0).all():
+    if frames > 1 and not all(own is None or (np.diff(own) > 0).all() for own in times):
         raise UserError(f"{path}: its times do not grow from step to step, and TIME asks for "
                         "fields that follow each other: sort them first")
+    return array_data(path.name, parts, value_range, units or main.units, tile=size,
+                      rows_up=main.rows_up, frames=frames, times=times)
 
 
 Parts = tuple[list[np.ndarray], list[np.ndarray | None]]

@@ -15,14 +15,15 @@ from sparsefield.errors import UserError
 log = logging.getLogger(__name__)
 
 SEARCHED = 2**22  # how many values of a data set are searched for spikes and codes
-# Shares of values, and of the range that all others take: spikes, and what spans many decades.
+# Warn where leaving out the first share of the values leaves less than the second of their range:
+# spikes, and values of many decades.
 SPIKES = ((0.001, 0.1), (0.1, 0.01))
 NARROW = 0.01  # of a range: values within so little look alike to a model
 PIXELS, NARROW_PIXELS = ((0.0, 255.0), (0.0, 65535.0)), 0.1  # where the type gives the range
 LEAST_GAPS = 0.01  # share of values that are one and the same, far from all others: gaps, perhaps
-# Units of one quantity that are mixed: a factor, an offset, names.
-UNITS = ((1, 273.15, "degC and K"), (100, 0, "hPa and Pa, m and cm"), (1000, 0, "km and m"))
-LEAST_ALIKE, SORTED, FAR_STEPS = 3, 2**16, 20  # values; steps between others
+LEAST_ALIKE = 3  # equal values that may be a gap
+SORTED = 2**16  # values, at most, that are searched for gaps
+FAR_STEPS = 20  # a gap is so many times as wide as usual steps between values
 STANDARD = 3.0  # sd of the measurements that 1 inside is, of standardised fields
 LEAST_SD = 0.1  # of measurements that such a field is divided by, in its own sd
 HELD_OUT = 0.05  # share of what is not split yet that becomes validation, and again test
@@ -145,17 +146,16 @@ def tell_of_spikes(source: str, values: np.ndarray, low: np.ndarray, high: np.nd
 
 
 def tell_of_values(source: str, values: np.ndarray) -> None:
-    """Log what values (N, C) may mean otherwise: see `_tell_of_gaps` and `_tell_of_two_units`."""
+    """Log where many values of a column of (N, C) are one and the same, far from all others:
+    farther than these spread (0 on land, say), or than a tenth of that and many of their steps."""
     for own in values.T.astype(np.float64):
         own = own[np.isfinite(own)]
         own = np.sort(own[::len(own) // SORTED | 1])  # an odd step, which no width is a multiple of
         _tell_of_gaps(source, own)
-        _tell_of_two_units(source, own)
 
 
 def _tell_of_gaps(source: str, own: np.ndarray) -> None:
-    """Log where many values (N,), sorted, are one and the same, far from all others: farther than
-    these spread (0 on land, say), or than a tenth of that and many of their steps."""
+    """See `tell_of_values`; values (N,), sorted."""
     different = np.unique(own)
     for others in (different[1:], different[:-1]) if len(different) > 2 else ():
         extreme = different[0] if others[0] > different[0] else different[-1]
@@ -175,34 +175,6 @@ def _tell_of_gaps(source: str, own: np.ndarray) -> None:
         log.warning("WARNING: %s: 0 stands in %.0f %% of the points, between values of both signs: "
                     "if it means that nothing is known there, put NaN in its place", source,
                     100 * zeros / len(own))
-
-
-def _tell_of_two_units(source: str, own: np.ndarray) -> None:
-    """Log where values (N,), sorted, are of two kinds, far from each other, which one unit makes
-    alike."""
-    edge = int(np.diff(own).argmax()) + 1 if len(own) > 1 else 0
-    low, high = own[:edge], own[edge:]
-    if min(len(low), len(high)) < LEAST_ALIKE or (
-        high[0] - low[-1] <= max(np.ptp(low), np.ptp(high))
-    ):
-        return
-    for factor, offset, names in UNITS:
-        alike = (high - offset) / factor
-        spreads = sorted((np.std(low), np.std(alike)))
-        if abs(np.median(alike) - np.median(low)) < 2 * spreads[1] < 8 * spreads[0]:
-            log.warning("WARNING: %s: %.3g %% of the values are %.6g to %.6g, all others %.6g to "
-                        "%.6g, as if in two units (%s): convert one", source,
-                        100 * len(high) / len(own), high[0], high[-1], low[0], low[-1], names)
-
-
-def tell_of_shift(source: str, values: np.ndarray, main: str, learnt: np.ndarray) -> None:
-    """Log where 90 % of a file's values (N, C) lie outside of 90 % of those of the main one."""
-    ends = [np.nanquantile(some, (0.05, 0.95), axis=0) for some in (values, learnt)]
-    (low, high), (first, last) = ends
-    for c in np.flatnonzero((high < first) | (low > last)).tolist():
-        log.warning("WARNING: %s: 90 %% of the values are %.6g to %.6g, those of %s are %.6g to "
-                    "%.6g: other units, or standardised on their own?", source, low[c], high[c],
-                    main, first[c], last[c])
 
 
 def require_units(source: str, found: str | None, main: str, wanted: str | None) -> None:
@@ -235,7 +207,9 @@ class Split(Protocol):
         is_symmetric: whether a field flipped, turned by quarters, or with channels exchanged is as
             likely as it is, as in pictures.
 
-    Of `standardised` data `is_standard` is True, and each field is to be seen `by_measured`.
+    Of `standardised` data `is_standard` is True: see sparsefield.data.batches.Pattern.measure. A
+    split of sequences also has `frames`, T: its fields i T ... i T + T - 1 are the frames of one,
+    in their order, at `time(index)` in mean steps, and are augmented alike by equal random numbers.
     """
 
     has_gaps: bool
@@ -254,21 +228,6 @@ class Split(Protocol):
         fewer points."""
 
 
-class Sequences(Split, Protocol):
-    """A split whose fields i T ... i T + T - 1 are the frames of a sequence, in their order.
-
-    A training field is augmented alike for all of them by equal random numbers.
-
-    Attributes:
-        frames: T.
-    """
-
-    frames: int
-
-    def time(self, index: int) -> float:
-        """Of field `index`, in mean steps between frames."""
-
-
 def frames_of(split: Split) -> int:
     """T of a split of sequences, else 1."""
     return getattr(split, "frames", 1)
@@ -279,14 +238,12 @@ def time_of(split: Split, index: int) -> float:
     return split.time(index) if frames_of(split) > 1 else 0.0
 
 
-def by_measured(split: Split, field: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """A field (H, W, C) as a model sees it: one of standardised data by the mean and sd of what is
-    observed of it (M,), which is all that is known in use; others as they are."""
-    if not is_standard(split):
-        return field
+def measured_moments(field: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd (C,) of what is observed (M,) of a field (H, W, C); the sd is at least LEAST_SD
+    of the field's."""
     measured = field.reshape(-1, field.shape[-1])[observed]
     sd = np.maximum(measured.std(axis=0), LEAST_SD * np.nanstd(field, axis=(0, 1)))
-    return (field - measured.mean(axis=0)) / (STANDARD * np.where(sd > 0, sd, 1))
+    return measured.mean(axis=0), sd
 
 
 def is_standard(split: Split) -> bool:

@@ -79,11 +79,6 @@ class Turbulence:
         """Mean of |u|^2 / 2."""
         return float((self.velocity() ** 2).sum(axis=0).mean() / 2)
 
-    @property
-    def divergence(self) -> np.ndarray:
-        """(n, n) of the velocity: 0 but for rounding."""
-        return np.fft.irfft2((1j * self.wave * np.fft.rfft2(self.velocity())).sum(axis=0))
-
     def _change(self, state: np.ndarray) -> np.ndarray:
         """Of advection, a frame."""
         slopes = np.fft.irfft2(1j * self.wave * state[:, None])           # (2, 2, n, n)
@@ -118,7 +113,7 @@ def _run(seed: int, number: int, frames: int, size: int) -> np.ndarray:
 
 
 class TracerSplit:
-    """Sequences of some runs, see `scale.Sequences`: simulated when they are first asked for.
+    """Sequences of some runs, see `scale.Split`: simulated when they are first asked for.
 
     Sequence i is of run i modulo their number, a training sequence at any place and time of it.
     """

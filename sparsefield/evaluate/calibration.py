@@ -83,7 +83,7 @@ def calibrate(model: FieldModel, cases: Cases, most: int | None = None) -> dict[
 
 
 def pool(draws: Iterable[np.ndarray], cases: Iterable[Case]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (K, P) and truths (P,) at the points of all cases that were not observed."""
-    samples, truths = zip(*(unobserved(own, case.truth, case.observed)
+    """Samples (K, P) and truths (P,) at the points of all cases that are not known."""
+    samples, truths = zip(*(unobserved(own, case.truth, case.exact)
                             for own, case in zip(draws, cases, strict=True)), strict=True)
     return np.concatenate(samples, axis=1), np.concatenate(truths)

@@ -43,6 +43,7 @@ from sparsefield.place import SINGLE, Domain, Frames, grid_coords
 log = logging.getLogger("sparsefield")
 
 Model = FieldModel | GaussianModel
+KRIGED = "kriging, fitted"
 ENLARGED = "biharmonic + bicubic"  # biharmonic where it was observed, then enlarged
 
 
@@ -52,6 +53,7 @@ class Case:
 
     Attributes:
         index: of the field in its split. inside: (H, W, C) in [-1, 1].
+        noisy: the same as it is measured. noise_sd: (C,) of their difference.
         observed: (M,) flat indices i * W + j, sorted. noise_seed: of the first draw.
         truths: {rows: field}; the observed resolution is always among them.
         time: of a frame of a sequence, in mean steps.
@@ -59,6 +61,8 @@ class Case:
 
     index: int
     inside: np.ndarray
+    noisy: np.ndarray
+    noise_sd: np.ndarray
     observed: np.ndarray
     noise_seed: int
     truths: dict[int, np.ndarray]
@@ -73,8 +77,8 @@ class Case:
         inside = np.ascontiguousarray(frozen["truth"])
         fields = {rows: _finer(split, index, rows) for rows in resolutions} | {len(inside): inside}
         truths = {rows: to_unit(found) for rows, found in fields.items() if found is not None}
-        return cls(index, inside, frozen["observed"], frozen["noise_seed"], truths,
-                   time_of(split, index))
+        return cls(index, inside, frozen["noisy"], frozen["noise_sd"], frozen["observed"],
+                   frozen["noise_seed"], truths, time_of(split, index))
 
     @property
     def truth(self) -> np.ndarray:
@@ -88,8 +92,13 @@ class Case:
 
     @cached_property
     def values(self) -> Tensor:
-        """(M, C) observed, in [-1, 1]."""
-        return torch.from_numpy(self.inside.reshape(-1, self.inside.shape[2])[self.observed])
+        """(M, C) observed, in [-1, 1], with noise, if there is any."""
+        return torch.from_numpy(self.noisy.reshape(-1, self.noisy.shape[2])[self.observed])
+
+    @property
+    def exact(self) -> np.ndarray:
+        """The observed points whose values are known: all, or none where there is noise."""
+        return self.observed[: 0 if self.noise_sd.any() else None]
 
     @property
     def known(self) -> tuple[np.ndarray, np.ndarray]:
@@ -102,10 +111,10 @@ class Case:
         return np.kron(~np.isnan(self.inside).any(axis=2), cell)
 
     def asked(self, rows: int) -> np.ndarray:
-        """(H, W) bool: points that exist and were not observed; all that exist, if all were."""
+        """(H, W) bool: points that exist and are not known; all that exist, if all are."""
         factor, asked = rows // len(self.inside), self.exists(rows)
         if factor % 2:  # the middle of a coarse cell is the middle of a fine one
-            i, j = np.divmod(self.observed, self.inside.shape[1])
+            i, j = np.divmod(self.exact, self.inside.shape[1])
             asked[i * factor + factor // 2, j * factor + factor // 2] = False
         return asked if asked.any() else self.exists(rows)
 
@@ -221,11 +230,13 @@ class Cases:
     def interpolate(self, name: str, rows: int | None = None) -> Outcome:
         """What one of `BASELINES`, or ENLARGED, gives."""
         rows, start, draws = rows or self.rows, time.perf_counter(), []
-        for case in progress.over(self.cases, f"{name}, {rows} rows", "picture"):
+        for k, case in enumerate(progress.over(self.cases, f"{name}, {rows} rows", "picture")):
             if name == ENLARGED:
                 coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
                 fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
                 field = keep_observations(fine, *case.known)
+            elif name == KRIGED and len(case.exact) == 0:  # the only one that knows of noise
+                field = self.subset([k]).sample(GaussianModel(), rows=rows, method="mean").fields[0]
             else:
                 field = BASELINES[name](*case.known, self.shape(rows))
             draws.append(np.where(case.exists(rows)[..., None], field, np.nan)[None])
@@ -245,22 +256,23 @@ class Cases:
             if truth is not None:
                 numbers |= metrics.evaluate(draws[0], truth)
             if truth is not None and len(draws) > 1:
-                observed = case.observed if factor == 1 else np.empty(0, dtype=np.int64)
-                numbers |= metrics.evaluate_samples(draws, truth, observed)
+                known = case.exact if factor == 1 else np.empty(0, dtype=np.int64)
+                numbers |= metrics.evaluate_samples(draws, truth, known)
             results.append(numbers)
         return results
 
     # --- batches ---------------------------------------------------------------------------------
 
     def groups(self, rows: int | None = None) -> list[list[int]]:
-        """All cases, those with equally many points together, as many as `points` allow; frames of
-        a sequence together always."""
-        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        """All cases, those with equally many points together, and with noise or without, as many
+        as `points` allow; frames of a sequence together always."""
+        by_shape: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         for first in range(0, len(self.cases), self.frames):
             frames = range(first, first + self.frames)
             queries = max(np.count_nonzero(self.cases[k].asked(rows or self.rows)) for k in frames)
-            by_shape[int(queries), len(self.cases[first].observed)] += frames
-        return [which[i : i + size] for (queries, _), which in by_shape.items()
+            case = self.cases[first]
+            by_shape[int(queries), len(case.observed), len(case.exact)] += frames
+        return [which[i : i + size] for (queries, *_), which in by_shape.items()
                 for size in [max(1, self.points // (queries * self.frames)) * self.frames]
                 for i in range(0, len(which), size)]
 
@@ -283,6 +295,10 @@ class Cases:
         most = max(map(len, index))
         return [np.pad(own, (0, most - len(own)), mode="edge") for own in index]
 
+    def noise_sd(self, which: Sequence[int]) -> Tensor:
+        """(B, C) of the noise in the values of some cases, on the CPU."""
+        return torch.from_numpy(np.stack([self.cases[k].noise_sd for k in which]))
+
     def stack(self, which: Sequence[int], rows: int | None = None) -> tuple[Tensor, ...]:
         """Queries (B, N, 2), observations (B, M, 2) and their values (B, M, C), on the device, of B
         cases with equally many points each."""
@@ -297,8 +313,10 @@ class Cases:
         self, model: Model, which: list[int], rows: int, draws: int, **settings: Any
     ) -> Result:
         seeds = [[self.cases[k].seed(draw) for draw in range(draws)] for k in which]
+        stacked, noise_sd = self.stack(which, rows), self.noise_sd(which)[:, None].to(self.device)
         with evaluating(model):
-            return sample(model, *self.stack(which, rows), seeds=seeds, points=self.points,
+            return sample(model, *stacked, seeds=seeds, points=self.points,
+                          noise_sd=noise_sd.expand_as(stacked[2]) if noise_sd.any() else None,
                           frames=self.frames_at(which),
                           domain=Domain.of_grid(self.rows, self.columns),
                           **{"clip": self.clip, **settings})
@@ -308,7 +326,7 @@ class Cases:
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
         result[asked] = to_unit(values[: np.count_nonzero(asked)].cpu().float().numpy())
-        return keep_observations(result, *case.known)
+        return keep_observations(result, *(part[: len(case.exact)] for part in case.known))
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsefield.data import Data, Scale
+from sparsefield.data.scale import to_unit
 from sparsefield.evaluate import metrics, tables
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def sheet(
         truth = row.case.truth
         limits, first_error = limits_of(truth), len(titles) - len(row.errors)
         shown = [row.case.truths.get(row.rows or len(truth)),
-                 observed_only(truth, row.case.observed), *row.fields]
+                 observed_only(to_unit(row.case.noisy), row.case.observed), *row.fields]
         for axis, field in zip(line[:first_error], shown, strict=True):
             if field is None:
                 axis.text(0.5, 0.5, "no truth\nof this size", ha="center", va="center")

@@ -63,7 +63,7 @@ def selective_scan(
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {shape}, got {(*tensor.shape,)}")
     _, backend = choose_backend(u.device.type, u.dtype)
-    return backend.selective_scan(u, delta, A, B, C, D, z, delta_bias, reverse)
+    return backend.selective_scan(u, delta, A, B, C, D, z, delta_bias, reverse=reverse)
 
 
 def describe_backend(device: torch.device | str) -> str:
@@ -119,31 +119,32 @@ def load_backend(name: str) -> ModuleType | str:
         return str(error)
 
 
-def register_gradients(
-    forward: torch.library.CustomOpDef, backward: torch.library.CustomOpDef,
-    empty_gradients: Callable[[Tensor, Tensor, Tensor], list[Tensor]],
-) -> None:
-    """Tell autograd and the compiler about the operators of a backend.
+def with_gradients(
+    forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., list[Tensor]]
+) -> Callable[..., Tensor]:
+    """A function of (*tensors, reverse=False) with gradients that `backward` computes.
 
     Args:
-        forward: (*tensors, reverse, keep) to the output and the states it kept.
-        backward: (*tensors, reverse, states, gradient of the output) to the gradients.
-        empty_gradients: memory for those of u, delta and z.
+        forward: (*tensors, reverse, keep) to the output and, with `keep`, what the backward needs.
+        backward: (*tensors, reverse, *kept, gradient of the output) to those of the tensors.
     """
-    def save(ctx, inputs, output):
-        *tensors, ctx.reverse, _ = inputs
-        ctx.save_for_backward(*tensors, output[1])
-        ctx.mark_non_differentiable(output[1])
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, reverse, *tensors):
+            out, *kept = forward(*tensors, reverse, True)
+            ctx.reverse, ctx.count = reverse, len(tensors)
+            ctx.save_for_backward(*tensors, *kept)
+            return out
 
-    def gradients(ctx, dout, _):
-        *tensors, starts = ctx.saved_tensors
-        return *backward(*tensors, ctx.reverse, starts, dout), None, None
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, dout):
+            saved = ctx.saved_tensors
+            return None, *backward(*saved[:ctx.count], ctx.reverse, *saved[ctx.count:], dout)
 
-    @backward.register_fake
-    def _(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout):
-        du, ddelta, dz = empty_gradients(u, delta, z)
-        dA, dB, dC, dD, dbias = (x.new_empty(x.shape, dtype=torch.float32)
-                                 for x in (A, B.mT, C.mT, D, delta_bias))
-        return [du, ddelta, dA, dB.mT, dC.mT, dD, dz, dbias]
+    def run(*tensors, reverse=False):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return Kernel.apply(reverse, *tensors)
+        return forward(*tensors, reverse, False)[0]
 
-    forward.register_autograd(gradients, setup_context=save)
+    return run

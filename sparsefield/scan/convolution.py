@@ -26,7 +26,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool = Fa
     length, taps = x.shape[1], weight.shape[2]
     name, fast = choose_backend(x.device.type, x.dtype)
     if name == "numba" and taps <= fast.MAX_TAPS:
-        return fast.causal_conv_silu(x.mT, weight[:, 0], bias, reverse).mT
+        return fast.causal_conv_silu(x.mT, weight[:, 0], bias, reverse=reverse).mT
     weight = weight.flip(-1) if reverse else weight
     y = F.conv1d(x.mT, weight, bias, padding=taps - 1, groups=x.shape[2])
     y = y[..., taps - 1 :] if reverse else y[..., :length]               # (B, E, L)

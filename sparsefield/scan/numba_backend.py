@@ -22,154 +22,88 @@ from itertools import pairwise
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import types
 from numba.np.numpy_support import from_dtype
 from torch import Tensor
 
 from sparsefield.scan import numba_kernels as kernels
-from sparsefield.scan import register_gradients
+from sparsefield.scan import with_gradients
 
 MAX_TAPS = kernels.CHUNK + 1  # of the convolution
-
-
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool = False,
-) -> Tensor:
-    """See `sparsefield.scan.selective_scan`."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    forward = _forward if _needs_operator() else _scan
-    return forward(*inputs, reverse, keep)[0]
-
-
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
-    return (_conv_forward if _needs_operator() else _convolve)(x, weight, bias, reverse)
-
-
-def _needs_operator() -> bool:
-    """Whether a kernel must be called as an operator of torch, which gradients and compilers see.
-
-    Otherwise it is called directly: the first call of an operator loads torch's compiler (seconds).
-    """
-    return torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 # --- the scan ------------------------------------------------------------------------------------
 
 
-def _scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan(u, delta, A, B, C, D, z, delta_bias, reverse, keep) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
-    dtype = _memory_dtype(u, delta, z)
-    out, starts = _empty_like(u, dtype), _empty_starts(u, A, keep)
-    arrays = _arrays(dtype, u, delta, A, B, C, D, z, delta_bias)
-    _run(kernels.forward, u, *arrays, reverse, _as_array(out, dtype), starts.numpy())
-    return out.to(u.dtype), starts
+    dtype, arrays = _arrays(u, delta, A, B, C, D, z, delta_bias)
+    out = np.empty_like(arrays[0])
+    starts = np.empty((len(u) if keep else 0, -(-u.shape[2] // kernels.CHUNK),
+                       out.shape[1] // kernels.TILE, A.shape[1] * kernels.TILE), np.float32)
+    _run(kernels.forward, out, *arrays, reverse, out, starts)
+    return _as_tensor(out, dtype, u), torch.from_numpy(starts)
 
 
-_operator = functools.partial(torch.library.custom_op, mutates_args=(), device_types="cpu")
-_forward = _operator("sparsefield::selective_scan", _scan)
-
-
-@_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, reverse, keep):
-    return _empty_like(u, _memory_dtype(u, delta, z)).to(u.dtype), _empty_starts(u, A, keep)
-
-
-@_operator("sparsefield::selective_scan_backward")
-def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, starts: Tensor, dout: Tensor,
-) -> list[Tensor]:
-    """Gradients of the eight tensors: of u, delta and z in the precision that the kernel reads them
-    in, of the others in float32."""
-    (batch, channels, length), states = u.shape, A.shape[1]
-    du, ddelta, dz = _empty_gradients(u, delta, z)
-    dA = np.empty((batch, channels, states), np.float32)
-    dB, dC = (np.empty((_tiles(u), batch, length, states), np.float32) for _ in "BC")
-    dD, dbias = (np.empty((batch, channels, 1), np.float32) for _ in range(2))
-    arrays = _arrays(du.dtype, u, delta, A, B, C, D, z, delta_bias)
-    dout, *sequences = (_as_array(x, du.dtype) for x in (dout, du, ddelta, dz))
-    _run(kernels.backward, u, *arrays, reverse, starts.numpy(), dout, *sequences,
+def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -> list[Tensor]:
+    """Gradients of the eight tensors."""
+    dtype, arrays = _arrays(u, delta, A, B, C, D, z, delta_bias)
+    dout = _rows(dout, dtype)
+    du, ddelta, dz = (np.empty_like(dout) for _ in range(3))
+    batch, padded, length = dout.shape
+    states, tiles = A.shape[1], padded // kernels.TILE
+    dA, dD, dbias = (np.empty((batch, rows, padded), np.float32) for rows in (states, 1, 1))
+    dB, dC = (np.empty((tiles, batch, length, states), np.float32) for _ in range(2))
+    _run(kernels.backward, dout, *arrays, reverse, starts.numpy(), dout, du, ddelta, dz,
          dA, dB, dC, dD, dbias)
     dA, dB, dC, dD, dbias = map(_summed, (dA, dB, dC, dD, dbias))
-    return [du, ddelta, dA, dB.mT, dC.mT, dD[:, 0], dz, dbias[:, 0]]
+    du, ddelta, dz = (_as_tensor(x, dtype, own)
+                      for x, own in ((du, u), (ddelta, delta), (dz, z)))
+    own = slice(u.shape[1])
+    return [du, ddelta, dA[:, own].T, dB.mT, dC.mT, dD[0, own], dz, dbias[0, own]]
 
 
-def _empty_gradients(u: Tensor, delta: Tensor, z: Tensor) -> list[Tensor]:
+selective_scan = with_gradients(_scan, _scan_backward)
+
+
+def _arrays(u, delta, A, B, C, D, z, delta_bias) -> tuple[torch.dtype, list[np.ndarray]]:
+    """The precision in which the kernel reads u, delta and z, and its first arguments."""
     dtype = _memory_dtype(u, delta, z)
-    return [_empty_like(x, dtype) for x in (u, delta, z)]
-
-
-register_gradients(_forward, _backward, _empty_gradients)
-
-
-def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    chunks = -(-u.shape[2] // kernels.CHUNK)
-    return u.new_empty(u.shape[0] if keep else 0, chunks, _tiles(u), A.shape[1] * kernels.TILE,
-                       dtype=torch.float32)
-
-
-def _arrays(dtype, u, delta, A, B, C, D, z, delta_bias) -> list[np.ndarray]:
-    u, delta, z = (_as_array(x, dtype) for x in (u, delta, z))
-    A, B, C, D, delta_bias = map(_as_array, (A, B, C, D[:, None], delta_bias[:, None]))
-    return [u, delta, A, B, C, D, z, delta_bias]
+    return dtype, [_rows(u, dtype), _rows(delta, dtype), _columns(A), _plain(B), _plain(C),
+                   _columns(D), _rows(z, dtype), _columns(delta_bias)]
 
 
 # --- the convolution -----------------------------------------------------------------------------
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, keep: bool
+) -> tuple[Tensor]:
+    """x (B, E, L), weight (E, taps), bias (E,) to (B, E, L) in the dtype of x."""
     dtype = _memory_dtype(x)
-    out = _empty_like(x, dtype)
-    _run(kernels.conv_forward, x, _as_array(x, dtype), _as_array(weight), _as_array(bias[:, None]),
-         reverse, _as_array(out, dtype))
-    return out.to(x.dtype)
+    rows = _rows(x, dtype)
+    out = np.empty_like(rows)
+    _run(kernels.conv_forward, out, rows, _columns(weight), _columns(bias), reverse, out)
+    return (_as_tensor(out, dtype, x),)
 
 
-_conv_forward = _operator("sparsefield::causal_conv_silu", _convolve)
-
-
-@_conv_forward.register_fake
-def _(x, weight, bias, reverse):
-    return _empty_like(x, _memory_dtype(x)).to(x.dtype)
-
-
-@_operator("sparsefield::causal_conv_silu_backward")
-def _conv_backward(
+def _convolve_backward(
     x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, dout: Tensor
 ) -> list[Tensor]:
     """Gradients of x, weight and bias."""
     dtype = _memory_dtype(x)
-    dx = _empty_like(x, dtype)
-    dweight, dbias = (np.empty((len(x), len(weight), taps), np.float32)
+    rows, dout = _rows(x, dtype), _rows(dout, dtype)
+    dx = np.empty_like(rows)
+    dweight, dbias = (np.empty((len(x), taps, rows.shape[1]), np.float32)
                       for taps in (weight.shape[1], 1))
-    _run(kernels.conv_backward, x, _as_array(x, dtype), _as_array(weight),
-         _as_array(bias[:, None]), reverse, _as_array(dout, dtype), _as_array(dx, dtype), dweight,
-         dbias)
-    return [dx, _summed(dweight), _summed(dbias)[:, 0]]
+    _run(kernels.conv_backward, dx, rows, _columns(weight), _columns(bias), reverse, dout, dx,
+         dweight, dbias)
+    own = slice(x.shape[1])
+    return [_as_tensor(dx, dtype, x), _summed(dweight)[:, own].T, _summed(dbias)[0, own]]
 
 
-@_conv_backward.register_fake
-def _(x, weight, bias, reverse, dout):
-    parts = (y.new_empty(y.shape, dtype=torch.float32) for y in (weight, bias))
-    return [_empty_like(x, _memory_dtype(x)), *parts]
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradients(ctx, dout):
-    return *_conv_backward(*ctx.saved_tensors, ctx.reverse, dout), None
-
-
-_conv_forward.register_autograd(_gradients, setup_context=_save)
+causal_conv_silu = with_gradients(_convolve, _convolve_backward)
 
 
 # --- how kernels run -----------------------------------------------------------------------------
@@ -190,12 +124,12 @@ def _compiled(kernel, *kinds):
         return numba.njit(signature, nogil=True)(kernel)
 
 
-def _run(kernel, x: Tensor, *args: np.ndarray | bool) -> None:
-    """Share the tasks of x (B, E, L) among the threads, in four helpings each so that a slow core
-    gets fewer."""
+def _run(kernel, x: np.ndarray, *args: np.ndarray | bool) -> None:
+    """Share the tasks of x (B, E, L) among the threads, in four portions for each, of which a slow
+    core takes fewer."""
     function = _compiled(kernel, *(bool if isinstance(given, bool) else (given.dtype, given.ndim)
                                    for given in args))
-    tasks = x.shape[0] * _tiles(x)
+    tasks = len(x) * x.shape[1] // kernels.TILE
     threads = min(torch.get_num_threads(), tasks)
     edges = np.linspace(0, tasks, 4 * threads + 1).astype(int)
     ranges = iter([(begin, end) for begin, end in pairwise(edges) if begin < end])
@@ -219,32 +153,37 @@ if hasattr(os, "register_at_fork"):    # not on Windows; threads do not survive 
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _tiles(x: Tensor) -> int:
-    """Tiles of channels of x (B, E, L)."""
-    return -(-x.shape[1] // kernels.TILE)
+# --- tensors as the kernels read them ------------------------------------------------------------
 
 
 def _memory_dtype(*tensors: Tensor) -> torch.dtype:
-    """The precision of which the kernels read these tensors (B, E, L): bfloat16 if all are in it
-    and their channels come in whole tiles, else float32."""
-    narrow = all(x.dtype == torch.bfloat16 and x.shape[1] % kernels.TILE == 0 for x in tensors)
+    """In which the kernels read these tensors: bfloat16 if all are in it, else float32."""
+    narrow = all(x.dtype == torch.bfloat16 for x in tensors)
     return torch.bfloat16 if narrow else torch.float32
 
 
-def _as_array(x: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """x as the kernels read it: float32 in any strides, or the bits of bfloat16 by channels."""
-    x = x.detach().to(dtype)
-    if dtype != torch.bfloat16:
-        return x.numpy()
-    x = x if x.stride(1) == 1 else x.mT.contiguous().mT
-    return x.view(torch.int16).numpy()
+def _rows(x: Tensor, dtype: torch.dtype) -> np.ndarray:
+    """x (B, E, L) on (B, L, E) memory with zeros for channels up to a whole tile: float32, or the
+    bits of bfloat16."""
+    x = x.detach().to(dtype).mT
+    x = (F.pad(x, (0, -x.shape[2] % kernels.TILE)) if x.shape[2] % kernels.TILE else x).contiguous()
+    return (x.view(torch.int16) if dtype == torch.bfloat16 else x).numpy().swapaxes(1, 2)
 
 
-def _empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Dense memory in the order of x: (B, L, E) behind a (B, E, L) view, or plain."""
-    if x.stride(1) < x.stride(2) or dtype == torch.bfloat16:
-        return x.new_empty(x.mT.shape, dtype=dtype).mT
-    return x.new_empty(x.shape, dtype=dtype)
+def _as_tensor(rows: np.ndarray, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """What `_rows` undoes, in the dtype of another tensor."""
+    x = torch.from_numpy(rows.swapaxes(1, 2)).view(dtype)[..., : like.shape[1]]
+    return x.to(like.dtype).contiguous().mT
+
+
+def _columns(x: Tensor) -> np.ndarray:
+    """x (E, k) or (E,) as (k, E) or (1, E) float32, with zeros up to a whole tile."""
+    x = x.detach().float().reshape(len(x), -1).T
+    return F.pad(x, (0, -len(x.T) % kernels.TILE)).numpy()
+
+
+def _plain(x: Tensor) -> np.ndarray:
+    return x.detach().float().numpy()
 
 
 def _summed(parts: np.ndarray) -> Tensor:

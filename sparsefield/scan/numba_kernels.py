@@ -4,10 +4,10 @@ A task is one batch entry and one tile of `TILE` channels; it walks along the se
 of `CHUNK` steps. A vector holds 16 channels (one AVX-512 register; LLVM splits it where registers
 are narrower), so the loop over the S states is a plain loop: nothing is summed across lanes
 except the gradients of B and C. States, decays and the rows of a chunk live in scratch memory of
-the task, small enough for the caches; the tensors themselves are touched once, in any strides.
+the task, small enough for the caches; the tensors themselves are touched once.
 
-Tensors are float32 or bfloat16, arithmetic is float32. numpy has no bfloat16, so such a tensor
-comes as int16, and channels must then be contiguous and a multiple of `TILE`.
+Channels are contiguous and a multiple of `TILE`. Tensors are float32 or bfloat16, arithmetic is
+float32. numpy has no bfloat16, so such a tensor comes as int16.
 
 The file is one because numba's disk cache looks only at the file that holds the kernel.
 """
@@ -218,59 +218,53 @@ def _direction(length, start, reverse):
 
 
 @njit
-def _read_rows(x, b, e0, start, n, reverse, rows):
-    """rows[i] = x[b, e0 : e0 + TILE] at step start + i in reading order; 0 before the first step
-    and for channels that do not exist."""
-    missing, width = max(0, -start), min(TILE, x.shape[1] - e0)
-    rows[: missing * TILE] = 0
+def _address(x, b, e0, start, reverse):
+    """Of x[b, e0] at step `start` in reading order, and how far it is to the next step."""
     first, step = _direction(x.shape[2], start, reverse)
-    if x.strides[1] == x.itemsize and width == TILE:
-        source = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
-        for i in range(missing, n):
-            for e in range(0, TILE, LANES):
-                from_ = source + i * step * x.strides[2] + e * x.itemsize
-                value = load(from_) if x.itemsize == 4 else _load_bfloat16(from_)
-                store(rows.ctypes.data + i * ROW + 4 * e, value)
-    else:
-        for e in range(TILE):
-            for i in range(missing, n):
-                rows[i * TILE + e] = x[b, e0 + e, first + step * i] if e < width else 0
+    return (x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2],
+            step * x.strides[2])
+
+
+@njit
+def _read_rows(x, b, e0, start, n, reverse, rows):
+    """rows[i] = x[b, e0 : e0 + TILE] at step start + i in reading order; 0 before the first step.
+    """
+    missing = max(0, -start)
+    rows[: missing * TILE] = 0
+    source, step = _address(x, b, e0, start, reverse)
+    for i in range(missing, n):
+        for e in range(0, TILE, LANES):
+            from_ = source + i * step + e * x.itemsize
+            value = load(from_) if x.itemsize == 4 else _load_bfloat16(from_)
+            store(rows.ctypes.data + i * ROW + 4 * e, value)
 
 
 @njit
 def _write_rows(x, b, e0, start, n, reverse, rows):
     """The reverse."""
-    width = min(TILE, x.shape[1] - e0)
-    first, step = _direction(x.shape[2], start, reverse)
-    if x.strides[1] == x.itemsize and width == TILE:
-        target = x.ctypes.data + b * x.strides[0] + e0 * x.itemsize + first * x.strides[2]
-        for i in range(n):
-            for e in range(0, TILE, LANES):
-                to = target + i * step * x.strides[2] + e * x.itemsize
-                value = load(rows.ctypes.data + i * ROW + 4 * e)
-                if x.itemsize == 4:
-                    store(to, value)
-                else:
-                    _store_bfloat16(to, value)
-    else:
-        for e in range(width):
-            for i in range(n):
-                x[b, e0 + e, first + step * i] = rows[i * TILE + e]
+    target, step = _address(x, b, e0, start, reverse)
+    for i in range(n):
+        for e in range(0, TILE, LANES):
+            to = target + i * step + e * x.itemsize
+            value = load(rows.ctypes.data + i * ROW + 4 * e)
+            if x.itemsize == 4:
+                store(to, value)
+            else:
+                _store_bfloat16(to, value)
 
 
 @njit
 def _read_columns(x, e0, columns):
-    """columns[k] = x[e0 : e0 + TILE, k]; 0 past the end."""
-    for e in range(TILE):
-        for k in range(x.shape[1]):
-            columns[k * TILE + e] = x[e0 + e, k] if e0 + e < x.shape[0] else 0
+    """columns[k] = x[k, e0 : e0 + TILE]."""
+    for k in range(len(x)):
+        columns[k * TILE : (k + 1) * TILE] = x[k, e0 : e0 + TILE]
 
 
 @njit
 def _write_columns(x, e0, columns):
-    for e in range(min(TILE, x.shape[0] - e0)):
-        for k in range(x.shape[1]):
-            x[e0 + e, k] = columns[k * TILE + e]
+    """The reverse."""
+    for k in range(len(x)):
+        x[k, e0 : e0 + TILE] = columns[k * TILE : (k + 1) * TILE]
 
 
 # ----------------------------------------------------------------------------------------- the scan
@@ -331,9 +325,8 @@ def _gate(y, z, n):
 
 def forward(u, delta, A, B, C, D, z, delta_bias, reverse, out, starts, begin, end):
     """Tasks begin to end of the scan; `starts` (B, chunks, tiles, S * TILE), if not empty, keeps
-    the state before each chunk for the backward. D and delta_bias are (E, 1)."""
-    length, states = u.shape[2], A.shape[1]
-    tiles = (u.shape[1] + TILE - 1) // TILE
+    the state before each chunk for the backward. A is (S, E), D and delta_bias are (1, E)."""
+    length, states, tiles = u.shape[2], len(A), u.shape[1] // TILE
     a, h, d, bias = _scratch(states * TILE), _scratch(states * TILE), _scratch(TILE), _scratch(TILE)
     u_rows, dt_rows, z_rows, y_rows = _rows(), _rows(), _rows(), _rows()
     for task in range(begin, end):
@@ -425,9 +418,9 @@ def backward(
     du, ddelta, dz, dA, dB, dC, dD, ddelta_bias, begin, end,
 ):
     """Tasks begin to end of the backward. Sums are left in parts, so that their order is fixed:
-    dA (B, E, S), dD, ddelta_bias (B, E, 1) per batch entry, dB, dC (tiles, B, L, S) per tile."""
-    length, states = u.shape[2], A.shape[1]
-    tiles, block = (u.shape[1] + TILE - 1) // TILE, states * TILE
+    dA (B, S, E), dD, ddelta_bias (B, 1, E) per batch entry, dB, dC (tiles, B, L, S) per tile."""
+    length, states, tiles = u.shape[2], len(A), u.shape[1] // TILE
+    block = states * TILE
     a, g_end, da = _scratch(block), _scratch(block), _scratch(block)
     h, decays = _scratch((CHUNK + 1) * block), _scratch(CHUNK * block)
     sum_b, sum_c = _scratch(states * LANES), _scratch(states * LANES)
@@ -464,7 +457,7 @@ def backward(
 
 
 # ------------------------------------------------------- the convolution before the scan, and SiLU
-# Tensors are (B, E, L) like those of the scan, weight is (E, taps), bias (E, 1). A chunk's rows
+# Tensors are (B, E, L) like those of the scan, weight is (taps, E), bias (1, E). A chunk's rows
 # come after the `taps - 1` rows before them.
 
 
@@ -482,8 +475,7 @@ def _convolve(x, w, d, taps, n, y):
 
 def conv_forward(x, weight, bias, reverse, out, begin, end):
     """Tasks begin to end of out = silu(causal convolution of x)."""
-    length, taps = x.shape[2], weight.shape[1]
-    tiles = (x.shape[1] + TILE - 1) // TILE
+    length, taps, tiles = x.shape[2], len(weight), x.shape[1] // TILE
     w, d = _scratch(taps * TILE), _scratch(TILE)
     x_rows, y_rows = _scratch((taps - 1 + CHUNK) * TILE), _rows()
     for task in range(begin, end):
@@ -528,9 +520,8 @@ def _add_weight_gradients(x, dy, taps, n, dw, db):
 
 
 def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end):
-    """Tasks begin to end of the backward; dweight (B, E, taps) and dbias (B, E, 1) are parts."""
-    length, taps = x.shape[2], weight.shape[1]
-    tiles = (x.shape[1] + TILE - 1) // TILE
+    """Tasks begin to end of the backward; dweight (B, taps, E) and dbias (B, 1, E) are parts."""
+    length, taps, tiles = x.shape[2], len(weight), x.shape[1] // TILE
     w, d, dw, db = _scratch(taps * TILE), _scratch(TILE), _scratch(taps * TILE), _scratch(TILE)
     flipped, zero = _scratch(taps * TILE), _scratch(TILE)
     x_rows, dy_rows = _scratch((taps - 1 + CHUNK) * TILE), _scratch((taps - 1 + CHUNK) * TILE)
@@ -539,7 +530,7 @@ def conv_backward(x, weight, bias, reverse, dout, dx, dweight, dbias, begin, end
         b, e0 = task // tiles, task % tiles * TILE
         _read_columns(weight, e0, w)
         _read_columns(bias, e0, d)
-        _read_columns(weight[:, ::-1], e0, flipped)
+        _read_columns(weight[::-1], e0, flipped)
         for sums in (dw, db, dy_rows):
             sums[:] = 0
         for start in range((length - 1) // CHUNK * CHUNK, -1, -CHUNK):

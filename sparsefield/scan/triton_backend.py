@@ -19,55 +19,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsefield.scan import register_gradients
+from sparsefield.scan import with_gradients
 
 BLOCK = 16        # channels of a program
 CHUNK = 32        # steps between two states that are kept
 PER_WARP = 256    # states that a warp holds, 8 a thread: with more the backward spills
 
 
-def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool = False,
-) -> Tensor:
-    """See `sparsefield.scan.selective_scan`."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return _forward(*inputs, reverse, keep)[0]
+# --------------------------------------------------------------------------------------- the scan
 
 
-# --------------------------------------------------------------------------------------- operators
-
-
-@torch.library.custom_op("sparsefield::selective_scan_triton", mutates_args=())
-def _forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, keep: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan(u, delta, A, B, C, D, z, delta_bias, reverse, keep) -> tuple[Tensor, Tensor]:
     """The output, and the states before each chunk (empty unless `keep`)."""
-    out, starts = _empty_like(u), _empty_starts(u, A, keep)
     grid, sizes, constants = _plan(u, A)
+    out, chunks = _empty_like(u), sizes[-1]
+    starts = u.new_empty(len(u) if keep else 0, chunks, *A.shape, dtype=torch.float32)
     with torch.cuda.device_of(u):
         _forward_kernel[grid](*_arguments(u, delta, A, B, C, D, z, delta_bias), out, starts, *sizes,
                               REVERSE=reverse, KEEP=keep, **constants)
     return out, starts
 
 
-@_forward.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, reverse, keep):
-    return _empty_like(u), _empty_starts(u, A, keep)
-
-
-@torch.library.custom_op("sparsefield::selective_scan_triton_backward", mutates_args=())
-def _backward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor,
-    delta_bias: Tensor, reverse: bool, starts: Tensor, dout: Tensor,
-) -> list[Tensor]:
+def _scan_backward(u, delta, A, B, C, D, z, delta_bias, reverse, starts, dout) -> list[Tensor]:
     """Gradients of the eight tensors: of u, delta and z in their dtypes, of the others in float32.
     """
     (batch, channels, length), states = u.shape, A.shape[1]
     (_, tiles), sizes, constants = _plan(u, A)
-    du, ddelta, dz = _empty_gradients(u, delta, z)
+    du, ddelta, dz = (_empty_like(x) for x in (u, delta, z))
     dA, dB, dC, dD, dbias, scratch = (u.new_empty(shape, dtype=torch.float32) for shape in (
         (batch, channels, states), (tiles, batch, length, states), (tiles, batch, length, states),
         (batch, channels), (batch, channels), (batch, tiles, CHUNK, BLOCK, constants["STATES"]),
@@ -83,11 +61,7 @@ def _backward(
     return [du, ddelta, dA, dB.mT, dC.mT, dD, dz, dbias]
 
 
-def _empty_gradients(u: Tensor, delta: Tensor, z: Tensor) -> list[Tensor]:
-    return [_empty_like(x) for x in (u, delta, z)]
-
-
-register_gradients(_forward, _backward, _empty_gradients)
+selective_scan = with_gradients(_scan, _scan_backward)
 
 
 def _plan(u: Tensor, A: Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[str, int]]:
@@ -98,11 +72,6 @@ def _plan(u: Tensor, A: Tensor) -> tuple[tuple[int, int], tuple[int, ...], dict[
                  "num_warps": max(1, min(8, BLOCK * padded // PER_WARP))}
     return ((batch, -(-channels // BLOCK)), (channels, length, states, -(-length // CHUNK)),
             constants)
-
-
-def _empty_starts(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    chunks = -(-u.shape[2] // CHUNK)
-    return u.new_empty(u.shape[0] if keep else 0, chunks, *A.shape, dtype=torch.float32)
 
 
 def _by_channel(x: Tensor) -> Tensor:

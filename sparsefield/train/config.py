@@ -73,6 +73,10 @@ class TrainingConfig:
     """What reads the frames along time in every cell of the grid U-Nets: gru or mamba."""
     observe: str = "random:0.2"
     """Which points are observed."""
+    noise: str = "0"
+    """Sd of the noise in what is measured, as a share of the sd of the measured values: 0.1;
+    0.05-0.3, another for every field; or 0-0.3, of which half of the fields have none. Kriging is
+    told it, and the field without it is learnt."""
     epochs: int = 1000
     """Passes over the data; learning rate and averaging are laid out over all of them."""
     batch_size: int = 64
@@ -174,6 +178,8 @@ class TrainingConfig:
                     raise UserError(f"{name}={getattr(self, name)}: {words}")
         if self.standardise and self.time > 1:
             raise UserError("standardise: frames would be standardised each on its own; set TIME=1")
+        if self.time > 1 and parse_pattern(self.observe, self.noise).noise[1] > 0:
+            raise UserError(f"noise={self.noise}: sequences are learnt without; set TIME=1")
         log = self.log_file
         for name in ("data", "data_val", "data_test", "observe", "init_from", "start_from"):
             given = getattr(self, name)

@@ -103,7 +103,7 @@ class Training:
         self.total = config.epochs * self.per_epoch
         self.stages = Stages.of(config, self.total)
         self.batches = TrainingBatches(
-            data.train, parse_pattern(config.observe), seed=config.seed,
+            data.train, parse_pattern(config.observe, config.noise), seed=config.seed,
             batch_size=config.batch_size, queries=(config.queries_min, config.queries_max),
             draw_angles=partial(draw_angles, zero_share=config.zero_share),
             starting=self.stages.start, sees_whole=model.has_flow_unet,

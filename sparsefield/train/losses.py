@@ -36,8 +36,10 @@ class Known(NamedTuple):
 
     def part(self, rows: slice) -> Known:
         """Some of the fields."""
+        noise_sd = self.observed.noise_sd
         observed = self.observed._replace(coords=self.observed.coords[rows],
                                           values=self.observed.values[rows],
+                                          noise_sd=None if noise_sd is None else noise_sd[rows],
                                           frames=self.observed.frames.part(rows))
         return Known(observed, self.form.part(rows), self.z_0[rows])
 
@@ -55,10 +57,28 @@ class ClosedForms:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_draws: bool = True) -> Known:
-        observed = Observed(batch.input_coords, batch.input_values, None, self.domain, self.domain,
-                            frames=Frames(self.model.time, batch.times))
+        is_noisy = batch.noise_sd.any(dim=1)  # only fields without noise can share a factored mask
+        if not is_noisy.any() or is_noisy.all():
+            return self._alike(batch, with_draws)
+        rows = [which.nonzero()[:, 0] for which in (is_noisy, ~is_noisy)]
+        parts = [self._alike(batch.part(own), with_draws) for own in rows]
+        back = torch.cat(rows).argsort()
+        form = ClosedForm(*(None if column[0] is None else torch.cat(column)[back]
+                            for column in zip(*(part.form[:5] for part in parts), strict=True)))
+        return Known(self._observed(batch), form, torch.cat([part.z_0 for part in parts])[back])
+
+    def _observed(self, batch: Batch) -> Observed:
+        noise_sd = None
+        if batch.noise_sd.any():
+            noise_sd = batch.noise_sd[:, None].to(batch.input_values).expand_as(batch.input_values)
+        return Observed(batch.input_coords, batch.input_values, noise_sd, self.domain, self.domain,
+                        frames=Frames(self.model.time, batch.times))
+
+    def _alike(self, batch: Batch, with_draws: bool) -> Known:
+        """Of fields that all have noise, or none."""
+        observed = self._observed(batch)
         is_even = not self.in_time or not bool(observed.frames.log_steps(batch.times).any())
-        if self.grid is not None and is_even:
+        if self.grid is not None and observed.noise_sd is None and is_even:
             return self._on_grid(self.grid, observed, batch, with_draws)
         form = self.model.closed_form(observed, batch.query_coords)
         if not with_draws:

@@ -196,7 +196,7 @@ class Validation:
 
     def evaluate(self, model: FieldModel, stage: str) -> list[dict[str, float]]:
         """Numbers per field of the posterior mean, and the loss of a stage, with a frozen draw and
-        angle, at the points that were not observed."""
+        angle, at the points that are not known."""
         loss_of = LOSSES[stage]
         results: list[dict[str, float]] = [{} for _ in self.cases]
         for which, batch, known in self.groups(model):
@@ -236,7 +236,7 @@ class Validation:
                  "times")
         tensors = dict(zip(names, map(torch.from_numpy, parts), strict=True))
         return Batch(input_coords=input_coords, input_values=input_values, query_coords=queries,
-                     **tensors).to(self.cases.device)
+                     noise_sd=self.cases.noise_sd(which), **tensors).to(self.cases.device)
 
 
 class _WithForm(nn.Module):

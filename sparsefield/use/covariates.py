@@ -55,7 +55,7 @@ class Known:
         values = without(values, self.missing)
         for name, plane in zip(self.names, np.moveaxis(values, -1, 0), strict=True):
             if self.missing != []:
-                refuse_lone_extreme(f"{source}: {name}", plane.reshape(-1), codes_only=True)
+                refuse_lone_extreme(f"{source}: {name}", plane.reshape(-1))
         return values
 
     def standard(self, values: np.ndarray) -> np.ndarray:

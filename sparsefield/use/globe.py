@@ -39,13 +39,6 @@ def require_degrees(source: str, coords: np.ndarray) -> None:
                             f"Leave out what is a mistake: --missing {wrong[-1]:.7g}")
 
 
-def tell_of_radians(source: str, coords: np.ndarray) -> None:
-    """Log where longitudes and latitudes (M, 2) may be in radians."""
-    if len(coords) > 2 and (np.abs(coords).max(axis=0) < np.radians((182, 91))).all():
-        log.warning("WARNING: %s: all places lie within %.3g and %.3g degrees of (0, 0): are these "
-                    "radians? then convert them to degrees", source, *np.abs(coords).max(axis=0))
-
-
 def refuse_rotated(source: str, names: str) -> None:
     """Raises UserError for axes whose names say that they are degrees about another pole."""
     if ROTATED & set(re.findall(r"[^\W\d_]+", names.lower())):

@@ -334,11 +334,14 @@ def what_is_asked(
                 f"{axis.attrs.get('standard_name', axis.name)}" for axis in axes))
         like = Grid.like(grid, axes, lonlat) if is_free else None
     if like is not None or extent is not None:
-        extent = (extent_of(like, f"--grid {grid}" if grid else "the grid", lonlat) if like else
-                  _growing(extent, lonlat))
+        if like is not None:
+            extent = extent_of(like, f"--grid {grid}" if grid else "the grid", lonlat)
+        else:
+            x0, x1, y0, y1 = extent
+            x1 += globe.WIDEST * (lonlat and x1 < x0)  # across the 180th meridian
+            extent = checked_extent("--extent", (x0, x1, y0, y1), lonlat)
         given = given.turned((extent[0] + extent[1]) / 2) if lonlat else given
         _tell_of_outside(given.coords, extent)
-        _tell_of_order(given.coords, extent)
     extent = extent or given.region or bounds("measurements", given.coords, lonlat)
     frame = Frame.of(given, extent, aspect, lonlat)
     if like is None:
@@ -377,11 +380,14 @@ def grid_for(
         extent = extent_of(grid, ARRAY, lonlat)
     elif extent is not None:
         extent = checked_extent("extent", extent, lonlat)
-        _tell_of_order(given.coords, extent)
     elif lonlat or found.names is not None:
         extent = bounds("coords", given.coords, lonlat)
     else:
-        extent = _unit_square(given)
+        extent = 0.0, 1.0, 0.0, 1.0
+        outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1).sum()
+        if outside:
+            raise UserError(f"{outside} points lie outside the unit square: give extent=(x0, x1, "
+                            "y0, y1)")
     frame = Frame.of(given, extent, aspect, lonlat)
     if grid is None:
         wanted = POINTS_RESOLUTION if resolution is None else resolution
@@ -405,15 +411,6 @@ def moments_of(given: Measurements, at_times: Any) -> Times | None:
     return found
 
 
-def _unit_square(given: Measurements) -> Extent:
-    """As an extent. Raises UserError for points outside."""
-    outside = ((given.coords < 0) | (given.coords > 1)).any(axis=1)
-    if outside.any():
-        raise UserError(f"{outside.sum()} points lie outside the unit square: give extent=(x0, x1, "
-                        "y0, y1)")
-    return 0.0, 1.0, 0.0, 1.0
-
-
 def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
     """What is asked for with the covariates (..., p) there. Places that lack one stay empty, which
     is said."""
@@ -426,13 +423,6 @@ def with_known(known: Known, asked: Asked, values: np.ndarray) -> Asked:
         values = np.where(lacks[..., None], known.values.mean(axis=0), values)
     tell_of_range(known, values[~lacks])
     return replace(asked, known=values, is_far=lacks if lacks.any() else asked.is_far)
-
-
-def _growing(extent: Extent, lonlat: bool) -> Extent:
-    """An extent of the user, whose longitudes may cross the 180th meridian."""
-    x0, x1, y0, y1 = extent
-    east = x1 + globe.WIDEST if lonlat and x1 < x0 else x1
-    return checked_extent("--extent", (x0, east, y0, y1), lonlat)
 
 
 def extent_of(grid: Grid, source: str, lonlat: bool) -> Extent:
@@ -463,25 +453,6 @@ def tell_of_far(coords: np.ndarray, places: np.ndarray, lonlat: bool) -> None:
         log.warning("WARNING: all places that are asked for are far from the measurements, which "
                     "have x from %.6g to %.6g and y from %.6g to %.6g: x and y exchanged, or other "
                     "units?", low[0], high[0], low[1], high[1])
-
-
-def _tell_of_order(coords: np.ndarray, extent: Extent) -> None:
-    """Log where an extent fits the measurements (M, 2) badly that would fit them well as bounds are
-    given elsewhere, x0 y0 x1 y1."""
-    low, high = coords.min(axis=0), coords.max(axis=0)
-
-    def fit(x0: float, x1: float, y0: float, y1: float) -> float:
-        """The common part of both rectangles in that around both."""
-        first, last = np.array([x0, y0]), np.array([x1, y1])
-        common = (np.minimum(high, last) - np.maximum(low, first)).clip(0)
-        return float((common / (np.maximum(high, last) - np.minimum(low, first))).prod())
-
-    if (first := fit(*extent)) < 0.1 and fit(*(extent[k] for k in (0, 2, 1, 3))) > max(
-        0.3, 5 * first
-    ):
-        log.warning("WARNING: extent %g %g %g %g is x0 x1 y0 y1, and the measurements have x from "
-                    "%.6g to %.6g and y from %.6g to %.6g: did you mean %g %g %g %g?", *extent,
-                    low[0], high[0], low[1], high[1], *(extent[k] for k in (0, 2, 1, 3)))
 
 
 def parse_resolution(text: str, given: Measurements) -> int | tuple[int, ...]:

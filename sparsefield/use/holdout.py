@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,7 +15,7 @@ import numpy as np
 import scipy
 
 from sparsefield.errors import UserError
-from sparsefield.evaluate.metrics import crps_of_values, gaussian_crps
+from sparsefield.evaluate.metrics import LEVEL, crps_of_values, gaussian_crps
 from sparsefield.use.blocks import Blocks, Stretches
 from sparsefield.use.grids import Asked, Frame
 from sparsefield.use.points import Extent, Measurements
@@ -22,7 +23,6 @@ from sparsefield.use.predict import Reconstructor, Settings
 
 log = logging.getLogger("sparsefield")
 
-LEVEL = 0.9
 SAMPLES = 99  # from the 5th to the 95th of them is a 90 % interval
 LEAST_POINTS = 5
 RESAMPLES = 2000
@@ -231,14 +231,11 @@ def by_blocks(given: Measurements, blocks: Blocks | Stretches) -> list[Fold]:
 def compare_folds(methods: dict[str, Method], folds: Iterable[Fold]) -> list[Score]:
     """Scores over all folds, of the methods that answer in each. What the first fold logs is
     not logged again."""
-    level, parts = log.level, []
-    try:
-        for kept, hidden, groups in folds:
+    parts = []
+    for kept, hidden, groups in folds:
+        with quiet() if parts else contextlib.nullcontext():
             parts.append({score.name: replace(score, groups=groups)
                           for score in compare(methods, kept, hidden)})
-            log.setLevel(logging.ERROR)
-    finally:
-        log.setLevel(level)
     complete = [name for name in parts[0] if all(name in part for part in parts)]
     for name in parts[0].keys() - set(complete):
         log.info("%s: no answer in some folds", name)
@@ -343,25 +340,23 @@ def frame_by_frame(method: Method) -> Method:
         mean, samples = whole.mean.copy(), whole.mean + whole.sd * normal
         for when in np.intersect1d(places[:, -1], times):
             there, own = places[:, -1] == when, frames.of(times == when)
-            found = method(own, places[there, :-1])
+            with quiet():
+                found = method(own, places[there, :-1])
             mean[there], samples[:, there] = found.mean, found.samples
         return Forecast(mean, samples)
 
-    return quietly(answer)
-
-
-def quietly(method: Method) -> Method:
-    """Without what it logs."""
-
-    def answer(given: Measurements, places: np.ndarray) -> Forecast:
-        level = log.level
-        log.setLevel(logging.ERROR)
-        try:
-            return method(given, places)
-        finally:
-            log.setLevel(level)
-
     return answer
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it nothing is logged but errors."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def linear_in_time(frame: Frame) -> Method:

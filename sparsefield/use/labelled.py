@@ -138,7 +138,9 @@ def of_array(
         times = of_axis(source, array[dim])
         require_frames(f"{source}: {dim}", array.sizes[dim])
     if lonlat is None:
-        lonlat = is_longitude(on_x) or are_degrees(names[1]) or _is_geographic(array)
+        system = array.coords["spatial_ref"].attrs if "spatial_ref" in array.coords else {}
+        lonlat = is_longitude(on_x) or are_degrees(names[1]) or (  # as rioxarray says it
+            str(system.get("crs_wkt", "")).startswith(("GEOGCS", "GEOGCRS")))
     elif lonlat:
         globe.refuse_rotated(source, ", ".join(names))
     grid = Grid(on_x.values.astype(float), on_y.values.astype(float), names,
@@ -216,15 +218,16 @@ def grid_in(
               if variable.dtype.kind in "iuf" and variable.ndim > 1}
     grids = {name: variable for name, variable in fields.items()
              if (variable.ndim > 2 if time else _is_plane(variable, axes))}
-    found = value or list(grids)
-    is_list = any(time in variable.dims for variable in fields.values()) if time else (
-        not set(found) & set(fields))
-    if (not grids and is_list) or not fields:
-        return None
-    if len(found) != 1 and grids:
+    if not grids:
+        is_list = any(time in variable.dims for variable in fields.values()) if time else (
+            not set(value or ()) & set(fields))
+        if is_list or not fields:
+            return None
+    named = value or list(grids)
+    if grids and len(named) != 1:
         raise UserError(f"{path}: which variable? give one with --value, of "
                         f"{', '.join(map(describe, grids.values()))}")
-    chosen = find(path, fields, found[0] if found else next(iter(fields)), "--value")
+    chosen = find(path, fields, named[0] if named else next(iter(fields)), "--value")
     if time and time not in chosen.dims:
         raise UserError(f"{path}: {describe(chosen)} has no axis {time}: give the name of its "
                         "time axis with --time; what has none needs no --time")
@@ -240,10 +243,3 @@ def _is_plane(variable: DataArray, chosen: Sequence[str | None]) -> bool:
     """Whether it has two axes, x and y by the file or as they were chosen, but for single steps."""
     axes = [dim for dim, count in variable.sizes.items() if count > 1]
     return len(axes) == 2 and all(dim in chosen or axis_of(variable[dim]) for dim in axes)
-
-
-def _is_geographic(array: DataArray) -> bool:
-    """Whether the reference system that rioxarray gave it is one of degrees."""
-    text = str(array.coords["spatial_ref"].attrs.get("crs_wkt", "")) if (
-        "spatial_ref" in array.coords) else ""
-    return text.startswith(("GEOGCS", "GEOGCRS"))

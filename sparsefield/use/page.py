@@ -11,7 +11,7 @@ import scipy
 from matplotlib.ticker import MaxNLocator
 
 from sparsefield.evaluate import html
-from sparsefield.evaluate.metrics import largest_coverage
+from sparsefield.evaluate.metrics import LEVEL, largest_coverage
 from sparsefield.use import blocks, globe
 from sparsefield.use.export import MOST_SHOWN, aspect_of, extent_of, growing, limits_of
 from sparsefield.use.field import Field
@@ -24,7 +24,6 @@ MOST_SAMPLES, ENOUGH_SAMPLES = 40, 8
 MOST_POINTS, ALL_POINTS = 1500, 30_000  # drawn on a map, and on those of all times
 MOST_FRAMES = 60  # at which the slider of time stops
 EDGES = np.linspace(-4, 4, 17)  # of classes of residuals, in sd
-LEVEL = 0.9  # of intervals
 
 
 def field_page(

@@ -23,8 +23,8 @@ MOST_POINTS = 1_000_000
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
-LEAST_LOST = 0.03  # share of measurements that fall on others
-STRAY = (0.2, 5)  # share of the places, and how many spans of all others they are off
+# At most this share of the numbers, farther from all others than so many times their span, strays.
+STRAY = (0.2, 5)
 LOST = 0.5  # times the span of all others: (0, 0) farther from them may mean that it is unknown
 DISAGREE = 3.0  # times the difference of ordinary neighbours: twins that differ by more are noise
 
@@ -117,28 +117,42 @@ def as_given(
     masked_times = times if np.ma.isMaskedArray(times) else None
     masks = [np.ma.getmaskarray(array)
              for array in (coords, values, noise_sd, covariates, masked_times)]
-    coords, values = pair_of("", coords, values)
+    found = measured("", coords, values, covariates=covariates, times=(
+        times if masked_times is None else masked_times.data))
+    coords, values = found.coords, found.values
     hidden = np.any([mask.reshape(len(values), -1).any(axis=1) for mask in masks
                      if mask.shape[:1] == values.shape[:1]], axis=0)
     if not (np.isfinite(coords[~hidden]).all() and np.isfinite(values[~hidden]).all()):
         raise UserError("coords or values hold NaN or infinity: leave those points out")
     values[hidden] = np.nan
-    known = None
-    if covariates is not None:
-        columns = unmasked("covariates", covariates)
-        columns = columns[:, None] if columns.ndim == 1 else columns
-        if columns.ndim != 2 or len(columns) != len(values) or columns.size == 0:
-            raise UserError(f"covariates {columns.shape}: give (M, p), p > 0, a row for each of "
-                            f"the {len(values)} measurements")
-        known = Known(columns, tuple(f"covariate {j + 1}" for j in range(columns.shape[1])))
-    when = None if times is None else of_values(
-        "times", times if masked_times is None else masked_times.data)
-    if when is not None and when.values.shape != (len(values),):
-        raise UserError(f"times {when.values.shape}: give one for each of the {len(values)} "
-                        "measurements")
-    found = Measurements(coords, values, known=known, times=when,
-                         noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
+    found = replace(found, noise=noise_of(np.ma.filled(noise_sd, 0.0), len(values)))
     return clean("measurements", found, missing, lonlat)
+
+
+def measured(
+    source: str, coords: np.ndarray, values: np.ndarray, *, covariates: np.ndarray | None = None,
+    names: Sequence[str] = (), times: Any = None, time: str = "time",
+    noise: np.ndarray | None = None,
+) -> Measurements:
+    """Measurements of arrays; names: of covariates, time: of the times. Raises UserError for what
+    is no array of numbers, and for shapes that do not agree."""
+    coords, values = pair_of(source, coords, values)
+    count, known = len(values), None
+    if covariates is not None:
+        columns = unmasked(f"{source}covariates", covariates)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.ndim != 2 or len(columns) != count or columns.size == 0:
+            raise UserError(f"{source}covariates {columns.shape}: give (M, p), p > 0, a row for "
+                            f"each of the {count} measurements")
+        known = Known(columns, tuple(names or (f"covariate {j + 1}"
+                                               for j in range(columns.shape[1]))))
+    when = None if times is None else of_values(f"{source}times", times, time)
+    noise = None if noise is None else real_array(f"{source}noise_sd", noise)
+    for name, own in (("times", when and when.values), ("noise_sd", noise)):
+        if own is not None and own.shape != (count,):
+            raise UserError(f"{source}{name} {own.shape}: give one for each of the {count} "
+                            "measurements")
+    return Measurements(coords, values, noise=noise, known=known, times=when)
 
 
 def clean(
@@ -162,7 +176,7 @@ def clean(
     names = found.names or ("values",) * found.values.shape[1]
     if missing != []:
         for name, column in zip(names, found.values.T, strict=True):
-            refuse_lone_extreme(f"{source}: {name}", column, codes_only=bool(missing))
+            refuse_lone_extreme(f"{source}: {name}", column)
         for axis, column in zip("xy", found.coords.T, strict=True):
             refuse_lone_extreme(f"{source}: {axis}", column, is_axis=True)
     noise = np.zeros(len(found.values)) if found.noise is None else found.noise
@@ -195,8 +209,7 @@ def clean(
         tell_of_no_quantity(f"{source}: {name}", name, found.units, column)
     places = found.coords @ (1, 1j) if found.times is None else np.column_stack(
         [found.coords, found.times.values])
-    count = np.unique(places, axis=0, return_counts=True)[1]
-    if len(count) > most:
+    if len(np.unique(places, axis=0)) > most:
         raise UserError(f"{source}: {len(found.coords):,} points, at most {most:,} can be "
                         "used: average neighbours, or leave rows out")
     if (least := noise[kept].min()) < 0:
@@ -204,12 +217,10 @@ def clean(
     is_zero = (found.coords == 0).all(axis=1)
     if lonlat:
         globe.require_degrees(source, found.coords)
-        globe.tell_of_radians(source, found.coords)
         found = found.turned()
     if missing != []:
         _refuse_lost(source, found.coords, is_zero)
     _tell_of_strays(source, ("x", "y", *names), np.column_stack([found.coords, found.values]))
-    _tell_of_rounding(source, found.coords, count)
     tell_of_values(source, found.values)
     return found
 
@@ -233,22 +244,6 @@ def _tell_of_strays(source: str, names: Sequence[str], numbers: np.ndarray) -> N
             log.warning("WARNING: %s: %d of %d rows have %s from %.7g to %.7g, all others %.7g to "
                         "%.7g: other units, a total, or a slip? then mend them", source, len(few),
                         len(own), name, few[0], few[-1], most[0], most[-1])
-
-
-def _tell_of_rounding(source: str, coords: np.ndarray, count: np.ndarray) -> None:
-    """Log where places fall on a raster and on each other as by chance, not as by design: as often
-    as at random, and with numbers whose variance is their mean (Fisher's index of dispersion);
-    count: of the measurements at each place."""
-    total, (across, along) = len(coords), (len(np.unique(own)) for own in coords.T)
-    mean = total / (across * along)
-    by_chance = total - across * along * (1 - np.exp(-mean))
-    index = (count**2).sum() / total - mean
-    lost = total - len(count)
-    if lost > LEAST_LOST * total and 0.5 < lost / by_chance < 2 and 0.5 < index < 1.5:
-        log.warning("WARNING: %s: %d of %d measurements share a place with another, with %d "
-                    "different x and %d different y: rounded coordinates? then give more digits "
-                    "(not float16), or --noise_sd auto", source, count[count > 1].sum(), total,
-                    across, along)
 
 
 def _refuse_lost(source: str, coords: np.ndarray, is_zero: np.ndarray) -> None:
@@ -351,26 +346,18 @@ def merge_repeats(
     Returns:
         places (P, D), values and noise (P, C).
     """
-    keys = np.round(places / SAME_PLACE).astype(np.int64)
-    _, first, which, count = np.unique(keys, axis=0, return_index=True, return_inverse=True,
-                                       return_counts=True)
+    first, which, count = _grouped(places)
     if len(first) == len(places):
         return places, values, noise
     log.info("%d of %d measurements share %s with another: averaged to %d points",
              count[count > 1].sum(), len(places), what, len(first))
-    which = which.reshape(-1)
-
-    def summed(numbers: np.ndarray) -> np.ndarray:
-        total = np.zeros((len(first), values.shape[1]))
-        np.add.at(total, which, numbers)
-        return total
-
     is_exact = noise == 0
-    exact = summed(is_exact)                                               # (P, C)
+    exact = _summed(is_exact, which)                                       # (P, C)
     weights = np.where(exact[which] > 0, is_exact, np.maximum(noise, 1e-100) ** -2.0)
-    total = summed(weights)
-    means = summed(weights * values) / total
-    scatters = np.sqrt(summed(is_exact * (values - means[which]) ** 2) / np.maximum(exact - 1, 1))
+    total = _summed(weights, which)
+    means = _summed(weights * values, which) / total
+    squares = _summed(is_exact * (values - means[which]) ** 2, which)
+    scatters = np.sqrt(squares / np.maximum(exact - 1, 1))
     differ = scatters > SAME_PLACE * np.ptp(values, axis=0)
     if differ.any():
         worst = np.sqrt((scatters**2).sum(axis=0) / np.maximum(differ.sum(axis=0), 1))
@@ -383,12 +370,24 @@ def merge_repeats(
 def scatter(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, int]:
     """How repeats at one place differ: the summed squares (C,) of their differences from the mean
     there, and the degrees of freedom, measurements (M, D), (M, C) minus places."""
-    keys = np.round(places / SAME_PLACE).astype(np.int64)
-    _, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    means = np.zeros((len(count), values.shape[1]))
-    np.add.at(means, which.reshape(-1), values)
-    off = values - (means / count[:, None])[which.reshape(-1)]
+    _, which, count = _grouped(places)
+    off = values - (_summed(values, which) / count[:, None])[which]
     return (off**2).sum(axis=0), len(values) - len(count)
+
+
+def _grouped(places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first measurement at each of P places, the place of each (M,), and how many are at it."""
+    keys = np.round(places / SAME_PLACE).astype(np.int64)
+    _, first, which, count = np.unique(keys, axis=0, return_index=True, return_inverse=True,
+                                       return_counts=True)
+    return first, which.reshape(-1), count
+
+
+def _summed(numbers: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Numbers (M, C) summed over each place, (P, C)."""
+    total = np.zeros((which.max() + 1, numbers.shape[1]))
+    np.add.at(total, which, numbers)
+    return total
 
 
 def merge_twins(

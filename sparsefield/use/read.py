@@ -33,15 +33,7 @@ from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
-from sparsefield.use.points import (
-    MOST_POINTS,
-    Measurements,
-    clean,
-    joined,
-    noise_of,
-    pair_of,
-    real_array,
-)
+from sparsefield.use.points import MOST_POINTS, Measurements, clean, joined, measured, noise_of
 from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
@@ -63,11 +55,9 @@ KIND = {"parameter", "variable", "element", "pollutant", "quantity", "unit", "un
 LABELS = {"id", "fid", "objectid", "index", "idx", "no", "nr", "number", "unnamed", "station",
           "site", "sample", "point", "name", "time", "date", "datetime", "timestamp", "year",
           "month", "day", "hour", "minute", "second", "utm", *SYSTEM}
-# Words of the uncertainty of another column, those that make of x no place, and those of a third
-# coordinate.
+# Words of the uncertainty of another column, and those that make of x no place.
 SPREAD = {"sd", "std", "stdev", "stddev", "stderr", "sigma", "error", "err", "uncertainty"}
 NO_PLACE = {"wind", "velocity", "speed", *SPREAD}
-THIRD = {"z", "depth", "elev", "elevation", "alt", "altitude", "height", "level"}
 BLOCK = 1 << 25  # bytes of a text that are read at once
 ROWS = 1 << 20  # of a Parquet
 BLANK = " ,;|\t\N{NO-BREAK SPACE}"
@@ -302,11 +292,6 @@ class Columns:
                  + ("" if k_time is None else f", time = {self.names[k_time]}")
                  + (f", covariates = {', '.join(known)}" if known else ""),
                  f"; left out: {', '.join(left)}" if left else "")
-        third = [name for k, name in enumerate(self.names)
-                 if k not in (k_x, k_y, *k_known) and set(words_of(name)) & THIRD]
-        if third and set(names) - set(third):
-            log.info("the field is one of x and y alone; if %s is a third coordinate, or the field "
-                     "follows it: --covariates %s", third[0], third[0])
         for name in left:
             if (SYSTEM | KIND) & set(words_of(name)) and (
                 count := self.table.iloc[:, self.names.index(name)].nunique()) > 1:
@@ -328,25 +313,23 @@ class Columns:
         coords = np.stack([self.numbers(k_x, "x"), self.numbers(k_y, "y")], axis=1)
         values = np.stack([self.numbers(k, "value") for k in chosen], axis=1)
         names = tuple(self.names[k] for k in chosen)
-        units = self.table.attrs.get(names[0]) if len(names) == 1 else None
+        said, known, times = self.table.attrs, None, None
+        if k_known:
+            columns = [self.numbers(k, "covariates") for k in k_known]
+            of_known = tuple(self.names[k] for k in k_known)
+            known = Known(np.stack(columns, axis=1), of_known,
+                          tuple(said.get(name) or "" for name in of_known))
+        if k_time is not None:
+            name, column = self.names[k_time], self.table.iloc[:, k_time]
+            if (units := said.get(name)) and column.dtype.kind in "iuf":
+                times = Times(self.numbers(k_time, "time"), name, units,
+                              said.get(CALENDAR.format(name)) or "standard")
+            else:
+                times = of_values(self.source, column, name)
         return Measurements(
-            coords, values, names, units=units, known=self._known(k_known),
-            times=None if k_time is None else self._times(k_time),
+            coords, values, names, units=said.get(names[0]) if len(names) == 1 else None,
+            known=known, times=times,
             noise=None if k_noise is None else self.numbers(k_noise, "noise_sd"))
-
-    def _known(self, columns: Sequence[int]) -> Known | None:
-        if not columns:
-            return None
-        names = tuple(self.names[k] for k in columns)
-        return Known(np.stack([self.numbers(k, "covariates") for k in columns], axis=1), names,
-                     tuple(self.table.attrs.get(name) or "" for name in names))
-
-    def _times(self, k: int) -> Times:
-        name, column = self.names[k], self.table.iloc[:, k]
-        units, calendar = (self.table.attrs.get(key) for key in (name, CALENDAR.format(name)))
-        if units and column.dtype.kind in "iuf":
-            return Times(self.numbers(k, "time"), name, units, calendar or "standard")
-        return of_values(self.source, column, name)
 
     def find(self, wanted: str | int, flag: str) -> int:
         """A column by its name, or its number from 1. Raises UserError where it is not one."""
@@ -535,14 +518,11 @@ def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
 def _blocks(source: str) -> Iterator[bytes]:
     """Whole lines of a source, unpacked where it is gzip: about BLOCK bytes, or all of it from a
     pipe and in UTF-16."""
-    if source == "-":
-        yield _unpacked(source, sys.stdin.buffer.read())
-        return
-    with open(source, "rb") as raw:
+    with io.BytesIO(sys.stdin.buffer.read()) if source == "-" else open(source, "rb") as raw:
         beginning = raw.read(2)
         raw.seek(0)
         file = gzip.GzipFile(fileobj=raw) if beginning == GZIP else raw
-        most = -1 if beginning in UTF_16 else BLOCK
+        most = -1 if beginning in UTF_16 or source == "-" else BLOCK
         try:
             block = file.read(most)
             while True:
@@ -551,13 +531,6 @@ def _blocks(source: str) -> Iterator[bytes]:
                     return
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{source}: no readable gzip ({error})") from None
-
-
-def _unpacked(source: str, content: bytes) -> bytes:
-    try:
-        return gzip.decompress(content) if content.startswith(GZIP) else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: no readable gzip ({error})") from None
 
 
 def _text(source: str, content: bytes) -> str:
@@ -620,7 +593,6 @@ def _read_npz(
 ) -> Measurements:
     try:
         with np.load(path, allow_pickle=False) as file:
-            files.tell_of_masks(path, file.files)
             names = ("coords", "values", "noise_sd", *covariates, time)
             arrays = {name: file[name] for name in names if name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile,
@@ -629,21 +601,10 @@ def _read_npz(
     if lacking := {"coords", "values", *covariates, time or "coords"} - set(arrays):
         raise UserError(f"{path}: holds no array {' and no '.join(sorted(lacking))}; coords is "
                         "(M, 2), values (M,) or (M, C)")
-    coords, values = pair_of(f"{path}: ", arrays["coords"], arrays["values"])
-    noise = arrays.get("noise_sd") if reads_noise else None
-    if noise is not None and noise.shape != (len(values),):
-        raise UserError(f"{path}: noise_sd {noise.shape} must be a number for each point: "
-                        f"({len(values)},)")
-    known = None
-    if covariates:
-        columns = [real_array(f"{path}: {name}", arrays[name]) for name in covariates]
-        if any(column.shape != (len(values),) for column in columns):
-            raise UserError(f"{path}: each covariate must be a number for each point: "
-                            f"({len(values)},)")
-        known = Known(np.stack(columns, axis=1), tuple(covariates))
-    times = None if time is None else of_values(str(path), arrays[time], time)
-    if times is not None and times.values.shape != (len(values),):
-        raise UserError(f"{path}: {time} {times.values.shape} must be a time for each point: "
-                        f"({len(values)},)")
-    return Measurements(coords, values, noise=None if noise is None else real_array(
-        f"{path}: noise_sd", noise), known=known, times=times)
+    known = [arrays[name] for name in covariates]
+    if len({column.shape for column in known}) > 1:
+        raise UserError(f"{path}: covariates must be a number for each point, (M,)")
+    return measured(f"{path}: ", arrays["coords"], arrays["values"], names=covariates,
+                    covariates=np.stack(known, axis=-1) if known else None,
+                    times=arrays.get(time), time=time or "time",
+                    noise=arrays.get("noise_sd") if reads_noise else None)

@@ -26,7 +26,8 @@ LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}  # in sec
 AS_DATES = r"((?:1[89]|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?"  # 20200301, 202003
 ZONE = r"[T ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
 DATED_RANGE = re.compile(r"(.+?):(\d{4}-\d\d.*):([^:]+)")  # times of the day have colons, too
-OWN, SAME = 2.0, 0.05  # sides that a step counts as, from which, and all times, up to which
+OWN = 2.0  # a step that counts as so many sides of the domain or more makes each time a field alone
+SAME = 0.05  # all times that together count as so few sides or fewer are one field
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from sparsefield.use.points import Measurements
 log = logging.getLogger("sparsefield")
 
 TRANSFORMS = ("log", "sqrt")
-MARGIN = 0.1  # of the spread of values, on either side, when they come without a range
+MARGIN = 0.1  # of the span of the values, on either side, where no range is given
 FAR = 0.5  # widths of the range outside of it: another unit, or another kind of field
 ROUNDING = 1e-6
-MOST = 1e30  # what float32, of which files and models are, holds with its squares' roots to spare
+MOST = 1e30  # larger values may overflow float32, which files and models use
 
 UNUSUAL = 5.0  # times fewer or more measured points a cell: another kind of problem
 

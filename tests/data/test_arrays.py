@@ -135,11 +135,6 @@ def with_zeros(fields):
     return fields
 
 
-def in_two_units(fields):
-    fields[:, :, 10:] -= 273.15
-    return fields
-
-
 def labels(count, step=1):
     """Classes: which of some smooth random fields is the largest."""
     def change(fields):
@@ -155,9 +150,6 @@ def whole_numbers(high):
 
 
 @pytest.mark.parametrize("change, words", [
-    (in_two_units, "50 % of the values are 27"), (in_two_units, "as if in two units (degC and K)"),
-    (lambda fields: np.where(np.arange(40)[:, None, None] < 30, 1e5 + 1e3 * (fields - 290),
-                             1e3 + 10 * (fields - 290)), "two units (hPa and Pa"),
     (lambda fields: np.where(fields < 285, fields - 200, fields), ""),
     (labels(5), "5 values or colours, in patches: if they are classes"),
     (lambda fields: labels(5)(fields).astype(np.uint8), "5 values or colours, in patches"),
@@ -171,7 +163,6 @@ def whole_numbers(high):
     (lambda fields: 10 ** (fields / 5 - 58), "90.0 % of them from"),
     (lambda fields: np.tile(fields[:10], (4, 1, 1)), "4 different fields to validate"),
     (lambda fields: np.tile(fields[:1], (40, 1, 1)), "1 different fields to validate"),
-    (lambda fields: np.moveaxis(fields[:, :, :16], 0, 2), "if they are 40 of 16 x 16, give"),
     (lambda fields: fields, ""), (lambda fields: (fields > 292).astype(float), ""),
     (lambda fields: np.maximum(fields - 294, 0), ""),
 ])
@@ -179,29 +170,6 @@ def test_what_may_be_meant_otherwise_is_said(tmp_path, caplog, change, words):
     np.savez(tmp_path / "a.npz", images=kelvin(change))
     open_data(str(tmp_path / "a.npz"))
     assert words in caplog.text if words else not caplog.text
-
-
-@pytest.mark.parametrize("shift, is_said", [(12, True), (1, False)])
-def test_validation_fields_standardised_on_their_own_are_said(tmp_path, caplog, shift, is_said):
-    fields = np.random.default_rng(0).normal(size=(40, 8, 8))
-    path = saved(tmp_path / "a.npz", images=shift + 5 * fields)
-    open_data(path, val=saved(tmp_path / "b.npz", images=fields[::-1] + 0.001))
-    assert ("b.npz: 90 % of the values are -1.6" in caplog.text) == is_said
-
-
-def test_a_mask_beside_the_fields_is_not_dropped_silently(tmp_path, caplog):
-    fields = np.random.default_rng(0).normal(size=(40, 8, 8))
-    open_data(saved(tmp_path / "a.npz", images=fields, valid_mask=fields > 0))
-    assert "a.npz: valid_mask is not read: put NaN where nothing is known" in caplog.text
-
-
-def test_dry_days_to_test_on_are_said(tmp_path, caplog):
-    fields = np.maximum(np.random.default_rng(0).normal(size=(60, 8, 8)), 0)
-    fields[:20] = 0
-    open_data(saved(tmp_path / "a.npz", images=fields))
-    assert not caplog.text
-    open_data(saved(tmp_path / "b.npz", images=fields[::-1]))
-    assert "b.npz: 6 of 6 fields to validate or to test on are alike everywhere" in caplog.text
 
 
 def test_fields_to_test_on_alone_are_no_leak(tmp_path, caplog):

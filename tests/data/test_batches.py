@@ -11,7 +11,7 @@ import torch
 from sparsefield.data import TrainingBatches, frozen_case, open_data, parse_pattern
 from sparsefield.data.batches import COUNTS, MASKS, RENEWED, augmented
 from sparsefield.data.crops import Box, Picture
-from sparsefield.data.scale import LEAST_SD, STANDARD, by_measured, standardised
+from sparsefield.data.scale import LEAST_SD, STANDARD, standardised
 from sparsefield.errors import UserError
 from sparsefield.place import grid_coords
 
@@ -38,9 +38,11 @@ def numbered(tmp_path):
     return open_data(str(path))
 
 
-def batches(split, seed=3, batch_size=8, pattern="random:0.2", **others) -> TrainingBatches:
+def batches(
+    split, seed=3, batch_size=8, pattern="random:0.2", noise="0", **others
+) -> TrainingBatches:
     return TrainingBatches(
-        split, parse_pattern(pattern), seed=seed, batch_size=batch_size, queries=QUERIES,
+        split, parse_pattern(pattern, noise), seed=seed, batch_size=batch_size, queries=QUERIES,
         draw_angles=zeros_and_uniform, **others,
     )
 
@@ -231,5 +233,57 @@ def test_standardised_fields_have_either_sign_and_flat_measurements_are_no_fault
     turned = {augmented(field, np.random.default_rng(seed))[0, 0, 0] for seed in range(40)}
     assert len(turned) == 4 and 0.2 < np.mean(peaks) < 0.8
     for points in ([3], [3, 4]):  # one value has no spread; two neighbours hardly any
-        seen = by_measured(split, field, np.array(points))
+        pattern, rng = parse_pattern("random:0.2"), np.random.default_rng(0)
+        seen = pattern.measure(field, np.array(points), rng, standard=True).truth
         assert np.isfinite(seen).all() and np.abs(seen).max() < 2 / LEAST_SD
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_standard", [False, True])
+def test_noise_is_in_what_is_measured_and_half_of_the_fields_have_none(photos, is_standard):
+    train = open_data("photos", image_size=16).train
+    train.is_standard = is_standard
+    exact, noisy, again = (batches(train, batch_size=32, noise=noise, starting=99)[5]
+                           for noise in ("0", "0-0.3", "0-0.3"))
+    assert all(map(torch.equal, noisy, again))
+    has = noisy.noise_sd.any(dim=1)
+    assert 8 <= has.sum() <= 24 and not exact.noise_sd.any()
+    for name in exact._fields:  # to the last bit
+        assert torch.equal(getattr(exact, name)[~has], getattr(noisy, name)[~has]), name
+    for name in ("input_index", "mask_id", "draws", "answered", "theta"):
+        assert torch.equal(getattr(exact, name), getattr(noisy, name)), name
+    clean, sd = exact.input_values[has], noisy.noise_sd[has][:, None]
+    measured = noisy.input_values[has]
+    if is_standard:
+        torch.testing.assert_close(measured.std(dim=1, correction=0),
+                                   torch.full((len(clean), 3), 1 / STANDARD))
+        scale = (1 / STANDARD**2 - noisy.noise_sd[has] ** 2).sqrt() * STANDARD  # of the clean
+        clean = clean * scale[:, None]
+    error = (measured - clean) / sd
+    assert error.std() == pytest.approx(1, abs=0.1)
+    share = sd[:, 0] / clean.std(dim=1, correction=0)
+    assert share.max() < 0.33 and share.min() < 0.1 and share.std() > 0.04
+    for b in has.nonzero()[:, 0].tolist():  # the field without noise, there, too
+        both = np.isin(noisy.query_index[b], noisy.input_index[b])
+        assert 0.05 < both.mean() < 0.4
+    known = torch.full((32, 256, 3), torch.nan).scatter_(
+        1, noisy.query_index[..., None].expand(-1, -1, 3), noisy.x_1)[has]
+    again = known.gather(1, noisy.input_index[has][..., None].expand(-1, -1, 3))
+    off = (again - measured) / sd
+    assert off[off.isfinite()].std() == pytest.approx(1, abs=0.1)
+
+
+def test_noise_of_a_frozen_case_depends_on_its_seed_and_field_alone(photos):
+    def error(observe: str, seed: int, noise: str = "0.05-0.2") -> np.ndarray:
+        case = frozen_case(photos.test, 2, parse_pattern(observe, noise), seed)
+        return (case["noisy"] - case["truth"]) / case["noise_sd"]
+
+    first = error("random:0.2", 5)
+    np.testing.assert_allclose(error("random:0.4", 5), first, atol=1e-3)
+    np.testing.assert_allclose(error("random:0.2", 5, "0.3"), first, atol=1e-3)
+    assert np.abs(error("random:0.2", 6) - first).max() > 2
+    for text in ("0.3-0.1", "-0.1", "1.5", "loud"):
+        with pytest.raises(UserError, match=f"--noise {text}: give its sd"):
+            parse_pattern("random:0.2", text)

@@ -15,6 +15,8 @@ from small import SIZE, settings, train, write_checkpoint
 from sparsefield import device
 from sparsefield.data import open_data, parse_pattern
 from sparsefield.errors import UserError
+from sparsefield.evaluate import metrics
+from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.evaluate.cases import Cases, spread
 from sparsefield.evaluate.metrics import block_sums
 from sparsefield.gaussian import GridPosterior, posterior
@@ -166,16 +168,34 @@ def test_dropout_does_not_reach_validation(ramps):
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("kind", ["ramps", "seas"])
-def test_training_scores_the_mean_as_evaluations_do(paths, kind):
+@pytest.mark.parametrize("kind, noise", [("ramps", "0"), ("seas", "0"), ("ramps", "0-0.3")])
+def test_training_scores_the_mean_as_evaluations_do(paths, kind, noise):
     data, model = open_data(str(paths[kind])), network()
-    validation = Validation(data.val, parse_pattern("random:0.2"), 5, 2, torch.device("cpu"))
+    validation = Validation(data.val, parse_pattern("random:0.2", noise), 5, 2, torch.device("cpu"))
     theirs = validation.cases.numbers(validation.cases.sample(model, method="mean"))
     bare = validation.cases.numbers(validation.cases.sample(GaussianModel(), method="mean"))
     assert all(want["psnr"] != kriged["psnr"] for want, kriged in zip(theirs, bare, strict=True))
     for mine, want in zip(validation.evaluate(model, "flow"), theirs, strict=True):
         assert mine["psnr"] == pytest.approx(want["psnr"], abs=0.01)
         assert mine["ssim"] == pytest.approx(want["ssim"], abs=1e-3)
+
+
+def test_with_noise_measured_points_are_predicted_and_scored_and_kriging_is_told(ramps):
+    split, noisy = open_data(str(ramps)).test, parse_pattern("random:0.3", "0.3")
+    cases = Cases(split, noisy, range(len(split)))
+    assert not any(len(case.exact) for case in cases)
+    kriged = cases.sample(GaussianModel(), draws=20)
+    unaware = np.mean([metrics.mse(BASELINES["kriging, fitted"](*case.known, case.truth.shape[:2]),
+                                   case.truth) for case in cases])
+    for outcome in (kriged, cases.interpolate("kriging, fitted")):
+        for case, field in zip(cases, outcome.fields, strict=True):
+            there = field.reshape(-1, 1)[case.observed]
+            assert np.abs(there - case.known[1]).max() > 1e-3
+    told = cases.interpolate("kriging, fitted").fields
+    assert np.mean([metrics.mse(field, case.truth)
+                    for field, case in zip(told, cases, strict=True)]) < 0.9 * unaware
+    covered = np.mean([numbers["coverage_90"] for numbers in cases.numbers(kriged)])
+    assert 0.8 < covered < 0.99
 
 
 def test_a_field_is_fitted_once_for_all_validations(ramps, monkeypatch):

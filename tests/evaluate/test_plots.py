@@ -52,7 +52,7 @@ def test_pictures_have_their_own_colours_and_maps_are_drawn_north_up(open_figure
     grey = np.full((3, 3, 3), 0.5)
     assert plots.limits_of(grey) == {"vmin": 0, "vmax": 1}
     for field, bars in ((grey, 0), (grey[..., :1], 1)):
-        case = SimpleNamespace(truth=field, truths={3: field}, observed=[0])
+        case = SimpleNamespace(truth=field, noisy=2 * field - 1, truths={3: field}, observed=[0])
         row = plots.Row("a", case, [], [np.zeros((3, 3, 1))])
         data = SimpleNamespace(scale=METRES, rows_up=True)
         plots.sheet([row, row._replace(rows=6)], ["error"], data)

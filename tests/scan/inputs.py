@@ -24,8 +24,9 @@ def make_inputs(length: int, states: int = 16, channels: int = 5, batch: int = 2
 
 
 def scan_of(name: str):
-    """The scan of a backend, or "reference"."""
-    return (reference if name == "reference" else scan.load_backend(name)).selective_scan
+    """The scan of a backend, or "reference", of inputs by their names."""
+    backend = reference if name == "reference" else scan.load_backend(name)
+    return lambda reverse=False, **inputs: backend.selective_scan(*inputs.values(), reverse=reverse)
 
 
 def run(name: str, inputs: dict[str, Tensor], dtype=torch.float64, **flags) -> dict[str, Tensor]:

@@ -39,19 +39,7 @@ def test_torch_backend_in_float64(reverse):
     assert max(errors(*found).values()) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [
-    torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)])
-def test_operators_are_what_they_tell_autograd_and_compile(dtype):
-    numba = scan.load_backend("numba")
-    inputs = [x.float() for x in make_inputs(40, channels=64).values()]
-    leaves = [x.to(dtype if x.ndim == 3 else x.dtype).requires_grad_() for x in inputs]
-    torch.library.opcheck(numba._forward, (*leaves, True, True))
-    weight, bias = torch.randn(64, 4, requires_grad=True), torch.randn(64, requires_grad=True)
-    torch.library.opcheck(numba._conv_forward, (leaves[0], weight, bias, True))
-
-
-def test_without_gradients_the_kernels_run_and_no_compiler_is_loaded():
-    """The first call of an operator would load torch's compiler, which takes seconds."""
+def test_the_kernels_run_without_the_compiler_and_alike_in_a_compiled_model():
     code = """
 import sys, torch
 from sparsefield.model.mamba import Mamba
@@ -59,8 +47,13 @@ torch.manual_seed(0)
 block, x = Mamba(16), torch.randn(2, 9, 16)
 with torch.no_grad():
     found = block(x)
-assert "torch._dynamo" not in sys.modules
 assert torch.equal(block(x), found)
+gradients = torch.autograd.grad(block(x).square().sum(), block.parameters())
+assert "torch._dynamo" not in sys.modules  # its import takes seconds
+compiled = torch.compile(block, backend="aot_eager")(x)
+assert torch.equal(compiled, found)
+again = torch.autograd.grad(compiled.square().sum(), block.parameters())
+assert all(map(torch.equal, gradients, again))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
@@ -86,6 +79,17 @@ def test_bfloat16_in_memory_is_float32_inside(name, channels, reverse):
     want = run("reference", {key: x.double() for key, x in inputs.items()}, reverse=reverse)
     found = errors(run(name, inputs, torch.bfloat16, reverse=reverse), want)
     assert found.pop("out") < 2**-8 and max(found.values()) < 2**-7
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_gradients_have_the_precision_of_their_tensors(name):
+    found = []
+    for scan_by in (scan_of(name), scan_of("reference")):
+        inputs = {key: x.float() for key, x in make_inputs(20).items()}
+        inputs["u"] = inputs["u"].bfloat16()
+        out = scan_by(**inputs | {"delta": inputs["delta"].requires_grad_()})
+        found.append(torch.autograd.grad(out.sum(), inputs["delta"])[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, dtype, channels", [

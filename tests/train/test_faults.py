@@ -142,6 +142,22 @@ def test_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     assert_same_training(whole, tmp_path)
 
 
+def test_a_training_with_noise_goes_on_bit_for_bit(data, tmp_path, monkeypatch):
+    noisy = dict(noise="0-0.3", epochs=1, start_share=0.7)
+    train(settings(data, tmp_path / "whole", **noisy))
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+        train(settings(data, tmp_path / "parts", **noisy))
+    train(settings(data, tmp_path / "parts", **noisy, resume="must"))
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+    train(settings(data, tmp_path / "exact", **noisy | {"noise": "0"}))
+    first, second = (load_checkpoint(tmp_path / name / "mamba_v2_latest.pth")
+                     for name in ("whole", "exact"))
+    assert first["config"]["noise"] == "0-0.3" and first["metrics"] != second["metrics"]
+    with pytest.raises(UserError, match="noise=0 "):
+        train(settings(data, tmp_path / "exact", **noisy))
+
+
 def test_second_signal_ends_at_once(data, tmp_path, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)

@@ -7,7 +7,7 @@ import torch
 from small import SIZE
 from sparsefield.data import TrainingBatches, open_data, parse_pattern
 from sparsefield.flow.path import draw_angles
-from sparsefield.place import Domain
+from sparsefield.place import Domain, Observed
 from sparsefield.train import losses
 from sparsefield.train.losses import ClosedForms, start_loss, velocity_loss
 from train_mamba_v2 import MAMBADiffusionV2
@@ -44,6 +44,25 @@ def test_the_closed_form_on_a_grid_is_that_of_any_places(batch, monkeypatch):
         scale = expected.abs().mean()
         assert (found - expected).abs().quantile(0.99) < 5e-3 * scale
     assert on_grid.z_0.shape == anywhere.z_0.shape == made.x_1.shape
+
+
+def test_fields_with_noise_are_kriged_with_it_and_the_others_as_alone(batch):
+    made, shape = batch
+    is_noisy, learner = torch.tensor([True, False, True, False]), model()
+    noise_sd = 0.05 * is_noisy[:, None].expand(-1, 3).float()
+    forms = ClosedForms(learner, *shape, CPU)
+    mixed = forms(made._replace(noise_sd=noise_sd))
+    alone = forms(made.part(~is_noisy))
+    given = made.part(is_noisy)
+    observed = Observed(given.input_coords, given.input_values, torch.full_like(
+        given.input_values, 0.05), Domain.of_grid(*shape), Domain.of_grid(*shape))
+    with_noise = learner.closed_form(observed, given.query_coords)
+    for rows, expected in ((~is_noisy, alone.form), (is_noisy, with_noise)):
+        for found, wanted in zip(mixed.form[:5], expected[:5], strict=True):
+            torch.testing.assert_close(found[rows], wanted)
+    torch.testing.assert_close(mixed.z_0[~is_noisy], alone.z_0)
+    assert mixed.z_0[is_noisy].std() == pytest.approx(1, abs=0.2)
+    assert mixed.part(slice(0, 2)).observed.noise_sd.shape == (2, *made.input_values.shape[1:])
 
 
 def test_draws_have_unit_variance_and_a_seed_of_their_own(batch):

@@ -157,6 +157,8 @@ def test_names_of_settings_that_may_change_are_settings():
     (dict(grad_clip=0.0), "grad_clip=0.0"), (dict(warmup=-1), "warmup=-1"),
     (dict(device="tpu9"), "device='tpu9'"), (dict(device="cuda:99"), "device='cuda:99'"),
     (dict(data="/nowhere.npz"), "nowhere.npz"), (dict(observe="most"), "most"),
+    (dict(noise="2"), "--noise 2: give its sd as a share"),
+    (dict(noise="0.1", time=8), "sequences are learnt without"),
     (dict(resume="must"), "holds no checkpoint to go on from"),
     (dict(data="terrain", value_range=(0.0, 5.0)), "terrain brings its own; leave it out"),
     (dict(data="terrain", data_val="a.npz"), "terrain brings its own; leave it out"),

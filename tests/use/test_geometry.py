@@ -62,16 +62,6 @@ def test_places_far_from_all_measurements_are_said(caplog, order, is_said):
     assert ("x and y exchanged" in caplog.text) == is_said
 
 
-@pytest.mark.parametrize("extent, is_said", [
-    ((5, 50, 10, 55), True), ((5, 10, 50, 55), False), ((0, 60, 0, 60), False),
-    ((6, 7, 51, 52), False)])
-def test_bounds_in_another_order_are_said(caplog, extent, is_said):
-    places = np.random.default_rng(0).uniform((5, 50), (10, 55), (60, 2))
-    load("none").reconstruct(places, places.sum(axis=1), 4, extent=extent, num_samples=2)
-    assert ("did you mean 5 10 50 55?" in caplog.text) == is_said
-
-
-
 @pytest.mark.parametrize("name", ["none", "trained"])
 def test_y_of_a_table_grows_upward(paths, name):
     model = load("none" if name == "none" else paths["sea"])

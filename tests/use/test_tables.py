@@ -130,19 +130,6 @@ def test_decimal_commas_by_a_flag(tmp_path, content):
 
 
 @pytest.mark.parametrize("header, options, is_said", [
-    ("x,y,depth_m,v", {}, True), ("x,y,depth_m,v", {"value": ["v"]}, True),
-    ("x,y,depth_m,v", {"value": ["v"], "covariates": ["depth_m"]}, False),
-    ("x,y,no,z", {}, False), ("x,depth,y,v", {"value": ["depth"]}, False),
-])
-def test_a_third_coordinate_is_not_dropped_silently(tmp_path, caplog, header, options, is_said):
-    rows = "".join(f"{k},{k**2},{k**3},{k % 4}\n" for k in range(1, 9))
-    with caplog.at_level("INFO", logger="sparsefield"):
-        read(tmp_path, f"{header}\n{rows}", **options)
-    assert ("third coordinate, or the field follows it: --covariates depth_m"
-            in caplog.text) == is_said
-
-
-@pytest.mark.parametrize("header, options, is_said", [
     ("x,y,t,t_std", {}, True), ("x,y,value_stderr,value", {}, True),
     ("x,y,t,t_std", {"noise_sd": "t_std"}, False), ("x,y,t,t_std", {"value": ["t"]}, False),
     ("x,y,t,u", {}, False),
@@ -198,27 +185,14 @@ def test_values_of_several_kinds_are_said(tmp_path, caplog, kinds, is_said):
     assert ("parameter has 2 different entries" in caplog.text) == is_said
 
 
-@pytest.mark.parametrize("scale, is_said", [(np.pi / 180, True), (1, False)])
-def test_radians_are_said(tmp_path, caplog, scale, is_said):
-    frame = pandas.DataFrame(scale * np.random.default_rng(0).uniform(-80, 80, (20, 2)),
-                             columns=["lon", "lat"]).assign(t=range(20))
-    read(tmp_path, frame.to_csv(index=False), lonlat=True)
-    assert ("are these radians?" in caplog.text) == is_said
-
-
 @pytest.mark.parametrize("value, count, low, words", [
-    (-1, 9, 0.5, "--missing -1"), (-1, 9, -2.5, ""), (-1, 2, 0.5, ""),
-    (-0.5, 9, 0.5, "--missing -0.5"), (0, 9, 12, "0 stands in"), (0, 9, 0.5, "")])
+    (-1, 9, -2.5, ""), (-1, 2, 0.5, ""), (0, 9, 12, "0 stands in"), (0, 9, 0.5, "")])
 def test_values_that_repeat_at_the_end_of_others(tmp_path, caplog, value, count, low, words):
     values = np.concatenate([np.full(count, value), low + np.random.default_rng(0).uniform(
         0, 6, 190)])
     frame = pandas.DataFrame(PLACES[:len(values)], columns=["x", "y"]).assign(t=values)
-    try:
-        read(tmp_path, frame.to_csv(index=False))
-    except UserError as refused:
-        assert words and words in str(refused)
-    else:
-        assert words in caplog.text if words else "WARNING" not in caplog.text
+    read(tmp_path, frame.to_csv(index=False))
+    assert words in caplog.text if words else "WARNING" not in caplog.text
 
 
 def test_series_of_stations_are_not_dropped_silently(tmp_path, caplog):
@@ -237,26 +211,13 @@ def test_a_matrix_is_no_list(tmp_path, top):
         read(tmp_path, top + rows)
 
 
-@pytest.mark.parametrize("places, is_said", [
-    (PLACES.round(), True), (PLACES.astype(np.float16), True), (PLACES, False),
-    (PLACES.round(2), False), (PLACES[:40].repeat(5, axis=0), False),
-    (PLACES[:40].round().repeat(5, axis=0), False), (PLACES[:100].repeat(2, axis=0), False),
-    (np.stack(np.divmod(np.arange(600) % 200, 20), axis=1), False),
-    (np.stack(np.divmod(np.random.default_rng(0).permutation(400)[:80], 20), axis=1), False),
-])
-def test_rounded_places_are_said(tmp_path, caplog, places, is_said):
-    frame = pandas.DataFrame(places, columns=["x", "y"]).assign(t=np.arange(len(places)) % 7)
-    read(tmp_path, frame.to_csv(index=False))
-    assert ("rounded coordinates?" in caplog.text) == is_said
-
-
 @pytest.mark.parametrize("count, shift, is_said", [
-    (20, 273.15, True), (0, 0, False), (20, 200, False), (2, 273.15, False)])
+    (20, 273.15, True), (2, 273.15, True), (0, 0, False)])
 def test_stations_in_another_unit_are_said(tmp_path, caplog, count, shift, is_said):
     values = np.random.default_rng(1).normal(12, 5, 200) + shift * (np.arange(200) < count)
     frame = pandas.DataFrame(PLACES, columns=["x", "y"]).assign(t=values)
     read(tmp_path, frame.to_csv(index=False))
-    assert ("10 % of the values are 27" in caplog.text and "(degC and K)" in caplog.text) == is_said
+    assert (f"{count} of 200 rows have t from 2" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize("last, is_said", [(900, True), (40, False)])
@@ -320,7 +281,6 @@ FEW = "".join(f"{k},{k % 3},{10 + k}\n" for k in range(8))
     ("30,0,-9999\n40,1,-9999\n", {}, None), ("30,0,-9999\n", {}, None), ("30,0,-999.9\n", {}, None),
     ("30,0,1e30\n40,1,1e30\n", {}, None), ("30,0,9.96921e+36\n", {}, None),
     ("30,0,-32768\n", {}, None),
-    ("30,0,500\n40,2,500\n", {}, None),           # a lone extreme that is repeated
     ("30,0,100\n", {}, 9), ("30,0,-20\n", {}, 9),  # an outlier
     ("30,0,-9999\n40,2,-9999\n", {"missing": ("-9999",)}, 8),
     ("30,0,-9999\n40,2,1e30\n", {"missing": ("-9999", "1e30")}, 8),

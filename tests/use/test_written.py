@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
 import tifffile
+import xarray
 from scipy import stats
 from scipy.io import netcdf_file
 
+from reconstruct import FIELDS, load, unlike_noise
 from sparsefield.data.netcdf import grid_axes
+from sparsefield.use import points
 from sparsefield.use.grids import Grid
 from sparsefield.use.read import read_measurements
 
@@ -213,6 +218,17 @@ def test_axes_of_a_projection(tmp_path):
     assert grid.attributes[0]["units"] == "m"
 
 
+def test_of_a_grid_the_axes_alone_are_read(tmp_path):
+    h5py, path = pytest.importorskip("h5py"), tmp_path / "large.nc"
+    axes = {"x": np.arange(4.0), "y": np.arange(4.0)}
+    pytest.importorskip("h5netcdf")
+    xarray.Dataset({"t": (("y", "x"), np.ones((4, 4)), {}, {"zlib": True})}, axes).to_netcdf(
+        path, engine="h5netcdf")
+    with h5py.File(path, "r+") as file:
+        file["t"].id.write_direct_chunk((0, 0), b"not compressed")
+    assert [axis.size for axis in grid_axes(path)] == [4, 4]
+
+
 def test_stations_of_a_netcdf(tables):
     with netcdf_file("s.nc", "w") as file:
         file.createDimension("report", 30)
@@ -317,6 +333,19 @@ def test_the_model_of_any_quantity_answers_where_it_is_better(tables, spread, fl
     assert "are of the exact Gaussian" in out
     field = pandas.read_csv("out/field.csv")
     assert (field["sd"] > 0).mean() > 0.9 and field["mean"].between(295, 310).all()
+
+
+def test_the_model_of_any_quantity_answers_noise_that_it_has_learnt(monkeypatch):
+    coords = np.random.default_rng(0).random((80, 2))
+    exact = points.Measurements(coords, np.sin(9 * coords[:, :1]))
+    model = load(FIELDS)
+    for learnt, shares in (("0", (0,)), ("0-0.3", (0, 0.1, 0.29)), ("0.05-0.3", (0.1, 0.29))):
+        monkeypatch.setitem(model.checkpoint["config"], "noise", learnt)
+        for share in (0, 0.1, 0.29, 0.5):
+            noise = np.full(80, share * exact.values.std())
+            why = unlike_noise(model, replace(exact, noise=noise))
+            assert (why is None) == (share in shares), (learnt, share)
+    assert "has learnt noise of 0.05 to 0.3 of the sd" in unlike_noise(model, exact)
 
 
 def test_axes_in_degrees_that_do_not_say_so_are_written_as_such(tables):
