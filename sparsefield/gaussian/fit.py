@@ -26,14 +26,27 @@ from sparsefield.gaussian.kriging import INDISTINCT, Mixture, Sites
 KEPT = 3  # kernels that answer at most; the others have no weight
 LEAST_WEIGHT = 0.02
 TEMPER = 6.0  # scores are divided by it
-PROMISING = 8  # kernels that all observations decide between
-SCREENED = 100  # observations from which kernels are screened, on about SUBSET of them
-SUBSET = 64
 PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an uncertainty
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
 ROUNDING = 1e-6  # of correlations, computed in float32
 DISTANT = 128  # observations, at most, from which their mean gamma is computed
 LEAST_DISTANCE = 0.01  # mean gamma between observations below which they determine no amplitude
+
+
+class Stage(NamedTuple):
+    """A choice between many kernels by some of the observations.
+
+    Attributes:
+        least: observations from which it takes place. some: about so many decide. left: kernels
+            that are left.
+    """
+
+    least: int
+    some: int
+    left: int
+
+
+FEW, MORE = STAGES = (Stage(100, 64, 8), Stage(1000, 500, 4))
 
 
 class Fit(NamedTuple):
@@ -88,7 +101,9 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     Raises:
         UserError: places that cannot be told apart.
     """
-    kernels = _screened(candidates(kernels, len(coords)), coords, values, noise_variance, drift)
+    kernels = candidates(kernels, len(coords))
+    for stage in STAGES:
+        kernels = _screened(stage, kernels, coords, values, noise_variance, drift)
     if noise_variance is None:
         sites = Sites.of(kernels, coords, None, drift)
         white = sites.whiten(values)                                      # (K, M - 1 + q, C)
@@ -104,24 +119,24 @@ def fit(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
     return Fit(of_kept, Mixture(weight, channels), sites, sites.whiten(values))
 
 
-def screened_on(kernels: tuple[Kernel, ...], coords: Tensor) -> Tensor | None:
+def screened_on(kernels: tuple[Kernel, ...], coords: Tensor, stage: Stage = FEW) -> Tensor | None:
     """Observations on which many kernels are screened, whatever the order of coords (M, D): what is
     far behind there has no weight among all of them. None: all of them decide at once."""
     count = len(coords)
-    if len(kernels) <= PROMISING or count < SCREENED:
+    if len(kernels) <= stage.left or count < stage.least:
         return None
     by_place = (coords[:, 0] + math.pi * coords[:, 1]).argsort(stable=True)
-    return by_place[:: max(2, count // SUBSET)].sort().values
+    return by_place[:: max(2, count // stage.some)].sort().values
 
 
-def promising(score: Tensor) -> Tensor:
-    """The kernels with the best scores (..., K) where they are screened: (..., PROMISING)."""
-    return score.topk(PROMISING, dim=-1).indices
+def promising(score: Tensor, stage: Stage = FEW) -> Tensor:
+    """The kernels with the best scores (..., K) where they are screened: (..., stage.left)."""
+    return score.topk(stage.left, dim=-1).indices
 
 
-def _screened(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
+def _screened(stage: Stage, kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
               noise_variance: Tensor | None, drift: Tensor | None) -> tuple[Kernel, ...]:
-    some = screened_on(kernels, coords)
+    some = screened_on(kernels, coords, stage)
     if some is None:
         return kernels
     coords, values = coords[some], values[some]
@@ -133,7 +148,7 @@ def _screened(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor,
         score = scores(sites, sites.whiten(values))
     else:
         score, _ = climb(kernels, coords, values, noise_variance[some], drift)
-    return tuple(kernels[k] for k in sorted(promising(score).tolist()))
+    return tuple(kernels[k] for k in sorted(promising(score, stage).tolist()))
 
 
 def _chosen(score: Tensor) -> tuple[Tensor, list[int]]:

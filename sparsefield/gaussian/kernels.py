@@ -30,6 +30,7 @@ PLASTIC = 0.7548776662466927  # 1 / the real root of x^3 = x + 1
 LEVEL = 16.0  # variance of a grid's mean, which no kriging error depends on
 FEATURES = 2 * WAVES + 2  # numbers that a field in the plane takes
 KEPT_POINTS = 4096  # off a grid, whose features are kept for further draws
+SUMMED_POINTS = 512  # otherwise, whose features are there at once
 GRID_SHARE = 16  # points of a grid for each one that is asked for, up to which all are summed
 
 
@@ -236,8 +237,8 @@ def _metric(kernel: Kernel, dims: int) -> list[list[float]]:
 def _waves(
     kernel: Kernel, device: torch.device, dims: int = 2
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frequencies along the axes (D, WAVES) in radians, float64, sd of waves (WAVES,) and slopes
-    (D, D), float32."""
+    """Frequencies along the axes (D, WAVES) in turns a side, float64, sd of waves (WAVES,) and
+    slopes (D, D), float32."""
     low, high = 2 * math.pi * SLOWEST, 2 * math.pi * FASTEST
     if kernel.reach is not None:
         low = SLOWEST_MATERN / kernel.reach
@@ -261,7 +262,8 @@ def _waves(
         at_low = float(kernel.spectral_density(torch.tensor(low, dtype=torch.float64), dims))
         slope = math.sqrt(at_low * sphere * low ** (dims + 2) / (2 - kernel.smoothness) / dims)
     matrix = kernel.stretch(dims)
-    return ((matrix @ (radius * directions)).to(device), sd.float().to(device),
+    along = matrix @ (radius * directions) / (2 * math.pi)
+    return (along.to(device), sd.float().to(device),
             (matrix * slope).float().to(device))
 
 
@@ -312,7 +314,7 @@ class Waves:
         if len(self.coords) <= KEPT_POINTS:
             return numbers @ self._features.T
         return torch.cat([numbers @ features(self.kernel, part).T
-                          for part in self.coords.split(KEPT_POINTS)], dim=1)
+                          for part in self.coords.split(SUMMED_POINTS)], dim=1)
 
     def _from_sides(self, numbers: Tensor) -> Tensor:
         x, y = self._sides
@@ -320,9 +322,9 @@ class Waves:
         # a cos + b sin is the real part of conj(a + i b) exp(i w x) exp(i w y): a real product.
         dims = self.coords.shape[1]
         pairs = torch.view_as_complex(numbers[:, :-dims].unflatten(1, (WAVES, 2)).contiguous())
-        pairs = pairs[:, None]                                            # (S, layers, WAVES)
+        pairs = pairs[:, None]                                            # (S, 1, WAVES)
         along, _, slope = _waves(self.kernel, self.coords.device, dims)
-        if dims > 2:
+        if dims > 2:                                                      # (S, layers, WAVES)
             pairs = pairs * _turns(self.layers.to(along) @ along[2:]).conj()
         summed = torch.stack([torch.view_as_real(pair * x.conj()).flatten(1) @ y
                               for pair in pairs.flatten(0, 1)])           # (S layers, X, Y)
@@ -343,9 +345,9 @@ def features(kernel: Kernel, coords: Tensor) -> Tensor:
 
 
 def _turns(phase: Tensor) -> Tensor:
-    """exp(i phase), complex64."""
-    phase = torch.remainder(phase, 2 * math.pi).float()
-    return torch.polar(torch.ones_like(phase), phase)
+    """exp(2 pi i phase), complex64."""
+    angle = phase.frac().float().mul_(2 * math.pi)
+    return torch.complex(angle.cos(), angle.sin())
 
 
 @lru_cache(maxsize=64)

@@ -38,6 +38,7 @@ LEAST_PIVOT = 0.02
 LEAST_NUGGET = 1e-5  # below which float32 never serves
 AT_ONCE = 1 << 25  # numbers in the matrices that are factored together
 QUERIES, HELD = 512, 1 << 18  # answered together, at least; numbers that fit into a cache
+BLOCK = 64  # rows of a triangle that is not split
 ALONE = 0.5  # precision, relative to the amplitude
 LEAST_PRECISION = 1e-5
 LEAST_VARIANCE = 1e-6  # relative to the amplitude, or a smaller nugget: rounding, on top of an
@@ -138,14 +139,16 @@ class Factored:
     @property
     def imprecise(self) -> Tensor:
         """(K,), whether rounding may show."""
-        lost = (self.lower.diagonal(dim1=-2, dim2=-1) < LEAST_PIVOT).any(dim=-1) | self.failed
+        size = torch.cat([self.first, self.own[..., None]], dim=-1).amax(dim=-1, keepdim=True)
+        largest = size.clamp(max=1.0).sqrt()
+        small = self.lower.diagonal(dim1=-2, dim2=-1) < LEAST_PIVOT * largest
+        lost = small.any(dim=-1) | self.failed
         return lost.reshape(-1, len(self.kernels)).any(dim=0)
 
     @cached_property
     def inverse(self) -> Tensor:
         """(..., K, M - 1, M - 1), of `lower`."""
-        eye = torch.eye(self.lower.shape[-1], dtype=self.lower.dtype, device=self.lower.device)
-        return torch.linalg.solve_triangular(self.lower, eye.expand_as(self.lower), upper=False)
+        return _inverse(self.lower)
 
     @cached_property
     def log_det(self) -> Tensor:
@@ -219,6 +222,20 @@ class Factored:
         """P y (..., K, M, F) of whitened y (..., K, M - 1 + q, F)."""
         left = white[..., : self.lower.shape[-1], :].to(self.lower)
         return self._spread_out(self.inverse.mT @ left)
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """(..., n, n) of a lower triangle, whose zeros a CPU gains by leaving out: halves and their
+    product."""
+    size = lower.shape[-1]
+    if lower.is_cuda or size <= BLOCK:
+        eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    inverse, half = torch.zeros_like(lower), size // 2
+    first = inverse[..., :half, :half] = _inverse(lower[..., :half, :half])
+    second = inverse[..., half:, half:] = _inverse(lower[..., half:, half:])
+    torch.neg(second @ (lower[..., half:, :half] @ first), out=inverse[..., half:, :half])
+    return inverse
 
 
 def _lower_times(lower: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ Symbols: B fields, M observations, N queries, C channels, S draws.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -54,7 +54,8 @@ LARGEST_NOISE = 1e9  # sd, in units of values of unit size: such an observation 
 TILE = 64  # observations of a tile
 SOLID_TILE = 32  # in more than two dimensions, where more of them lie at its faces
 TOGETHER = 256  # with those around it
-KEPT_NUMBERS = 1 << 22  # queries times observations, up to which what draws need is kept
+ABREAST = 8  # tiles, at most, that are factored side by side: their matrices fit into a cache
+KEPT_NUMBERS = 1 << 25  # up to which what draws need is kept for further ones: 128 MiB
 VARIOGRAM_POINTS = 300  # observations, at most, whose pairs a variogram shows
 CLASSES = 12  # of distance, up to half of the largest
 LEAST_PAIRS = 10  # in a class that is shown
@@ -317,7 +318,8 @@ def _drift(fitted: Fit) -> tuple[Tensor, Tensor] | None:
 
 
 class _Field:
-    """One field, answered from all its observations by one factorisation.
+    """One field, answered from all its observations by one factorisation; or tiles of one field,
+    each from as many of its observations as the others: then these have a leading dimension.
 
     Args:
         spacing: between observations, in sides of the domain.
@@ -380,6 +382,11 @@ class _Field:
         """Which of coords (N, D) are answered together, each once."""
         return list(torch.arange(len(coords), device=coords.device).split(self.at_once))
 
+    def held(self, pieces: list[Tensor]) -> int:
+        """How many numbers the `errors` of all pieces hold."""
+        size = len(self.observed.coords)
+        return size * (size + sum(map(len, pieces)))
+
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
         """At (n, D), a piece, with (n, q): (n, C)."""
         z = self.leave_one_out.z  # first: the inverse factors that it needs serve queries, too
@@ -387,7 +394,7 @@ class _Field:
 
     def weighed(self, queries: Tensor, z: Tensor, whitened: Tensor, variance: Tensor) -> Answer:
         """What the kernels predict together at (n, D), where they were kriged; z: (M, C)."""
-        found = self.fit.mixture.answer(self.observed.values[:1],
+        found = self.fit.mixture.answer(self.observed.values[..., :1, :],
                                         (self.fit.white.mT @ whitened).mT, variance)
         near = closeness(queries, self.observed.coords, self.spacing)
         return found.scaled(local_amplitude(near, z, self.fit.mixture.rough(self.fit.kernels)))
@@ -397,14 +404,15 @@ class _Field:
         return self.fit.sites.take([self.fit.heaviest])
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
-        """What makes errors (S, n) of unit variance, under the heaviest kernel, of random fields at
-        the queries (S, n) and at the observations (S, M)."""
+        """What makes errors (S, ..., n) of unit variance, under the heaviest kernel, of random
+        fields at the queries (S, ..., n) and at the observations (S, ..., M)."""
         whitened, variance = self._heaviest.krige(queries, drift)
 
         def of(at_queries: Tensor, at_observed: Tensor) -> Tensor:
-            known = at_observed.mT                                        # (M, S)
-            kriged = known[:1] + (whitened.mT @ self._heaviest.whiten(known))[0]
-            return (at_queries - kriged.mT) / variance[0].sqrt()
+            known = at_observed.movedim(0, -1)                            # (..., M, S)
+            change = (whitened.mT @ self._heaviest.whiten(known)).squeeze(-3)
+            kriged = (known[..., :1, :] + change).movedim(-1, 0)
+            return (at_queries - kriged) / variance.squeeze(-2).sqrt()
 
         return of
 
@@ -429,20 +437,45 @@ class _Tiles(_Field):
         most = TILE if observed.coords.shape[1] == 2 else SOLID_TILE
         self.tiles = Boxes(observed.coords, most)
         self.at_once = answered_at_once(len(fitted.kernels) * TOGETHER)
-        self._newest = threading.local()  # (number, fit, field, index)
-        self._scores: dict[int, tuple[Tensor, LeaveOneOut]] = {}
+        self._newest = threading.local()  # (numbers, fit, field, index)
+        self._scores = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
+        self._scored = [False] * len(self.tiles.own)
 
     def pieces(self, coords: Tensor) -> list[Tensor]:
-        return [piece for rows in self.tiles.of(coords) for piece in rows.split(self.at_once)]
+        return [torch.cat([rows for _, rows in group])
+                for group in self._groups(self.tiles.of(coords))]
 
-    def _tile(self, number: int, fitted: Fit) -> tuple[_Field, Tensor]:
-        """The field of a tile, without the drift, and which observations it is answered from."""
+    def _groups(self, boxes: Iterable[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
+        """Boxes with what lies in them, as many as are computed side by side."""
+        group: list[tuple[int, Tensor]] = []
+        for number, rows in boxes:
+            for part in rows.split(self.at_once):
+                longest = max(len(each) for _, each in [*group, (number, part)])
+                if group and ((len(group) + 1) * longest > self.at_once or len(group) == ABREAST
+                              or self._size(number) != self._size(group[0][0])):
+                    yield group
+                    group = []
+                group.append((number, part))
+        if group:
+            yield group
+
+    def held(self, pieces: list[Tensor]) -> int:
+        return sum(TOGETHER * (min(ABREAST, len(piece)) * TOGETHER + len(piece))
+                   for piece in pieces)
+
+    def _size(self, number: int) -> int:
+        """How many observations a tile is answered from."""
+        return self.tiles.size(number, TOGETHER)
+
+    def _tile(self, numbers: list[int], fitted: Fit) -> tuple[_Field, Tensor]:
+        """The field of T tiles, without the drift, and which observations each is answered from:
+        (T, M)."""
         newest = getattr(self._newest, "tile", None)
-        if newest is None or newest[0] != number or newest[1] is not fitted:
-            index = self.tiles.nearest(number, TOGETHER)
+        if newest is None or newest[0] != numbers or newest[1] is not fitted:
+            index = torch.stack([self.tiles.nearest(number, TOGETHER) for number in numbers])
             there = self.left.take(index)
             own = fitted.at(there.coords, there.values, there.noise_variance)
-            newest = number, fitted, _Field(self.design, there, own, self.spacing), index
+            newest = numbers, fitted, _Field(self.design, there, own, self.spacing), index
             self._newest.tile = newest
         return newest[2:]
 
@@ -456,42 +489,59 @@ class _Tiles(_Field):
 
     @cached_property
     def leave_one_out(self) -> LeaveOneOut:
-        found = LeaveOneOut(*(torch.empty_like(self.left.values) for _ in range(3)))
-        for number in range(len(self.tiles.own)):
-            if number not in self._scores:
-                self._score(number, *self._tile(number, self.fit))
-            rows, scores = self._scores[number]
-            for whole, part in zip(found, scores, strict=True):
-                whole[rows] = part
+        missing = [(number, self.tiles.own[number][:1])
+                   for number, scored in enumerate(self._scored) if not scored]
+        for group in self._groups(missing):
+            numbers = [number for number, _ in group]
+            self._score(numbers, *self._tile(numbers, self.fit))
         if self.observed.drift is not None:
-            found.mean.add_(self.observed.drift @ self.slope)
-        return found
+            return self._scores._replace(
+                mean=self._scores.mean + self.observed.drift @ self.slope)
+        return self._scores
 
-    def _score(self, number: int, tile: _Field, index: Tensor) -> None:
-        """Keep what the others predict for the observations of a tile, while it is factored."""
-        mine = torch.isin(index, self.tiles.own[number])
-        self._scores[number] = index[mine], LeaveOneOut(*(x[mine] for x in tile.leave_one_out))
+    def _score(self, numbers: list[int], tile: _Field, index: Tensor) -> None:
+        """Keep what the others predict for the observations of tiles, while these are factored."""
+        mine = self.tiles.box[index] == torch.tensor(numbers).to(index)[:, None]
+        for whole, part in zip(self._scores, tile.leave_one_out, strict=True):
+            whole[index[mine]] = part[mine]
+        for number in numbers:
+            self._scored[number] = True
+
+    def _laid_out(self, queries: Tensor) -> tuple[list[int], Tensor, Tensor]:
+        """The T tiles of a piece of (N, D), which rows are in each (T, n), the first one repeated
+        where a tile has fewer than others, and which are no repetition (T, n)."""
+        boxes = list(self.tiles.of(queries))
+        longest = max(len(rows) for _, rows in boxes)
+        rows = torch.stack([torch.cat([rows, rows[:1].expand(longest - len(rows))])
+                            for _, rows in boxes])
+        count = torch.tensor([len(rows) for _, rows in boxes]).to(rows)
+        return ([number for number, _ in boxes], rows,
+                torch.arange(longest).to(rows) < count[:, None])
 
     def answer(self, queries: Tensor, drift: Tensor | None) -> Answer:
-        number = self.tiles.number(queries[0])
-        tile, index = self._tile(number, self.fit)
-        if number not in self._scores:
-            self._score(number, tile, index)
+        numbers, rows, own = self._laid_out(queries)
+        tile, index = self._tile(numbers, self.fit)
+        if not all(self._scored[number] for number in numbers):
+            self._score(numbers, tile, index)
         if drift is None:
-            return tile.answer(queries, None)
+            return Answer(*(x[own] for x in tile.answer(queries[rows], None)))
         sites, known, z = tile.fit.sites, tile.observed.drift, tile.leave_one_out.z
         assert known is not None
-        whitened, variance = sites.krige(queries)
-        kriged = known[:1, :, None] + sites.whiten(known).mT @ whitened   # (K, q, n)
-        off = drift.mT - kriged.squeeze(0)
+        whitened, variance = sites.krige(queries[rows])
+        kriged = (known[..., :1, :].mT.unsqueeze(-3)                      # (T, K, q, n)
+                  + sites.whiten(known).mT @ whitened)
+        off = drift[rows].mT.unsqueeze(-3) - kriged
         variance = variance + (self.root.mT @ off).square().sum(dim=-2)
-        answer = tile.weighed(queries, z, whitened, variance)
-        return answer._replace(mean=answer.mean + drift @ self.slope)
+        answer = tile.weighed(queries[rows], z, whitened, variance)
+        answer = answer._replace(mean=answer.mean + drift[rows] @ self.slope)
+        return Answer(*(x[own] for x in answer))
 
     def errors(self, queries: Tensor, drift: Tensor | None) -> Errors:
-        tile, index = self._tile(self.tiles.number(queries[0]), self._of_heaviest)
-        of_tile = tile.errors(queries, None)
-        return lambda at_queries, at_observed: of_tile(at_queries, at_observed[:, index])
+        numbers, rows, own = self._laid_out(queries)
+        tile, index = self._tile(numbers, self._of_heaviest)
+        of_tiles = tile.errors(queries[rows], None)
+        return lambda at_queries, at_observed: of_tiles(
+            at_queries[:, rows], at_observed[:, index])[:, own]
 
 
 class PosteriorNoise:
@@ -509,8 +559,8 @@ class PosteriorNoise:
         self.places = places
         self.rows = [field.pieces(coords)
                      for field, (coords, _) in zip(self.fields, places, strict=True)]
-        most = min(TOGETHER, len(self.fields[0].observed.coords))  # numbers of a query
-        self.keep = len(places) * len(places[0][0]) * most <= KEPT_NUMBERS
+        held = sum(field.held(rows) for field, rows in zip(self.fields, self.rows, strict=True))
+        self.keep = held <= KEPT_NUMBERS
         self._kept: dict[tuple[int, int], Errors] = {}
 
     @cached_property

@@ -26,14 +26,14 @@ class Cut(NamedTuple):
     above: Cut | int
 
 
-Tree = tuple[Tensor, scipy.spatial.cKDTree]  # observations, and what finds the nearest of them
+Tree = tuple[np.ndarray, scipy.spatial.cKDTree]  # observations, and what finds the nearest of them
 
 
 class Boxes:
     """Observations cut in halves along their longest side, until no part has more than `most`.
 
     Attributes:
-        own: which observations lie in each box.
+        own: which observations lie in each box. box: (M,), in which box each lies.
     Args:
         coords: (M, D), M >= 1. Observations at one place are never cut apart.
     """
@@ -43,11 +43,15 @@ class Boxes:
         self.own: list[Tensor] = []
         self._near: dict[tuple[int, int], Tensor] = {}
         self.root = self._cut(torch.arange(len(coords), device=coords.device))
-        first = torch.stack([rows[0] for rows in self.own])
-        self.all, self.first = self._tree(torch.arange(len(coords)).to(first)), self._tree(first)
+        self.box = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
+        for number, rows in enumerate(self.own):
+            self.box[rows] = number
+        self.places = coords.cpu().numpy()
+        self.all = self._tree(np.arange(len(coords)))
+        self.first = self._tree(np.array([int(rows[0]) for rows in self.own]))
 
-    def _tree(self, rows: Tensor) -> Tree:
-        return rows, scipy.spatial.cKDTree(self.coords[rows].cpu().numpy())
+    def _tree(self, rows: np.ndarray) -> Tree:
+        return rows, scipy.spatial.cKDTree(self.places[rows])
 
     def _cut(self, rows: Tensor) -> Cut | int:
         places = self.coords[rows]
@@ -63,26 +67,23 @@ class Boxes:
         at = float(along[below].double().max() + along[~below].double().min()) / 2
         return Cut(axis, at, self._cut(rows[below]), self._cut(rows[~below]))
 
-    def number(self, place: Tensor) -> int:
-        """The box of a place (D,)."""
-        node = self.root
-        while isinstance(node, Cut):
-            node = node.below if float(place[node.axis]) <= node.at else node.above
-        return node
-
-    def of(self, places: Tensor) -> list[Tensor]:
-        """Which of places (N, D) lie in each box that holds any, box after box."""
-        def sort(node: Cut | int, rows: Tensor) -> Iterator[Tensor]:
+    def of(self, places: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each box that holds any of places (N, D), and which, box after box."""
+        def sort(node: Cut | int, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
             if len(rows) == 0:
                 return
             if not isinstance(node, Cut):
-                yield rows
+                yield node, rows
                 return
             below = places[rows, node.axis].double() <= node.at
             yield from sort(node.below, rows[below])
             yield from sort(node.above, rows[~below])
 
-        return list(sort(self.root, torch.arange(len(places), device=places.device)))
+        return sort(self.root, torch.arange(len(places), device=places.device))
+
+    def size(self, number: int, count: int) -> int:
+        """How many observations `nearest` finds."""
+        return min(len(self.coords), max(count, 2 * len(self.own[number])))
 
     def nearest(self, number: int, count: int) -> Tensor:
         """Which observations a box is answered from, in their order, `count` in all or as many as
@@ -94,20 +95,20 @@ class Boxes:
 
     def _around(self, number: int, count: int) -> Tensor:
         """See `nearest`, which keeps it."""
-        own = self.own[number]
-        count = min(len(self.coords), max(count, 2 * len(own)))
+        own, count = self.own[number].cpu().numpy(), self.size(number, count)
         far = self._nearest(own, self.first, max(1, int(FAR * count)))
+        chosen = np.union1d(own, far)
         near = self._nearest(own, self.all, count)
-        near = near[~torch.isin(near, torch.cat([own, far]))]
-        chosen = torch.cat([own, far]).unique()
-        return torch.cat([chosen, near[: count - len(chosen)]]).sort().values
+        near = near[~np.isin(near, chosen)][: count - len(chosen)]
+        return torch.from_numpy(np.sort(np.concatenate([chosen, near]))).to(self.box)
 
-    def _nearest(self, own: Tensor, among: Tree, count: int) -> Tensor:
+    def _nearest(self, own: np.ndarray, among: Tree, count: int) -> np.ndarray:
         """`count` of those among, or all, the nearest to the box of the own ones first."""
         rows, tree = among
-        low, high = self.coords[own].amin(dim=0), self.coords[own].amax(dim=0)
+        low, high = self.places[own].min(axis=0), self.places[own].max(axis=0)
         some = min(len(rows), AROUND * count)
-        _, index = tree.query(((low + high) / 2).cpu().numpy(), k=np.arange(some) + 1)
-        near = rows[torch.from_numpy(index).to(rows)].sort().values
-        away = (self.coords[near] - self.coords[near].clamp(low, high)).square().sum(dim=1)
-        return near[away.argsort(stable=True)[:count]]
+        _, index = tree.query((low + high) / 2, k=np.arange(some) + 1)
+        near = np.sort(rows[index])
+        places = self.places[near]
+        away = np.square(places - places.clip(low, high)).sum(axis=1)
+        return near[away.argsort(kind="stable")[:count]]

@@ -18,7 +18,7 @@ from sparsefield.data.scale import Scale, given_range
 from sparsefield.device import has_fast_bfloat16, pick_device
 from sparsefield.errors import UserError, require_seed
 from sparsefield.evaluate.calibration import widen
-from sparsefield.flow.sampling import POINTS, Progress, sample
+from sparsefield.flow.sampling import LARGE, POINTS, Progress, sample
 from sparsefield.gaussian import Posterior, estimate_noise
 from sparsefield.hashed import noise_seed
 from sparsefield.model.bundled import BUNDLED
@@ -55,7 +55,6 @@ log = logging.getLogger("sparsefield")
 
 TRENDS = {None: 0, "linear": 1, "quadratic": 2}  # degrees of the polynomial
 FEW = 5  # places: of 2, 3, 5 of known fields, 90 % intervals held 54, 65, 81 %
-TOKENS = 256 * 256  # places asked for, up to which tokens are read unless it is said
 INPUTS = 400  # observations that a block sees, twice those of a training field at 32 x 32
 
 
@@ -86,7 +85,7 @@ class Settings:
         checked: also what each measurement is off what the others predict, and the variograms
             (`Field.checks`); for the closed form alone.
         tokens: whether the model's tokens are read; False leaves them out, which costs little on
-            photographs and saves most of the time. None: up to TOKENS places.
+            photographs and saves most of the time. None: up to LARGE places.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
             is kriged; for the closed form alone.
     """
@@ -549,7 +548,7 @@ def _sample(
               for k in range(settings.num_samples)] for t in range(frames.count)]
     with_tokens = settings.tokens
     if with_tokens is None:
-        with_tokens = len(queries) <= TOKENS or not getattr(network, "has_flow_unet", False)
+        with_tokens = len(queries) <= LARGE or not getattr(network, "has_flow_unet", False)
     result = sample(
         network, *parts[:3], seeds=seeds, num_steps=settings.num_steps,
         noise_sd=parts[3] if noise.any() else None,

@@ -26,12 +26,15 @@ def test_every_observation_lies_in_one_box_and_is_found_there(coords):
     assert sorted(own.tolist()) == list(range(len(coords)))
     for number, rows in enumerate(boxes.own):
         assert len(rows) <= 20 or len(coords[rows].unique(dim=0)) == 1
-        assert all(boxes.number(place) == number for place in coords[rows])
+        assert bool((boxes.box[rows] == number).all())
     asked = torch.cat([coords, 3 * points(300, coords.shape[1], seed=1) - 1])
-    pieces = boxes.of(asked)
-    assert sorted(torch.cat(pieces).tolist()) == list(range(len(asked)))
-    for rows in pieces:
-        assert len({boxes.number(place) for place in asked[rows]}) == 1
+    found = dict(boxes.of(asked))
+    assert sorted(torch.cat(list(found.values())).tolist()) == list(range(len(asked)))
+    assert all(boxes.box[i] == number for number, rows in found.items()
+               for i in rows.tolist() if i < len(coords))
+    alone = [next(boxes.of(place[None]))[0] for place in asked[-300:]]
+    assert all(alone[i - len(coords)] == number for number, rows in found.items()
+               for i in rows.tolist() if i >= len(coords))
 
 
 def test_a_box_is_answered_from_its_own_observations_and_the_nearest_others():
@@ -110,7 +113,7 @@ def test_what_was_fitted_answers_a_part_of_the_observations_as_all_of_them(monke
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
-    for name, number in {"DENSE_POINTS": 199, "TILE": 30, "TOGETHER": 100}.items():
+    for name, number in {"DENSE_POINTS": 199, "TILE": 30, "TOGETHER": 100, "ABREAST": 3}.items():
         monkeypatch.setattr(posterior_module, name, number)
     coords = torch.rand(1, 300, 2, generator=torch.Generator().manual_seed(0))
     posterior = condition(coords, torch.sin(7 * coords.sum(dim=2, keepdim=True)))

@@ -111,7 +111,7 @@ def test_tokens_can_be_left_out_and_are_in_large_fields(colour, monkeypatch):
     assert np.array_equal(given[None].samples, given[True].samples)
     assert "tokens left out" not in given[None].how and "tokens left out" in given[False].how
     assert not np.allclose(given[True].samples, given[False].samples)
-    monkeypatch.setattr(predict, "TOKENS", 63)
+    monkeypatch.setattr(predict, "LARGE", 63)
     large = model.reconstruct(coords, values, 8, num_samples=2)
     assert np.array_equal(large.samples, given[False].samples)
     without_unet = load(colour)
