@@ -83,7 +83,9 @@ def training_seconds(root: Path, data: Path, folder: Path) -> float:
     run(root, sys.executable, "train_mamba_v2.py", *QUICK_SIZE.split(), *widths.split(),
         "--data", str(data), "--save_dir", str(folder))
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return statistics.mean(32 / r["samples_per_s"] for r in records if "samples_per_s" in r)
+    timed = [r for r in records if "samples_per_s" in r]
+    steps = np.diff([0, *(r["step"] for r in timed)])
+    return float(np.average([32 / r["samples_per_s"] for r in timed], weights=steps))
 
 
 def reconstruction_seconds(root: Path, photo: Path, folder: Path) -> float:
