@@ -37,6 +37,7 @@ from sparsefield.train.report import LOSSES, Progress, Reporter, Validation, ann
 from sparsefield.train.run import RunFolder
 
 ENOUGH_STEPS = 300  # below, gains over kriging do not show
+SAVED_SECONDS = 600  # after which a long epoch is saved, should the machine die
 
 log = logging.getLogger("sparsefield")
 
@@ -101,6 +102,7 @@ class Training:
         self.folder, self.world, self.initialise = folder, world, initialise
         self.per_epoch = max(1, len(data.train) // config.batch_size)
         self.total = config.epochs * self.per_epoch
+        self.saved = time.monotonic()  # when a checkpoint was written
         self.stages = Stages.of(config, self.total)
         self.batches = TrainingBatches(
             data.train, parse_pattern(config.observe, config.noise), seed=config.seed,
@@ -277,6 +279,8 @@ class Training:
             agreed = shared
             if self.progress.step % self.per_epoch == 0 or self.progress.step == self.stages.start:
                 self.end_epoch()
+            elif time.monotonic() - self.saved >= SAVED_SECONDS:
+                self.save(numbered=False, must=False)
             if stopping and not self.is_done:
                 self.save(numbered=False, must=True)
                 log.info("stopped after step %d; the same command goes on from here",
@@ -354,6 +358,7 @@ class Training:
 
     def save(self, numbered: bool, must: bool) -> None:
         """Write a checkpoint. Raises UserError if the disk does not take one that `must` be."""
+        self.saved = time.monotonic()
         if not self.world.is_first:
             return
         if not self.folder.save(self.checkpoint(), numbered, self.config.keep_last) and must:

@@ -8,6 +8,7 @@ import math
 import platform
 import resource
 import sys
+import time
 from collections import defaultdict
 from dataclasses import asdict
 from datetime import timedelta
@@ -43,6 +44,7 @@ log = logging.getLogger("sparsefield")
 PICTURES_SHOWN = 4
 DRAWS = 10  # of each, for a rank histogram: more would cost a quick training 1 % of its time
 EVAL_SEED = 0
+TOLD_SECONDS = 60  # after which a line tells how far a long epoch is, where no terminal shows a bar
 SHOWN_BASELINES = ("constant mean", "linear", "kriging, one kernel", "kriging, fitted")
 MEAN = {"method": "mean"}  # how a posterior mean is computed
 LOSSES = {"start": start_loss, "flow": velocity_loss}  # of the stages
@@ -270,6 +272,7 @@ class Reporter:
         self.stages, self.per_epoch = stages, per_epoch
         self.waited = self.worked = 0.0  # seconds in this epoch
         self.steps = 0
+        self.told = time.monotonic()  # when a line told how far training is
         on_terminal = world.is_first and sys.stderr.isatty()
         self.bar = tqdm(total=stages.end, initial=progress.step, unit="step", smoothing=0.05,
                         disable=not on_terminal, dynamic_ncols=True)
@@ -296,23 +299,41 @@ class Reporter:
         self.progress.seconds += waited + worked
         self.steps += 1
         self.bar.update()
+        if self.bar.disable and time.monotonic() - self.told >= TOLD_SECONDS:
+            loss, steps = (float(self.progress.sums[name]) for name in ("loss", "steps"))
+            self._tell("step %d of %d  loss %.4f  %.0f samples/s  left %s", self.progress.step,
+                       self.stages.end, loss / max(steps, 1), self.speed, self.left)
+
+    @property
+    def speed(self) -> float:
+        """Samples a second in this epoch."""
+        return self.steps * self.config.batch_size / (self.waited + self.worked)
+
+    @property
+    def left(self) -> timedelta:
+        """Until the last step, at this epoch's speed."""
+        steps = self.stages.end - self.progress.step
+        return timedelta(seconds=round(steps * self.config.batch_size / self.speed))
+
+    def _tell(self, line: str, *numbers: object) -> None:
+        log.info(line, *numbers)
+        self.told = time.monotonic()
 
     def epoch(self, rate: float) -> None:
         """Close an epoch: a log line, a record, the curves."""
         numbers = self.progress.close_epoch()
         seconds = self.waited + self.worked
         numbers |= {
-            "lr": rate, "samples_per_s": self.steps * self.config.batch_size / seconds,
+            "lr": rate, "samples_per_s": self.speed,
             "data_wait": self.waited / seconds, "memory_mb": peak_memory_mb(self.world.device),
             "minutes": self.progress.seconds / 60,
         }
-        step = self.progress.step
-        left = timedelta(seconds=round((self.stages.end - step) * seconds / self.steps))
-        log.info("epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s  "
-                 "waits %.1f%%  left %s%s",
-                 self.epochs, self.config.epochs, step, self.stage, numbers["loss"],
-                 numbers["grad_norm"], rate, numbers["samples_per_s"], 100 * numbers["data_wait"],
-                 left, f"  skipped {numbers['skipped']} steps" if numbers["skipped"] else "")
+        step, skipped = self.progress.step, numbers["skipped"]
+        self._tell("epoch %d/%d  step %d  stage %s  loss %.4f  grad %.3f  lr %.2e  %.0f samples/s"
+                   "  waits %.1f%%  left %s%s", self.epochs, self.config.epochs, step, self.stage,
+                   numbers["loss"], numbers["grad_norm"], rate, self.speed,
+                   100 * numbers["data_wait"], self.left,
+                   f"  skipped {skipped} steps" if skipped else "")
         self.waited = self.worked = 0.0
         self.steps = 0
         if self.world.is_first:

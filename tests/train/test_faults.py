@@ -21,6 +21,7 @@ from sparsefield.model.checkpoint import (
     save_safetensors,
 )
 from sparsefield.train import loop as training
+from sparsefield.train import report
 from sparsefield.train.config import TrainingConfig
 from sparsefield.train.run import RunFolder
 
@@ -142,13 +143,22 @@ def test_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     assert_same_training(whole, tmp_path)
 
 
-def test_a_training_with_noise_goes_on_bit_for_bit(data, tmp_path, monkeypatch):
+def test_a_training_with_noise_that_died_in_an_epoch_goes_on_bit_for_bit(
+    data, tmp_path, monkeypatch, capsys
+):
+    def die():
+        raise KeyError
+
     noisy = dict(noise="0-0.3", epochs=1, start_share=0.7)
     train(settings(data, tmp_path / "whole", **noisy))
-    with monkeypatch.context() as patch:
-        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGTERM))
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        at_step(patch, 3, die)
+        patch.setattr(training, "SAVED_SECONDS", 0)  # within its only epoch
+        patch.setattr(report, "TOLD_SECONDS", 0)
         train(settings(data, tmp_path / "parts", **noisy))
+    assert "step 2 of 6  loss " in capsys.readouterr().out
     train(settings(data, tmp_path / "parts", **noisy, resume="must"))
+    assert "going on from step 2 " in capsys.readouterr().out
     assert_same_training(tmp_path / "whole", tmp_path / "parts")
     train(settings(data, tmp_path / "exact", **noisy | {"noise": "0"}))
     first, second = (load_checkpoint(tmp_path / name / "mamba_v2_latest.pth")
