@@ -186,18 +186,18 @@ def chart(stored: dict, given: argparse.Namespace) -> None:
         low = level if last is None else levels[last]["mean"]["psnr"]
         left.barh(place, level - low if last else level, left=low if last else 0,
                   color="#4477aa" if level >= low else "#cc6677", height=0.6)
-        words = f"{level:.2f} dB"
+        words, end = f"{level:.2f} dB", max(level, low)
         if last:
             change, *ends = gain(numbers, found[last])
             bars = [[change - ends[0]], [ends[1] - change]]
             left.errorbar(level, place, xerr=bars, color="black", capsize=5)
-            words += f" ({change:+.2f})"
-        left.annotate(words, (max(level, low), place), (10, 0), textcoords="offset points",
-                      va="center", fontsize=13)
+            words, end = f"{words} ({change:+.2f})", max(end, level + ends[1] - change)
+        label = {"va": "center", "fontsize": 13, "textcoords": "offset points",
+                 "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+        left.annotate(words, (end, place), (10, 0), **label)
         speckle = levels[rung]["sample"]["speckle_0.10"]
         right.barh(place, 100 * speckle, color="#4477aa", height=0.6)
-        right.annotate(f"{100 * speckle:.1f} %", (100 * speckle, place), (6, 0),
-                       textcoords="offset points", va="center", fontsize=13)
+        right.annotate(f"{100 * speckle:.1f} %", (100 * speckle, place), (6, 0), **label)
         last = rung
     left.axvline(kriging["mean"]["psnr"], color="0.3", linestyle="--", label=KRIGING)
     right.axvline(100 * kriging["sample"]["speckle_0.10"], color="0.3", linestyle="--")
@@ -211,7 +211,7 @@ def chart(stored: dict, given: argparse.Namespace) -> None:
     right.set_title("speckle of a sample: share of values", fontsize=14)
     for axis in (left, right):
         axis.tick_params(axis="x", labelsize=12)
-        axis.legend(fontsize=12, loc="lower right")
+        axis.legend(fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.07), frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, dpi=100)
 
