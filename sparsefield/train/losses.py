@@ -21,8 +21,8 @@ from sparsefield.model.field import ClosedForm, FieldModel
 from sparsefield.model.grid_unet import LEAST_SCALE, grid_features
 from sparsefield.place import Domain, Frames, Observed, grid_coords
 
+FARTHEST = 10.0  # sd: farther errors teach the sd and the flow what these teach
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
-
 SCALE_SEQUENCES = 16  # that the scale of time is found from
 LEAST_TIME_SCALE = 1e-3  # sides a step; at 0, repeats at a place could not be told apart
 
@@ -161,23 +161,23 @@ def start_loss(model: FieldModel, batch: Batch, known: Known) -> Tensor:
     """What stage "start" learns from, (B, N, C): how far the mean is off, in sd of the closed form,
     and the negative log-likelihood of the sd around that mean.
 
-    Far errors count linearly (Charbonnier et al. 1994): where the closed form's sd is far too
-    small, squares would let a few points dominate.
+    Far errors count linearly for the mean (Charbonnier et al. 1994) and as FARTHEST for the sd:
+    where the closed form's is far too small, a square would let one field in thousands decide.
     """
     start = model.start(known.form, known.observed, batch.query_coords)
     error = (batch.x_1 - start.mean) / known.form.sd
     log_scale = (start.sd / known.form.sd).log()
-    narrowed = error.detach() * (-log_scale).exp()
+    narrowed = error.detach().clamp(-FARTHEST, FARTHEST) * (-log_scale).exp()
     far = 2 * ((1 + error**2).sqrt() - 1)
     return far + log_scale + 0.5 * narrowed**2
 
 
 def velocity_loss(model: FieldModel, batch: Batch, known: Known) -> Tensor:
     """What stage "flow" learns from: the squared error of F (B, n, C), about 1 where F = 0. What
-    the flow starts from learns nothing from it."""
+    the flow starts from learns nothing from it, and no path leads farther than FARTHEST."""
     state = model.encode(known.observed, batch.query_coords, form=known.form,
                          answered=batch.answered)
-    z_1 = (batch.x_1 - state.mean) / state.sd
+    z_1 = ((batch.x_1 - state.mean) / state.sd).clamp(-FARTHEST, FARTHEST)
     z = path.seen(path.interpolate(known.z_0, z_1, batch.theta), batch.theta)
     target = path.target(known.z_0, z_1, batch.theta)
     return (model.velocity(z, batch.theta, state) - take(target, batch.answered)) ** 2

@@ -85,6 +85,22 @@ def test_an_untrained_network_has_the_losses_of_the_closed_form(batch):
     assert velocity_loss(untrained, made, known).shape == (*made.answered.shape, 3)
 
 
+@pytest.mark.parametrize("loss", [start_loss, velocity_loss])
+def test_a_field_whose_sd_is_far_too_small_does_not_decide_a_step(batch, loss):
+    made, shape = batch
+
+    def gradient(sd_times: float) -> torch.Tensor:
+        learner = model()
+        known = ClosedForms(learner, *shape, CPU)(made)
+        sd = known.form.sd.clone()
+        sd[0] *= sd_times
+        known = known._replace(form=known.form._replace(sd=sd))
+        loss(learner, made, known).mean().backward()
+        return torch.cat([p.grad.ravel() for p in learner.parameters() if p.grad is not None])
+
+    assert gradient(1e-5).norm() < 200 * gradient(1).norm()  # without a bound, 1e9
+
+
 def test_each_stage_trains_its_own_part(batch):
     made, shape = batch
     for loss, trained in ((start_loss, ("unet.shift", "unet.scale")),
