@@ -215,7 +215,7 @@ class Reconstructor:
         """The field on a grid, from values at scattered points.
 
         Args:
-            coords: (M, 2), x and y in any units, 1 to 100,000 points, all of which are used, also
+            coords: (M, 2), x and y in any units, 1 to 1,000,000 points, all of which are used, also
                 outside the extent. Equal ones become one, weighted by 1 / noise_sd^2. Masked
                 points (numpy.ma) are left out. Or, without `values`, a pandas DataFrame with
                 columns of x, y and values, or an xarray DataArray: of points, or of (y, x) or
