@@ -4,7 +4,6 @@
     python eval_sde_multiscale.py --checkpoint a.pth --samplers heun sde mean --temperature 1 \\
         --resolutions 32 64 128 256 --num_steps 16 --num_samples 4
     python eval_sde_multiscale.py --checkpoint a.pth --steps_sweep 1 2 4 8 16 32 64
-    python eval_sde_multiscale.py --help                       # every setting, explained
 
 The model sees points of, say, the 32 x 32 picture and is asked for 32, 64, 96, ... The truth at
 each resolution is the real picture at that resolution; the 32 x 32 one is its area average. Where
@@ -73,13 +72,13 @@ class Config(tables.EvaluationConfig):
     temperature: float = 0.5
     """Of sde: how strongly errors of earlier steps are forgotten (0 is the ODE)."""
     eta: float = 0.0
-    """Of ddim: share of the noise renewed at each step (0 is Euler's rule, 1 ancestral)."""
+    """Of ddim: share of the noise renewed at each step (0: deterministic, 1: ancestral)."""
     ensemble: int = 20
     """Samples per picture for CRPS and calibration, at the observed resolution; 0 for none."""
     steps_sweep: tuple[int, ...] = ()
     """Numbers of steps to compare, at the observed resolution: 1 2 4 8 16 32 64, say."""
     points: int = 4096
-    """Most points that one model call answers: several small fields, or a block of a large one."""
+    """Most query points of one model call: several small fields, or a block of a large one."""
     save_dir: str = "eval_sde_multiscale"
     """Folder for the report and the pictures: new, empty, or of an earlier evaluation."""
 

@@ -3,7 +3,6 @@
     python eval_v1_vs_v2.py                  # the bundled weights, or those that the runners left
     python eval_v1_vs_v2.py --v1_checkpoint a.pth --v2_checkpoint b.pth --num_samples 100
     python eval_v1_vs_v2.py --data photos --sampler sde --num_steps 50 --json
-    python eval_v1_vs_v2.py --help                             # every setting, explained
 
 Both the posterior mean (one evaluation at angle 0) and a sample are scored, in tables of their own:
 theory puts a sample 3 dB below the mean, so the two are never compared with each other.
@@ -75,7 +74,7 @@ class Config(tables.EvaluationConfig):
     num_samples: int = 20
     """Test pictures, evenly spread over the test part (at most all of it)."""
     ensemble: int = 20
-    """Samples of each picture; below 19 they cannot state a coverage of 90 %, 1 says nothing."""
+    """Samples of each picture; fewer than 19 cannot cover 90 %, 1 gives no uncertainty."""
     sampler: str = METHOD
     """How samples are drawn: heun, euler, sde, ddim or adaptive."""
     num_steps: int | None = None
@@ -86,7 +85,7 @@ class Config(tables.EvaluationConfig):
     save_dir: str = "eval_v1_vs_v2"
     """Folder for the report and the pictures: new, empty, or of an earlier comparison."""
     json: tyro.conf.UseCounterAction[int] = 0
-    """Also print comparison_results.json, instead of the report."""
+    """Print comparison_results.json instead of the report."""
 
     def check(self) -> None:
         """Raises UserError for a value that nothing can be compared with."""

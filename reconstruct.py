@@ -1,4 +1,4 @@
-"""Your own measurements in, the whole field with its uncertainty out.
+"""Reconstruct a whole field, with its uncertainty, from your own measurements.
 
     python reconstruct.py photo.png --observe random:0.2             # try: hide 80 % of a picture
     python reconstruct.py photo.png --mask mask.png                  # white pixels are known
@@ -11,31 +11,30 @@
     python reconstruct.py photo.png --observe random:0.05 --covariates luminance # colours it
     python reconstruct.py sea.nc --time time --page                  # gaps in (time, y, x)
     cat sensors.csv | python reconstruct.py - --out sea              # the same from a pipe
-    python reconstruct.py --help                                     # every setting, explained
 
 INPUT is one of:
-  a picture (8 or 16 bits, floats, or .npy). Its known pixels are given by --mask or --observe; else
-  they are those that are neither transparent nor NaN;
-  a .csv or .parquet table with columns x, y and value; which column became which is printed;
-  a NetCDF file (.nc, .cdf) with such variables of one dimension; with --time also one, or a zarr,
-  with a variable of (time, y, x) whose gaps are filled;
+  a picture (8 or 16 bits, floats, or .npy), also a GeoTIFF. --mask or --observe say which pixels
+  are known; else those are that are neither transparent, NaN nor no-data;
+  a .csv or .parquet table with columns x, y and value; which column is which is printed;
+  a NetCDF file (.nc, .cdf) with such variables of one dimension;
+  a NetCDF or .zarr grid of (y, x), with --time also of (time, y, x), whose gaps are filled;
   an .npz file with `coords` (M, 2) and `values` (M, C);
   - for CSV on standard input.
 
-A field of more than 1,024 rows, a larger GeoTIFF with gaps, or more than a million points are
-answered in tiles, on all cores or on a cluster, into field.tif.
+Fields of more than 1,024 rows and tables of more than a million points are computed in tiles, on
+all cores or on a cluster, into field.tif.
 
 Without --checkpoint, colour pictures are reconstructed by the bundled model, other measurements by
-that of any quantity where it has shown to be better, else by the closed form: kriging fitted to the
-measurements, with samples and uncertainty, without training.
+the model of any quantity where it has been shown to be better, else by kriging fitted to the
+measurements. A line says which.
 
 These files are written into --out, in the units of the input: field.npz (coords, mean, sd,
 samples), mean.png, sample_1.png ..., reconstruction.png with everything side by side; for lists of
 points also field.csv, field.nc (CF) and, where rioxarray is installed, field.tif, as for GeoTIFFs.
-With --time there are field.gif, a film (field.mp4 where ffmpeg is), and no single maps.
+With --time a film, field.gif (field.mp4 where ffmpeg is installed), replaces the single maps.
 Other files in that folder are never replaced. --page adds field.html, to look at all of it in a
 browser. With --holdout a share of the measurements is hidden, predicted by this and by other
-methods, and scored; files are then written with --page only.
+methods, and scored; files are then written only with --page.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ class Config:
     standard input."""
     checkpoint: str | None = None
     """Trained model: a file of V1 or V2; bundled: the V2 of this project, of photographs; fields:
-    one of any quantity; none: the closed form alone. Default: bundled for colour pictures, fields
-    for other numbers where it has shown to be better, else none; a line says which."""
+    the model of any quantity; none: kriging alone. Default: bundled for colour pictures, fields
+    for other numbers where it has been shown to be better, else none; a line says which."""
     resolution: str = "auto"
     """Cells of the longer side, or ROWSxCOLUMNS; auto: a picture's own size, 64 for points."""
     grid: str | None = None
@@ -105,12 +104,12 @@ class Config:
     """Hide this share of the measured places, predict them, print the scores and, without --page,
     write nothing."""
     holdout_by: Literal["points", "places", "blocks", "times"] = "points"
-    """points: places at random, which flatters where measurements are clustered; with --time, each
-    at some of its times, and places: at all. blocks: squares of the map with all in them, in turn,
-    --holdout of the measurements at a time; times: so stretches of time."""
+    """points: places at random, with --time each at some of its times: flatters where measurements
+    are clustered. places: whole places, at all times. blocks: squares of the map in turn, the share
+    --holdout of the measurements at a time. times: stretches of time, in the same way."""
     block_size: str | None = None
-    """Side of a block: 300 in units of x (km with --lonlat), 4s in mean spacings. Default: that by
-    which hidden measurements are as far from the others as the field's cells are from all. With
+    """Side of a block: 300 in units of x (km with --lonlat), or 4s in mean spacings. Default: such
+    that hidden measurements are as far from the others as the field's cells are from all. With
     --holdout_by times: the number of times in a stretch."""
     num_samples: int = 16
     """Samples of the posterior; their spread is the uncertainty."""
@@ -119,12 +118,12 @@ class Config:
     probability_above_30. It concerns the field, not a further measurement of it with its noise."""
     quantiles: tuple[float, ...] = ()
     """Write these quantiles of the field, such as 0.05 0.5 0.95. They and --above come from the
-    exact Gaussian of the closed form or of fields; with another model from the samples."""
+    exact Gaussian of kriging or of fields; with another model from the samples."""
     mask: str | None = None
     """For a picture: another picture that shows the known pixels in white."""
     observe: str | None = None
-    """For a picture, to try: take random:0.2, clusters:0.1, tracks:0.1, grid:4, block:0.3 or
-    lines:8 of it as known."""
+    """For a picture, as a trial: which pixels are known: random:0.2, clusters:0.1, tracks:0.1,
+    grid:4, block:0.3 or lines:8."""
     extent: tuple[float, float, float, float] | None = None
     """For points: x0 x1 y0 y1 of the field. Default: the smallest rectangle around the points.
     Points outside it are used, too."""
@@ -139,15 +138,15 @@ class Config:
     whose values everywhere are variables of the same names in --grid. For a picture: luminance, its
     grey version, or other pictures of the same size. The likelihood decides how each is used."""
     trend: Literal["linear", "quadratic"] | None = None
-    """Krige what is left beside a polynomial of x and y."""
+    """Universal kriging, with a polynomial of x and y as the trend."""
     decimal: str = "."
     """For a table: the decimal separator; , for numbers such as 3,14."""
     missing: tuple[str, ...] | None = None
     """Values that mean "not measured", such as -9999; none: all numbers were measured."""
     time: str | None = None
     """The column of times: numbers, or dates by ISO 8601; or the time axis of a NetCDF file or zarr
-    of (time, y, x), whose gaps are filled. How much other times tell is found by the likelihood.
-    For the closed form, and models that learnt sequences (TIME=8)."""
+    of (time, y, x), whose gaps are filled. How much other times count is found by the likelihood.
+    For kriging, and models that learnt sequences (TIME=8)."""
     times: tuple[str, ...] = ()
     """Times of the field: start:stop:step (0:10:0.5, 2020-01-01:2020-02-01:1D) or a list. Default:
     those of the input."""
@@ -156,7 +155,7 @@ class Config:
     where their spans differ by more than 10 times."""
     lonlat: bool = False
     """x and y are degrees of longitude and latitude. Distances are then chords through the globe,
-    and the 180th meridian is no border. For the closed form only."""
+    and the 180th meridian is no border. For kriging only."""
     transform: Literal["log", "sqrt"] | None = None
     """Transform values that cannot be negative. Results are in the original units, and the mean is
     that of the samples."""
@@ -176,8 +175,8 @@ class Config:
     """Steps of the sampler (Heun's rule). Default: those of the model, at which its uncertainty was
     calibrated."""
     tokens: bool | None = None
-    """Read the tokens of a trained model, about 70 % of its time for 0.5 % of CRPS on photographs.
-    Default: up to 256 x 256 places."""
+    """Read the tokens of a trained model: on photographs 0.5 % less CRPS for about 70 % of the
+    time. Default: up to 256 x 256 cells."""
     seed: int = 0
     """Seed of the samples and of --observe and --holdout."""
     device: str = "auto"
@@ -188,11 +187,11 @@ class Config:
     """Also write field.html: a page with maps, a section, the variogram and checks, for any browser
     and without a network. With --holdout, too, it shows the scores."""
     workers: int | None = None
-    """Processes for a field in tiles, by default one for each core. A field is answered in tiles,
-    by the closed form, beyond a million points or 1,024 rows, or if this is given; started again,
-    the same command does what is missing."""
+    """Processes for a field in tiles, by default one for each core. Beyond a million points or
+    1,024 rows, or if this is given, a field is computed in tiles, by kriging; the same command,
+    started again, computes those that are missing."""
     scheduler: str | None = None
-    """Do the tiles on a dask.distributed cluster, such as tcp://host:8786."""
+    """Compute the tiles on a dask.distributed cluster, such as tcp://host:8786."""
     overwrite: bool = False
     """Write into --out even if it holds other files. These are left alone."""
 
@@ -267,7 +266,7 @@ def choose_model(
     cells: Labelled | None,
 ) -> Reconstructor:
     """The model that was chosen, with a warning where it has not learnt such measurements; else
-    the bundled one of pictures or of any quantity where it has, and the closed form where not."""
+    the bundled one of pictures or of any quantity where it has, and kriging where not."""
     if chosen is not None:
         observe = str(chosen.checkpoint.get("config", {}).get("observe", ""))
         of_colours = chosen.is_of_pictures and chosen.channels == 3
@@ -347,7 +346,7 @@ def write(
     ], config.overwrite, export.ANSWERS)
     scores = None if config.holdout is None else hold_out(config, model, given, asked)
     started = time.monotonic()
-    phases = ["closed form"] if model.is_closed_form else ["closed form", "network"]
+    phases = ["kriging"] if model.is_closed_form else ["kriging", "network"]
     with progress.phases(*phases) as tell:
         field = model.answer(given, asked, Settings(
             **(model.reads(given) | settings_of(config)), num_samples=config.num_samples,
@@ -420,7 +419,7 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
     """Lines to print: the model, what it read, where the uncertainty comes from."""
     lines = [] if model.is_closed_form else [f"model: {model.path}"]
     if field.variogram:
-        lines.append(f"closed form fitted to the measurements: {field.variogram}")
+        lines.append(f"kriging fitted to the measurements: {field.variogram}")
     lines += [f"covariate {line}" for line in field.covariates]
     lines += [field.in_time] if field.in_time else []
     channels, samples = given.values.shape[1], len(field.samples)
@@ -436,7 +435,7 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
             lines.append(f"uncertainty: of the {samples} samples here, intervals are "
                          f"{interval_name(LEVEL, samples)}")
     elif model.is_closed_form:
-        lines.append("no trained model: the closed form alone, with its own uncertainty")
+        lines.append("no trained model: kriging alone, with its own uncertainty")
     else:
         lines.append("uncertainty: not calibrated (the training has not come to its end)")
     return lines
@@ -475,7 +474,7 @@ def answers(config: Config, field: Field) -> list[str]:
     for limit in dict.fromkeys(config.above):
         shares = np.average(field.probability_above(limit)[is_there], axis=0,
                             weights=np.broadcast_to(field.areas, is_there.shape)[is_there])
-        lines.append(f"above {limit:g}: expected of " + ", ".join(
+        lines.append(f"above {limit:g}: on average " + ", ".join(
             f"{share:.1%} of the area" + (f" ({name})" if len(shares) > 1 else "")
             for share, name in zip(shares, field.names, strict=True)))
     if config.above or config.quantiles:

@@ -6,12 +6,11 @@ As described it starts from noise, and has no grid U-Net. With --prior fitted --
     python train_mamba.py                                      # embedded photographs, any device
     python train_mamba.py --data pictures.npz --d_model 256 --epochs 200
     torchrun --standalone --nproc_per_node 2 train_mamba.py    # several processes or GPUs
-    python train_mamba.py --help                               # every setting, explained
 
 The same command again continues where the last one stopped.
 
 Symbols: B batch, M observed points (context), N queried points, L = M + N tokens, C channels,
-D d_model, theta the angle of the flow: 0 at a draw of the closed form, pi/2 at the data.
+D d_model, theta the angle of the flow: 0 at a draw of kriging, pi/2 at the data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the code gives, beside what the tag `before-core` gave: quality, the quick run, seconds.
+"""What the code gives, and what commit ca94615 (`before-core`) gave: quality, quick run, seconds.
 
     python benchmarks/ruler.py --val natural32_val.npz                    # quality
     python benchmarks/ruler.py --quick                                    # the quick run, minutes

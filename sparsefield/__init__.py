@@ -15,7 +15,7 @@ def load(path: str, device: str = "auto") -> Reconstructor:
 
     Args:
         path: checkpoint, .pth or .safetensors; "bundled" for the V2 of this project, which has seen
-            photographs, "fields" for that of many kinds of field; "none" for the closed form alone,
+            photographs, "fields" for that of many kinds of field; "none" for kriging alone,
             without training.
         device: auto, cpu, cuda, cuda:1 or mps.
     Raises:

@@ -33,8 +33,8 @@ def test_nothing_is_said_of_what_is_short_or_hidden(capsys, monkeypatch):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("checkpoint, phases", [("none", ["closed form"]),
-                                                ("bundled", ["closed form", "network"])])
+@pytest.mark.parametrize("checkpoint, phases", [("none", ["kriging"]),
+                                                ("bundled", ["kriging", "network"])])
 def test_a_reconstruction_counts_to_its_end(tmp_path, capsys, checkpoint, phases):
     """Every phase says from its first part on how many there are."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)

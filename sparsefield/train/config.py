@@ -42,9 +42,9 @@ class TrainingConfig:
     """What to learn from: photos, terrain or tracer (embedded), cifar10, a folder of pictures,
     an .nc (NetCDF), .npz or .npy."""
     data_val: str | None = None
-    """Validation data of its own, when `data` holds training fields only."""
+    """Separate validation data, when `data` holds training fields only."""
     data_test: str | None = None
-    """Test data of its own, likewise."""
+    """Separate test data, likewise."""
     data_dir: str | None = None
     """Where the archives of cifar10 are, or go."""
     data_channels: Literal[1, 3] | None = None
@@ -55,42 +55,42 @@ class TrainingConfig:
     variables: tuple[str, ...] | None = None
     """NetCDF: which variables are the channels; not needed where there is one field."""
     value_range: tuple[float, ...] | None = None
-    """Arrays: the values that the model sees as -1 and 1, low high, or so for each channel."""
+    """Arrays: low high, the values that become -1 and 1; or such a pair for each channel."""
     standardise: bool = False
-    """Learn fields as of any quantity: each in sd of its measurements from their mean, in all
-    orientations and with both signs. The model then reads numbers in any unit."""
+    """Train for any quantity: each field is standardised by the mean and sd of its measurements,
+    and turned, mirrored and negated at random. The model then reads numbers in any unit."""
     units: str | None = None
     """Arrays: units for reports and colour bars, one, or one for each channel with commas."""
     image_size: int = 32
     """Side in pixels of the pictures, where the data does not fix it."""
     time: int = 1
-    """Frames of a sequence that training learns from, of data whose fields follow each other in
-    time (tracer, .nc, .npz, .npy); 1: single fields."""
+    """Frames in a training sequence, of data whose fields follow each other in time (tracer, .nc,
+    .npz, .npy); 1: single fields."""
     time_start: Literal["frame", "spacetime"] = "frame"
     """What a sequence starts from: kriging of each frame alone, or of all in space and time, which
-    is better, and slow where the frames of a sequence hold more than 500 measurements together."""
+    is better, but slow where a sequence holds more than 500 measurements in all."""
     time_reader: str = "gru"
     """What reads the frames along time in every cell of the grid U-Nets: gru or mamba."""
     observe: str = "random:0.2"
     """Which points are observed."""
     noise: str = "0"
-    """Sd of the noise in what is measured, as a share of the sd of the measured values: 0.1;
-    0.05-0.3, another for every field; or 0-0.3, of which half of the fields have none. Kriging is
-    told it, and the field without it is learnt."""
+    """Sd of the noise added to measurements, as a share of the sd of the measured values: 0.1;
+    0.05-0.3, drawn for every field; or 0-0.3, where half of the fields have none. Kriging is given
+    this sd; the target is the field without noise."""
     epochs: int = 1000
-    """Passes over the data; learning rate and averaging are laid out over all of them."""
+    """Passes over the data; the schedule of the learning rate spans all of them."""
     batch_size: int = 64
     """Pictures per optimiser step, over all processes."""
     accumulate: int = 1
     """Parts in which each batch is computed, one after the other, to save memory."""
     queries_min: int = 128
-    """Fewest points asked for in a step."""
+    """Fewest query points in a step."""
     queries_max: int = 512
-    """Most points asked for in a step."""
+    """Most query points in a step."""
     optimiser: Literal["muon", "adamw"] = "muon"
-    """Of the matrices inside; all other parameters have AdamW."""
+    """Optimiser of the inner weight matrices; all other parameters have AdamW."""
     lr: float = 1e-3
-    """Peak learning rate of both."""
+    """Peak learning rate of both optimisers."""
     warmup: int = 200
     """Steps over which the learning rate rises to its peak, at most a fifth of a stage; a cosine
     then takes it to zero."""
@@ -101,7 +101,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are the ones evaluated and kept."""
     zero_share: float = 0.25
-    """Share of training times that are exactly 0, where one evaluation gives the mean."""
+    """Share of training angles that are exactly 0, where one evaluation gives the mean."""
     prior: Literal["fitted", "none"] = "fitted"
     """What the flow starts from: the Gaussian posterior of the field, or independent noise."""
     unet_width: int = 48
@@ -128,7 +128,7 @@ class TrainingConfig:
     eval_every: int = 10
     """Epochs between validations."""
     eval_pictures: int = 64
-    """Validation pictures."""
+    """Number of validation pictures."""
     visualize_every: int = 50
     """Epochs between pictures."""
     save_every: int = 10
@@ -140,11 +140,11 @@ class TrainingConfig:
     save_dir: str = "checkpoints"
     """Folder for checkpoints, pictures and metrics."""
     seed: int = 0
-    """Of weights, data order, observations and noise."""
+    """Seed of weights, data order, observations and noise."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto is bfloat16 on CUDA and on CPUs that have instructions for it.
+    """Precision of matrix products; auto is bfloat16 on CUDA and on CPUs with instructions for it.
     Scans, norms and kriging stay float32."""
     compile: bool = False
     """Compile the model with torch.compile."""

@@ -1,7 +1,7 @@
 """What is known at the measurements and everywhere that is asked for: read, brought to the places,
 and what became of it in words.
 
-The closed form decides what each covariate is used for (sparsefield.gaussian.design).
+Kriging decides what each covariate is used for (sparsefield.gaussian.design).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def of_grid(
     Raises:
         UserError: a variable is missing, or no place is on the grid.
     """
-    from sparsefield.data.netcdf import read_plane  # xarray, which the closed form does not need
+    from sparsefield.data.netcdf import read_plane  # xarray, which kriging does not need
 
     x, y, values, units = read_plane(Path(path), known.names)
     values = known.told(f"--grid {path}", values)

@@ -27,7 +27,7 @@ ABOVE, QUANTILE = "probability_above_", "quantile_"  # names of what a field is 
 
 
 class Gaussian(NamedTuple):
-    """What the closed form says of every place, of transformed values: mean and sd (H, W, C)."""
+    """What kriging says of every place, of transformed values: mean and sd (H, W, C)."""
 
     mean: np.ndarray
     sd: np.ndarray
@@ -45,7 +45,7 @@ class RegionMean(NamedTuple):
 
 
 class Checks(NamedTuple):
-    """How the measurements agree with the closed form that was fitted to them.
+    """How the measurements agree with the kriging fitted to them.
 
     Attributes:
         residuals: (M, C), of each measurement in sd of what the others predict for it.
@@ -67,14 +67,14 @@ class Field:
         coords: (H, W, 2), x and y of the middles of its cells; of `Reconstructor.at` (N, 2), and so
             below. mean: (H, W, C) posterior mean, with times (T, H, W, C), and so below.
             samples: (K, H, W, C).
-        sd: (H, W, C), that of the samples; of the closed form without a transform the exact one.
-        how: the samplers in words. variogram: of the closed form, as fitted; "" without one.
+        sd: (H, W, C), that of the samples; of kriging without a transform the exact one.
+        how: the samplers in words. variogram: of kriging, as fitted; "" without one.
         covariates: what each is used for, in words.
-        gaussian: of the closed form, from which probabilities and quantiles are exact; else None.
+        gaussian: of kriging, from which probabilities and quantiles are exact; else None.
         grid: the axes of its cells; None of places on no grid.
         names: of the channels. units: of the values, where they are known.
-        like: the array with gaps that it fills, if it was made from one. checks: None without a
-            closed form. times: of its T frames, or of the N places; None without time. in_time:
+        like: the array with gaps that it fills, if it was made from one. checks: None without
+            kriging. times: of its T frames, or of the N places; None without time. in_time:
             what time counts as, in words.
     """
 
@@ -125,7 +125,7 @@ class Field:
     def quantile(self, share: float) -> np.ndarray:
         """What the field stays below with a probability (H, W, C); NaN where it is empty.
 
-        Of the closed form from the exact Gaussian, also with a transform; of a trained model from
+        Of kriging from the exact Gaussian, also with a transform; of a trained model from
         the K samples, of which the k-th smallest is the quantile k / (K + 1) (Weibull).
 
         Args:
@@ -145,7 +145,7 @@ class Field:
 
         Cells count by their area: by the steps of the grid, on a globe times the cosine of
         latitude; places on no grid count alike. sd and interval come from the K samples, each
-        averaged over the region, as no map of sd tells them. Of the closed form the mean is exact
+        averaged over the region, as no map of sd tells them. Of kriging the mean is exact
         and the interval Student's t with K degrees of freedom; with a transform, and of a trained
         model, the ends are quantiles of the K averages (Weibull). More `num_samples` make
         both more precise.
@@ -346,4 +346,4 @@ def require_samples(share: float, count: int | None) -> None:
         least, more = 1 / (count + 1), f"give num_samples={needed}"
         raise UserError(f"quantile {share:g}: {count} samples tell those from {least:.3g} to "
                         f"{1 - least:.3g}; "
-                        + (more if needed <= MOST_SAMPLES else "only the closed form tells it"))
+                        + (more if needed <= MOST_SAMPLES else "only kriging tells it"))

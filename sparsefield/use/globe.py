@@ -1,7 +1,7 @@
 """Longitude and latitude: places on a sphere, whose distance is the chord between them.
 
 A chord goes through space, so that the 180th meridian is no border and the poles are no sides, and
-every variogram |h|^b of the closed form remains one (sparsefield.gaussian.kernels).
+every variogram |h|^b of kriging remains one (sparsefield.gaussian.kernels).
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ def all_methods(
     said = [transform, "noise found" if find_noise else None, trend and f"{trend} trend",
             "covariates" if given.known is not None else None,
             "time" if given.times is not None else None]
-    kind = "closed form" if model.is_closed_form else Path(model.path).name
+    kind = "kriging" if model.is_closed_form else Path(model.path).name
     this = f"this ({', '.join(filter(None, [kind, *said]))})"
     methods = {this: by(model, transform, find_noise, trend)}
     if given.times is not None:

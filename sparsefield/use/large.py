@@ -1,6 +1,6 @@
-"""Fields of any size: what is near to a tile of one, and the closed form's answer there.
+"""Fields of any size: what is near to a tile of one, and kriging's answer there.
 
-The closed form is fitted once, to at most DENSE_POINTS measurements spread over the whole. A tile
+Kriging is fitted once, to at most DENSE_POINTS measurements spread over the whole. A tile
 is answered from the measurements in it, those around it, and ever fewer the farther away, so that
 its answer does not depend on the other tiles. Draws belong to places, and join up at the borders.
 

@@ -220,10 +220,10 @@ def _run(config: Any, given: Measurements | None) -> None:
     source = Index(given, plan.halo) if raster is None else raster.reaching(plan.halo)
     plan, words = plan.fitted(spread_over(source), raster is None)
     tiles.begin(plan, target)
-    log.info("%s: %s points -> %dx%d in %s tiles by the closed form, each on its own; %s",
+    log.info("%s: %s points -> %dx%d in %s tiles by kriging, each on its own; %s",
              config.input, f"{count:,}", *target.shape, f"{len(tiles.all):,}",
              f"{samples} samples" if samples else "no samples unless --num_samples asks for some")
-    log.info("closed form fitted to measurements spread over the whole: %s", words)
+    log.info("kriging fitted to measurements spread over the whole: %s", words)
     with tiles.locked():
         missing = tiles.missing()
         if len(missing) < len(tiles.all):
@@ -254,8 +254,8 @@ def _refuse(config: Any) -> None:
             raise UserError(f"--{name} is not for fields in tiles (beyond {MOST_POINTS:,} points "
                             f"or {LARGEST} rows, or with --workers): {instead}")
     if config.checkpoint not in (None, "none"):
-        raise UserError(f"--checkpoint {config.checkpoint}: fields in tiles are answered by the "
-                        f"closed form; leave it out, or ask for {LARGEST} rows at most")
+        raise UserError(f"--checkpoint {config.checkpoint}: fields in tiles are answered by "
+                        f"kriging: leave it out, or ask for {LARGEST} rows at most")
     if config.noise_sd == "auto":
         raise UserError("--noise_sd auto is not for fields in tiles: give a number or a column; a "
                         "part of the measurements tells it, with --noise_sd auto")

@@ -74,7 +74,7 @@ class Settings:
         aspect: equal (both axes have one scale), free (each its own), or auto: free where the
             points span more than 10 times as much of one.
         lonlat: x and y are degrees of longitude and latitude, and distances are chords through the
-            globe; for the closed form alone.
+            globe; for kriging alone.
         transform: log or sqrt, of values that cannot be negative. Results are in the units of the
             values, and the mean is that of the samples.
         missing: values that mean: not measured. None refuses one that looks like it, such as
@@ -83,11 +83,11 @@ class Settings:
         progress: called as progress(parts of the work so far, parts in all of its phase).
         with_noise: with noise_sd="auto", samples of what would be measured, with noise.
         checked: also what each measurement is off what the others predict, and the variograms
-            (`Field.checks`); for the closed form alone.
+            (`Field.checks`); for kriging alone.
         tokens: whether the model's tokens are read; False leaves them out, which costs little on
             photographs and saves most of the time. None: up to LARGE places.
         trend: linear or quadratic: the field follows such a polynomial of x and y, beside which it
-            is kriged; for the closed form alone.
+            is kriged; for kriging alone.
     """
 
     num_samples: int = 16
@@ -134,9 +134,9 @@ class Reconstructor:
     """A model that takes measurements in their own units; made by `sparsefield.load`.
 
     Attributes:
-        network, checkpoint: of the model; {} for the closed form alone. device: where it runs.
-        path: of the checkpoint, as it was given; "none" for the closed form alone.
-        channels, scale: of the fields that it was trained on; None for the closed form alone.
+        network, checkpoint: of the model; {} for kriging alone. device: where it runs.
+        path: of the checkpoint, as it was given; "none" for kriging alone.
+        channels, scale: of the fields that it was trained on; None for kriging alone.
         spread: factors on the spread of samples of each channel, or one for all, fitted at the end
             of training; 1 if it was not.
     """
@@ -220,7 +220,7 @@ class Reconstructor:
                 points (numpy.ma) are left out. Or, without `values`, a pandas DataFrame with
                 columns of x, y and values, or an xarray DataArray: of points, or of (y, x) or
                 (time, y, x), whose NaN are filled. What is called longitude and latitude then means
-                lonlat=True, for the closed form, and noise_sd may name a column.
+                lonlat=True, for kriging, and noise_sd may name a column.
             values: (M, C) or (M,), in the units of the training data. A model of colour pictures
                 takes red, green and blue (0 to 255), one channel as shades of grey, and any other
                 number of channels each on its own.
@@ -233,11 +233,11 @@ class Reconstructor:
             covariates: (M, p), what is known at the points, of a DataFrame names of columns, and
                 covariates_at: (H, W, p), the same everywhere, row by row from y0 on; NaN leaves a
                 cell empty. The likelihood decides whether the field follows each, is alike where it
-                is alike, or neither (`Field.covariates` tells). For the closed form alone.
+                is alike, or neither (`Field.covariates` tells). For kriging alone.
             times: (M,), when each was measured: numbers, datetime64 or texts by ISO 8601, of a
                 DataFrame the name of a column; and at_times: (T,) of the frames, by default each of
                 these once. `Field.mean` is then (T, H, W, C). How far times count is found by the
-                likelihood (`Field.in_time` tells). For the closed form, and models of sequences:
+                likelihood (`Field.in_time` tells). For kriging, and models of sequences:
                 these read all times, measured or asked for, as one, with frames of any size.
             settings: num_samples, noise_sd, lonlat, transform, ...: see `Settings`.
         Returns:
@@ -272,7 +272,7 @@ class Reconstructor:
         Args:
             covariates_at: (N, p). at_times: (N,), of each place, with times.
             extent: default: the rectangle around places and points. A trained model sees all of
-                it; the closed form's answer does not depend on it.
+                it; kriging's answer does not depend on it.
         """
         settings = Settings(**settings)
         is_masked = np.ma.is_masked(places)
@@ -399,14 +399,14 @@ def observe(
         raise UserError(f"{channels} value(s) a point, the model was trained on {model.channels}: "
                         "choose columns with --value, or another checkpoint")
     if asked.frame.lonlat and not model.is_closed_form:
-        raise UserError("lonlat is for the closed form alone: leave --checkpoint out, or give "
+        raise UserError("lonlat is for kriging alone: leave --checkpoint out, or give "
                         "--checkpoint none")
     if not model.is_closed_form and (given.known is not None or settings.trend):
-        raise UserError("covariates and trend are for the closed form alone: leave --checkpoint "
+        raise UserError("covariates and trend are for kriging alone: leave --checkpoint "
                         "out, or give --checkpoint none")
     if given.times and not model.is_closed_form and model.network.time == 1:
         raise UserError("times are for models that learnt sequences (TIME=8), which this has not, "
-                        "and the closed form: leave --checkpoint out, or give --checkpoint none")
+                        "and kriging: leave --checkpoint out, or give --checkpoint none")
     frame = asked.frame if model.is_closed_form else asked.frame.around(given.coords, asked.extent)
     noise = np.zeros(len(given.values)) if given.noise is None else given.noise
     for own in given.values.T if not settings.finds_noise else ():
@@ -563,8 +563,8 @@ def _sample(
     drawn = of_queries.apart(result.values.transpose(1, 2)).swapaxes(0, 1)  # (K, N, C)
     samples[:, asked] = widen(drawn, spread)
     sd[asked] *= spread
-    how = ("draws of the closed form" if model.is_closed_form else
-           "draws of the corrected closed form" if model.is_gaussian else result.how)
+    how = ("draws of the kriging posterior" if model.is_closed_form else
+           "draws of the corrected kriging posterior" if model.is_gaussian else result.how)
     if not (model.is_gaussian or with_tokens):
         how += ", tokens left out"
     words = result.posterior.describe() if result.posterior else ""

@@ -437,10 +437,10 @@ def tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
                         "or, if they are x and y of a plane, give --x and --y")
     if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
-                    "may be near to each other: --lonlat (closed form alone)", source, span)
+                    "may be near to each other: --lonlat (kriging alone)", source, span)
     else:
         log.info("%s: x and y are longitude and latitude; --lonlat measures distances on the globe "
-                 "(closed form alone)", source)
+                 "(kriging alone)", source)
 
 
 # --- tables: files --------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Times:
         return replace(self, values=np.unique(self.values))
 
     def in_steps(self, values: np.ndarray) -> np.ndarray:
-        """Times (...) in steps from the first of these on: the coordinate of the closed form."""
+        """Times (...) in steps from the first of these on: the coordinate of kriging."""
         return (values - self.values.min()) / self.step
 
     def nearest(self, values: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_hidden_measurements_show_what_covariates_are_worth_without_a_grid(comma
     code, out, _ = command(*ASK, "--holdout", 0.2)
     rows = {line[:30].strip(): float(line[30:].split()[-4]) for line in out.splitlines()
             if line.startswith(("this", "fitted kriging  ")) and " CRPS " not in line}
-    assert code == 0 and rows["this (closed form, covariates)"] < 0.3 * rows["fitted kriging"]
+    assert code == 0 and rows["this (kriging, covariates)"] < 0.3 * rows["fitted kriging"]
 
 
 def test_cells_without_a_covariate_stay_empty_and_those_beyond_are_counted(
@@ -101,7 +101,7 @@ def test_cells_without_a_covariate_stay_empty_and_those_beyond_are_counted(
      "it covers x 5.1"),
     (("--value", "t", "--covariates", "word", "--grid", "g.nc"), "is no number"),
     (("--value", "t", "--covariates", "elev", "--grid", "g.nc", "--checkpoint", "bundled"),
-     "for the closed form alone"),
+     "for kriging alone"),
 ])
 def test_what_cannot_be_used_is_refused_in_one_line(command, stations, tmp_path, words, wrong):
     table = (tmp_path / "a.csv").read_text().splitlines()

@@ -254,7 +254,7 @@ def test_a_large_table_takes_this_path_by_itself(tiled, monkeypatch):
                   "w": 2 * given.values[:, 0]}).to_csv("a.csv", index=False)
     monkeypatch.setattr("reconstruct.MOST_POINTS", 800)
     code, out, err = tiled("a.csv", "--above", "50", "--extent", 0, 32, 0, 64)
-    assert code == 0 and "900 points -> 64x32 in 2 tiles by the closed form" in out, err
+    assert code == 0 and "900 points -> 64x32 in 2 tiles by kriging" in out, err
     with rasterio.open("out/field.tif") as file:
         assert file.descriptions[:3] == ("v_mean", "v_sd", "v_probability_above_50")
         assert "w_mean" in file.descriptions and file.bounds == (0, 0, 32, 64)
@@ -330,7 +330,7 @@ def test_a_worker_that_is_killed_loses_its_job_alone(tmp_path):
     ("gaps.tif --workers 2 --page", "--page is not for fields in tiles"),
     ("gaps.tif --workers 2 --holdout 0.2", "--holdout is not for fields in tiles"),
     ("a.csv --resolution 2000 --lonlat", "--lonlat is not for fields in tiles"),
-    ("gaps.tif --workers 2 --checkpoint bundled", "answered by the closed form"),
+    ("gaps.tif --workers 2 --checkpoint bundled", "answered by kriging"),
     ("a.csv --workers 2 --noise_sd auto", "give a number or a column"),
     ("cut.tif --workers 2", "cut.tif: broken or cut off"),
     ("full.tif --workers 2", "every pixel is known"),

@@ -95,7 +95,7 @@ def test_files_hold_small_differences_of_large_numbers(command):
     np.testing.assert_allclose(listed, mean, rtol=0, atol=1e-5)
     with netcdf_file("out/field.nc", mmap=False) as file:
         np.testing.assert_allclose(file.variables["mean"][:], mean, rtol=0, atol=1e-8)
-        assert file.source == b"draws of the corrected closed form"
+        assert file.source == b"draws of the corrected kriging posterior"
 
 
 def test_quantities_are_scored_and_told_one_by_one(command):

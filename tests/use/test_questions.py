@@ -70,7 +70,7 @@ def test_samples_answer_where_there_is_no_gaussian():
     with pytest.raises(UserError, match=r"19 samples tell those from 0\.05 to 0\.95; give "
                                         "num_samples=99"):
         field.quantile(0.99)
-    with pytest.raises(UserError, match="only the closed form"):
+    with pytest.raises(UserError, match="only kriging"):
         field.quantile(1e-4)
 
 

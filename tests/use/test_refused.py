@@ -140,7 +140,7 @@ WAVE = np.sin(5 * PLACES[:, 0]) * np.cos(4 * PLACES[:, 1])
     (dict(values=np.where(WAVE > 0.6, -9999, WAVE)), "-9999 stands there"),
     (dict(values=np.ma.masked_all(40)), "holds no measurement"),
     (dict(values=np.stack([WAVE, WAVE], 1)), "the model was trained on 1"),
-    (dict(lonlat=True), "closed form alone"),
+    (dict(lonlat=True), "kriging alone"),
 ])
 def test_python(paths, settings, words):
     given = dict(coords=PLACES, values=WAVE, resolution=8, num_samples=2, num_steps=1) | settings

@@ -278,7 +278,7 @@ def test_holdout_prints_scores_and_writes_nothing(tables, tmp_path):
     code, out, _ = tables("b.csv", "--holdout", "0.2", "--value", "u wind")
     assert code == 0 and "--noise_sd auto" not in out  # the noise is known
     code, out, _ = tables("a.csv", "--holdout", "0.2", "--transform", "log")
-    assert "this (closed form, log)" in out and "\nfitted kriging" in out
+    assert "this (kriging, log)" in out and "\nfitted kriging" in out
 
 
 def test_holdout_tries_the_model_of_any_quantity(tables):
@@ -311,7 +311,7 @@ def test_holdout_of_a_picture_of_16_bits(tables):
 def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
     code, out, _ = tables("a.csv")
     assert code == 0 and "kriging answers: 30 places are measured" in out
-    assert "closed form fitted to the measurements" in out and "read as shades of grey" not in out
+    assert "kriging fitted to the measurements" in out and "read as shades of grey" not in out
 
 
 @pytest.mark.parametrize("spread, flags, answers", [
@@ -363,7 +363,7 @@ def test_probabilities_and_quantiles_are_written_in_every_form(tables, tmp_path)
     code, out, err = tables("b.csv", "--lonlat", "--value", "u wind", "--units", "m/s", "--above",
                             "325", "-1.5", "--quantiles", "0.05")
     assert code == 0, err
-    assert "above 325: expected of" in out and "are of the exact Gaussian" in out
+    assert "above 325: on average" in out and "are of the exact Gaussian" in out
     with np.load("out/field.npz") as field:
         expected = stats.norm(field["mean"], field["sd"])
         np.testing.assert_allclose(field["probability_above_325"], expected.sf(325), atol=1e-6)
