@@ -28,6 +28,7 @@ LEAST_WEIGHT = 0.02
 TEMPER = 6.0  # scores are divided by it
 PRIOR_AMPLITUDE2 = 0.05  # worth one observation, so that one point alone has an uncertainty
 LADDER = 3.0 ** -torch.arange(-1.0, 8.0)  # amplitudes tried with noise, by that without any
+TRIED = 1 << 22  # numbers in the matrices of the amplitudes that are tried together
 ROUNDING = 1e-6  # of correlations, computed in float32
 DISTANT = 128  # observations, at most, from which their mean gamma is computed
 LEAST_DISTANCE = 0.01  # mean gamma between observations below which they determine no amplitude
@@ -214,11 +215,13 @@ def climb(kernels: tuple[Kernel, ...], coords: Tensor, values: Tensor, noise_var
     apart = variogram(kernels, some, some).mean(dim=(1, 2)).clamp_min(LEAST_DISTANCE)
     level = values.var(correction=0) / apart + PRIOR_AMPLITUDE2 / len(coords)
     tried = LADDER.to(level)[:, None].double() * level.double()           # (A, K)
-    found = torch.empty_like(tried)
-    for i, amplitude2 in enumerate(tried):
-        sites = Sites.of(kernels, coords, noise_variance / amplitude2[:, None], drift)
-        found[i] = scores(sites, sites.whiten(values), amplitude2)
-    return found.logsumexp(dim=0), (found.softmax(dim=0) * tried).sum(dim=0)
+    together = max(1, TRIED // (len(kernels) * len(coords) ** 2))
+    found = []
+    for amplitude2 in tried.split(together):
+        sites = Sites.of(kernels, coords, noise_variance / amplitude2[..., None], drift)
+        found.append(scores(sites, sites.whiten(values), amplitude2))
+    score = torch.cat(found)
+    return score.logsumexp(dim=0), (score.softmax(dim=0) * tried).sum(dim=0)
 
 
 def correlation_root(covariance: Tensor) -> Tensor:

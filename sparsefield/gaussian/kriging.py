@@ -111,7 +111,7 @@ class Factored:
         own = nuggets(kernels, gamma.device, gamma.dtype).expand(gamma.shape[:-1])
         if noise is not None:
             own = own + noise.to(own)
-        first = gamma[..., 0, 1:].clone()
+        first = gamma[..., 0, 1:].clone().expand(*own.shape[:-1], -1)
         covariance = (first + own[..., :1])[..., None] + first[..., None, :]
         covariance -= gamma[..., 1:, 1:]
         covariance.diagonal(dim1=-2, dim2=-1).add_(own[..., 1:])
@@ -274,8 +274,9 @@ class Sites:
 
         Args:
             coords: (..., M, D), in sides of the domain, the least noisy first.
-            noise: (..., K, M) variance in units of the amplitude. drift: (..., M, q) columns
-                beside the level, of unit size; None: no more than a level.
+            noise: (..., K, M) variance in units of the amplitude, or (A, K, M) to factor one set
+                of places with each of A. drift: (..., M, q) columns beside the level, of unit
+                size; None: no more than a level.
         """
         def factored(rows: Rows, dtype: torch.dtype) -> Factored:
             return Factored.of(tuple(kernels[k] for k in rows), coords.to(dtype),
@@ -284,8 +285,9 @@ class Sites:
         every, parts = list(range(len(kernels))), []
         single_serves = not coords.is_cuda and coords.shape[-2] <= SINGLE_POINTS
         smooth = [k for k in every if not single_serves or kernels[k].nugget < LEAST_NUGGET]
+        places = coords[..., 0] if noise is None else noise[..., 0, :]
         together = max(1, len(kernels) if coords.is_cuda
-                       else AT_ONCE // (coords[..., 0].numel() * coords.shape[-2]))
+                       else AT_ONCE // (places.numel() * places.shape[-1]))
         for rows in _cut([k for k in every if k not in smooth], together):
             single = factored(rows, torch.float32)
             bad = single.imprecise.tolist()

@@ -98,6 +98,9 @@ def test_the_report_has_the_blocks_that_people_search_for(compared):
             f"  Improvement: {gain:+.2f} dB ({100 * gain / v1['mean']['psnr']:+.1f}%)\n"
         ) in text
     assert text.count("\nSSIM:\n") == 2
+    v1, v2 = (results["summary"]["sample"][name]["seconds"] for name in ("V1", "V2"))
+    assert (f"Seconds of a sample:\n  V1: {v1:.3f} s\n  V2: {v2:.3f} s "
+            f"({100 * (v2 / v1 - 1):+.1f}%)") in text
     top = text.splitlines()[2:5]
     assert "posterior mean" in top[0] and "without training" in top[1] and "too" in top[2]
     for word in ("kriging", "biharmonic", "Hardware", "NFE", "parameters", "seed 0"):
