@@ -75,7 +75,7 @@ class BidirectionalMAMBA(nn.Module):
 
 
 class PerceiverIteration(nn.Module):
-    """Queries read the context, then each other, then think: three pre-norm residual steps."""
+    """Queries attend to the context, then to each other, then an MLP: pre-norm, with residuals."""
 
     def __init__(
         self, d_model: int, heads: int, dropout: float, distance: bool, self_attention: bool

@@ -185,10 +185,14 @@ class Observed(NamedTuple):
         has any on its own, where some are filled up."""
         if self.counts is None:
             return [(slice(None), self)]
-        return [(slice(b, b + 1), self._replace(
-            **{name: None if x is None else x[b : b + 1, :count]
-               for name, x in zip(self._fields[:3], self[:3], strict=True)},
+        return [(slice(b, b + 1), self.part(slice(b, b + 1), slice(count))._replace(
             frames=SINGLE, counts=None)) for b, count in enumerate(self.counts) if count]
+
+    def part(self, rows: slice, which: slice = slice(None)) -> Observed:
+        """Some of the fields, and of their observations."""
+        return self._replace(**{name: None if x is None else x[rows, which] for name, x in
+                                zip(self._fields[:3], self[:3], strict=True)},
+                             frames=self.frames.part(rows))
 
     def cpu(self) -> Observed:
         """On the CPU, all but the times of frames."""

@@ -43,8 +43,8 @@ def cut_blocks(query_coords: Tensor, block_size: int, halo: int) -> list[Block]:
 
 
 def most_in_a_block(queries: int, observations: int, points: int, most_inputs: int | None) -> int:
-    """How many queries go together: at most `points`, and where a block sees only `most_inputs`
-    observations, so few that these and its halo lie among about half as many."""
+    """How many queries a block has: at most `points`, and where it sees only `most_inputs`
+    observations, so few that it and its halo cover the area of about half of these."""
     if most_inputs is None or observations <= most_inputs:
         return points
     return min(points, max(FEWEST, queries * most_inputs // (3 * observations)))

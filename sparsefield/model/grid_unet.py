@@ -5,7 +5,7 @@ U-Net (Ronneberger et al. 2015) predicts in every cell by how much its mean is o
 narrower or wider the truth lies around it. A point at any place gets the bilinear interpolation of
 the cells around it, as in gridded neural processes (Ashman et al. 2024). That depends on the
 observations alone: once a field, whatever is drawn from it. A third U-Net sees all that together
-with the state z of a draw, averaged in the cells, and predicts the velocity of the flow.
+with the state z of a draw in the middle of each cell, and predicts the velocity of the flow.
 
 Observations lie anywhere in their cells, while a picture's lie in the middle. A cell with
 observations asks the closed form where these lie, and its own prediction, which is never trained,

@@ -36,12 +36,7 @@ class Known(NamedTuple):
 
     def part(self, rows: slice) -> Known:
         """Some of the fields."""
-        noise_sd = self.observed.noise_sd
-        observed = self.observed._replace(coords=self.observed.coords[rows],
-                                          values=self.observed.values[rows],
-                                          noise_sd=None if noise_sd is None else noise_sd[rows],
-                                          frames=self.observed.frames.part(rows))
-        return Known(observed, self.form.part(rows), self.z_0[rows])
+        return Known(self.observed.part(rows), self.form.part(rows), self.z_0[rows])
 
 
 class ClosedForms:

@@ -458,8 +458,7 @@ def _draw(
     scale = choose_scale(trained, values, ranges)
     if model.is_closed_form:  # whatever the range, its answer is the same
         scale = Scale(own_range(values))
-    half_widths = scale.half_width
-    inside = torch.from_numpy(scale.to_inside(values))
+    half_widths, inside = scale.half_width, torch.from_numpy(scale.to_inside(values))
     found, noise_found = 0.0, ""
     if settings.finds_noise:
         square, freedom = measured.scatter
@@ -474,26 +473,8 @@ def _draw(
     noise = noise * found if settings.finds_noise else noise / half_widths
     drawn, posterior = _sample(model, network, queries, measured, inside, noise, channels.start,
                                settings)
-    frame = measured.frame
-    side = frame.domain.side * frame.unit_length
-    if posterior is not None and settings.checked:
-        variograms = tuple(
-            part._replace(distance=part.distance * side, empirical=part.empirical * half_width**2,
-                          fitted=part.fitted * half_width**2)
-            for part, half_width in zip(posterior.variograms(), half_widths, strict=True))
-        residuals = posterior.leave_one_out.z[0].cpu().numpy()[measured.of_given]
-        drawn = replace(drawn, checks=Checks(residuals, variograms, noise_found))
-    if posterior is not None and posterior.design().trend < TRENDS[settings.trend]:
-        log.warning("WARNING: the places do not determine a %s trend: %s is used", settings.trend,
-                    "a linear one" if posterior.design().trend else "none")
-    if measured.known is not None and posterior is not None:
-        drawn = replace(drawn, covariates=tuple(in_words(
-            measured.known, posterior.uses()[: len(measured.known.names)], half_widths,
-            f"of the {settings.transform}" if settings.transform else measured.units or "",
-            side, frame.unit_of_length)))
-    if measured.times is not None and posterior is not None and posterior.uses():
-        drawn = replace(drawn, in_time=measured.times.in_words(
-            posterior.uses()[-1].scale, side, frame.unit_of_length))
+    if posterior is not None:
+        drawn = _explained(drawn, posterior, measured, half_widths, noise_found, settings)
     mean, sd, samples = drawn.mean, drawn.sd, drawn.samples
     if model.is_of_pictures and not is_grey and excess(values, scale) <= 0:
         mean, samples = mean.clip(-1, 1), samples.clip(-1, 1)
@@ -503,6 +484,35 @@ def _draw(
     samples = scale.to_physical(samples)
     sd = sd * half_widths if model.is_gaussian else samples.std(axis=0, ddof=1)
     return replace(drawn, mean=scale.to_physical(mean), sd=sd, samples=samples)
+
+
+def _explained(
+    drawn: Field, posterior: Posterior, measured: Measured, half_widths: np.ndarray,
+    noise_found: str, settings: Settings,
+) -> Field:
+    """The field with what kriging found: checks, if asked for, and uses of covariates and time."""
+    frame, trend = measured.frame, posterior.design().trend
+    side = frame.domain.side * frame.unit_length
+    uses = posterior.uses() if measured.further["covariates"] else ()
+    if settings.checked:
+        variograms = tuple(
+            part._replace(distance=part.distance * side, empirical=part.empirical * half_width**2,
+                          fitted=part.fitted * half_width**2)
+            for part, half_width in zip(posterior.variograms(), half_widths, strict=True))
+        residuals = posterior.leave_one_out.z[0].cpu().numpy()[measured.of_given]
+        drawn = replace(drawn, checks=Checks(residuals, variograms, noise_found))
+    if trend < TRENDS[settings.trend]:
+        log.warning("WARNING: the places do not determine a %s trend: %s is used", settings.trend,
+                    "a linear one" if trend else "none")
+    if measured.known is not None:
+        drawn = replace(drawn, covariates=tuple(in_words(
+            measured.known, uses[: len(measured.known.names)], half_widths,
+            f"of the {settings.transform}" if settings.transform else measured.units or "",
+            side, frame.unit_of_length)))
+    if measured.times is not None and uses:
+        drawn = replace(drawn, in_time=measured.times.in_words(uses[-1].scale, side,
+                                                               frame.unit_of_length))
+    return drawn
 
 
 def _sample(
@@ -527,71 +537,82 @@ def _sample(
     if is_known.all():
         return Field(queries, mean, sd, samples, "every cell is a measured point"), None
     asked, device = ~is_known, model.device
-    queries_of, places, further = queries[asked], measured.places, measured.further
-    frames, which = SINGLE, np.zeros(len(queries_of) + len(places), dtype=int)
-    if measured.times is not None and not model.is_closed_form:
-        moments = np.concatenate([queries_of, places])[:, -1].round(6)
-        moments, which = np.unique(moments, return_inverse=True)
-        frames = Frames(len(moments), torch.tensor(moments, dtype=torch.float32))
-        queries_of, places = queries_of[:, :-1], places[:, :-1]
-    of_queries, of_places = (Folded.of(own, frames.count) for own in np.split(
-        which.reshape(-1), [len(queries_of)]))
-    counts = tuple(of_places.counts.tolist())
-    if frames is not SINGLE:
-        further = {"frames": frames, "counts": counts}
-    if network.time > 1:
-        _check_frames(model, network, counts, of_queries.index.shape[1])
-    parts = [torch.as_tensor(part[fold.index], dtype=torch.float32).to(device)
-             for part, fold in ((queries_of, of_queries), (places, of_places),
-                                (values, of_places), (noise, of_places))]
+    coords, places, further = _in_frames(model, network, queries[asked], measured)
     seeds = [[noise_seed(settings.seed, channel, k + 1, *([t] if t else []))
-              for k in range(settings.num_samples)] for t in range(frames.count)]
+              for k in range(settings.num_samples)] for t in range(len(coords.counts))]
     with_tokens = settings.tokens
     if with_tokens is None:
         with_tokens = len(queries) <= LARGE or not getattr(network, "has_flow_unet", False)
     result = sample(
-        network, *parts[:3], seeds=seeds, num_steps=settings.num_steps,
-        noise_sd=parts[3] if noise.any() else None,
+        network, coords.together(coords.points, device), places.together(places.points, device),
+        places.together(values, device), seeds=seeds, num_steps=settings.num_steps,
+        noise_sd=places.together(noise, device) if noise.any() else None,
         points=POINTS if with_tokens else 0,
         most_inputs=None if model.is_closed_form else INPUTS, clip=False,
         bfloat16=device.type == "cpu" and has_fast_bfloat16(), progress=settings.progress,
         domain=measured.frame.domain, trend=TRENDS[settings.trend], **further,
     )
-    mean[asked], sd[asked] = map(of_queries.apart, (result.mean, result.start_sd))
+    mean[asked], sd[asked] = map(coords.apart, (result.mean, result.start_sd))
     # One channel of a model of several is any of them.
     spread = model.spread if np.size(model.spread) == values.shape[1] else np.mean(model.spread)
-    drawn = of_queries.apart(result.values.transpose(1, 2)).swapaxes(0, 1)  # (K, N, C)
+    drawn = coords.apart(result.values.transpose(1, 2)).swapaxes(0, 1)            # (K, N, C)
     samples[:, asked] = widen(drawn, spread)
     sd[asked] *= spread
     how = ("draws of the kriging posterior" if model.is_closed_form else
-           "draws of the corrected kriging posterior" if model.is_gaussian else result.how)
-    if not (model.is_gaussian or with_tokens):
-        how += ", tokens left out"
+           "draws of the corrected kriging posterior" if model.is_gaussian else
+           result.how if with_tokens else f"{result.how}, tokens left out")
     words = result.posterior.describe() if result.posterior else ""
     return Field(queries, mean, sd, samples, how, words), result.posterior
 
 
 class Folded(NamedTuple):
-    """Points (N, ...) as those of T frames (T, n, ...).
+    """Points (N, D) as those of T frames.
 
     Attributes:
-        index: (T, n), which points; again its own, or any, in a frame that has fewer. counts: (T,).
+        points: themselves. index: (T, n), which of them; again its own, or any, in a frame that
+            has fewer. counts: (T,).
     """
 
+    points: np.ndarray
     index: np.ndarray
     counts: np.ndarray
 
     @classmethod
-    def of(cls, which: np.ndarray, frames: int) -> Self:
+    def of(cls, points: np.ndarray, which: np.ndarray, frames: int) -> Self:
         """Of points that lie in frames `which` (N,)."""
         counts = np.bincount(which, minlength=frames)
         own = np.split(which.argsort(kind="stable"), counts.cumsum()[:-1])
-        return cls(np.stack([np.resize(part, counts.max()) for part in own]), counts)
+        return cls(points, np.stack([np.resize(part, counts.max()) for part in own]), counts)
+
+    def together(self, x: np.ndarray | Tensor, device: torch.device) -> Tensor:
+        """What the points have (N, ...) as the frames have it: (T, n, ...) float32."""
+        return torch.as_tensor(x[self.index], dtype=torch.float32).to(device)
 
     def apart(self, x: Tensor) -> np.ndarray:
         """What the frames have (T, n, ...) as the points have it (N, ...)."""
         there = np.arange(self.index.shape[1]) < self.counts[:, None]
         return x.cpu().numpy()[there][self.index[there].argsort()]
+
+
+def _in_frames(
+    model: Reconstructor, network: nn.Module, queries: np.ndarray, measured: Measured
+) -> tuple[Folded, Folded, dict[str, Any]]:
+    """Queries (N, D) and measured places as the network takes them, frame by frame if it reads
+    sequences, and what else `sample` is told of them. Raises UserError as `_check_frames`."""
+    both, further = np.concatenate([queries, measured.places]), measured.further
+    frames, which = SINGLE, np.zeros(len(both), dtype=int)
+    if measured.times is not None and not model.is_closed_form:
+        moments, which = np.unique(both[:, -1].round(6), return_inverse=True)
+        frames = Frames(len(moments), torch.tensor(moments, dtype=torch.float32))
+        both = both[:, :-1]
+    asked, places = (Folded.of(*each, frames.count) for each in zip(
+        *(np.split(x, [len(queries)]) for x in (both, which.reshape(-1))), strict=True))
+    counts = tuple(places.counts.tolist())
+    if frames is not SINGLE:
+        further = {"frames": frames, "counts": counts}
+    if network.time > 1:
+        _check_frames(model, network, counts, asked.index.shape[1])
+    return asked, places, further
 
 
 def _check_frames(
