@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sparsefield.gaussian.fit import climb, scores
-from sparsefield.gaussian.kernels import FEW
+from sparsefield.gaussian.kernels import BANK, FEW, TIMED, Kernel
 from sparsefield.gaussian.kriging import Sites
 
 SCALES = (0.0, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)  # sides of the domain for one sd
@@ -95,6 +95,11 @@ class Design:
             if float(spread[made.space + j]) > 0 and _determined(wider.see(places)[1]):
                 made = wider
         return made
+
+    @property
+    def bank(self) -> tuple[Kernel, ...]:
+        """The variograms that the field may have."""
+        return TIMED if self.timed and self.scales[-1] else BANK
 
     def see(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Coordinates (..., D) in sides of the domain, and drift columns (..., q), or None for an

@@ -27,6 +27,7 @@ from sparsefield.gaussian.fit import (
 )
 from sparsefield.gaussian.kernels import (
     BANK,
+    TIMED,
     WAVES,
     Kernel,
     Waves,
@@ -160,7 +161,7 @@ class GridPosterior:
                  step: float = 0.0):
         self.height, self.width, self.frames, self.step = height, width, frames, step
         self.grid = grid_coords(height, width, device)
-        self.bank = BANK if frames == 1 else isotropic(BANK)  # a direction gains nothing in time
+        self.bank = BANK if frames == 1 else isotropic(TIMED)  # a direction gains nothing in time
         if frames > 1:
             self.grid = self._in_time(Frames(frames).in_time(self.grid.repeat(frames, 1, 1))[0])
         self.domain = Domain.of_grid(height, width)

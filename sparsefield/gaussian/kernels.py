@@ -116,6 +116,8 @@ BANK = tuple(
     + _matern(1.5, 0.1, 0.2, 0.4, nugget=1e-6)
     + _matern(math.inf, 0.1, 0.14, 0.2, 0.28, 0.4, nugget=1e-8)
 )
+# In time: by a power, the level before a gap or an end of the times would go on for ever.
+TIMED = tuple(kernel for kernel in BANK if kernel.reach is not None)
 # For questions whose every answer needs factors of its own: the noise, the use of a covariate.
 FEW = (Kernel(0.8), Kernel(1.4), Kernel(1.9), Kernel(1.5, 0.1), Kernel(1.5, 0.3))
 PENALTY = 2.0  # log odds against a direction, against a range, against another nugget

@@ -26,7 +26,6 @@ from sparsefield import hashed
 from sparsefield.gaussian.design import Design, Use, at_random, choose, some_of
 from sparsefield.gaussian.fit import PRIOR_AMPLITUDE2, Fit, correlation_root, fit
 from sparsefield.gaussian.kernels import (
-    BANK,
     WAVES,
     Kernel,
     Waves,
@@ -84,7 +83,7 @@ def condition(
         values: (B, M, C), of about unit size. noise_sd: (B, M, C) of the noise in them, in their
             units; channels are then fitted each on its own. None or all zero: values are exact.
         domain: the rectangle that the observations stand for: what a distance is compared with.
-        kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK.
+        kernels: the bank; ONE_KERNEL for kriging that is not fitted. None: BANK, or TIMED.
         covariates: how many of the columns of coords are no coordinates in space; the restricted
             likelihood decides what each is used for, see sparsefield.gaussian.design.
         trend: degree of a polynomial of the coordinates in space as drift: 0, 1 or 2.
@@ -94,8 +93,8 @@ def condition(
     Raises:
         UserError: places that cannot be told apart in double precision.
     """
-    return Posterior(coords, values.float(), noise_sd, domain, kernels or BANK, covariates,
-                     trend, timed, priors)
+    return Posterior(coords, values.float(), noise_sd, domain, kernels, covariates, trend,
+                     timed, priors)
 
 
 class Prior(NamedTuple):
@@ -119,7 +118,7 @@ class Posterior:
     """
 
     def __init__(self, coords: Tensor, values: Tensor, noise_sd: Tensor | None, domain: Domain,
-                 kernels: tuple[Kernel, ...], covariates: int, trend: int, timed: bool,
+                 kernels: tuple[Kernel, ...] | None, covariates: int, trend: int, timed: bool,
                  priors: Sequence[Prior] | None):
         self.device = coords.device
         self.fields: list[_Field] = []
@@ -150,7 +149,8 @@ class Posterior:
                     continue
                 most = DENSE_POINTS if noise is None else NOISY_FIT_POINTS
                 part = observed.take(some_of(design, places, most).to(places.device))
-                self.fields.append(_field(design, observed, part, kernels, spacing))
+                self.fields.append(_field(design, observed, part, kernels or design.bank,
+                                          spacing))
 
     @property
     def priors(self) -> tuple[Prior, ...]:

@@ -47,6 +47,18 @@ def test_the_scale_of_time_is_found_from_one_field_to_fields_of_their_own(scale,
     assert low <= found <= high
 
 
+def test_far_from_the_times_measured_the_answer_is_the_level_and_its_spread():
+    """Of exponential memory, which power variograms fit as well, and carry the last field on."""
+    numbers = torch.randn(2 * prior.WAVES + 4, generator=torch.Generator().manual_seed(0))
+    places = EVERYWHERE * torch.tensor([1.0, 1.0, 0.15])
+    coords = torch.cat([places[:, :2], torch.zeros(len(places), 1), places[:, 2:]], dim=1)
+    values = (prior.features(Kernel(0.5, 0.3), coords) @ numbers)[:, None]
+    later = torch.cat([GRID, torch.full((len(GRID), 1), 100.0)], dim=1)[None]
+    answer = conditioned(values, seen(400)).at(later)
+    assert (answer.mean - values.mean()).abs().max() < 0.25 * values.std()
+    assert 0.7 < answer.sd.mean() / values.std() < 1.3
+
+
 def test_a_pattern_that_stays_does_not_hide_what_moves():
     """As of trade winds: a random part of the measurements would show the pattern alone."""
     places = torch.rand(6000, 3, generator=torch.Generator().manual_seed(5))
