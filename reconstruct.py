@@ -59,7 +59,7 @@ from sparsefield import __version__, cli, load, progress
 from sparsefield.data.batches import parse_noise
 from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, describe
-from sparsefield.evaluate.metrics import interval_name, largest_coverage
+from sparsefield.evaluate.metrics import largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
 from sparsefield.model.bundled import BUNDLED, FIELDS
 from sparsefield.use import holdout, mosaic
@@ -431,9 +431,9 @@ def account(model: Reconstructor, given: Measurements, field: Field) -> list[str
             lines.append(f"{channels} channel(s), each on its own, as shades of grey")
     if fitted := model.checkpoint.get("calibration"):
         lines.append(f"uncertainty, calibrated: {describe(fitted)}")
-        if largest_coverage(samples) < LEVEL:
-            lines.append(f"uncertainty: of the {samples} samples here, intervals are "
-                         f"{interval_name(LEVEL, samples)}")
+        if not model.is_gaussian and (most := largest_coverage(samples)) < LEVEL:
+            lines.append(f"uncertainty: from the lowest to the highest of {samples} samples is an "
+                         f"interval of {most:.0%}; {LEVEL:.0%} take more (--num_samples)")
     elif model.is_closed_form:
         lines.append("no trained model: kriging alone, with its own uncertainty")
     else:

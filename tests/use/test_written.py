@@ -394,6 +394,7 @@ def test_probabilities_and_quantiles_are_written_in_every_form(tables, tmp_path)
 def test_what_samples_cannot_tell_is_said_before_they_are_drawn(tables, tmp_path):
     code, out, err = tables("a.csv", "--checkpoint", "bundled", "--above", "325")
     assert code == 0 and "of 2 samples: they tell a probability in steps of 0.5" in out, err
+    assert "to the highest of 2 samples is an interval of 33%" in out
     for wrong in (["--quantiles", "0.95", "--checkpoint", "bundled"], ["--above", "nan"],
                   ["--quantiles", "1"]):
         code, _, err = tables("a.csv", *wrong, "--out", "none")
