@@ -5,7 +5,8 @@
     python benchmarks/waterfall.py draw              # the table, and docs/waterfall.png
 
 Every rung is a training by the project's own command, on the same crops in the same order, in a
-folder of its own under --out; run again, `train` continues it. `score` measures the kept weights on
+folder of its own under --out, but for the last three, which are one training: without its flow,
+without its tokens, and whole; run again, `train` continues it. `score` measures the kept weights on
 pictures that no training saw: the test half of the validation file and test crops of `photos`. What
 is scored is stored in benchmarks/waterfall.json with its commit, and `draw` shows what is there;
 a rung that is not there is "not measured". Seconds are of the training, of whatever else ran.
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common import ROOT, describe_machine, run_training, table, validations
 from experiments import COMMON, V1, V2
@@ -36,15 +38,17 @@ from sparsefield.model.field import FieldModel, GaussianModel
 
 STORED = ROOT / "benchmarks/waterfall.json"
 PICTURE = ROOT / "docs/waterfall.png"
-NOISE, START = "--prior none --unet_width 0", "--prior fitted --unet_width 48"
+NOISE = "--prior none --unet_width 0"
 RUNGS = {
     "V1 as described": f"{V1} {NOISE}",
     "with a residual": f"{V1} {NOISE} --cross_attention_residual True",
     "two ways and perceiver: V2 as described": f"{V2} {NOISE}",
     "fitted posterior as start": f"{V2} --prior fitted --unet_width 0",
-    "grid U-Nets for mean and sd": f"{V2} {START} --flow_unet_width 0",
-    "grid U-Net for the flow: V2 complete": f"{V2} {START} --flow_unet_width 48",
+    "grid U-Nets for mean and sd": "",
+    "grid U-Net for the flow": "",
+    "tokens: V2 complete": f"{V2} --prior fitted --unet_width 48 --flow_unet_width 48",
 }
+*_, STARTS, FLOWS, COMPLETE = RUNGS  # the first two are parts of the last: not trained on their own
 KRIGING = "fitted kriging, no training"
 SETS = {"val": (160, 40), "photos": (64, 24)}  # pictures of which the mean is scored, and samples
 MEMBERS = 20
@@ -54,13 +58,14 @@ OF_SAMPLES = (*OF_MEAN, "crps", "speckle_0.10", "missed_0.10", "coverage_90", "v
 
 
 def folder_of(rung: str, given: argparse.Namespace) -> Path:
+    rung = COMPLETE if rung in (STARTS, FLOWS) else rung
     words = "".join(c if c.isalnum() else "_" for c in rung)
     return given.out / f"{words}_{given.epochs}_{given.seed}"
 
 
 def train(given: argparse.Namespace) -> None:
     """Train the rungs that are not at their end. Ends the program if one fails."""
-    for rung in given.rungs:
+    for rung in dict.fromkeys(COMPLETE if not RUNGS[rung] else rung for rung in given.rungs):
         script, *flags = RUNGS[rung].split()
         folder = folder_of(rung, given)
         line = [sys.executable, str(ROOT / script), *COMMON.split(), *flags, "--data", given.data,
@@ -78,7 +83,11 @@ def score(given: argparse.Namespace) -> None:
         folder = folder_of(rung, given)
         for path in folder.glob("*_best.safetensors"):
             checkpoint = load_checkpoint(path)
-            model = build_model(checkpoint)
+            model, more = build_model(checkpoint), {}
+            if rung == STARTS:
+                without_flow(model)
+            if rung == FLOWS:
+                more["points"] = 0
             where = {"commit": commit, "machine": describe_machine()}
             crops = checkpoint["config"]["epochs"] * checkpoint["data"]["sizes"][0]
             about = {**where, "crops": crops,
@@ -86,23 +95,31 @@ def score(given: argparse.Namespace) -> None:
                      "minutes": round(validations(folder)[-1]["minutes"], 1)}
             for name in given.sets:
                 test = open_test_data(checkpoint, None if name == "val" else name).test
-                for key, scored, words in (
-                    (f"{KRIGING}|{name}", GaussianModel(), where),
-                    (f"{rung}|{given.epochs}|{given.seed}|{name}", model, about),
+                for key, scored, words, how in (
+                    (f"{KRIGING}|{name}", GaussianModel(), where, {}),
+                    (f"{rung}|{given.epochs}|{given.seed}|{name}", model, about, more),
                 ):
                     if key not in stored:
-                        stored[key] = {**words, **measure(scored, test, *SETS[name])}
+                        stored[key] = {**words, **measure(scored, test, *SETS[name], **how)}
                         STORED.write_text(json.dumps(stored, indent=1) + "\n")
                         print(key, summary(stored[key]), flush=True)
 
 
-def measure(model: FieldModel | GaussianModel, test: Split, pictures: int, sampled: int) -> dict:
+def without_flow(model: FieldModel) -> None:
+    """Its velocity becomes 0, so that samples are Gaussian."""
+    model.has_flow_unet = False
+    for parameter in model.decoder[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+
+
+def measure(model: FieldModel | GaussianModel, test: Split, pictures: int, sampled: int,
+            **sampler: int) -> dict:
     """{kind: {metric: [a number of each picture]}} of the mean, of samples, and of samples whose
     spread was fitted on the other half of the sampled pictures."""
     cases = Cases(test, parse_pattern("random:0.2"), spread(range(len(test)), pictures))
-    means = cases.numbers(cases.sample(model, method="mean"))
+    means = cases.numbers(cases.sample(model, method="mean", **sampler))
     some = cases.subset(spread(range(len(cases)), sampled))
-    raw = some.sample(model, draws=MEMBERS, method=METHOD, bar="samples")
+    raw = some.sample(model, draws=MEMBERS, method=METHOD, bar="samples", **sampler)
     halves = [range(0, len(some), 2), range(1, len(some), 2)]
     fitted = list(raw.draws)
     for own, other in (halves, halves[::-1]):
