@@ -64,6 +64,7 @@ TOGETHER = 4  # Gaussian fields of one kernel, crops of one moment
 THIN = 8  # of fields to validate and test on, every so many are taken
 RESULTS = Path(__file__).with_suffix(".json")
 PATTERNS = ("random:0.05", "random:0.1", "random:0.2", "clusters:0.1")
+PANELS = 5  # beside each other in the picture
 SAMPLES = 20  # fewer cannot state 90 %
 
 Source = Callable[[np.random.Generator], Iterator[np.ndarray]]  # fields (SIDE, SIDE) without end
@@ -357,8 +358,13 @@ def draw(given: argparse.Namespace) -> None:
         raise UserError(f"{given.json}: not there; run `score` first")
     rows = pd.DataFrame(json.loads(given.json.read_text())["rows"])
     kinds, texts = rows["kind"].unique().tolist(), rows["observed"].unique()
-    figure = Figure((3 * len(texts) + 1, 4), layout="constrained")
-    axes = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
+    columns = min(len(texts), PANELS)
+    lines = -(-len(texts) // columns)
+    figure = Figure((3 * columns + 1, 4 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    axes = grid.ravel()[: len(texts)]
+    for axis in grid.ravel()[len(texts) :]:
+        axis.remove()
     for axis, text in zip(axes, texts, strict=True):
         axis.axvline(0, color="0.5", linewidth=0.8)
         methods = rows[(rows["observed"] == text) & (rows["method"] != "kriging")].groupby("method")

@@ -315,11 +315,11 @@ class Cases:
         seeds = [[self.cases[k].seed(draw) for draw in range(draws)] for k in which]
         stacked, noise_sd = self.stack(which, rows), self.noise_sd(which)[:, None].to(self.device)
         with evaluating(model):
-            return sample(model, *stacked, seeds=seeds, points=self.points,
+            return sample(model, *stacked, seeds=seeds,
                           noise_sd=noise_sd.expand_as(stacked[2]) if noise_sd.any() else None,
                           frames=self.frames_at(which),
                           domain=Domain.of_grid(self.rows, self.columns),
-                          **{"clip": self.clip, **settings})
+                          **{"clip": self.clip, "points": self.points, **settings})
 
     def _field(self, case: Case, values: Tensor, rows: int) -> np.ndarray:
         """Values (N, C) in [-1, 1] of the points that exist as a field, observations put in."""
