@@ -112,7 +112,7 @@ def blocks_of(
     Args:
         share: of the measurements that a fold hides, about. size: such as "300", in units of x, on
             a globe in km, or "4s", in mean spacings. None: that by which hidden measurements are as
-            far from those that are kept as the places asked for are from all.
+            far from those that are kept as the other places asked for are from all.
     Raises:
         UserError: no such share or size, or all measurements lie in one block.
     """
@@ -123,7 +123,8 @@ def blocks_of(
     if asked.is_far is not None:
         there = there[~asked.is_far.reshape(-1)]
     there = frame.inside(there[:: -(-len(there) // MOST_PLACES)])
-    distance = float(np.median(scipy.spatial.cKDTree(places).query(there)[0]))
+    away = scipy.spatial.cKDTree(places).query(there)[0]
+    distance = float(np.median(away[away > 0])) if away.any() else 0.0  # not of what is measured
     flat, unit = (coords - coords.min(axis=0)) / frame.scaled_by, frame.unit_length
     tried = []
     for side in SIZES * spacing if size is None else [_side(size, spacing, frame)]:
@@ -136,7 +137,8 @@ def blocks_of(
         raise UserError(f"block_size {size}: all measurements lie in one block; give less" if size
                         else "all measurements lie in one place: they make no blocks")
     many = [one for one in tried if one.fold.max() + 1 == round(1 / share)]  # blocks for all folds
-    return min(many or tried, key=lambda one: abs(np.log(max(one.hidden, 1e-9) / one.asked)))
+    return min(many or tried, key=lambda one: abs(
+        np.log(max(one.hidden, 1e-9) / max(one.asked, 1e-9))))
 
 
 def _side(size: str, spacing: float, frame: Frame) -> float:

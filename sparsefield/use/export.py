@@ -100,7 +100,8 @@ def _of_frames(field: Field, given: Measurements, asked: Asked) -> dict[str, byt
 
     which = field.times.nearest(given.times.values)
     k = int(np.bincount(which[which >= 0], minlength=len(field.mean)).argmax())
-    still = overview(field.frame(k), given.of(which == k), asked, field.times.labels()[k])
+    now = given.of(which == k)
+    still = overview(field.frame(k), given, asked, now, field.times.labels()[k])
     return {"reconstruction.png": still, **film(field, given, asked)}
 
 
@@ -206,13 +207,18 @@ def picture(values: np.ndarray, given: Measurements) -> bytes:
     return buffer.getvalue()
 
 
-def overview(field: Field, given: Measurements, asked: Asked, when: str = "") -> bytes:
+def overview(
+    field: Field, given: Measurements, asked: Asked, now: Measurements | None = None,
+    when: str = "",
+) -> bytes:
     """PNG of measurements, posterior mean, sd and two samples, in the units of the input: RGB of
     pictures in colour, whose sd is the mean over the colours, else the first channel.
 
     Args:
-        field: with x and y growing, but of pictures y downward. when: it is, for the title.
+        field: with x and y growing, but of pictures y downward. now, when: of a frame, its own
+            measurements, of any number, and the title.
     """
+    now = given if now is None else now
     is_rgb = given.is_picture and field.mean.shape[2] == 3
     low, high = limits_of(given)
     colours = {} if is_rgb else {
@@ -222,8 +228,8 @@ def overview(field: Field, given: Measurements, asked: Asked, when: str = "") ->
         return _unit(values, given) if is_rgb else values[..., 0]
 
     figure, axes, style = panels(5, 3.0, given, asked)
-    axes[0].scatter(*given.coords.T, c=shown(given.values), linewidths=0, **colours,
-                    s=size_of(len(given.coords)),
+    axes[0].scatter(*now.coords.T, c=shown(now.values), linewidths=0, **colours,
+                    s=size_of(len(now.coords)),
                     marker="s" if given.is_picture else "o")
     for axis, values in zip(axes[[1, 3, 4]], [field.mean, *field.samples[:2]], strict=True):
         image = axis.imshow(shown(values), **style, **colours)
@@ -231,7 +237,7 @@ def overview(field: Field, given: Measurements, asked: Asked, when: str = "") ->
     most = most_of(sd)
     spread = axes[2].imshow(sd, cmap="magma", vmin=0, vmax=most, **style)
     which = "" if is_rgb or field.mean.shape[2] == 1 else f" of {field.names[0]}"
-    for axis, title in zip(axes, (f"{len(given.coords):,} measurements{which}", "posterior mean",
+    for axis, title in zip(axes, (f"{len(now.coords):,} measurements{which}", "posterior mean",
                                   "sd", "sample 1", "sample 2"), strict=True):
         axis.set_title(title, fontsize=10)
     colour_bar(spread, axes[2], field.units,

@@ -72,6 +72,18 @@ def test_blocks_are_as_large_as_the_gaps_of_what_is_asked_for():
     assert blocks_of(near, coords, 0.2, seed=0).spacings < own.spacings
 
 
+def test_gaps_are_as_large_as_they_are_where_most_places_are_measured():
+    rows, columns = np.mgrid[:32, :32].reshape(2, -1)
+    is_gap = (np.abs(rows - 16) < 8) & (np.abs(columns - 16) < 8)
+    coords = np.stack([columns, rows], axis=1)[~is_gap] + 0.5
+    asked = what_is_asked(Measurements(coords, coords[:, :1], shape=(32, 32)))[1]
+    blocks = blocks_of(asked, coords, 0.2, seed=0)
+    assert 2 < blocks.asked < 4 and blocks.hidden > 2  # of a gap of 15 x 15
+    full = np.stack([columns, rows], axis=1) + 0.5  # as a stack whose gaps move
+    asked = what_is_asked(Measurements(full, full[:, :1], shape=(32, 32)))[1]
+    assert blocks_of(asked, full, 0.2, seed=0).spacings < 2
+
+
 def test_sizes_on_the_globe_are_kilometres():
     coords = np.random.default_rng(0).uniform((0, 40), (20, 60), size=(200, 2))
     given, asked = what_is_asked(Measurements(coords, coords[:, :1]), lonlat=True)

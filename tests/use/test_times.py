@@ -205,6 +205,15 @@ def test_a_table_with_dates_becomes_a_film_and_a_stack(command, tmp_path):
         assert film.n_frames == 5
 
 
+def test_a_time_without_measurements_may_be_asked_for_alone(command, tmp_path):
+    write_stack(tmp_path / "sea.nc")
+    code, _, err = command("sea.nc", "--time", "time", "--times", "2020-03-02T01:00", "--page")
+    assert (code, err) == (0, "") and (tmp_path / "out/reconstruction.png").exists()
+    with xarray.open_dataset(tmp_path / "out/field.nc") as data:
+        truth = wave(data["x"].values, data["y"].values[:, None], 25 / 12)
+        assert np.abs(data["mean"].values[0] - truth).max() < 0.5
+
+
 def test_a_stack_is_filled_in_its_own_units_and_calendar(command, tmp_path):
     path = write_stack(tmp_path / "sea.nc")
     with xarray.open_dataset(path, decode_times=False) as raw:
