@@ -317,7 +317,8 @@ def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
 @pytest.mark.parametrize("spread, flags, answers", [
     (100, (), "the model of any quantity answers"),
     (100, ("--checkpoint", "none"), "no trained model"),
-    (100, ("--noise_sd", "0.1"), "kriging answers: the model of any quantity has learnt none with"),
+    (100, ("--noise_sd", "0.1"), "the model of any quantity answers"),
+    (100, ("--noise_sd", "1"), "kriging answers: the model of any quantity has learnt noise"),
     (100, ("--transform", "log"), "kriging answers"),
     (0.5, (), "kriging answers: the measurements are clustered"),
 ])
