@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sparsefield.gaussian.threads import in_threads
 from sparsefield.place import grid_coords
 
 NUGGET = 1e-4  # semivariance, relative to the amplitude, of what is not spatially correlated
@@ -313,10 +314,14 @@ class Waves:
         """Values (S, N) of the fields with numbers (S, 2 WAVES + D)."""
         if self.is_grid:
             return self._from_sides(numbers)
-        if len(self.coords) <= KEPT_POINTS:
-            return numbers @ self._features.T
-        return torch.cat([numbers @ features(self.kernel, part).T
-                          for part in self.coords.split(SUMMED_POINTS)], dim=1)
+        is_kept = len(self.coords) <= KEPT_POINTS
+        parts = (self._features if is_kept else self.coords).split(SUMMED_POINTS)
+
+        def summed(part: Tensor) -> Tensor:
+            return numbers @ (part if is_kept else features(self.kernel, part)).T
+
+        return torch.cat(list(in_threads(summed, [(part,) for part in parts], numbers.device)),
+                         dim=1)
 
     def _from_sides(self, numbers: Tensor) -> Tensor:
         x, y = self._sides
@@ -328,8 +333,12 @@ class Waves:
         along, _, slope = _waves(self.kernel, self.coords.device, dims)
         if dims > 2:                                                      # (S, layers, WAVES)
             pairs = pairs * _turns(self.layers.to(along) @ along[2:]).conj()
-        summed = torch.stack([torch.view_as_real(pair * x.conj()).flatten(1) @ y
-                              for pair in pairs.flatten(0, 1)])           # (S layers, X, Y)
+
+        def summed_along(pair: Tensor) -> Tensor:
+            return torch.view_as_real(pair * x.conj()).flatten(1) @ y
+
+        each = in_threads(summed_along, [(pair,) for pair in pairs.flatten(0, 1)], numbers.device)
+        summed = torch.stack(list(each))                                  # (S layers, X, Y)
         summed = summed.unflatten(0, (len(numbers), -1))
         return (summed[:, self.layer, self.column, self.row]
                 + numbers[:, -dims:] @ (self.coords.float() @ slope).T)

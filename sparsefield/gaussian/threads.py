@@ -39,10 +39,10 @@ def in_threads(
         done: called after each.
     """
     before = torch.get_num_threads()
-    threads = min(before, len(given)) if device.type == "cpu" else 1
+    threads = before if device.type == "cpu" else 1
     run = torch.no_grad()(function)
     try:
-        with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads,
+        with ThreadPoolExecutor(max(1, min(threads, len(given))), initializer=torch.set_num_threads,
                                 initargs=(1,)) as pool:
             each = pool.map(run, *zip(*given, strict=True)) if threads > 1 else starmap(run, given)
             for result in each:
