@@ -37,7 +37,7 @@ from sparsefield import load
 from sparsefield.data import frozen_case, open_data, parse_pattern
 from sparsefield.evaluate.baselines import BASELINES
 from sparsefield.gaussian import ONE_KERNEL, condition
-from sparsefield.model.bundled import BUNDLED
+from sparsefield.model.bundled import FIELDS
 from sparsefield.place import UNIT_SQUARE, grid_coords
 from sparsefield.use import holdout
 from sparsefield.use.grids import Frame
@@ -47,7 +47,7 @@ from sparsefield.use.predict import Reconstructor
 from sparsefield.use.read import read_measurements
 
 UNIT = (0.0, 1.0, 0.0, 1.0)
-GREY = "the bundled V2, in shades of grey"
+OF_ANY = "fields, the bundled model of any quantity"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,9 @@ def methods(
     for name, model in trained.items():
         yield name, holdout.by_model(model, *seen, **settings)
     if not case.frame.lonlat:
-        yield GREY, holdout.by_model(bundled(), *seen, separately=True, **settings)
+        of_any = partial(holdout.by_model, any_quantity(), *seen, **settings)
+        yield OF_ANY, of_any()
+        yield f"{OF_ANY}, noise found", of_any(find_noise=True)
     yield "fitted kriging", kriging(transform=None)
     yield "fitted kriging, noise found", kriging(transform=None, find_noise=True)
     if source.transform:
@@ -176,9 +178,8 @@ def methods(
 
 
 @cache
-def bundled() -> Reconstructor:
-    """The model that comes with the project."""
-    return load(BUNDLED)
+def any_quantity() -> Reconstructor:
+    return load(FIELDS)
 
 
 def one_kernel(frame: Frame) -> Method:
@@ -249,7 +250,7 @@ def measure(
     for name, model in trained.items():
         size = sum(p.numel() for p in model.network.parameters())
         print(f"{name}: {size:,} parameters, {model.checkpoint['step']:,} steps.")
-    for name in (*trained, GREY):
+    for name in (*trained, OF_ANY):
         if name in found:
             print(difference(name, found[name], found["fitted kriging"], overlap) + "\n")
 

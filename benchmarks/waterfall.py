@@ -22,13 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from common import ROOT, describe_machine, run_training, table, validations
 from experiments import COMMON, V1, V2
 
 sys.path.insert(0, str(ROOT))
 
+from scripts.ship import without_flow
 from sparsefield.data import Split, parse_pattern
 from sparsefield.evaluate.calibration import METHOD, fit_spread, pool
 from sparsefield.evaluate.cases import Cases, open_test_data, spread
@@ -48,7 +48,7 @@ RUNGS = {
     "grid U-Net for the flow": "",
     "tokens: V2 complete": f"{V2} --prior fitted --unet_width 48 --flow_unet_width 48",
 }
-*_, STARTS, FLOWS, COMPLETE = RUNGS  # the first two are parts of the last: not trained on their own
+*_, STARTS, FLOWS, COMPLETE = RUNGS  # the first two are parts of the last, which trains them
 KRIGING = "fitted kriging, no training"
 SETS = {"val": (160, 40), "photos": (64, 24)}  # pictures of which the mean is scored, and samples
 MEMBERS = 20
@@ -58,14 +58,13 @@ OF_SAMPLES = (*OF_MEAN, "crps", "speckle_0.10", "missed_0.10", "coverage_90", "v
 
 
 def folder_of(rung: str, given: argparse.Namespace) -> Path:
-    rung = COMPLETE if rung in (STARTS, FLOWS) else rung
-    words = "".join(c if c.isalnum() else "_" for c in rung)
+    words = "".join(c if c.isalnum() else "_" for c in (rung if RUNGS[rung] else COMPLETE))
     return given.out / f"{words}_{given.epochs}_{given.seed}"
 
 
 def train(given: argparse.Namespace) -> None:
     """Train the rungs that are not at their end. Ends the program if one fails."""
-    for rung in dict.fromkeys(COMPLETE if not RUNGS[rung] else rung for rung in given.rungs):
+    for rung in dict.fromkeys(rung if RUNGS[rung] else COMPLETE for rung in given.rungs):
         script, *flags = RUNGS[rung].split()
         folder = folder_of(rung, given)
         line = [sys.executable, str(ROOT / script), *COMMON.split(), *flags, "--data", given.data,
@@ -83,11 +82,8 @@ def score(given: argparse.Namespace) -> None:
         folder = folder_of(rung, given)
         for path in folder.glob("*_best.safetensors"):
             checkpoint = load_checkpoint(path)
-            model, more = build_model(checkpoint), {}
-            if rung == STARTS:
-                without_flow(model)
-            if rung == FLOWS:
-                more["points"] = 0
+            model = build_model(without_flow(checkpoint) if rung == STARTS else checkpoint)
+            more = {"points": 0} if rung == FLOWS else {}  # no tokens
             where = {"commit": commit, "machine": describe_machine()}
             crops = checkpoint["config"]["epochs"] * checkpoint["data"]["sizes"][0]
             about = {**where, "crops": crops,
@@ -103,13 +99,6 @@ def score(given: argparse.Namespace) -> None:
                         stored[key] = {**words, **measure(scored, test, *SETS[name], **how)}
                         STORED.write_text(json.dumps(stored, indent=1) + "\n")
                         print(key, summary(stored[key]), flush=True)
-
-
-def without_flow(model: FieldModel) -> None:
-    """Its velocity becomes 0, so that samples are Gaussian."""
-    model.has_flow_unet = False
-    for parameter in model.decoder[-1].parameters():
-        torch.nn.init.zeros_(parameter)
 
 
 def measure(model: FieldModel | GaussianModel, test: Split, pictures: int, sampled: int,
