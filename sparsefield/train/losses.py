@@ -21,7 +21,7 @@ from sparsefield.model.field import ClosedForm, FieldModel
 from sparsefield.model.grid_unet import LEAST_SCALE, grid_features
 from sparsefield.place import Domain, Frames, Observed, grid_coords
 
-FARTHEST = 10.0  # sd: farther errors teach the sd and the flow what these teach
+FARTHEST = 10.0  # sd; a larger error counts as one of this size, for the sd and the flow
 LARGEST_GRID = 48 * 48  # pixels; beyond, a draw by waves is cheaper than a root of the covariance
 SCALE_SEQUENCES = 16  # that the scale of time is found from
 LEAST_TIME_SCALE = 1e-3  # sides a step; at 0, repeats at a place could not be told apart
