@@ -53,6 +53,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import tyro
 
 from sparsefield import __version__, cli, load, progress
@@ -61,6 +62,7 @@ from sparsefield.errors import UserError
 from sparsefield.evaluate.calibration import LEVEL, describe
 from sparsefield.evaluate.metrics import largest_coverage
 from sparsefield.evaluate.tables import OutputFolder
+from sparsefield.gaussian import estimate_noise
 from sparsefield.model.bundled import BUNDLED, FIELDS
 from sparsefield.use import holdout, mosaic
 from sparsefield.use.blocks import blocks_of, clustering, stretches_of
@@ -286,7 +288,7 @@ def choose_model(
         why = unlike_fields(config, given, asked, cells)
     if why is None:
         model = load(FIELDS, config.device)
-        why = unlike_noise(model, given)
+        why = unlike_noise(model, given, asked if config.noise_sd == "auto" else None)
     if why is None:
         cli.log.info("the model of any quantity answers; --checkpoint none: kriging alone")
         return model
@@ -304,7 +306,6 @@ def unlike_fields(
     of_grid = cells.like.size if cells else math.prod(given.shape) if given.shape else math.inf
     reasons = (
         (config.transform, "the model of any quantity has learnt none with --transform"),
-        (config.noise_sd == "auto", "the model of any quantity takes noise that is known alone"),
         (count < FEWEST_POINTS, f"{count} places are measured, and the model of any quantity "
                                 f"takes {FEWEST_POINTS} or more"),
         (count > MOST_KNOWN * of_grid,
@@ -317,12 +318,21 @@ def unlike_fields(
     return why
 
 
-def unlike_noise(model: Reconstructor, given: Measurements) -> str | None:
-    """Why a model has not learnt measurements with such noise; None: it has."""
-    least, most = parse_noise(model.checkpoint["config"].get("noise", "0"))
+def unlike_noise(
+    model: Reconstructor, given: Measurements, to_find: Asked | None = None
+) -> str | None:
+    """Why a model has not learnt measurements with such noise; None: it has. With `to_find` the
+    noise is found first, in measurements for what is asked."""
     noise = np.zeros(1) if given.noise is None else given.noise
     sd = given.values.std(axis=0).clip(min=np.finfo(float).tiny)
-    if least <= noise.min() / sd.max() and noise.max() / sd.min() <= most:
+    low, high = noise.min() / sd.max(), noise.max() / sd.min()            # in sd of the values
+    if to_find is not None:
+        places = torch.from_numpy(to_find.frame.inside(given.coords))
+        found = [estimate_noise(places, own, torch.ones_like(own))
+                 for own in torch.from_numpy(given.values / sd).T]
+        low, high = min(found), max(found)
+    least, most = parse_noise(model.checkpoint["config"].get("noise", "0"))
+    if least <= low and high <= most:
         return None
     learnt = f"noise of {least:g} to {most:g} of the sd" if most else "none with noise"
     return f"the model of any quantity has learnt {learnt}"

@@ -271,10 +271,12 @@ def make(given: argparse.Namespace) -> None:
 # --- score ----------------------------------------------------------------------------------------
 
 
-def scores(model: Reconstructor, measured: Measured, observed: np.ndarray) -> dict[str, float]:
+def scores(
+    model: Reconstructor, measured: Measured, observed: np.ndarray, finds_noise: bool
+) -> dict[str, float]:
     """Of a field (SIDE, SIDE, 1) from some of its points; with noise at these, too."""
     tokens = False if getattr(model.network, "has_flow_unet", False) else None
-    noise_sd = float(measured.noise_sd[0])
+    noise_sd = "auto" if finds_noise else float(measured.noise_sd[0])
     answer = model.reconstruct(grid_coords(SIDE, SIDE).double().numpy()[observed],
                                measured.noisy.reshape(-1, 1)[observed], (SIDE, SIDE),
                                extent=(0, 1, 0, 1), num_samples=SAMPLES, noise_sd=noise_sd,
@@ -312,7 +314,7 @@ def score(given: argparse.Namespace) -> None:
             observed = patterns[text].draw(exists, np.random.default_rng(i))
             measured = patterns[text].measure(images[i], observed, np.random.default_rng((i, 1)))
             for name, model in models.items():
-                found[name].append(scores(model, measured, observed))
+                found[name].append(scores(model, measured, observed, given.find_noise))
         rows += [{"kind": kind, "observed": text, "method": name, "fields": len(each),
                   **compared(each, found["kriging"])} for name, each in found.items()]
     given.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=0))
@@ -400,6 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("--observe", nargs="+", default=PATTERNS)
     one.add_argument("--noise", nargs="+", default=["0"], metavar="SHARE",
                      help="its sd, in sd of the measured values; kriging is told it, too")
+    one.add_argument("--find_noise", action="store_true", help="how much noise is not told")
     one.add_argument("--json", type=Path, default=RESULTS)
     one = commands.add_parser("draw", help="a picture of what `score` found")
     one.add_argument("--json", type=Path, default=RESULTS)

@@ -319,6 +319,7 @@ def test_without_a_checkpoint_a_table_is_not_guessed_in_grey(tables):
     (100, ("--checkpoint", "none"), "no trained model"),
     (100, ("--noise_sd", "0.1"), "the model of any quantity answers"),
     (100, ("--noise_sd", "1"), "kriging answers: the model of any quantity has learnt noise"),
+    (100, ("--noise_sd", "auto"), "the model of any quantity answers"),
     (100, ("--transform", "log"), "kriging answers"),
     (0.5, (), "kriging answers: the measurements are clustered"),
 ])
@@ -347,6 +348,17 @@ def test_the_model_of_any_quantity_answers_noise_that_it_has_learnt(monkeypatch)
             why = unlike_noise(model, replace(exact, noise=noise))
             assert (why is None) == (share in shares), (learnt, share)
     assert "has learnt noise of 0.05 to 0.3 of the sd" in unlike_noise(model, exact)
+
+
+@pytest.mark.parametrize("share, answers", [(0.2, "the model of any quantity"), (0.8, "kriging")])
+def test_noise_that_is_found_decides_who_answers(tables, share, answers):
+    rng = np.random.default_rng(1)
+    x, y = 100 * rng.random((2, 300))
+    field = np.sin(x / 15) + np.cos(y / 20)
+    noisy = field + share * field.std() * rng.normal(size=300)
+    pandas.DataFrame({"x": x, "y": y, "v": noisy}).to_csv("n.csv", index=False)
+    code, out, err = tables("n.csv", "--noise_sd", "auto", "--resolution", "16")
+    assert code == 0 and f"{answers} answers" in out and out.count("noise found in the") == 1, err
 
 
 def test_axes_in_degrees_that_do_not_say_so_are_written_as_such(tables):
