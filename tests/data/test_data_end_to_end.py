@@ -37,7 +37,7 @@ def sea(folder) -> list[str]:
     return ["--data", str(folder / "sea.npz"), "--value_range", "-2", "2"]
 
 
-@pytest.mark.parametrize("make", [pictures, sea])
+@pytest.mark.parametrize("make", [pytest.param(pictures, marks=pytest.mark.long), sea])
 def test_train_and_evaluate(make, tmp_path):
     (tmp_path / "source").mkdir()
     data = [*make(tmp_path / "source"), *SMALL]
