@@ -59,6 +59,8 @@ def of_file(path: Path, number: int, given: argparse.Namespace) -> np.ndarray:
     """The crops of one picture. Raises UserError if it is none."""
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # convert would cut them off at 255
+                raise UserError(f"{path}: not of 8 bits a colour; convert it, or leave it out")
             whole = picture.convert("RGB")
     except OSError as error:
         raise UserError(f"{path}: not a picture that can be read ({error})") from error

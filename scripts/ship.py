@@ -3,8 +3,8 @@
     python scripts/ship.py TRAINED.pth checkpoints_mamba_v2/mamba_v2_best.safetensors
 
 The samples are calibrated on the validation data of the training if they are not yet with as many
-steps as the model takes, so these must be where the training found them. A model that was trained
-with START_SHARE=1 is written without a flow, which had no part in it.
+steps as the model takes, so these must be where the training found them. A V2 that was trained with
+START_SHARE=1 is written without a flow, unless that has learnt in epochs that were added.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def ship(source: Path, target: Path) -> None:
     if target.exists():
         load_checkpoint(target)  # what is replaced must be one, too
     checkpoint = load_checkpoint(source)
-    if checkpoint["config"].get("start_share") == 1:
+    if checkpoint["config"].get("start_share") == 1 and checkpoint.get("stage") != "flow":
         checkpoint = without_flow(checkpoint)
     config = checkpoint["config"]
     model = build_model(checkpoint)
@@ -68,6 +68,9 @@ def ship(source: Path, target: Path) -> None:
 
 def without_flow(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The grid U-Nets for mean and sd alone, whose samples are Gaussian; to be calibrated again."""
+    if "perceiver_iterations" not in checkpoint["model_args"]:
+        raise UserError(f"{checkpoint['model_class']}: only a V2 is written without a flow; train "
+                        "this with START_SHARE below 1")
     fresh = checkpoint["model_args"] | STILL
     weights = find_model(checkpoint["model_class"])(**fresh).state_dict()
     kept = {name: checkpoint["weights"][name] for name in weights if name.startswith("unet.")}

@@ -2,7 +2,8 @@
 
 Every method has one signature: `f(coords (M, 2), values (M, C), shape (H, W)) -> (H, W, C)`, with
 coordinates (x, y) at pixel centres of a grid, values in [0, 1], any number of channels. The result
-is clipped to [0, 1] and keeps observed values where a point of the grid is an observation.
+is clipped to [0, 1], unless clip=False, and keeps observed values where a point of the grid is an
+observation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sparsefield.errors import UserError
 from sparsefield.gaussian import BANK, ONE_KERNEL, Kernel, condition
 from sparsefield.place import Domain, grid_coords
 
-Method = Callable[[np.ndarray, np.ndarray, tuple[int, int]], np.ndarray]
+Method = Callable[..., np.ndarray]
 
 BASELINES: dict[str, Method] = {}
 
@@ -27,13 +28,16 @@ RBF_DENSE_POINTS = 4000  # one system of that size: 130 MB, a few seconds
 RBF_NEIGHBOURS = 64
 
 
-def keep_observations(field: np.ndarray, coords: np.ndarray, values: np.ndarray) -> np.ndarray:
+def keep_observations(
+    field: np.ndarray, coords: np.ndarray, values: np.ndarray, clip: bool = True
+) -> np.ndarray:
     """The protocol's last step, for baselines and models alike.
 
     Args:
         field: (H, W, C) reconstruction. coords: (M, 2). values: (M, C) in [0, 1].
+        clip: to [0, 1]; standardised fields have no such bounds.
     """
-    field = np.clip(field, 0, 1)
+    field = np.clip(field, 0, 1) if clip else field.copy()
     on_grid, rows, columns = _grid_points(coords, field.shape[:2])
     field[rows[on_grid], columns[on_grid]] = values[on_grid]
     return field
@@ -44,14 +48,15 @@ def baseline(name: str) -> Callable[[Method], Method]:
 
     def register(method: Method) -> Method:
         @wraps(method)
-        def checked(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        def checked(coords: np.ndarray, values: np.ndarray, shape: tuple[int, int],
+                    clip: bool = True) -> np.ndarray:
             coords, values = (np.asarray(x, dtype=np.float64) for x in (coords, values))
             if not len(values) or coords.shape != (len(values), 2):
                 raise ValueError(f"expected (M, 2), (M, C), not {coords.shape}, {values.shape}")
             if not np.isfinite(np.hstack([coords, values])).all():
                 raise ValueError("some observations are not finite")
             field = method(coords, values, shape).reshape(*shape, values.shape[1])
-            return keep_observations(field, coords, values)
+            return keep_observations(field, coords, values, clip)
 
         BASELINES[name] = checked
         return checked

@@ -131,7 +131,7 @@ class Outcome:
         draws: of each case (K, H, W, C) in [0, 1], NaN where no point exists, observed values put
             in; K = 1 for what is no sample.
         rows: resolution. nfe, seconds: evaluations of the model and wall time per draw.
-        how: the method in words.
+        how: the method in words. clip: whether values are limited to [0, 1].
     """
 
     draws: list[np.ndarray]
@@ -139,6 +139,7 @@ class Outcome:
     nfe: float
     seconds: float
     how: str
+    clip: bool = True
 
     @property
     def fields(self) -> list[np.ndarray]:
@@ -147,7 +148,8 @@ class Outcome:
 
     def widened(self, factor: float | Sequence[float]) -> Outcome:
         """With the distance of the draws from their mean multiplied, limited to the range again."""
-        draws = [np.clip(metrics.widen(samples, factor), 0, 1) for samples in self.draws]
+        draws = [metrics.widen(samples, factor) for samples in self.draws]
+        draws = [np.clip(samples, 0, 1) for samples in draws] if self.clip else draws
         how = f"{self.how}, spread times {metrics.by_channel(factor)}"
         return replace(self, draws=draws, how=how)
 
@@ -221,7 +223,7 @@ class Cases:
                 shown.update(len(group) * draws)
         in_order = [found[k] for k in range(len(self))]
         return Outcome(in_order, rows, evaluations / len(self), seconds / (len(self) * draws),
-                       result.how)
+                       result.how, self.clip)
 
     def warm_up(self, model: Model) -> None:
         """Run once what is compiled at its first call, so that it is not timed."""
@@ -232,15 +234,15 @@ class Cases:
         rows, start, draws = rows or self.rows, time.perf_counter(), []
         for k, case in enumerate(progress.over(self.cases, f"{name}, {rows} rows", "picture")):
             if name == ENLARGED:
-                coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows))
+                coarse = BASELINES["biharmonic"](*case.known, self.shape(self.rows), self.clip)
                 fine = skimage.transform.resize(coarse, self.shape(rows), order=3, mode="edge")
-                field = keep_observations(fine, *case.known)
+                field = keep_observations(fine, *case.known, self.clip)
             elif name == KRIGED and len(case.exact) == 0:  # the only one that knows of noise
                 field = self.subset([k]).sample(GaussianModel(), rows=rows, method="mean").fields[0]
             else:
-                field = BASELINES[name](*case.known, self.shape(rows))
+                field = BASELINES[name](*case.known, self.shape(rows), self.clip)
             draws.append(np.where(case.exists(rows)[..., None], field, np.nan)[None])
-        return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name)
+        return Outcome(draws, rows, 0, (time.perf_counter() - start) / len(self), name, self.clip)
 
     def numbers(self, outcome: Outcome) -> list[dict[str, float]]:
         """Of each case `metrics.evaluate` of its first draw, and of two and more draws
@@ -326,7 +328,8 @@ class Cases:
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
         result[asked] = to_unit(values[: np.count_nonzero(asked)].cpu().float().numpy())
-        return keep_observations(result, *(part[: len(case.exact)] for part in case.known))
+        known = (part[: len(case.exact)] for part in case.known)
+        return keep_observations(result, *known, self.clip)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -537,7 +537,10 @@ def multiscale_report(results: dict[str, Any]) -> str:
              "down to the\nobserved resolution. Seconds are for one field, with as many together "
              f"as {settings['points']} points allow."]
     if "calibrated" in observed:
-        notes.append(f"Calibrated: {describe(model['calibration'])}.")
+        fitted, steps = model["calibration"], settings["num_steps"]
+        notes.append(f"Calibrated: {describe(fitted)}" + (
+            "." if fitted.get("num_steps") == steps else
+            f", with {fitted['num_steps']} steps; these samples take {steps}."))
     parts = [header("MAMBA Diffusion: samplers and resolutions", top, results, {"Model": model},
                     notes)]
     for rows, kinds in results["summary"].items():

@@ -127,7 +127,11 @@ class Posterior:
             noise_sd = None
         if noise_sd is not None:
             self.folded = values.shape[2]
-            noise_sd = _fold(noise_sd.to(values).clamp(max=LARGEST_NOISE))[..., 0]
+            noise_sd = noise_sd.to(values).clamp(max=LARGEST_NOISE)
+            # One order for all channels, so that what is white in one goes with that in another.
+            orders = noise_sd.norm(dim=2).argsort(dim=1, stable=True)
+            orders = orders.repeat_interleave(self.folded, dim=0)
+            noise_sd = _fold(noise_sd)[..., 0]
             coords, values = coords.repeat_interleave(self.folded, dim=0), _fold(values)
         spacing = domain.spacing(coords.shape[1]) / domain.side
         with full_precision(coords.device):
@@ -138,7 +142,7 @@ class Posterior:
                           if prior is None else prior.design)
                 order = torch.arange(len(places), device=places.device)
                 if noise is not None:
-                    order = noise.argsort(stable=True)
+                    order = orders[b]
                     noise = noise[order]
                 places, own = places[order], values[b][order]
                 if covariates and prior is None:
@@ -259,7 +263,7 @@ def _fold(x: Tensor) -> Tensor:
 
 
 class _Observed(NamedTuple):
-    """The observations of a field, the least noisy first.
+    """The observations of a field, the least noisy (in all channels together) first.
 
     Attributes:
         coords: (M, D). drift: (M, q) or None. values: (M, C). noise_variance: (M,) or None.
@@ -360,7 +364,8 @@ class _Field:
         if noise is not None:
             expected = expected + ((noise[i] + noise[j]) / 2)[:, None]
         halves = (values[i] - values[j]).square() / 2                     # (P, C)
-        width = distance.max() / 2 / CLASSES if len(i) else 1.0
+        width = float(distance.max()) / 2 / CLASSES if len(i) else 0.0
+        width = width or 1.0  # of one place
         which = (distance / width).long().clamp(max=CLASSES)
         count = torch.bincount(which, minlength=CLASSES + 1)
         shown = (count[:CLASSES] >= LEAST_PAIRS).nonzero()[:, 0]

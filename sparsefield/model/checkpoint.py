@@ -6,6 +6,7 @@ A checkpoint is a dictionary of plain types and tensors:
     model_args    constructor arguments      weights       state dict of the averaged model
     data          what the data set was      config        settings of the training
     step, epoch   completed                  metrics       of the last validation
+    stage         "start" or "flow", of the last step
     learnt        whether the best weights so far are better than those before the first step
     calibration   of the best weights of a finished training: see sparsefield.evaluate.calibration
     shipped       True: made by scripts/ship.py, and the training data are not at hand

@@ -12,9 +12,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from sparsefield.data import Data, parse_pattern
+from sparsefield.data import Data, frozen_case, parse_pattern
 from sparsefield.data.batches import count_symmetries
 from sparsefield.data.files import are_one
+from sparsefield.data.scale import is_standard
 from sparsefield.errors import UserError, require_seed
 from sparsefield.model.bundled import BUNDLED, PACKAGE, V2, find_bundled
 from sparsefield.model.bundled import NAMES as BUNDLED_NAMES
@@ -209,7 +210,7 @@ def model_arguments(config: TrainingConfig, model_class: type[nn.Module], data: 
     return {
         **{name: value for name, value in asdict(config).items() if name in names},
         "channels": data.channels,
-        "value_sd": _value_sd(data),
+        "value_sd": _value_sd(data, config.observe),
         "time_scale": time_scale(data.train, parse_pattern(config.observe))
         if config.time > 1 and config.time_start == "spacetime" else 0.0,
         "symmetries": count_symmetries(data.height, data.width) if is_symmetric else 1,
@@ -236,9 +237,11 @@ def _argument_names(model_class: type[nn.Module]) -> set[str]:
             for name in inspect.signature(owner.__init__).parameters}
 
 
-def _value_sd(data: Data) -> float:
-    """Sd of the values in [-1, 1] around 0, of at most SD_FIELDS training fields evenly spread."""
-    indices = range(0, len(data.train), max(1, len(data.train) // SD_FIELDS))
-    fields = (data.train.training_example(i, np.random.default_rng(i)) for i in indices)
+def _value_sd(data: Data, observe: str) -> float:
+    """Sd around 0 of the values as the model sees them, of some training fields evenly spread."""
+    train, pattern = data.train, parse_pattern(observe)
+    indices = range(0, len(train), max(1, len(train) // SD_FIELDS))
+    fields = (frozen_case(train, i, pattern, eval_seed=0)["truth"] if is_standard(train)
+              else train.training_example(i, np.random.default_rng(i)) for i in indices)
     squares = [np.nanmean(field.astype(np.float64) ** 2) for field in fields]
     return round(float(np.sqrt(np.mean(squares))), 4) or 1.0

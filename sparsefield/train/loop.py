@@ -267,7 +267,7 @@ class Training:
         loader = stream(self.batches, self.progress.step, self.total, self.config.num_workers,
                         self.world.device)
         agreed = torch.zeros(2)  # loss, and how many processes were asked to stop, a step before
-        self.model.train()
+        self.begin_to_learn()
         while not self.is_done:
             started = time.perf_counter()
             batch = next(loader)
@@ -287,6 +287,13 @@ class Training:
                          self.progress.step)
                 return
 
+    def begin_to_learn(self) -> None:
+        """Put the model into training mode, but what is frozen: it answers as in use."""
+        self.model.train()
+        if self.stages.name(self.progress.step) == "flow" and self.model.unet is not None:
+            self.model.unet.shift.eval()
+            self.model.unet.scale.eval()
+
     # --- one step ---------------------------------------------------------------------------------
 
     def step(self, batch: Batch, asked_to_stop: bool) -> Tensor:
@@ -299,10 +306,13 @@ class Training:
         shared[0] += self.backward(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         skipped = ~norm.isfinite()  # decided on the device, so that no step waits for it
+        before = [parameter.detach().clone() for parameter in self.model.parameters()]
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(skipped, 0)
         self.optimiser.step()
+        for parameter, was in zip(self.model.parameters(), before, strict=True):
+            parameter.data = was.where(skipped, parameter.data)  # moments move, weights do not
         self.progress.step += 1
         self.averaged.update_parameters(self.model)
         self.world.sum(shared)
@@ -346,7 +356,7 @@ class Training:
             self.reporter.picture(self.averaged.module, self.data)
         if is_due(config.save_every):
             self.save(numbered=True, must=self.is_done)
-        self.model.train()
+        self.begin_to_learn()
 
     def validate(self) -> None:
         """Evaluate the averaged weights, and keep them if they are the best so far."""
@@ -373,6 +383,7 @@ class Training:
             "model_args": self.arguments, "weights": self.averaged.module.state_dict(),
             "data": self.data.describe(), "config": asdict(self.config),
             "step": self.progress.step, "epoch": self.progress.step // self.per_epoch,
+            "stage": self.stages.name(max(0, self.progress.step - 1)),
             "metrics": self.progress.validation, "learnt": self.progress.learnt,
             "resume": {key: item.state_dict() for key, item in self.persistent.items()},
         }

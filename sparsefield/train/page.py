@@ -34,7 +34,7 @@ def training_page(
     table = pd.DataFrame(records, columns=[*columns, "ranks", "calibration"])
     checks = table.dropna(subset="val_psnr")
     ranked = table.dropna(subset="ranks").tail(1).to_dict("records")
-    now = records[-1]
+    now = records[-1] if records else {"step": 0}  # a full disk takes none
     summary = [f"Step {now['step']:,} of {stages.end:,}, epoch {now.get('epoch', 0)} of "
                f"{config.epochs}; {table['minutes'].max():.1f} minutes of training."]
     if len(checks):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sparsefield import cli
+from sparsefield.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/crops.py"
 
@@ -83,3 +84,9 @@ def test_a_broken_picture_is_named(crops, folder, capsys):
     (folder / "c.jpg").write_bytes(b"\xff\xd8\xff")
     assert cli.run(lambda: crops.main([str(folder), str(folder / "x.npz")])) == 2
     assert "c.jpg" in capsys.readouterr().err
+
+
+def test_deep_pictures_are_refused(crops, tmp_path):
+    Image.fromarray(np.full((40, 40), 20_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png: not of 8 bits a colour"):
+        crops.main([str(tmp_path), str(tmp_path / "one.npz"), "--count", "2"])

@@ -14,6 +14,7 @@ import eval_v1_vs_v2
 from small import SIZE, settings, train, write_checkpoint
 from sparsefield import device
 from sparsefield.data import open_data, parse_pattern
+from sparsefield.data.scale import standardised
 from sparsefield.errors import UserError
 from sparsefield.evaluate import metrics
 from sparsefield.evaluate.baselines import BASELINES
@@ -220,3 +221,17 @@ def test_evaluations_compute_in_float32_on_every_machine(ramps, monkeypatch):
             lambda *given: seen.update(x.dtype for x in [given[2]] if isinstance(x, torch.Tensor)))
     open_cases(ramps, 2).sample(model, method="heun", num_steps=2)
     assert seen == {torch.float32}
+
+
+def test_standardised_fields_have_no_bounds(tmp_path):
+    """A spike of many sd beside nothing: what is measured next to it says that it goes on."""
+    y, x = np.mgrid[:12, :12] / 12
+    peaks = np.exp(-60 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * np.arange(1, 41)[:, None, None]
+    np.savez(tmp_path / "peaks.npz", images=peaks[..., None].astype(np.float32))
+    split = standardised(open_data(str(tmp_path / "peaks.npz"))).test
+    cases = Cases(split, parse_pattern("random:0.4"), range(len(split)))
+    for made in (cases.sample(GaussianModel(), draws=2, method="heun"),
+                 cases.interpolate("thin-plate RBF"), cases.interpolate("kriging, fitted")):
+        found = [draws[0].reshape(-1)[np.setdiff1d(np.arange(144), case.observed)].max()
+                 for case, draws in zip(cases, made.widened(1.0).draws, strict=True)]
+        assert max(found) > 1

@@ -105,3 +105,21 @@ def test_an_observation_may_be_as_good_as_none(place, sd):
     noise_sd[:, place], values[:, place] = sd, 5.0
     answer = condition(coords, values, noise_sd).at(GRID)
     assert (answer.mean - plane(GRID)).abs().max() < 0.1 and answer.sd.max() < 0.2
+
+
+def test_channels_go_together_in_draws_whichever_is_noisier_where():
+    coords, values = measure(0, 0.0, 120)
+    rough = condition(coords, torch.zeros_like(values), kernels=ONE_KERNEL)
+    one, other = (rough.noise(coords + 0.01)([torch.Generator().manual_seed(k)]) for k in (1, 2))
+    values = 3 * torch.cat([one, 0.95 * one + 0.3 * other], dim=2)
+    noise_sd = torch.full_like(values, 0.02)
+    noise_sd[0, :60, 0] = noise_sd[0, 60:, 1] = 0.021
+    noise = condition(coords, values, noise_sd).noise(GRID)
+    drawn = torch.cat([noise([torch.Generator().manual_seed(seed)]) for seed in SEEDS])
+    assert np.corrcoef(drawn[..., 0].flatten(), drawn[..., 1].flatten())[0, 1] > 0.7
+
+
+def test_a_variogram_of_one_place_has_no_classes():
+    coords = torch.full((1, 5, 2), 0.5)
+    posterior = condition(coords, torch.randn(1, 5, 1), torch.full((1, 5, 1), 0.5))
+    assert all((part.distance == 0).all() for part in posterior.variograms())

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from small import settings, train, write_untrained
+from small import settings, train, write_checkpoint, write_untrained
 from sparsefield import cli
 from sparsefield.errors import UserError
 from sparsefield.evaluate.cases import open_test_data
-from sparsefield.model.checkpoint import build_model, load_checkpoint, load_model
+from sparsefield.model.checkpoint import (
+    build_model,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
 from sparsefield.place import Observed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -95,3 +100,20 @@ def test_a_start_alone_is_written_without_a_flow(tmp_path):
     assert after.is_still and not before.is_still
     for name, weight in after.unet.state_dict().items():
         assert torch.equal(weight, before.unet.state_dict()[name])
+
+
+@pytest.mark.parametrize("stage, flow", [("start", False), ("flow", True)])
+def test_a_flow_is_left_out_where_it_has_not_learnt(whole, tmp_path, stage, flow):
+    checkpoint = load_checkpoint(whole / "mamba_v2_best.pth")
+    checkpoint["config"]["start_share"] = 1.0
+    save_checkpoint(tmp_path / "a.pth", checkpoint | {"stage": stage})
+    ship.ship(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    left = load_checkpoint(tmp_path / "b.safetensors")
+    assert (left["model_args"]["num_layers"] > 0) == flow
+    assert (left["weights"]["decoder.3.weight"].any()) == flow
+
+
+def test_v1_is_not_written_without_its_flow(data, tmp_path):
+    write_checkpoint(tmp_path / "a.pth", "V1", data, start_share=1.0)
+    with pytest.raises(UserError, match="only a V2 is written without a flow"):
+        ship.ship(tmp_path / "a.pth", tmp_path / "b.safetensors")

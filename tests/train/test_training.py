@@ -2,19 +2,28 @@
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from small import SIZE, WHOLE, assert_same, losses, records, settings, train, write_ramps
+from sparsefield.data import open_as_configured
 from sparsefield.errors import UserError
 from sparsefield.model.checkpoint import load_checkpoint, load_model, save_checkpoint
 from sparsefield.train import loop as training
-from sparsefield.train.config import BESIDE_LEARNING, MAY_CHANGE, TrainingConfig
-from sparsefield.train.optimise import Optimiser
+from sparsefield.train.config import (
+    BESIDE_LEARNING,
+    MAY_CHANGE,
+    TrainingConfig,
+    model_arguments,
+)
+from sparsefield.train.optimise import Optimiser, Stages
+from sparsefield.train.page import training_page
 from train_mamba_v2 import MAMBADiffusionV2
 
 # --- what it writes ------------------------------------------------------------------------------
@@ -97,7 +106,7 @@ def test_gradients_that_reach_the_optimiser_are_clipped(data, tmp_path, monkeypa
     assert len(norms) == 6 and norms == pytest.approx([1e-3] * 6, rel=1e-2)
 
 
-def test_lasting_nonfinite_losses_are_fatal_and_only_decay_weights(data, tmp_path, monkeypatch):
+def test_lasting_nonfinite_losses_are_fatal_and_change_no_weights(data, tmp_path, monkeypatch):
     def nan(model, *_):
         return sum(p.sum() for p in model.parameters()) * math.nan
 
@@ -115,7 +124,7 @@ def test_lasting_nonfinite_losses_are_fatal_and_only_decay_weights(data, tmp_pat
         train(settings(data, tmp_path, epochs=10))
     model, initial = made[0]
     for parameter, was in zip(model.parameters(), initial, strict=True):
-        torch.testing.assert_close(parameter, was, rtol=1e-3, atol=1e-6)
+        assert torch.equal(parameter, was)
 
 
 def test_learning_rate_is_a_function_of_the_step():
@@ -244,3 +253,33 @@ def test_a_best_that_was_deleted_is_found_again(data, copied):
         path.unlink()
     train(settings(data, copied, **{**WHOLE, "epochs": 4}))
     assert (copied / "mamba_v2_best.pth").exists()
+
+
+def test_the_frozen_start_answers_without_dropout(data, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, *arguments):
+        parts = (model.unet.shift, model.unet.scale, model.unet.flow, model.decoder)
+        seen.append([part.training for part in parts])
+        return velocity_loss(model, *arguments)
+
+    velocity_loss = training.LOSSES["flow"]
+    monkeypatch.setitem(training.LOSSES, "flow", watched)
+    train(settings(data, tmp_path, unet_width=8, flow_unet_width=8, start_share=0.5))
+    assert [False, False, True, True] in seen and [True, True, True, True] not in seen
+
+
+def test_noise_that_a_flow_starts_from_has_the_sd_of_standardised_fields(tmp_path):
+    """Each field is seen by its own mean and sd, of which 3 are 1."""
+    rain = np.exp(1.2 * np.random.default_rng(0).standard_normal((60, 8, 8, 1)))
+    np.savez(tmp_path / "rain.npz", images=rain.astype(np.float32))
+    chosen = settings(tmp_path / "rain.npz", tmp_path, standardise=True, observe="random:0.9")
+    data = open_as_configured(asdict(chosen))
+    found = model_arguments(chosen, MAMBADiffusionV2, data)["value_sd"]
+    assert found == pytest.approx(1 / 3, rel=0.05)
+
+
+def test_a_page_of_a_training_whose_records_no_disk_takes():
+    stages = Stages(5, 10)
+    page = training_page("V2", TrainingConfig(), stages, [], {}, Path("."))
+    assert b"Step 0 of 10" in page
