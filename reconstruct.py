@@ -241,13 +241,14 @@ def reconstruct(config: Config, command: str = "") -> None:
         raise UserError(f"--covariates {' '.join(config.covariates)}: they must be known where the "
                         "field is asked for, too: give --grid FILE with variables of these names, "
                         "or --holdout 0.2 without --page to see what they are worth")
-    if cells is not None and cells.is_full and not config.noise_sd and (
+    is_exact = config.noise_sd != "auto" and (given.noise is None or not given.noise.any())
+    if cells is not None and cells.is_full and is_exact and (
         asked.grid is cells.grid
         and (asked.times is None or np.isin(asked.times.values, cells.times.values).all())
     ):
         raise UserError(f"{config.input}: has no gap, so nothing is to be filled; ask for other "
                         "--times or --resolution")
-    if not config.noise_sd and given.shape == asked.shape and (
+    if is_exact and given.shape == asked.shape and (
         len(given.coords) == math.prod(asked.shape)
     ):
         raise UserError(f"{config.mask or config.input}: every pixel is known, so nothing is to be "
@@ -306,6 +307,7 @@ def unlike_fields(
     of_grid = cells.like.size if cells else math.prod(given.shape) if given.shape else math.inf
     reasons = (
         (config.transform, "the model of any quantity has learnt none with --transform"),
+        (config.value_range, "the model of any quantity needs no --value_range"),
         (count < FEWEST_POINTS, f"{count} places are measured, and the model of any quantity "
                                 f"takes {FEWEST_POINTS} or more"),
         (count > MOST_KNOWN * of_grid,
@@ -324,7 +326,8 @@ def unlike_noise(
     """Why a model has not learnt measurements with such noise; None: it has. With `to_find` the
     noise is found first, in measurements for what is asked."""
     noise = np.zeros(1) if given.noise is None else given.noise
-    sd = given.values.std(axis=0).clip(min=np.finfo(float).tiny)
+    sd = given.values.std(axis=0)
+    sd = np.where(sd > 0, sd, 1)
     low, high = noise.min() / sd.max(), noise.max() / sd.min()            # in sd of the values
     if to_find is not None:
         places = torch.from_numpy(to_find.frame.inside(given.coords))
@@ -353,6 +356,7 @@ def write(
 
     out = OutputFolder(config.out, "--out", export.NAMES, [
         config.input, config.mask, config.observe, config.checkpoint, config.grid,
+        *config.covariates,
     ], config.overwrite, export.ANSWERS)
     scores = None if config.holdout is None else hold_out(config, model, given, asked)
     started = time.monotonic()

@@ -216,7 +216,8 @@ def axis_of(variable: DataArray) -> str | None:
 
 def is_time(axis: DataArray) -> bool:
     """Whether an axis is one of time, by type, axis, units or name."""
-    is_decoded = axis.dtype.kind == "M" or hasattr(np.ravel(axis.values)[0], "calendar")
+    is_decoded = axis.dtype.kind == "M" or (
+        axis.size > 0 and hasattr(np.ravel(axis.values)[0], "calendar"))
     return is_decoded or str(axis.attrs.get("axis", "")).upper() == "T" or (
         " since " in str(axis.attrs.get("units", ""))) or (
         "time" in (str(axis.name).lower(), axis.attrs.get("standard_name")))
@@ -257,9 +258,12 @@ def grid_axes(path: Path, dataset: Dataset | None = None) -> tuple[DataArray, Da
 
 
 def is_even(axis: np.ndarray, tolerance: float) -> bool:
-    """Whether the steps of an axis differ by no more than a share of their mean."""
-    steps = np.diff(axis)
-    return len(steps) == 0 or bool(np.ptp(steps) <= tolerance * abs(steps.mean()))
+    """Whether the steps of an axis differ by no more than a share of their mean, and what rounding
+    to float32 explains."""
+    steps, single = np.diff(axis), np.asarray(axis, np.float32)
+    is_rounded = np.array_equal(single, axis) and not np.array_equal(single, single.round())
+    rounding = 2 * float(np.spacing(np.abs(single).max())) if is_rounded else 0.0
+    return len(steps) == 0 or bool(np.ptp(steps) <= tolerance * abs(steps.mean()) + rounding)
 
 
 def read_plane(

@@ -218,7 +218,11 @@ def _read_tiff(path: Path, on_white: bool) -> Raster:
             raster = _read_by_pillow(path, on_white, _nodata(page))
         else:
             raster = _deep_page(path, page, on_white)
-        return _scaled(raster, page).turned(page.tags.valueof(ORIENTATION, 1))
+        raster = _scaled(raster, page)
+        for other in file.pages:
+            if other.is_mask and (other.imagelength, other.imagewidth) == raster.shape:
+                raster = raster.without(other.asarray().reshape(raster.shape) == 0)
+        return raster.turned(page.tags.valueof(ORIENTATION, 1))
 
 
 def _deep_page(path: Path, page: TiffPage, on_white: bool) -> Raster:

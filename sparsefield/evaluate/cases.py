@@ -328,8 +328,8 @@ class Cases:
         asked = case.asked(rows)
         result = np.full((*asked.shape, self.channels), np.nan, dtype=np.float32)
         result[asked] = to_unit(values[: np.count_nonzero(asked)].cpu().float().numpy())
-        known = (part[: len(case.exact)] for part in case.known)
-        return keep_observations(result, *known, self.clip)
+        coords, known = (part[: len(case.exact)] for part in case.known)
+        return keep_observations(result, coords, known, self.clip)
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -275,8 +275,11 @@ def all_methods(
     `also`; settings: of `Settings`."""
     def by(which: Reconstructor, transform: str | None, find_noise: bool = False,
            trend: str | None = None) -> Method:
+        own = which.reads(given) | settings
+        if which.scale is not None and which.scale.is_standard:  # it takes no other range
+            own["value_range"] = None
         return by_model(which, frame, asked.extent, find_noise, transform=transform, trend=trend,
-                        **(which.reads(given) | settings))
+                        **own)
 
     frame = asked.frame
     closed_form = Reconstructor.load("none", str(model.device))

@@ -111,6 +111,9 @@ def _of_frame(
     found = columns.measurements(x, y, value, column, noise_sd is None or column is not None,
                                  lonlat, covariates, times)
     if noise_sd is not None and not isinstance(noise_sd, str):
+        if hasattr(noise_sd, "reindex") and not noise_sd.index.equals(frame.index):
+            raise UserError(f"noise_sd and {FRAME} have other indexes: give the name of a column, "
+                            "or noise_sd.to_numpy() in the order of the rows")
         found = replace(found, noise=noise_of(noise_sd, len(frame)))
     lonlat = are_degrees(columns.axis_names[1]) if lonlat is None else lonlat
     return Labelled(clean(FRAME, found, missing, lonlat), lonlat, names=columns.axis_names)

@@ -32,7 +32,7 @@ from sparsefield.gaussian.posterior import DENSE_POINTS
 from sparsefield.place import UNIT_SQUARE, Domain
 from sparsefield.use.field import Field, Gaussian
 from sparsefield.use.grids import Asked, Frame, Grid
-from sparsefield.use.points import SAME_PLACE, Extent, Measurements, joined
+from sparsefield.use.points import COLOURS, SAME_PLACE, Extent, Measurements, joined
 from sparsefield.use.predict import TRENDS, Reconstructor, Settings, observe
 from sparsefield.use.values import moments, own_range, untransformed
 
@@ -128,7 +128,7 @@ class Picture:
         self.bands = [k for k, kind in zip(self.file.indexes, kinds, strict=True)
                       if kind != "alpha"]
         self.names = tuple(self.file.descriptions[k - 1] or (
-            kinds[k - 1] if kinds[k - 1] in ("red", "green", "blue") else
+            kinds[k - 1] if kinds[k - 1] in COLOURS else
             "grey" if len(self.bands) == 1 else f"band {k}") for k in self.bands)
         self.units = self.file.units[0]
 
@@ -207,6 +207,9 @@ class Raster:
         windows = list(cut(self.shape, WINDOW))
         if mask:
             self.mask = opened(mask)
+            if "palette" in [kind.name for kind in self.mask.colorinterp]:
+                raise UserError(f"--mask {mask}: its numbers are places in a palette: save it in "
+                                "grey")
             if self.mask.shape != self.shape:
                 raise UserError(f"--mask {mask}: is {self.mask.shape[1]} x {self.mask.shape[0]} "
                                 f"pixels, {path} is {self.shape[1]} x {self.shape[0]}: make them "
@@ -241,7 +244,9 @@ class Raster:
         values = self.source.read(rows, columns)
         known = np.isfinite(values).all(axis=0)
         if self.missing:
-            known &= np.isfinite(without(values, self.missing)).all(axis=0)
+            # Of colours all of red, green and blue are the code; else any is a gap.
+            gap = np.isnan(without(values, self.missing))
+            known &= ~(gap.all(axis=0) if self.source.names == COLOURS else gap.any(axis=0))
         if self.mask is not None:
             bright = np.abs(_read(self.mask, (rows, columns), [1])[0])
             known &= (bright > 0) & (bright >= self.white / 2)

@@ -106,7 +106,8 @@ def is_beyond(config: Any) -> bool:
             getattr(config, name) for name in WITHOUT
         ):
             raster = _raster(config)
-            return raster is not None and max(raster.shape) > LARGEST
+            return raster is not None and (
+                max(raster.shape) > LARGEST or math.prod(raster.shape) > MOST_POINTS)
     return False
 
 

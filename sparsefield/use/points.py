@@ -20,6 +20,7 @@ from sparsefield.use.times import Times, of_values
 log = logging.getLogger("sparsefield")
 
 MOST_POINTS = 1_000_000
+COLOURS = ("red", "green", "blue")
 FARTHEST = 1e15  # coordinates beyond it are mistakes
 SAME_PLACE = 1e-6  # in units of the measurements' longer side
 NEAR = 0.01  # of the spacing: two points that are nearer to each other are twins
@@ -67,8 +68,7 @@ class Measurements:
     @property
     def are_colours(self) -> bool:
         """Whether the channels are named red, green and blue."""
-        names = [name.lower() for name in self.names]
-        return names in (["red", "green", "blue"], ["r", "g", "b"])
+        return tuple(name.lower() for name in self.names) in (COLOURS, ("r", "g", "b"))
 
     @property
     def are_quantities(self) -> bool:

@@ -450,6 +450,8 @@ def _draw(
     """Some channels at queries (N, D), in the units of `measured`."""
     values, noise = measured.values[:, channels], measured.noise[:, channels]
     ranges = settings.value_range
+    if model.is_closed_form and settings.transform is not None:
+        ranges = None  # it may begin at 0, which has no logarithm, and does not matter to kriging
     if ranges is not None:
         pairs = np.array(given_range(ranges, measured.values.shape[1]))[channels]
         ranges = transformed(settings.transform, pairs).tolist()

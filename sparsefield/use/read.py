@@ -33,7 +33,15 @@ from sparsefield.errors import UserError
 from sparsefield.use import globe
 from sparsefield.use.covariates import Known, checked, of_picture
 from sparsefield.use.grids import LARGEST
-from sparsefield.use.points import MOST_POINTS, Measurements, clean, joined, measured, noise_of
+from sparsefield.use.points import (
+    COLOURS,
+    MOST_POINTS,
+    Measurements,
+    clean,
+    joined,
+    measured,
+    noise_of,
+)
 from sparsefield.use.times import Times, of_values
 
 log = logging.getLogger("sparsefield")
@@ -48,6 +56,7 @@ PAIRS = (
      {"lat", "latitude", "breite", "breitengrad"}),
     ({"easting", "eastings", "east", "rechtswert"}, {"northing", "northings", "north", "hochwert"}),
 )
+AXES = set().union(*(words for pair in PAIRS for words in pair))
 # Words of what tells the system of coordinates of a row, and what was measured, in which units.
 SYSTEM = {"zone", "epsg", "srid", "crs", "datum"}
 KIND = {"parameter", "variable", "element", "pollutant", "quantity", "unit", "units"}
@@ -125,7 +134,7 @@ def read_measurements(
             if time is not None and kind not in ENDINGS:  # dates tell their units together
                 tables = iter([pandas.concat(list(tables), ignore_index=True)])
             found = joined(list(_parts(source, tables, x, y, value, column, reads_noise, lonlat,
-                                       covariates, time)))
+                                       covariates, time, numbers)))
         found = clean(source, found, numbers, lonlat, most)
     return replace(found, noise=noise_of(number, len(found.coords))) if number else found
 
@@ -172,7 +181,7 @@ def measure_picture(
         log.warning("WARNING: %s: JPEG changes values, at the edges of holes most: give --mask, or "
                     "a PNG, for what is missing", path)
     if missing:
-        there = there & ~np.isin(picture.values, missing).all(axis=2)
+        there = there & np.isfinite(files.without(picture.values, missing)).any(axis=2)
     elif missing is None and picture.white is None:
         files.refuse_lone_extreme(str(path), picture.values[there].reshape(-1))
     points = _points(path, there, mask, observe, seed)
@@ -181,7 +190,7 @@ def measure_picture(
     found = Measurements(
         np.stack([columns + 0.5, rows + 0.5], axis=1),
         picture.values[rows, columns].astype(np.float64),
-        ("red", "green", "blue") if picture.channels == 3 else ("grey",),
+        COLOURS if picture.channels == 3 else ("grey",),
         shape=picture.shape,
         value_range=None if picture.white is None else (0.0, float(picture.white)), known=known,
     )
@@ -270,10 +279,10 @@ class Columns:
     def measurements(
         self, x: str | None, y: str | None, value: Sequence[str] | None, noise: str | None,
         reads_noise: bool, lonlat: bool | None, covariates: Sequence[str] = (),
-        time: str | None = None,
+        time: str | None = None, missing: Sequence[float] | None = None,
     ) -> Measurements:
         """Those of the columns that are chosen, or known by their names, which is logged; lonlat:
-        None where it is as the names say."""
+        None where it is as the names say; missing: no degrees."""
         if noise is None and "noise_sd" in map(str.lower, self.names):
             noise = "noise_sd"
         k_noise = None if noise is None else self.find(noise, "--noise_sd")
@@ -304,7 +313,8 @@ class Columns:
         if lonlat:
             globe.refuse_rotated(self.source, ", ".join(self.axis_names))
         elif lonlat is False and are_degrees(self.names[k_y]):
-            tell_of_globe(self.source, found.coords, x is not None or y is not None)
+            tell_of_globe(self.source, files.without(found.coords, missing),
+                          x is not None or y is not None)
         return found
 
     def taken(self, k_x: int, k_y: int, chosen: Sequence[int], k_noise: int | None,
@@ -427,7 +437,8 @@ def _as_numbers(column: pandas.Series) -> np.ndarray:
 def tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
     """Say what names of longitude and latitude allow; raises UserError where they are exchanged, or
     no degrees."""
-    lon, lat = np.nan_to_num(np.abs(coords)).max(axis=0, initial=0)
+    coords = coords[np.isfinite(coords).all(axis=1)]
+    lon, lat = np.abs(coords).max(axis=0, initial=0)
     if lon <= 90 < lat <= globe.WIDEST and not are_chosen:
         raise UserError(f"{source}: a latitude of {lat:g}, and no longitude beyond {lon:g}: they "
                         "are exchanged; give --x and --y")
@@ -435,7 +446,8 @@ def tell_of_globe(source: str, coords: np.ndarray, are_chosen: bool) -> None:
         raise UserError(f"{source}: longitudes up to {lon:.7g} and latitudes up to {lat:.7g} are "
                         "no degrees (metres? degrees and minutes in one number?): convert them, "
                         "or, if they are x and y of a plane, give --x and --y")
-    if (span := np.ptp(coords[:, 0])) > globe.WIDEST / 2:
+    span = np.ptp(coords[:, 0]) if len(coords) else 0
+    if span > globe.WIDEST / 2:
         log.warning("WARNING: %s: longitudes span %.4g degrees of a plane; around the globe they "
                     "may be near to each other: --lonlat (kriging alone)", source, span)
     else:
@@ -463,7 +475,8 @@ def _table_of(
 ) -> pandas.DataFrame:
     """A table whose columns are separated by tabs, semicolons, commas, bars or spaces.
 
-    The first row names them, unless it has two numbers or more: then they are x, y and values.
+    The first row names them, unless it has two numbers or more, and no two names of axes: then
+    they are x, y and values.
     """
     if decimal not in (".", ","):
         raise UserError(f"--decimal {decimal}: give . or ,")
@@ -477,7 +490,8 @@ def _table_of(
         first = pandas.read_csv(io.StringIO(rows[0]), dtype=str, keep_default_na=False, **options)
         names = [name.strip() for name in first.iloc[0]]
         numbers = pandas.to_numeric([name.replace(",", ".") for name in names], errors="coerce")
-        has_header = bool(np.isfinite(numbers).sum() < 2)
+        named = AXES & set(words_of(" ".join(names)))
+        has_header = bool(np.isfinite(numbers).sum() < 2) or len(named) > 1
         table = pandas.read_csv(
             io.StringIO("\n".join(rows[has_header:])), decimal=decimal,
             na_values=[*NO_VALUE, *missing], **options,
@@ -508,9 +522,8 @@ def _table_of(
 def _refuse_names_in_comments(source: str, lines: Sequence[str]) -> None:
     """Raises UserError for a comment that names axes, as numpy.savetxt writes it: the columns may
     be in another order than x, y, value."""
-    known = set().union(*PAIRS[0], *PAIRS[1])
     for line in lines:
-        if line[:1] in ("#", "%") and len(known & set(words_of(line))) >= 2:
+        if line[:1] in ("#", "%") and len(AXES & set(words_of(line))) >= 2:
             raise UserError(f"{source}: the comment {line!r} names columns, and comments are not "
                             f"read; remove its {line[0]}")
 
@@ -556,7 +569,8 @@ def _read_parquet(path: Path) -> Iterator[pandas.DataFrame]:
             if not file.metadata.num_rows:
                 yield file.read().to_pandas()
             for batch in file.iter_batches(ROWS):
-                yield batch.to_pandas()
+                frame = batch.to_pandas()
+                yield frame.reset_index([name for name in frame.index.names if name is not None])
     except Exception as error:  # pyarrow raises a great many kinds for a broken file
         raise UserError(f"{path}: no readable Parquet ({' '.join(str(error).split())})") from None
 

@@ -26,6 +26,7 @@ LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}  # in sec
 AS_DATES = r"((?:1[89]|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?"  # 20200301, 202003
 ZONE = r"[T ]\d.*(?:[Zz]|[+-]\d\d(?::?\d\d)?)$"
 DATED_RANGE = re.compile(r"(.+?):(\d{4}-\d\d.*):([^:]+)")  # times of the day have colons, too
+DATE = re.compile(r"\d{4}-\d\d")
 OWN = 2.0  # a step that counts as so many sides of the domain or more makes each time a field alone
 SAME = 0.05  # all times that together count as so few sides or fewer are one field
 
@@ -142,7 +143,8 @@ class Times:
             return self.distinct()
         found = words[0].split(":")
         dated = DATED_RANGE.fullmatch(words[0])
-        if len(words) > 1 or (len(found) != 3 and dated is None):
+        is_date = DATE.match(words[0]) is not None
+        if len(words) > 1 or (dated is None and (len(found) != 3 or is_date)):
             wanted = self.read(source, _numbers_or_words(words))
         elif dated is None:
             try:
