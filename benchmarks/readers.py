@@ -5,7 +5,7 @@
     python benchmarks/readers.py table
     python benchmarks/readers.py use --checkpoint PATH   # a trained V2, as `reconstruct` uses it:
     python train_mamba_v2.py --data tracer --time 8 --time_start spacetime --observe random:0.05 \
-        --batch_size 16 --lr 5e-3 --epochs 3 --start_share 0.7 --d_model 32 --num_layers 2 \
+        --batch_size 16 --lr 5e-3 --epochs 16 --start_share 0.7 --d_model 32 --num_layers 2 \
         --perceiver_iterations 1 --unet_width 24 --flow_unet_width 24 --queries_min 64 \
         --queries_max 256 --ema_decay 0.998 --eval_every 1 --device cpu
 
