@@ -203,7 +203,6 @@ class Pattern:
         which, level = divmod(level * len(self.rules), 1)
         return self.rules[int(which)].draw(valid, rng, level)
 
-
     def measure(
         self, field: np.ndarray, observed: np.ndarray, rng: np.random.Generator,
         standard: bool = False,

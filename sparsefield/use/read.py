@@ -12,7 +12,6 @@ import gzip
 import io
 import itertools
 import logging
-import os
 import re
 import sys
 import zipfile
@@ -107,8 +106,6 @@ def read_measurements(
             raise UserError(f"{path} does not exist: {GIVE}")
         files.require_file(path)
         files.refuse_foreign(path, GIVE)
-        if not os.access(path, os.R_OK):
-            raise UserError(f"{path}: no permission to read it; chmod +r or choose another")
     number, column = number_or_column(noise_sd)
     numbers, words = files.parse_missing(missing)
     is_chosen = any(given is not None for given in (x, y, value, column))
