@@ -539,7 +539,7 @@ def multiscale_report(results: dict[str, Any]) -> str:
     if "calibrated" in observed:
         fitted, steps = model["calibration"], settings["num_steps"]
         notes.append(f"Calibrated: {describe(fitted)}" + (
-            "." if fitted.get("num_steps") == steps else
+            "." if fitted.get("num_steps", steps) == steps else
             f", with {fitted['num_steps']} steps; these samples take {steps}."))
     parts = [header("MAMBA Diffusion: samplers and resolutions", top, results, {"Model": model},
                     notes)]

@@ -151,7 +151,7 @@ def test_refusals_are_one_line_and_exit_code_2(checkpoint, capsys, flags, words,
 def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_path):
     stored = load_checkpoint(checkpoint)
     stored["calibration"] = {"spread": [1.3, 1.3, 1.2], "raw": [0.8] * 3, "calibrated": [0.9] * 3,
-                             "pictures": 16, "fitted_on": 15}
+                             "pictures": 16, "fitted_on": 15, "num_steps": 77}
     save_checkpoint(tmp_path / "v2.pth", stored)
     results = script.evaluate(config(tmp_path / "v2.pth", tmp_path / "out", resolutions=(16,),
                                      samplers=("heun",)))
@@ -160,6 +160,7 @@ def test_the_report_shows_samples_before_and_after_calibration(checkpoint, tmp_p
     assert 1.1 * raw < wide < 1.3 * raw
     text = (tmp_path / "out" / "metrics_comparison.txt").read_text()
     assert "heun calibrated" in text and "with the spread times 1.30 / 1.30 / 1.20" in text
+    assert "with 77 steps; these samples take" in " ".join(text.split())
     assert text.count("heun: in 90%, by channel: 0.") == 1
 
 
