@@ -312,7 +312,7 @@ class Training:
                 parameter.grad.masked_fill_(skipped, 0)
         self.optimiser.step()
         for parameter, was in zip(self.model.parameters(), before, strict=True):
-            parameter.data = was.where(skipped, parameter.data)  # moments move, weights do not
+            parameter.data.copy_(was.where(skipped, parameter.data))  # moments move, weights not
         self.progress.step += 1
         self.averaged.update_parameters(self.model)
         self.world.sum(shared)
