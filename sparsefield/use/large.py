@@ -206,10 +206,7 @@ class Raster:
         self.mask, self.white = None, 0.0
         windows = list(cut(self.shape, WINDOW))
         if mask:
-            self.mask = opened(mask)
-            if "palette" in [kind.name for kind in self.mask.colorinterp]:
-                raise UserError(f"--mask {mask}: its numbers are places in a palette: save it in "
-                                "grey")
+            self.mask = Picture(mask).file
             if self.mask.shape != self.shape:
                 raise UserError(f"--mask {mask}: is {self.mask.shape[1]} x {self.mask.shape[0]} "
                                 f"pixels, {path} is {self.shape[1]} x {self.shape[0]}: make them "

@@ -55,7 +55,7 @@ PAIRS = (
      {"lat", "latitude", "breite", "breitengrad"}),
     ({"easting", "eastings", "east", "rechtswert"}, {"northing", "northings", "north", "hochwert"}),
 )
-AXES = set().union(*(words for pair in PAIRS for words in pair))
+AXES = set().union(*PAIRS[0], *PAIRS[1])  # in a line above a table they say that it names columns
 # Words of what tells the system of coordinates of a row, and what was measured, in which units.
 SYSTEM = {"zone", "epsg", "srid", "crs", "datum"}
 KIND = {"parameter", "variable", "element", "pollutant", "quantity", "unit", "units"}
